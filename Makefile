@@ -1,0 +1,53 @@
+# Everything a developer does here. `make` alone lists it.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+# Which build of torch: cpu, cu128, rocm6.4, ... or auto for what fits this machine's driver.
+TORCH_BACKEND ?= cpu
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format clean
+
+help: ## list these targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{printf "make %-8s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed ## make .venv with everything that demo, test and check need
+
+demo: setup ## train on a small stream of tasks and show what is forgotten
+	$(BIN)/kifuse demo
+
+test: setup ## run all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+check: setup ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: setup ## format the code and mend what the linter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and everything that can be made again, but no runs
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# uv knows where each build of torch is kept; where it cannot reach that, pip takes the build it is offered.
+$(VENV)/.torch: $(VENV)/.made
+	@$(PIP) install uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=$(TORCH_BACKEND) '$(TORCH)' \
+		2>$(VENV)/uv.log || { \
+		echo "note: uv found no $(TORCH_BACKEND) build of $(TORCH) (see $(VENV)/uv.log); pip installs its own choice"; \
+		$(PIP) install '$(TORCH)'; }
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch
+	$(PIP) install -e '.[dev]'
+	@touch $@

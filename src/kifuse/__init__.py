@@ -1,0 +1,3 @@
+"""Continual learning for language models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,78 @@
+"""The command line: ``kifuse VERB``. One file a verb; nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kifuse import __version__
+from kifuse.cli.demo import demo
+from kifuse.cli.group import EPILOG_GAP, KifuseGroup
+from kifuse.cli.ls import ls_app
+from kifuse.cli.run import run
+from kifuse.cli.table import table
+from kifuse.cli.validate import validate
+
+app = typer.Typer(
+    cls=KifuseGroup,
+    help="Continual learning for language models: one task after another, without forgetting.",
+    epilog=EPILOG_GAP.join(
+        ["Start with:  kifuse demo", "Then:  kifuse ls methods", "Then:  kifuse run CONFIG.yaml"]
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kifuse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Continual learning for language models: one task after another, without forgetting."""
+
+
+def _examples(*lines: str) -> str:
+    return EPILOG_GAP.join(["[bold]Examples[/bold]", *lines])
+
+
+app.command(
+    epilog=_examples(
+        "kifuse demo",
+        "kifuse demo --seed 1 --methods sequential,replay,recurrent-kif --output runs/demo",
+    )
+)(demo)
+app.command(
+    epilog=_examples(
+        "kifuse run long-sequence.yaml",
+        "kifuse run long-sequence.yaml --set training.epochs=2 --set method.name=kif --output runs/kif",
+        "kifuse run --benchmark long-sequence --order 4 --data data/long_sequence --model smollm2-135m "
+        "--method recurrent-kif --output runs/recurrent-kif",
+    )
+)(run)
+app.add_typer(ls_app, name="ls")
+app.command(
+    epilog=_examples(
+        "kifuse validate long-sequence.yaml", "kifuse validate long-sequence.yaml --set training.epochs=2"
+    )
+)(validate)
+app.command(
+    epilog=_examples("kifuse table runs/kif", "kifuse table runs/sequential runs/kif runs/recurrent-kif")
+)(table)
+
+
+def main() -> None:
+    """Runs the command line and ends the process with its exit code."""
+    app(prog_name="kifuse")

@@ -1,0 +1,35 @@
+"""``kifuse demo``: forgetting and its cure, shown on a small stream of tasks that comes with kifuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, data order and memory.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the runs; runs/demo-seedN if not given.")
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods to compare, with commas; see 'kifuse ls methods'.")
+    ] = "sequential,recurrent-kif",
+) -> None:
+    """Train a small model on one task after another, and compare methods by what it has forgotten."""
+    from rich.console import Console
+
+    from kifuse.cli.group import split_names
+    from kifuse.errors import ConfigError
+    from kifuse.registry import method_entry
+
+    names = tuple(dict.fromkeys(split_names(methods)))
+    if not names:
+        raise ConfigError("--methods: found no name, expected at least one method. See 'kifuse ls methods'.")
+    for name in names:
+        method_entry(name, place="--methods")
+
+    from kifuse.demo import run_demo
+
+    raise typer.Exit(run_demo(output, seed, names, Console()))

@@ -1,0 +1,50 @@
+"""What all verbs share: how errors end the program, and the consoles they print to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from kifuse.errors import KifuseError
+
+EPILOG_GAP = "\n\n"
+"""Between the lines of an epilog; rich joins lines that no empty line separates."""
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+class KifuseGroup(TyperGroup):
+    """Prints what the user can put right as one message without a traceback; other errors keep theirs."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the verb.
+
+        Raises:
+            typer.Exit: With 2 after an error of the user's, with 130 after an interruption.
+        """
+        try:
+            return super().invoke(ctx)
+        except KifuseError as error:
+            print_error(str(error))
+            raise typer.Exit(USER_ERROR) from error
+        except KeyboardInterrupt:
+            Console(stderr=True).print(
+                "Interrupted. The same command continues a run where it was last saved.", soft_wrap=True
+            )
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def print_error(message: str) -> None:
+    """Prints a message to stderr behind a bold 'error:', with no line broken, so that paths stay whole."""
+    text = Text.assemble(("error:", "bold red"), " ", message)
+    Console(stderr=True).print(text, soft_wrap=True)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated list, without spaces around them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

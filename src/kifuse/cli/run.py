@@ -1,0 +1,85 @@
+"""``kifuse run``: train on a stream of tasks and score it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+FLAGS = {
+    "data.benchmark": "--benchmark",
+    "data.order": "--order",
+    "data.path": "--data",
+    "model.name": "--model",
+    "method.name": "--method",
+    "training.seed": "--seed",
+    "output": "--output",
+}
+"""The options that stand for a key of the configuration."""
+
+
+def run(
+    config: Annotated[
+        Path | None, typer.Argument(help="The run's configuration.", metavar="CONFIG.yaml")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the run; a run found in it is continued.")
+    ] = None,
+    benchmark: Annotated[str | None, typer.Option(help="A name of 'kifuse ls benchmarks'.")] = None,
+    order: Annotated[int | None, typer.Option(help="Number of the benchmark's task order.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the data.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A name of 'kifuse ls models', a hub id, or a folder.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="A name of 'kifuse ls methods'.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, data order and memory.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration; repeatable."),
+    ] = None,
+) -> None:
+    """Train on a stream of tasks, one after another, and score every task. Continues an unfinished run.
+
+    Everything may come from CONFIG.yaml, from options, or from both: options win.
+    """
+    from rich.console import Console
+
+    from kifuse.config import load_config, parse_overrides
+
+    overrides = parse_overrides(settings or [])
+    options = [benchmark, order, data, model, method, seed, output]
+    given: dict[str, Any] = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in zip(FLAGS, options, strict=True)
+        if value is not None
+    }
+    _refuse_twice(given, overrides)
+    flags = {key: flag for key, flag in FLAGS.items() if key not in overrides}
+    resolved = load_config(config, {**overrides, **given}, flags=flags, check_files=True)
+
+    from kifuse.cli.live import ConsoleProgress
+    from kifuse.reporting.table import comparison_table, matrix_table
+    from kifuse.training.runner import run as run_stream
+
+    console = Console()
+    progress = ConsoleProgress(console)
+    try:
+        record = run_stream(resolved, progress=progress)
+    finally:
+        progress.finish()
+    console.print(matrix_table(record))
+    console.print(comparison_table([record]))
+    console.print(f"Written to {resolved.output}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _refuse_twice(given: dict[str, Any], overrides: dict[str, Any]) -> None:
+    from kifuse.errors import ConfigError
+
+    twice = [key for key in given if key in overrides]
+    if twice:
+        raise ConfigError(
+            "\n".join(
+                f"{FLAGS[key]}: found --set {key} as well, expected one of them. Remove one." for key in twice
+            )
+        )

@@ -1,0 +1,20 @@
+"""``kifuse table``: compare runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def table(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="RUN...")],
+) -> None:
+    """Compare runs: the score of every task at the end, average, transfer and forgetting."""
+    from rich.console import Console
+
+    from kifuse.reporting.record import RunRecord
+    from kifuse.reporting.table import comparison_table
+
+    Console().print(comparison_table([RunRecord.load(folder) for folder in runs]))

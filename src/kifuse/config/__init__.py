@@ -1,0 +1,27 @@
+"""The configuration of a run: its schema, reading it from YAML with line numbers, and writing it back."""
+
+from kifuse.config.loading import load_config, parse_overrides, to_yaml
+from kifuse.config.schema import (
+    AdapterConfig,
+    DataConfig,
+    EvaluationConfig,
+    MemoryConfig,
+    MethodConfig,
+    ModelConfig,
+    RunConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "AdapterConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "MemoryConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "load_config",
+    "parse_overrides",
+    "to_yaml",
+]

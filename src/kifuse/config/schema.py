@@ -1,0 +1,199 @@
+"""What a run's configuration may hold: every key with its type, range, default and meaning.
+
+A description names the paper's symbol where there is one, the unit, and what a larger value does.
+The defaults are those of the papers for T5 (arXiv 2408.05200 and 2502.17510).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _number(value: Any) -> Any:
+    """Accepts '1e-3' for a float: YAML 1.1 reads an exponent without a dot as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _filled(value: Any) -> Any:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+Float = Annotated[float, BeforeValidator(_number)]
+Text = Annotated[str, Field(min_length=1)]
+# Lax here means only that text is accepted for a path; an empty text becomes None and is refused as such.
+Folder = Annotated[Path, Field(strict=False), BeforeValidator(_filled), AfterValidator(Path.expanduser)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: no unknown keys, no silent conversion between types, not changed later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class AdapterConfig(Section):
+    """The LoRA adapter that is trained; W0 of the model stays frozen (KIF Eq. 2)."""
+
+    rank: int = Field(
+        default=8, ge=1, description="r; rows of A and columns of B. Larger: more capacity and memory."
+    )
+    alpha: int = Field(
+        default=32, ge=1, description="alpha; the update is scaled by alpha/r. Larger: bigger steps."
+    )
+    dropout: Float = Field(
+        default=0.05, ge=0, lt=1, description="Share of the adapter's inputs zeroed while training."
+    )
+    target_modules: list[Text] | None = Field(
+        default=None, description="Names of the linear layers to adapt; null: query and value projections."
+    )
+
+
+class ModelConfig(Section):
+    """The language model and how it is adapted."""
+
+    name: Text = Field(description="A name of 'kifuse ls models', a Hugging Face hub id, or a folder.")
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig, description="The LoRA adapter.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="Number format of training; auto: the best that the device computes quickly.",
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Whether Python code that comes with the model may run on this machine."
+    )
+
+
+class DataConfig(Section):
+    """The stream of tasks, learned in this order."""
+
+    benchmark: Text | None = Field(default=None, description="A name of 'kifuse ls benchmarks'.")
+    order: Annotated[int, Field(ge=1)] | list[Text] | None = Field(
+        default=None,
+        description="The benchmark's task order by number, or the names of the tasks in their order.",
+    )
+    path: Folder | None = Field(
+        default=None, description="The folder, or JSON Lines file, that holds the data."
+    )
+    layout: Literal["auto", "long_sequence", "cl_benchmark", "superni", "jsonl"] = Field(
+        default="auto", description="How the folder is laid out; auto: told from its files."
+    )
+    train_examples: int | None = Field(
+        default=None,
+        ge=1,
+        description="Training examples kept of each task; null: all. Larger: slower, better.",
+    )
+    dev_examples: int | None = Field(
+        default=None, ge=1, description="Validation examples kept of each task; null: all."
+    )
+    test_examples: int | None = Field(
+        default=None,
+        ge=1,
+        description="Test examples kept of each task; null: all. Larger: slower, surer scores.",
+    )
+    max_input: int = Field(
+        default=512, ge=8, description="Tokens of an input; a longer one loses the middle of its text."
+    )
+    max_target: int = Field(
+        default=128, ge=1, description="Tokens of a target, its end-of-text token included."
+    )
+    chat_template: bool = Field(
+        default=False, description="Whether inputs go through the tokenizer's chat template."
+    )
+
+
+class MethodConfig(Section):
+    """The method by its name; every other key of the section is a setting of that method."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Text = Field(description="A name of 'kifuse ls methods'.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method's settings that were given, by name."""
+        return dict(self.model_extra or {})
+
+
+class MemoryConfig(Section):
+    """The buffer of earlier tasks' training examples, for methods that replay them."""
+
+    share: Float = Field(
+        default=0.02,
+        gt=0,
+        le=1,
+        description="Share of each task's training examples kept. Larger: less forgetting.",
+    )
+    per_task: int | None = Field(
+        default=None, ge=1, description="Examples kept of each task; used instead of share."
+    )
+    selection: Literal["balanced", "random"] = Field(
+        default="balanced", description="balanced: equal parts of each label; random: any examples."
+    )
+
+
+class TrainingConfig(Section):
+    """How each task is trained."""
+
+    learning_rate: Float = Field(
+        default=3e-4, gt=0, description="beta_in; AdamW's rate. Larger: faster, more forgetting."
+    )
+    epochs: int = Field(default=10, ge=1, description="Passes over each task's training examples.")
+    batch_size: int = Field(
+        default=8, ge=1, description="Examples of one optimizer step, over all devices together."
+    )
+    accumulation: int = Field(
+        default=1,
+        ge=1,
+        description="Parts in which a device computes its batch. Larger: less memory, same result.",
+    )
+    scheduler: Literal["linear", "constant"] = Field(
+        default="linear", description="The rate over a task's steps: falling to 0, or the same."
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="Optimizer steps in which the rate rises from 0.")
+    weight_decay: Float = Field(default=0.0, ge=0, description="AdamW's decay. Larger: smaller weights.")
+    max_grad_norm: Float = Field(
+        default=1.0, ge=0, description="Longest gradient; longer ones are scaled down. 0: no limit."
+    )
+    seed: int = Field(
+        default=0, ge=0, le=2**32 - 1, description="Seed of data order, subsets, memory and weights."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads that torch uses; null: torch's own choice."
+    )
+
+
+class EvaluationConfig(Section):
+    """How the tasks are scored after each task learned."""
+
+    full_matrix: bool = Field(
+        default=False,
+        description="Score every task after every task, instead of the 3K-2 cells the metrics need. Slower.",
+    )
+    max_new_tokens: int | None = Field(
+        default=128,
+        ge=1,
+        description="Most tokens generated for an answer; null: as many as data.max_target.",
+    )
+    batch_tokens: int = Field(
+        default=4096, ge=1, description="Tokens generated from at once. Larger: faster, more memory."
+    )
+
+
+class RunConfig(Section):
+    """Everything that a run is made of; see the sections."""
+
+    model: ModelConfig = Field(description="The language model and its adapter.")
+    data: DataConfig = Field(default_factory=DataConfig, description="The stream of tasks.")
+    method: MethodConfig = Field(description="How forgetting is dealt with.")
+    memory: MemoryConfig = Field(default_factory=MemoryConfig, description="The buffer of earlier examples.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="How each task is trained.")
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="How tasks are scored."
+    )
+    output: Folder = Field(description="The folder that the run is written to.")

@@ -1,0 +1,1 @@
+"""Scoring a model: greedy generation, scorers, and the score matrix with its metrics."""

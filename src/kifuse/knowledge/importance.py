@@ -1,0 +1,261 @@
+"""Knowledge identification: how much the loss depends on each trainable scalar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Order = Literal["first", "second", "gradient", "magnitude"]
+
+
+def sensitivity(
+    weight: Tensor, grad: Tensor, *, order: Order = "first", fisher: Tensor | None = None
+) -> Tensor:
+    """Estimate how much the loss would change if each scalar were removed (KIF Eq. 8-9).
+
+    Args:
+        weight: Parameter at the value where the gradient was taken.
+        grad: Gradient of the loss, same shape.
+        order: ``first`` is ``|w g|`` (Eq. 8), ``second`` is ``|w g - F w^2 / 2|`` (Eq. 9),
+            ``gradient`` is ``|g|`` and ``magnitude`` is ``|w|``.
+        fisher: Diagonal F of the Fisher information for ``second``, same shape; None takes ``grad**2``.
+
+    Returns:
+        Non-negative tensor of the parameter's shape, at least float32.
+    """
+    _check_order(order)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    weight, grad = weight.detach().to(dtype), grad.detach().to(dtype)
+    if fisher is not None:
+        fisher = fisher.detach().to(dtype)
+    return _sensitivity_into(torch.empty_like(weight), weight, grad, order, fisher)
+
+
+class ImportanceTracker:
+    """Running importance of every trainable scalar over the steps of a task (KIF Eq. 10-12).
+
+    The state is held in flat float32 buffers, so an update is a handful of operations whatever the
+    number of parameters, and nothing is read back from the device.
+
+    Args:
+        params: Trainable parameters; only their shapes and the first one's device are used.
+        order: Kind of sensitivity, see `sensitivity`.
+        alpha1: Weight of the past in the smoothed sensitivity, in [0, 1).
+        alpha2: Weight of the past in the smoothed uncertainty, in [0, 1); unused without uncertainty.
+        smoothing: Average over the steps. Without it only the last step counts and there is no
+            uncertainty either, since the last value never differs from itself.
+        uncertainty: Multiply the smoothed sensitivity by its smoothed variation.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        *,
+        order: Order = "first",
+        alpha1: float = 0.85,
+        alpha2: float = 0.85,
+        smoothing: bool = True,
+        uncertainty: bool = True,
+    ) -> None:
+        _check_order(order)
+        for name, value in (("alpha1", alpha1), ("alpha2", alpha2)):
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{name}: found {value}, expected a number from 0 up to, not with, 1.")
+        if not params:
+            raise ValueError("Importance needs at least one trainable parameter; found none.")
+        self.order: Order = order
+        self.smoothing = smoothing
+        self.uncertainty = uncertainty and smoothing
+        self._share1 = 1.0 - alpha1 if smoothing else 1.0
+        self._share2 = 1.0 - alpha2
+        self._shapes = [param.shape for param in params]
+        self._sizes = [param.numel() for param in params]
+        self._device = params[0].device
+        self._ibar = self._buffer()
+        self._ubar = self._buffer() if self.uncertainty else None
+        self._weight, self._grad = self._buffer(), self._buffer()
+        self._weight_views, self._grad_views = self._views(self._weight), self._views(self._grad)
+        self._fisher: Tensor | None = None  # allocated when a caller first brings one
+        self._steps = torch.zeros((), dtype=torch.int64, device=self._device)
+        self._skipped = torch.zeros_like(self._steps)
+
+    @property
+    def steps(self) -> int:
+        """Number of updates taken in since the last reset (reads from the device)."""
+        return int(self._steps)
+
+    @property
+    def skipped(self) -> int:
+        """Number of steps left out as non-finite over the tracker's whole life (reads from the device)."""
+        return int(self._skipped)
+
+    @torch.no_grad()
+    def update(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        *,
+        fisher: Sequence[Tensor | None] | None = None,
+    ) -> None:
+        """Take in one optimizer step; call it before the optimizer moves the parameters.
+
+        A step with a non-finite gradient (or a sensitivity beyond float32) changes nothing but the
+        count of skipped steps.
+
+        Args:
+            params: Parameters, in the constructor's order, at the value where the gradient was taken.
+            grads: Full accumulated gradient of the step; None means zero.
+            fisher: Diagonal Fisher information for the second order; None takes the squared gradient.
+        """
+        _load(self._weight_views, params)
+        _load(self._grad_views, grads)
+        curvature = None
+        if fisher is not None and self.order == "second":
+            if self._fisher is None:
+                self._fisher = self._buffer()
+            curvature = self._fisher
+            _load(self._views(curvature), fisher)
+        # |w| alone would hide a broken gradient; the other orders carry it into the maximum.
+        finite = torch.isfinite(self._grad.abs().amax()) if self.order == "magnitude" else None
+        latest = _sensitivity_into(self._weight, self._weight, self._grad, self.order, curvature)
+        healthy = torch.isfinite(latest.amax())
+        finite = healthy if finite is None else finite & healthy
+        latest.masked_fill_(~finite, 0.0)  # with a share of 0 below, the state stays bit-identical
+        taken = finite.to(torch.float32)
+        self._ibar.lerp_(latest, taken * self._share1)
+        if self._ubar is not None:
+            deviation = torch.sub(latest, self._ibar, out=self._grad).abs_()
+            self._ubar.lerp_(deviation, taken * self._share2)
+        self._steps += finite
+        self._skipped += ~finite
+
+    def scores(self) -> list[Tensor]:
+        """Return the importance of every scalar: Ibar * Ubar, or Ibar without uncertainty.
+
+        Returns:
+            One new float32 tensor per parameter, of its shape.
+        """
+        flat = self._ibar.clone() if self._ubar is None else self._ibar * self._ubar
+        return self._views(flat)
+
+    def reset(self) -> None:
+        """Start anew: forget all importance and the steps, but not the count of skipped steps."""
+        self._ibar.zero_()
+        if self._ubar is not None:
+            self._ubar.zero_()
+        self._steps.zero_()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return copies of the running importance and the counts."""
+        return {name: tensor.clone() for name, tensor in self._state().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` returned for parameters of the same shapes and the same settings.
+
+        Raises:
+            ValueError: If an entry is missing, unknown or of another size.
+        """
+        own = self._state()
+        if set(state) != set(own):
+            raise ValueError(f"Importance state: found entries {sorted(state)}, expected {sorted(own)}.")
+        for name, tensor in own.items():
+            if state[name].shape != tensor.shape:
+                found, expected = tuple(state[name].shape), tuple(tensor.shape)
+                raise ValueError(f"Importance state, {name}: found shape {found}, expected {expected}.")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    def _state(self) -> dict[str, Tensor]:
+        """Name the tensors that make up the state."""
+        state = {"ibar": self._ibar, "steps": self._steps, "skipped": self._skipped}
+        return state if self._ubar is None else {**state, "ubar": self._ubar}
+
+    def _buffer(self) -> Tensor:
+        """Allocate a zeroed scalar for every parameter scalar."""
+        return torch.zeros(sum(self._sizes), dtype=torch.float32, device=self._device)
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """Cut a flat buffer into views of the parameters' shapes."""
+        pieces = flat.split(self._sizes)
+        return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+
+def min_max(x: Tensor) -> Tensor:
+    """Scale values linearly to [0, 1]; all zeros when they are all equal.
+
+    Args:
+        x: Finite floating tensor of any shape.
+
+    Returns:
+        New tensor of the same shape and dtype.
+
+    Raises:
+        ValueError: If a value is not finite.
+    """
+    if x.numel() == 0:
+        return x.clone()
+    low, high = torch.aminmax(x)
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        raise ValueError("Found a non-finite importance, expected finite numbers; was the loss finite?")
+    span = high - low
+    if bool(span == 0):
+        return torch.zeros_like(x)
+    if not bool(torch.isfinite(span)):  # the range overflows the dtype, though its ends do not
+        return min_max(x / 4)
+    return ((x - low) / span).clamp_(0.0, 1.0)
+
+
+def cumulative(previous: Tensor | None, current: Tensor, beta: float = 0.7) -> Tensor:
+    """Update the importance kept between tasks (KIF Eq. 13).
+
+    Args:
+        previous: Cumulative importance of the earlier tasks, ``(units,)``; None on the first task.
+        current: Importance for the task just learned, ``(units,)``.
+        beta: Weight of the earlier tasks, in [0, 1].
+
+    Returns:
+        ``beta * Norm(previous) + (1 - beta) * Norm(current)``, or ``current`` on the first task.
+    """
+    if not 0.0 <= beta <= 1.0:
+        raise ValueError(f"beta: found {beta}, expected a number between 0 and 1.")
+    if previous is None:
+        return current.clone()
+    return beta * min_max(previous) + (1.0 - beta) * min_max(current)
+
+
+def _load(views: Sequence[Tensor], tensors: Sequence[Tensor | None]) -> None:
+    """Copy one tensor per parameter into the views of a flat buffer, zeros for None."""
+    if len(tensors) != len(views):
+        raise ValueError(f"Found {len(tensors)} tensors, expected one for each of {len(views)} parameters.")
+    present = [(view, tensor) for view, tensor in zip(views, tensors, strict=True) if tensor is not None]
+    if len(present) < len(views):
+        missing = [view for view, tensor in zip(views, tensors, strict=True) if tensor is None]
+        torch._foreach_zero_(missing)  # pyright: ignore[reportPrivateImportUsage]
+    if present:
+        torch._foreach_copy_([view for view, _ in present], [tensor for _, tensor in present])  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _check_order(order: str) -> None:
+    """Refuse an unknown kind of sensitivity."""
+    if order not in get_args(Order):
+        raise ValueError(f"order: found {order!r}, expected one of {', '.join(get_args(Order))}.")
+
+
+def _sensitivity_into(
+    out: Tensor, weight: Tensor, grad: Tensor, order: Order, fisher: Tensor | None
+) -> Tensor:
+    """Compute the sensitivity into ``out``, which may be ``weight`` itself."""
+    if order == "magnitude":
+        return torch.abs(weight, out=out)
+    if order == "gradient":
+        return torch.abs(grad, out=out)
+    if order == "second" and fisher is not None:
+        slope = torch.addcmul(grad, fisher, weight, value=-0.5)
+        return torch.mul(weight, slope, out=out).abs_()
+    change = torch.mul(weight, grad, out=out)
+    if order == "second":  # F = g^2 turns F w^2 into (w g)^2
+        change.addcmul_(change, change, value=-0.5)
+    return change.abs_()

@@ -1,0 +1,1 @@
+"""Continual learning methods: one short file each, none of which knows the training engine."""

@@ -1,0 +1,182 @@
+"""What a continual learning method sees and may do.
+
+A method sees complete gradients before a step and the weights after it, and may change both. It never sees
+the training engine: the same object runs in kifuse's own runner and in anybody's `Trainer`.
+
+| hook | when | may |
+| --- | --- | --- |
+| `begin_task` | before training of a task | copy weights, prepare statistics |
+| `on_gradients` | gradients complete, reduced, unscaled, clipped; weights not moved yet | read, change |
+| `on_update` | the optimizer has really moved | read or correct the update |
+| `on_step` | after each step | take memory steps, fuse, log |
+| `end_task` | after training of a task | fuse, run a replay stage |
+| `state` / `load_state` | at each boundary and checkpoint | tensors and JSON |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor, nn
+
+OldData = Literal["none", "mixed", "steps", "all"]
+"""How a method meets earlier data: never; mixed into the current task's batches; in memory steps of its own;
+or all tasks at once (joint training)."""
+
+SETTINGS = ConfigDict(extra="forbid", validate_default=True)
+"""Pydantic configuration of every method: an unknown or ill-typed setting is an error, never ignored."""
+
+
+class Parameters:
+    """The trainable parameters of a model, in one fixed order.
+
+    Args:
+        named: `(name, parameter)` pairs, as from `model.named_parameters()`; frozen ones are left out.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]]) -> None:
+        pairs = [(name, p) for name, p in named if p.requires_grad]
+        self.names: tuple[str, ...] = tuple(name for name, _ in pairs)
+        self.tensors: list[nn.Parameter] = [p for _, p in pairs]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each parameter."""
+        return [tuple(p.shape) for p in self.tensors]
+
+    @property
+    def count(self) -> int:
+        """Number of scalars over all parameters."""
+        return sum(p.numel() for p in self.tensors)
+
+    @property
+    def grads(self) -> list[Tensor | None]:
+        """The gradient of each parameter (None where it has none), shapes as the parameters'."""
+        return [p.grad for p in self.tensors]
+
+    def clone(self) -> list[Tensor]:
+        """Detached copies of all values."""
+        return [p.detach().clone() for p in self.tensors]
+
+    @torch.no_grad()
+    def assign(self, values: Sequence[Tensor]) -> None:
+        """Overwrite all values in place, so that optimizer and model keep their references."""
+        torch._foreach_copy_([p.data for p in self.tensors], list(values))
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """Where in the stream training stands: 0-based `index`, `name`, number of optimizer `steps`."""
+
+    index: int
+    name: str
+    steps: int
+
+    @property
+    def first(self) -> bool:
+        """Whether nothing was learned before."""
+        return self.index == 0
+
+
+class StepContext(Protocol):
+    """What the training engine offers a method after a step and at the end of a task."""
+
+    step: int
+    """Optimizer steps taken in this task."""
+    total_steps: int
+    lr: float
+    """Learning rate of the step just taken, not of the next one, which a schedule may have brought to 0."""
+    params: Parameters
+
+    @property
+    def memory_size(self) -> int:
+        """Examples in the memory buffer, over all earlier tasks."""
+        ...
+
+    @property
+    def memory_batches(self) -> int:
+        """Batches in one pass over the memory buffer."""
+        ...
+
+    def memory_step(
+        self,
+        *,
+        lr: float | None = None,
+        optimizer: Literal["shared", "own"] = "shared",
+        before: Callable[[Parameters], None] | None = None,
+    ) -> None:
+        """Forward, backward and one optimizer step on the next batch of the memory buffer.
+
+        Args:
+            lr: Learning rate of this step; None for that of the step just taken.
+            optimizer: The task's own optimizer with its moments, or a second AdamW that lives as long.
+            before: Called with complete gradients before the optimizer moves.
+        """
+        ...
+
+    def reset_moments(self) -> None:
+        """Forget the moments of the task's optimizer."""
+        ...
+
+    def log(self, **values: float) -> None:
+        """Add numbers to the training log of this step."""
+        ...
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Add an entry to the task's record: something that happened once (a fusion, a replay stage)."""
+        ...
+
+
+@dataclass
+class MethodState:
+    """What a method must remember: `tensors` (by name) and JSON-serialisable `values`."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class Method(ABC):
+    """Base of every method. Concrete methods are final, and vary by their settings."""
+
+    version: ClassVar[int] = 1
+    """Version of the method's saved state."""
+    plain_first_task: ClassVar[bool] = True
+    """Whether the first task is ordinary training, with nothing to remember of it but the weights."""
+
+    @property
+    def old_data(self) -> OldData:
+        """How the method meets data of earlier tasks; it is handed no more than this."""
+        return "none"
+
+    def settings(self) -> dict[str, Any]:
+        """The method's settings, as they were given or defaulted."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
+
+    def begin_task(self, task: TaskInfo, params: Parameters) -> None:  # noqa: B027 - optional hook
+        """Called before the first step of a task."""
+
+    def on_gradients(self, params: Parameters) -> None:  # noqa: B027 - optional hook
+        """Called with complete gradients before the optimizer moves."""
+
+    def on_update(self, params: Parameters) -> None:  # noqa: B027 - optional hook
+        """Called after the optimizer has moved; not called for a step that was skipped."""
+
+    def on_step(self, ctx: StepContext) -> None:  # noqa: B027 - optional hook
+        """Called after each optimizer step."""
+
+    def end_task(self, task: TaskInfo, ctx: StepContext) -> None:  # noqa: B027 - optional hook
+        """Called after the last step of a task."""
+
+    @abstractmethod
+    def state(self) -> MethodState:
+        """Everything that must survive the end of a task."""
+
+    @abstractmethod
+    def load_state(self, state: MethodState) -> None:
+        """Take back what `state` gave."""

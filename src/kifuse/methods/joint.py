@@ -1,0 +1,31 @@
+"""Joint training (MTL): one adapter trained on the union of all tasks at once.
+
+Not continual learning, but the reference that the others are measured against. Each example is visited as
+often as in sequential training. The protocol scores it after all tasks, since there is no earlier moment.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+from pydantic.dataclasses import dataclass
+
+from kifuse.methods.base import SETTINGS, Method, MethodState, OldData
+
+
+@final
+@dataclass(kw_only=True, config=SETTINGS)
+class Joint(Method):
+    """One training over the shuffled union of all tasks (MTL)."""
+
+    @property
+    def old_data(self) -> OldData:
+        """All tasks at once."""
+        return "all"
+
+    def state(self) -> MethodState:
+        """Nothing to remember."""
+        return MethodState()
+
+    def load_state(self, state: MethodState) -> None:
+        """Nothing to take back."""

@@ -1,0 +1,32 @@
+"""Replay (LoRAReplay): the memory buffer's examples are mixed into every pass over the current task.
+
+The loss of a step is the mean over the target tokens of a batch drawn from D_k and M_<k together, so an
+example of the memory weighs as much as one of the current task. The memory is the real 2% (or a fixed number)
+of each earlier training set, drawn once when its task ended.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+from pydantic.dataclasses import dataclass
+
+from kifuse.methods.base import SETTINGS, Method, MethodState, OldData
+
+
+@final
+@dataclass(kw_only=True, config=SETTINGS)
+class Replay(Method):
+    """Ordinary training on the current task and the memory buffer, mixed (LoRAReplay)."""
+
+    @property
+    def old_data(self) -> OldData:
+        """Memory examples are mixed into the current task's batches."""
+        return "mixed"
+
+    def state(self) -> MethodState:
+        """Nothing beyond the memory buffer, which the engine keeps."""
+        return MethodState()
+
+    def load_state(self, state: MethodState) -> None:
+        """Nothing to take back."""

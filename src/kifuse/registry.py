@@ -1,0 +1,177 @@
+"""The names that users type for methods and models, and how a method is made from its name and settings.
+
+Nothing is imported for a name until it is used: listing the names needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from kifuse.errors import ConfigError, did_you_mean
+from kifuse.problems import Problem, describe_field, from_pydantic, show_value, unknown_key
+
+if TYPE_CHECKING:
+    from kifuse.methods.base import Method
+
+DataClass = Literal["replay-free", "real replay", "all data"]
+
+_KIF = "arXiv 2408.05200"
+_RECURRENT_KIF = "arXiv 2502.17510"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a method without importing it.
+
+    Attributes:
+        target: Where its class is, as ``module:Class``; its init fields are the settings.
+        summary: One line for the list of methods.
+        data_class: Which data it trains on beside the task's own: none, kept examples, or all tasks at once.
+        preset: Settings that differ from the class's defaults under this name; the user's settings win.
+        paper: Where the method is published; empty for a baseline.
+    """
+
+    target: str
+    summary: str
+    data_class: DataClass
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    paper: str = ""
+
+
+METHODS: dict[str, Entry] = {
+    "sequential": Entry(
+        target="kifuse.methods.sequential:Sequential",
+        summary="One adapter trained on task after task, with nothing against forgetting: the lower bound.",
+        data_class="replay-free",
+    ),
+    "joint": Entry(
+        target="kifuse.methods.joint:Joint",
+        summary="One adapter trained on all tasks at once: the upper bound.",
+        data_class="all data",
+    ),
+    "replay": Entry(
+        target="kifuse.methods.replay:Replay",
+        summary="Trains on the task together with the kept examples of earlier tasks.",
+        data_class="real replay",
+    ),
+    "kif": Entry(
+        target="kifuse.methods.kif:KIF",
+        summary="Finds the skill units that matter to each task and fuses the old and new adapter after it.",
+        data_class="replay-free",
+        paper=_KIF,
+    ),
+    "kiflora": Entry(
+        target="kifuse.methods.kif:KIF",
+        summary="KIF on single LoRA ranks, with second-order importance and adaptive fusion.",
+        data_class="replay-free",
+        preset={"units": "rank", "order": "second", "fusion": "adaptive", "orthogonality": 0.1},
+        paper=_KIF,
+    ),
+    "recurrent-kif": Entry(
+        target="kifuse.methods.recurrent_kif:RecurrentKIF",
+        summary="Fuses many times within a task: inner steps on the task, outer steps on kept examples.",
+        data_class="real replay",
+        paper=_RECURRENT_KIF,
+    ),
+}
+
+
+def method_names() -> list[str]:
+    """The names of all methods."""
+    return list(METHODS)
+
+
+def method_entry(name: str, place: str = "") -> Entry:
+    """What is known of a method without importing it.
+
+    Args:
+        name: A name of ``method_names()``.
+        place: Where the name was given, for the message; the key ``method.name`` if empty.
+
+    Returns:
+        Its entry.
+
+    Raises:
+        ConfigError: There is no such method.
+    """
+    if name not in METHODS:
+        advice = did_you_mean(name, METHODS) or "See 'kifuse ls methods'."
+        expected = "one of " + ", ".join(METHODS)
+        key = () if place else ("method", "name")
+        raise ConfigError(Problem(key, show_value(name), expected, advice).render(place))
+    return METHODS[name]
+
+
+def build_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
+    """Makes a method from its name and settings.
+
+    Args:
+        name: A name of ``method_names()``.
+        settings: Values of the method's init fields; the others keep the preset or the default.
+
+    Returns:
+        The method, ready for its first task.
+
+    Raises:
+        ConfigError: The name or a setting is wrong; the message holds every problem, one on a line.
+    """
+    given = dict(settings or {})
+    made, problems = _try_build(name, given)
+    if problems:
+        raise ConfigError("\n".join(problem.render() for problem in problems))
+    return made
+
+
+def check_settings(name: str, settings: Mapping[str, Any]) -> list[Problem]:
+    """The problems of a method's settings, with keys that start with ``method``; imports the method.
+
+    Args:
+        name: A name of ``method_names()``.
+        settings: Values of the method's init fields.
+
+    Returns:
+        The problems; empty when the method can be made.
+    """
+    return _try_build(name, dict(settings))[1]
+
+
+def _try_build(name: str, given: dict[str, Any]) -> tuple[Any, list[Problem]]:
+    entry = method_entry(name)
+    module, _, attribute = entry.target.partition(":")
+    cls = getattr(import_module(module), attribute)
+    fields: dict[str, FieldInfo] = {
+        key: each for key, each in cls.__pydantic_fields__.items() if each.init is not False
+    }
+    problems = [unknown_key((key,), value, fields) for key, value in given.items() if key not in fields]
+    known = {key: value for key, value in given.items() if key in fields}
+    problems += [
+        _truth_value(key, fields[key]) for key, value in known.items() if _is_stray_bool(value, fields[key])
+    ]
+    wrong = {problem.key[0] for problem in problems}
+    good = {key: value for key, value in known.items() if key not in wrong}
+    try:
+        made = cls(**{**entry.preset, **good})
+    except ValidationError as error:
+        made = None
+        problems += from_pydantic(error.errors(include_url=False), fields, {**entry.preset, **good})
+    return made, [_under_method(problem) for problem in problems]
+
+
+def _is_stray_bool(value: Any, wanted: FieldInfo) -> bool:
+    """Pydantic takes true for the number 1; a user who writes it there has made a mistake."""
+    words = describe_field(wanted)
+    return isinstance(value, bool) and "number" in words and "true or false" not in words
+
+
+def _truth_value(key: str, wanted: FieldInfo) -> Problem:
+    return Problem((key,), "a truth value", describe_field(wanted), "Write a number.")
+
+
+def _under_method(problem: Problem) -> Problem:
+    return Problem(("method", *problem.key), problem.found, problem.expected, problem.advice)

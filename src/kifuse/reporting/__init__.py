@@ -1,0 +1,1 @@
+"""From records to tables: pure functions of what runs left behind. No torch."""

@@ -1,0 +1,238 @@
+"""The record of a run: one JSON with a schema version, the only thing that tables and pictures read."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from kifuse import __version__
+from kifuse.errors import RunError
+from kifuse.evaluation.metrics import Metric, ScoreMatrix
+from kifuse.storage import read_json, write_json
+
+SCHEMA_VERSION = 1
+FILE = "record.json"
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON does not have, by None at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class MethodRecord(_Part):
+    """The method, its settings as they were used, and which data it may train on."""
+
+    name: str
+    settings: dict[str, Any]
+    data_class: Literal["replay-free", "real replay", "all data"]
+
+
+class TaskRecord(_Part):
+    """One task: its data, and what training on it was. Fields are None until it has been trained on.
+
+    `loss` holds (step, training loss); a loss that was no finite number is None. `events` are what the method
+    had to say, in its own words.
+    """
+
+    name: str
+    metric: str
+    labels: list[str] | None = None
+    sizes: dict[str, int] = Field(default_factory=dict)
+    hashes: dict[str, str] = Field(default_factory=dict)
+    cut_inputs: int | None = None
+    cut_test_inputs: int | None = None
+    train_steps: int | None = None
+    examples_seen: int | None = None
+    replayed_examples: int | None = None
+    extra_forward_backward: int | None = None
+    seconds_train: float | None = None
+    loss: Annotated[list[tuple[int, float | None]], BeforeValidator(_finite)] = Field(default_factory=list)
+    events: list[dict[str, Any]] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+
+class ScoreRecord(_Part):
+    """One cell: task number `task` (from 0) scored after `after` tasks were learned (0: before any).
+
+    `score` and `valid` (outputs that are a label of the task) are percentages; `valid` is None for a task
+    without labels. `n` is the number of test examples.
+    """
+
+    after: int = Field(ge=0)
+    task: int = Field(ge=0)
+    score: float
+    valid: float | None = None
+    n: int
+    seconds: float
+
+
+class RunRecord(_Part):
+    """Everything a run was; see the field names."""
+
+    schema_version: int = SCHEMA_VERSION
+    kifuse_version: str
+    status: Literal["running", "finished"]
+    created: str
+    finished: str | None = None
+    config: dict[str, Any]
+    model: dict[str, Any]
+    method: MethodRecord
+    stream: str
+    tasks: list[TaskRecord]
+    scores: list[ScoreRecord] = Field(default_factory=list)
+    overlaps: list[dict[str, Any]] = Field(default_factory=list)
+    seeds: dict[str, int] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    machine: dict[str, Any] = Field(default_factory=dict)
+    memory: dict[str, Any] = Field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    warnings: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> RunRecord:
+        """Read the record of a run folder.
+
+        Args:
+            folder: The folder of the run.
+
+        Returns:
+            The record.
+
+        Raises:
+            RunError: There is none, it is of another schema, or a field is not as it must be.
+            KifuseError: The file is no JSON.
+        """
+        file = Path(folder) / FILE
+        if not file.is_file():
+            raise RunError(f"{folder}: holds no run ({FILE} is missing). Name the folder of a run.")
+        found = read_json(file)
+        if not isinstance(found, dict):
+            raise RunError(
+                f"{file}: found a JSON {type(found).__name__}, expected an object; the record is damaged."
+            )
+        version = found.get("schema_version")
+        if version != SCHEMA_VERSION:
+            writer = found.get("kifuse_version", "an unknown version")
+            newer = isinstance(version, int) and version > SCHEMA_VERSION
+            remedy = "update kifuse to read it" if newer else "read it with the kifuse that wrote it"
+            raise RunError(
+                f"{file}: schema_version: found {version!r} (written by kifuse {writer}), expected "
+                f"{SCHEMA_VERSION}, which is what kifuse {__version__} reads; {remedy}."
+            )
+        try:
+            return cls.model_validate(found)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise RunError(f"{file}: {key}: {first['msg']}. The record is damaged.") from error
+
+    def save(self, folder: Path | str) -> None:
+        """Write the record into a run folder, atomically.
+
+        Numbers that JSON does not have (NaN, infinities) in free-form parts become null.
+
+        Args:
+            folder: The folder of the run.
+
+        Raises:
+            RunError: A free-form part holds something that JSON cannot hold.
+        """
+        file = Path(folder) / FILE
+        try:
+            plain = self.model_dump(mode="json")
+        except PydanticSerializationError as error:
+            raise RunError(f"{file}: cannot be written: {error}. Keep plain values in the record.") from error
+        write_json(file, _finite(plain))
+
+    def matrix(self) -> ScoreMatrix:
+        """Collect the scores.
+
+        Returns:
+            The score matrix.
+
+        Raises:
+            RunError: A score is of a task that the record does not have.
+        """
+        matrix = ScoreMatrix([task.name for task in self.tasks])
+        for cell in self.scores:
+            matrix.set(cell.after, cell.task, cell.score)
+        return matrix
+
+    def learned(self) -> int:
+        """Count the tasks that have been trained on.
+
+        Returns:
+            All of them for a finished run.
+        """
+        return (
+            len(self.tasks)
+            if self.status == "finished"
+            else sum(t.train_steps is not None for t in self.tasks)
+        )
+
+    def summary(self) -> dict[str, Metric]:
+        """AP, FWT, BWT and forgetting, each a number or the reason why there is none.
+
+        Returns:
+            The metrics over the whole stream, computed from the scores.
+        """
+        if self.learned() < len(self.tasks):
+            reason = f"the run has learned {self.learned()} of its {len(self.tasks)} tasks"
+            return dict.fromkeys(("AP", "FWT", "BWT", "forgetting"), Metric(None, reason))
+        matrix = self.matrix()
+        metrics = {
+            "AP": matrix.average_performance(),
+            "FWT": matrix.forward_transfer(),
+            "BWT": matrix.backward_transfer(),
+            "forgetting": matrix.forgetting(),
+        }
+        if metrics["forgetting"].value is None and metrics["BWT"].value is not None:
+            reason = "needs the scores in between, which evaluation.full_matrix: true adds"
+            metrics["forgetting"] = Metric(None, reason)
+        if self.method.data_class == "all data":
+            # There is no order of learning, hence no before and after, when all tasks are trained at once.
+            reason = "all tasks are trained at once"
+            metrics.update({name: Metric(None, reason) for name in ("FWT", "BWT", "forgetting")})
+        return metrics
+
+    def valid_share(self) -> float | None:
+        """Average the share of valid outputs at the end of the stream.
+
+        Returns:
+            Percent, over the tasks with labels; None where there are none.
+        """
+        last = [s.valid for s in self.scores if s.after == len(self.tasks) and s.valid is not None]
+        return sum(last) / len(last) if last else None
+
+    def train_seconds(self) -> float:
+        """Add up the time of training.
+
+        Returns:
+            Seconds over all tasks.
+        """
+        return sum(task.seconds_train or 0.0 for task in self.tasks)
+
+    def replayed(self) -> int:
+        """Add up what went through a step from the memory buffer.
+
+        Returns:
+            Examples, each time it was used.
+        """
+        return sum(task.replayed_examples or 0 for task in self.tasks)

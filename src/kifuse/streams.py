@@ -1,0 +1,43 @@
+"""Opens the stream of tasks that a configuration asks for. No torch."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+from kifuse.benchmarks.catalog import load_benchmark
+from kifuse.errors import DataError
+from kifuse.tasks.readers import read_stream
+from kifuse.tasks.task import TaskStream
+
+if TYPE_CHECKING:
+    from kifuse.config import DataConfig
+
+
+def open_stream(data: DataConfig, seed: int) -> TaskStream:
+    """Reads the tasks of a run, in their order and cut to the sizes asked for.
+
+    Args:
+        data: The configuration's section ``data``; without an order a benchmark comes in its first one.
+        seed: Seed of the subsets.
+
+    Returns:
+        The stream.
+
+    Raises:
+        DataError: The data is missing or wrong.
+    """
+    if data.benchmark is not None:
+        stream = load_benchmark(data.benchmark, data.order, data.path)
+    elif data.path is not None:
+        order = data.order if isinstance(data.order, list) else None
+        stream = read_stream(data.path, order, layout=data.layout)
+    else:
+        raise DataError("data: found neither benchmark nor path, expected at least one of them.")
+    sizes = {"train": data.train_examples, "dev": data.dev_examples, "test": data.test_examples}
+    return TaskStream(stream.name, tuple(task.subset(**sizes, seed=seed) for task in stream.tasks))
+
+
+def own_steps(examples: int, epochs: int, batch_size: int) -> int:
+    """Optimizer steps of a task on its own examples: only the last batch of all may be short."""
+    return ceil(examples * epochs / batch_size)

@@ -1,0 +1,163 @@
+"""The memory buffer: a few examples kept of each task learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, Literal, get_args
+
+from kifuse.errors import DataError, did_you_mean
+from kifuse.tasks.sampling import visiting_order
+from kifuse.tasks.task import Example, Task
+
+Selection = Literal["balanced", "random"]
+_VERSION = 1
+
+
+class MemoryBuffer:
+    """Examples of earlier tasks, drawn once when a task is added and never changed after.
+
+    Args:
+        share: Part of a task's training examples to keep, above 0 and at most 1; rounded down, at least one.
+        per_task: Number to keep of each task instead of a share.
+        selection: ``"balanced"`` over the labels where a task has them, or ``"random"``.
+        seed: Seed of the draws; a draw depends on it, the task's name and its data only.
+
+    Raises:
+        DataError: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        share: float = 0.02,
+        per_task: int | None = None,
+        selection: Selection = "balanced",
+        seed: int = 0,
+    ) -> None:
+        if not 0 < share <= 1:
+            raise DataError(f"memory.share is {share!r}, expected a number above 0 and at most 1.")
+        if per_task is not None and per_task < 1:
+            raise DataError(f"memory.per_task is {per_task!r}, expected a whole number of at least 1.")
+        if selection not in get_args(Selection):
+            raise DataError(
+                f"memory.selection is {selection!r}, expected one of {', '.join(get_args(Selection))}."
+                f"{did_you_mean(str(selection), get_args(Selection))}"
+            )
+        self.share = share
+        self.per_task = per_task
+        self.selection: Selection = selection
+        self.seed = seed
+        self._examples: dict[str, tuple[Example, ...]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._examples.values()))
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks held, in the order they were added."""
+        return list(self._examples)
+
+    def quota(self, available: int) -> int:
+        """How many of ``available`` training examples are kept."""
+        # Decimal of the written number: 0.29 of 100 is 29, where floats give 28.99….
+        share = Decimal(str(float(self.share)))
+        wanted = self.per_task if self.per_task is not None else int(share * available)
+        return max(1, min(wanted, available))
+
+    def add(self, task: Task) -> None:
+        """Keep some training examples of a task.
+
+        Args:
+            task: The task just learned.
+
+        Raises:
+            DataError: If the task is held already or has no training examples.
+        """
+        if task.name in self._examples:
+            raise DataError(f"Task '{task.name}' is in the memory buffer already; add each task once.")
+        if not task.train:
+            raise DataError(f"Task '{task.name}' has no training examples to keep in the memory buffer.")
+        labels = task.labels if self.selection == "balanced" else None
+        order = visiting_order(task.train, labels, (self.seed, task.name, task.split_hash("train")))
+        chosen = sorted(order[: self.quota(len(task.train))])
+        self._examples[task.name] = tuple(task.train[index] for index in chosen)
+
+    def examples(self, task: str | None = None) -> list[Example]:
+        """List the examples held.
+
+        Args:
+            task: Name of one task, or None for all of them in the order they were added.
+
+        Returns:
+            The examples.
+
+        Raises:
+            DataError: If the task is not held.
+        """
+        if task is None:
+            return [example for held in self._examples.values() for example in held]
+        if task not in self._examples:
+            held = ", ".join(self._examples) or "none"
+            raise DataError(
+                f"Task '{task}' is not in the memory buffer, which holds: {held}."
+                f"{did_you_mean(task, self._examples)}"
+            )
+        return list(self._examples[task])
+
+    def state(self) -> dict[str, Any]:
+        """Describe the buffer and all it holds as a JSON value."""
+        return {
+            "version": _VERSION,
+            "share": self.share,
+            "per_task": self.per_task,
+            "selection": self.selection,
+            "seed": self.seed,
+            "tasks": [
+                {"name": name, "examples": [_example_state(example) for example in held]}
+                for name, held in self._examples.items()
+            ],
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> MemoryBuffer:
+        """Rebuild a buffer from :meth:`state`.
+
+        Args:
+            state: What :meth:`state` gave, possibly through a JSON file.
+
+        Returns:
+            A buffer equal to the one described.
+
+        Raises:
+            DataError: If the state is of another version or incomplete.
+        """
+        version = state.get("version")
+        if version != _VERSION:
+            raise DataError(f"The state of the memory buffer has version {version!r}, expected {_VERSION}.")
+        try:
+            buffer = cls(
+                share=state["share"],
+                per_task=state["per_task"],
+                selection=state["selection"],
+                seed=state["seed"],
+            )
+            for entry in state["tasks"]:
+                buffer._examples[entry["name"]] = tuple(_example_of(item) for item in entry["examples"])
+        except (KeyError, TypeError) as error:
+            raise DataError(f"The state of the memory buffer is damaged: {error!r}.") from error
+        return buffer
+
+
+def _example_state(example: Example) -> dict[str, Any]:
+    return {
+        "head": example.head,
+        "body": example.body,
+        "tail": example.tail,
+        "references": list(example.references),
+        "id": example.id,
+    }
+
+
+def _example_of(item: Mapping[str, Any]) -> Example:
+    return Example(item["head"], item["body"], item["tail"], tuple(item["references"]), item["id"])

@@ -1,0 +1,264 @@
+"""Rows of data files and the checks every reader makes on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kifuse.errors import DataError, did_you_mean
+
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One object of a data file, and where it stands."""
+
+    where: str
+    values: Mapping[str, Any]
+
+    def get_text(self, key: str, *, empty: bool = False) -> str:
+        """Give the text of a field that must be there.
+
+        Args:
+            key: Name of the field.
+            empty: Whether an empty text will do.
+
+        Returns:
+            The text as it stands.
+
+        Raises:
+            DataError: If the field is missing, no text, empty, or not valid Unicode.
+        """
+        if key not in self.values:
+            found = ", ".join(f"'{name}'" for name in self.values) or "none"
+            raise DataError(
+                f"{self.where}: the field '{key}' is missing, expected text; found the fields: {found}."
+                f"{did_you_mean(key, self.values)}"
+            )
+        return checked_text(self.values[key], self.where, f"'{key}'", empty=empty)
+
+    def get_references(self, key: str, *, empty: bool = False) -> tuple[str, ...]:
+        """Give the accepted outputs in a field: one text or a list of texts.
+
+        Args:
+            key: Name of the field.
+            empty: Whether an empty text is an output.
+
+        Returns:
+            At least one output.
+
+        Raises:
+            DataError: If the field is missing or holds anything else.
+        """
+        value = self.values.get(key)
+        if not isinstance(value, list):
+            return (self.get_text(key, empty=empty),)
+        if not value:
+            raise DataError(f"{self.where}: '{key}' is an empty list, expected at least one accepted output.")
+        return tuple(
+            checked_text(item, self.where, f"'{key}' entry {number}", empty=empty)
+            for number, item in enumerate(value, 1)
+        )
+
+    def get_id(self) -> str | None:
+        """Give the row's identifier as text, or None when it has none."""
+        value = self.values.get("id")
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise DataError(f"{self.where}: 'id' is {kind_of(value)}, expected text or a whole number.")
+        return str(value)
+
+
+def kind_of(value: Any) -> str:
+    """Name the kind of a JSON value for a message."""
+    return _KINDS.get(type(value), type(value).__name__)
+
+
+def checked_text(value: Any, where: str, what: str, *, empty: bool = False) -> str:
+    """Check that a JSON value is usable text.
+
+    Args:
+        value: The value found.
+        where: File and row, for the message.
+        what: Name of the field, for the message.
+        empty: Whether an empty text will do.
+
+    Returns:
+        The value.
+
+    Raises:
+        DataError: If it is no text, blank, or holds half a surrogate pair.
+    """
+    if not isinstance(value, str):
+        shown = f" ({value!r})" if isinstance(value, (bool, int, float)) else ""
+        raise DataError(f"{where}: {what} is {kind_of(value)}{shown}, expected text in quotes.")
+    if not empty and not value.strip():
+        raise DataError(f"{where}: {what} is empty, expected text.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: {what} holds half a surrogate pair at character {error.start + 1}, expected valid "
+            f"Unicode."
+        ) from error
+    return value
+
+
+def checked_labels(value: Any, where: str, what: str) -> tuple[str, ...]:
+    """Check a list of options.
+
+    Args:
+        value: The value found.
+        where: File and row, for the message.
+        what: Name of the field, for the message.
+
+    Returns:
+        The options in the order found.
+
+    Raises:
+        DataError: If it is no list of different, non-empty texts.
+    """
+    if not isinstance(value, list) or not value:
+        found = "an empty list" if value == [] else kind_of(value)
+        raise DataError(f"{where}: {what} is {found}, expected a list of at least one text.")
+    labels = tuple(checked_text(item, where, f"{what} entry {n}") for n, item in enumerate(value, 1))
+    for number, label in enumerate(labels):
+        if label in labels[:number]:
+            raise DataError(f"{where}: {what} names '{label}' twice, expected each option once.")
+    return labels
+
+
+def check_outputs(where: str, key: str, references: Iterable[str], options: Sequence[str]) -> None:
+    """Refuse an output that is none of the options.
+
+    Args:
+        where: File and row, for the message.
+        key: Name of the field that holds the outputs.
+        references: The accepted outputs of the row.
+        options: The options to choose from.
+
+    Raises:
+        DataError: If one is not among them.
+    """
+    for reference in references:
+        if reference not in options:
+            raise DataError(
+                f"{where}: '{key}' is '{reference}', expected one of the options {', '.join(options)}."
+                f"{did_you_mean(reference, options)}"
+            )
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 data file, with or without a byte order mark.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its text.
+
+    Raises:
+        DataError: If it is missing, unreadable, empty, or not UTF-8.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file.") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8.") from error
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty, expected examples.")
+    return text
+
+
+def read_value(path: Path) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The decoded value.
+
+    Raises:
+        DataError: If it cannot be read or is not JSON; names the line.
+    """
+    return _decode(read_text(path), str(path), first_line=1)
+
+
+def read_list(path: Path, value: Any = None, key: str = "") -> list[Row]:
+    """Give the rows of a JSON list of objects.
+
+    Args:
+        path: The file, read unless ``value`` is given.
+        value: The list found in the file, when the rows are only a part of it.
+        key: The field of the file that held ``value``.
+
+    Returns:
+        The rows, numbered from 1.
+
+    Raises:
+        DataError: If there is no list, no row, or a row that is no object.
+    """
+    place = f"{path}: '{key}'" if key else f"{path}:"
+    value = read_value(path) if value is None else value
+    if not isinstance(value, list):
+        raise DataError(f"{place} holds {kind_of(value)}, expected a list of objects.")
+    if not value:
+        raise DataError(f"{place} holds no rows, expected at least one example.")
+    return [_row(f"{path}: row {number}", item) for number, item in enumerate(value, 1)]
+
+
+def read_lines(path: Path) -> list[Row]:
+    """Give the rows of a JSON Lines file; blank lines are passed over.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The rows; their places carry line numbers.
+
+    Raises:
+        DataError: If the file cannot be read or a line is no JSON object.
+    """
+    rows = []
+    # Only a line feed ends a line: JSON text may hold other Unicode line breaks as they are.
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            rows.append(_row(where, _decode(line, str(path), first_line=number)))
+    return rows
+
+
+def _row(where: str, value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(f'{where}: found {kind_of(value)}, expected an object such as {{"input": …}}.')
+    return Row(where, value)
+
+
+def _decode(text: str, path: str, *, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise DataError(f"{path}:{line}: not valid JSON: {error.msg} at column {error.colno}.") from error
+    except RecursionError as error:
+        raise DataError(f"{path}:{first_line}: not readable JSON: nested too deeply.") from error

@@ -1,0 +1,120 @@
+"""The layout of Super-NaturalInstructions as SAPT parts it: ``<task>/{train,dev,test}.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kifuse.errors import DataError, did_you_mean
+from kifuse.tasks.readers.rows import Row, checked_text, kind_of, read_list, read_value
+from kifuse.tasks.task import SPLITS, Example, Metric, Task
+
+# A task is a classification when few outputs cover all its rows, each of them many times.
+_MOST_LABELS = 20
+_ROWS_PER_LABEL = 10
+CUE = "\nOutput:"
+
+
+def discover(root: Path, metric: Metric) -> dict[str, Callable[[], Task]]:
+    """Find the tasks of a folder in this layout, without reading them.
+
+    Args:
+        root: The folder of all tasks, or of one.
+        metric: ``"rouge_l"`` for every task (as SAPT), or ``"exact_match"`` for classifications.
+
+    Returns:
+        A function that reads the task, for each name.
+    """
+    if (root / "train.json").is_file():
+        return {root.name: partial(read, root, metric)}
+    return {
+        path.parent.name: partial(read, path.parent, metric) for path in sorted(root.glob("*/train.json"))
+    }
+
+
+def read(folder: Path, metric: Metric) -> Task:
+    """Read one task.
+
+    Args:
+        folder: The task's folder.
+        metric: What scores a task whose outputs are few; free text is always scored by ROUGE-L.
+
+    Returns:
+        The task; its labels are set when few distinct outputs cover its rows.
+
+    Raises:
+        DataError: If a file is missing or a row is wrong.
+    """
+    splits: dict[str, list[Row]] = {}
+    definition = ""
+    for split in SPLITS:
+        path = folder / f"{split}.json"
+        if split == "dev" and not path.is_file():
+            splits[split] = []
+            continue
+        value = read_value(path)
+        if not isinstance(value, dict):
+            raise DataError(
+                f"{path}: found {kind_of(value)}, expected an object with 'Definition' and 'Instances'."
+            )
+        if not definition or split == "train":
+            definition = _definition(path, value)
+        _require(path, value, "Instances", "a list of objects")
+        splits[split] = read_list(path, value["Instances"], "Instances")
+    # Some published summaries are empty; they are kept, and said.
+    outputs = {
+        split: [row.get_references("output", empty=True) for row in rows] for split, rows in splits.items()
+    }
+    labels = _labels(outputs)
+    head = f"Definition: {definition}\n\n"
+    if labels:
+        head += f"Option: {', '.join(labels)}\n\n"
+    examples = {
+        split: tuple(
+            Example(head + "Input: ", row.get_text("input"), CUE, references, row.get_id())
+            for row, references in zip(rows, outputs[split], strict=True)
+        )
+        for split, rows in splits.items()
+    }
+    return Task(
+        name=folder.name,
+        train=examples["train"],
+        dev=examples["dev"],
+        test=examples["test"],
+        labels=labels,
+        metric="exact_match" if labels and metric == "exact_match" else "rouge_l",
+        source=f"superni/{folder.name}",
+        warnings=tuple(_empty_warnings(folder.name, examples)),
+    )
+
+
+def _definition(path: Path, value: Mapping[str, Any]) -> str:
+    _require(path, value, "Definition", "text")
+    found = value["Definition"]
+    parts = found if isinstance(found, list) and found else [found]
+    return "\n".join(checked_text(part, str(path), "'Definition'") for part in parts).strip()
+
+
+def _require(path: Path, value: Mapping[str, Any], key: str, expected: str) -> None:
+    if key not in value:
+        raise DataError(
+            f"{path}: the field '{key}' is missing, expected {expected}.{did_you_mean(key, value)}"
+        )
+
+
+def _labels(outputs: Mapping[str, Sequence[tuple[str, ...]]]) -> tuple[str, ...] | None:
+    known = {references[0] for references in outputs["train"]}
+    few = len(known) <= _MOST_LABELS and len(known) * _ROWS_PER_LABEL <= len(outputs["train"])
+    everywhere = all(len(item) == 1 and item[0] in known for rows in outputs.values() for item in rows)
+    return tuple(sorted(known)) if few and everywhere and all(label.strip() for label in known) else None
+
+
+def _empty_warnings(name: str, splits: Mapping[str, Sequence[Example]]) -> list[str]:
+    warnings = []
+    for split, examples in splits.items():
+        empty = sum(not reference.strip() for example in examples for reference in example.references)
+        if empty:
+            warnings.append(f"Task '{name}': {empty} {split} outputs are empty, kept as published.")
+    return warnings

@@ -1,0 +1,43 @@
+"""Seeded draws of examples, balanced over the labels of a task."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kifuse.tasks.task import Example
+
+
+def visiting_order(
+    examples: Sequence[Example], labels: Sequence[str] | None, key: tuple[object, ...]
+) -> list[int]:
+    """Put examples into the seeded order in which a subset takes them.
+
+    Any prefix is a subset, so a smaller subset lies inside a larger one drawn with the same key. With
+    labels every prefix holds the labels in numbers that differ by at most one, as far as they last.
+
+    Args:
+        examples: The examples to draw from.
+        labels: The labels to balance over, or None for a plain random order.
+        key: What the order depends on beside the examples, such as the seed and the name of the task.
+
+    Returns:
+        A permutation of ``range(len(examples))``.
+    """
+    # A string seed goes through SHA-512, so the draw is the same on every platform and Python version.
+    rng = random.Random("\n".join(map(str, key)))  # noqa: S311 - a draw of examples, no secret
+    order = list(range(len(examples)))
+    rng.shuffle(order)
+    if not labels:
+        return order
+    known = set(labels)
+    classes: dict[str | None, list[int]] = defaultdict(list)
+    for index in order:
+        target = examples[index].target
+        classes[target if target in known else None].append(index)
+    rounds = [(turn, place) for place, members in enumerate(classes.values()) for turn in range(len(members))]
+    columns = list(classes.values())
+    return [columns[place][turn] for turn, place in sorted(rounds)]

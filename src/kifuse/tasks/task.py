@@ -1,0 +1,242 @@
+"""Examples, tasks and streams of tasks."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Literal, NamedTuple, get_args
+
+from kifuse.errors import DataError, did_you_mean
+from kifuse.storage import sha256_text
+from kifuse.tasks.sampling import visiting_order
+
+Metric = Literal["exact_match", "rouge_l"]
+Split = Literal["train", "dev", "test"]
+METRICS: tuple[str, ...] = get_args(Metric)
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    r"""One question with its accepted answers.
+
+    Args:
+        head: Instruction and options; never cut.
+        body: The text; loses its middle when the whole is too long.
+        tail: The final cue such as ``"\nAnswer:"``, or an empty string; never cut.
+        references: Accepted outputs; the first is the training target.
+        id: The identifier the data gives it, if any.
+    """
+
+    head: str
+    body: str
+    tail: str
+    references: tuple[str, ...]
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.references, str) or not self.references:
+            raise DataError(
+                f"Example.references is {self.references!r}, expected a tuple of at least one text."
+            )
+        object.__setattr__(self, "references", tuple(self.references))
+
+    @property
+    def input(self) -> str:
+        """The whole prompt: head, body and tail."""
+        return self.head + self.body + self.tail
+
+    @property
+    def target(self) -> str:
+        """The output to learn."""
+        return self.references[0]
+
+    def content_hash(self) -> str:
+        """Hash what the example asks and accepts.
+
+        Returns:
+            SHA-256 over the input and the references; where the input is parted does not count.
+        """
+        return sha256_text(json.dumps([self.input, *self.references]))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named set of examples to learn, with the metric that scores it.
+
+    Args:
+        name: Unique in a stream; also the name of its files in a run folder.
+        train: Examples to learn from.
+        dev: Examples to choose settings with.
+        test: Examples to score.
+        labels: The closed set of outputs, or None for free text.
+        metric: How a prediction is scored.
+        source: Where the examples come from, for the record of a run.
+        warnings: What the reader found odd but kept as published.
+    """
+
+    name: str
+    train: tuple[Example, ...]
+    dev: tuple[Example, ...]
+    test: tuple[Example, ...]
+    labels: tuple[str, ...] | None
+    metric: Metric
+    source: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_task_name(self.name)
+        for split in SPLITS:
+            object.__setattr__(self, split, tuple(getattr(self, split)))
+        if self.labels is not None:
+            object.__setattr__(self, "labels", tuple(self.labels))
+        if self.metric not in METRICS:
+            raise DataError(
+                f"Task '{self.name}': metric is {self.metric!r}, expected one of {', '.join(METRICS)}."
+                f"{did_you_mean(str(self.metric), METRICS)}"
+            )
+
+    def split(self, name: str) -> tuple[Example, ...]:
+        """Give one split.
+
+        Args:
+            name: ``"train"``, ``"dev"`` or ``"test"``.
+
+        Returns:
+            Its examples, in the order of the data.
+
+        Raises:
+            DataError: If there is no such split.
+        """
+        if name not in SPLITS:
+            raise DataError(
+                f"Task '{self.name}' has no split '{name}', expected one of {', '.join(SPLITS)}."
+                f"{did_you_mean(name, SPLITS)}"
+            )
+        return getattr(self, name)
+
+    def split_hash(self, name: str) -> str:
+        """Hash the content of one split, example by example in order.
+
+        Args:
+            name: ``"train"``, ``"dev"`` or ``"test"``.
+
+        Returns:
+            SHA-256 as 64 hexadecimal digits.
+        """
+        return sha256_text("\n".join(example.content_hash() for example in self.split(name)))
+
+    def subset(
+        self, train: int | None = None, dev: int | None = None, test: int | None = None, seed: int = 0
+    ) -> Task:
+        """Keep a seeded random part of each split, balanced over the labels where there are any.
+
+        A smaller subset lies inside a larger one of the same seed, and the order of the data is kept.
+
+        Args:
+            train: How many training examples to keep; None or more than there are keeps all.
+            dev: The same for dev.
+            test: The same for test.
+            seed: Seed of the draw.
+
+        Returns:
+            The smaller task.
+
+        Raises:
+            DataError: If a number is negative, or zero for train.
+        """
+        kept: dict[str, tuple[Example, ...]] = {}
+        for name, count in zip(SPLITS, (train, dev, test), strict=True):
+            examples = self.split(name)
+            least = 1 if name == "train" else 0
+            if count is not None and count < least:
+                raise DataError(f"Task '{self.name}': {name} is {count}, expected at least {least} examples.")
+            if count is None or count >= len(examples):
+                kept[name] = examples
+                continue
+            order = visiting_order(examples, self.labels, (seed, self.name, name))
+            kept[name] = tuple(examples[index] for index in sorted(order[:count]))
+        return replace(self, **kept)
+
+
+class Overlap(NamedTuple):
+    """Inputs that two splits share."""
+
+    task_a: str
+    split_a: str
+    task_b: str
+    split_b: str
+    count: int
+
+
+@dataclass(frozen=True)
+class TaskStream:
+    """Tasks in the order in which they are learned."""
+
+    name: str
+    tasks: tuple[Task, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        if not self.tasks:
+            raise DataError(f"Task stream '{self.name}' holds no task, expected at least one.")
+        seen: set[str] = set()
+        for task in self.tasks:
+            if task.name in seen:
+                raise DataError(
+                    f"Task stream '{self.name}' holds task '{task.name}' twice; name each task once."
+                )
+            seen.add(task.name)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the readers found odd but kept, over all tasks."""
+        return tuple(warning for task in self.tasks for warning in task.warnings)
+
+    def overlaps(self) -> list[Overlap]:
+        """Find inputs that occur in more than one split, of the same task or of two.
+
+        Returns:
+            One entry for each pair of splits that share inputs, in the order of the stream, with the number
+            of distinct inputs shared.
+        """
+        places: dict[str, dict[tuple[int, int], None]] = defaultdict(dict)
+        for number, task in enumerate(self.tasks):
+            for rank, split in enumerate(SPLITS):
+                for example in task.split(split):
+                    places[sha256_text(example.input)][number, rank] = None
+        counts: dict[tuple[tuple[int, int], tuple[int, int]], int] = defaultdict(int)
+        for shared in places.values():
+            for pair in combinations(shared, 2):
+                counts[pair] += 1
+        return [
+            Overlap(self.tasks[a].name, SPLITS[i], self.tasks[b].name, SPLITS[j], count)
+            for ((a, i), (b, j)), count in sorted(counts.items())
+        ]
+
+
+def check_task_name(name: object) -> None:
+    """Refuse a name that could not name a file in a run folder.
+
+    Args:
+        name: The name of a task.
+
+    Raises:
+        DataError: If it is empty, too long, a path, or holds control characters.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise DataError(f"Task name is {name!r}, expected a non-empty text.")
+    path_like = name in (".", "..") or any(mark in name for mark in "/\\")
+    if path_like or any(ord(character) < 32 for character in name):
+        raise DataError(f"Task name {name!r} is a path or holds control characters, expected a plain name.")
+    if len(name.encode("utf-8", "surrogatepass")) > 200:
+        raise DataError(f"Task name {name[:40]!r}… is too long: expected at most 200 bytes.")

@@ -1,0 +1,91 @@
+"""Encoded examples in the order of training, and batches of the memory buffer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from kifuse.tasks.encoding import Encoded
+
+
+class OrderedExamples(Dataset[Encoded]):
+    """The examples of a task in the order in which training visits them, over all epochs.
+
+    Args:
+        encoded: The examples.
+        order: Indices into `encoded`, as from `training_order`.
+    """
+
+    def __init__(self, encoded: Sequence[Encoded], order: Sequence[int]) -> None:
+        self.encoded = encoded
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> Encoded:
+        return self.encoded[self.order[index]]
+
+
+class ModelCollator:
+    """A collator whose batches a model accepts without labels, so that the loss is computed outside of it.
+
+    Args:
+        collator: From `kifuse.tasks`.
+        decoder_inputs: An encoder-decoder model's own shift of labels to decoder inputs, or None.
+    """
+
+    def __init__(
+        self,
+        collator: Callable[[Sequence[Encoded]], dict[str, Any]],
+        decoder_inputs: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        self.collator = collator
+        self.decoder_inputs = decoder_inputs
+
+    def __call__(self, examples: Sequence[Encoded]) -> dict[str, Any]:
+        """One batch of tensors."""
+        batch = self.collator(examples)
+        if self.decoder_inputs is not None:
+            batch["decoder_input_ids"] = self.decoder_inputs(batch["labels"])
+        return batch
+
+
+class MemoryBatches:
+    """An endless, deterministic sequence of batches from the memory buffer.
+
+    Every pass is a fresh permutation, so that each example is replayed equally often; a batch may straddle
+    two passes, so that all batches are full (a memory smaller than a batch is one batch).
+
+    Args:
+        encoded: The memory's examples.
+        batch_size: Global batch size.
+        seed: Of the permutations.
+    """
+
+    def __init__(self, encoded: Sequence[Encoded], batch_size: int, seed: int) -> None:
+        self.encoded = encoded
+        self.batch_size = min(batch_size, len(encoded))
+        self.seed = seed
+        self.drawn = 0
+
+    @property
+    def per_pass(self) -> int:
+        """Batches in one pass over the memory."""
+        return -(-len(self.encoded) // self.batch_size) if self.encoded else 0
+
+    def next(self) -> list[Encoded]:
+        """The next batch."""
+        batch = [self.encoded[self._index(self.drawn + i)] for i in range(self.batch_size)]
+        self.drawn += self.batch_size
+        return batch
+
+    def _index(self, position: int) -> int:
+        number, offset = divmod(position, len(self.encoded))
+        order = list(range(len(self.encoded)))
+        random.Random(f"{self.seed}:{number}").shuffle(order)  # noqa: S311
+        return order[offset]

@@ -1,0 +1,117 @@
+"""Scoring a model on the tasks of a stream, with the predictions kept."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kifuse.evaluation.generation import greedy_generate
+from kifuse.evaluation.scoring import exact_match, is_valid_label, rouge_l
+from kifuse.models.loading import Backbone
+from kifuse.storage import write_text
+from kifuse.tasks.encoding import Encoder
+from kifuse.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the score matrix.
+
+    Attributes:
+        score: 0 to 100.
+        valid: Share of outputs that are one of the task's labels, 0 to 100; None without labels.
+        n: Test examples.
+        seconds: Wall time.
+    """
+
+    score: float
+    valid: float | None
+    n: int
+    seconds: float
+
+
+class Evaluator:
+    """Generates greedily for a task's test set, scores, and writes the predictions.
+
+    Args:
+        model: The adapted model.
+        backbone: What it was made from.
+        encoder: Turns examples into prompts.
+        folder: The run's `predictions` folder, or None to keep nothing.
+        max_new_tokens: Longest output.
+        batch_tokens: Token budget of a batch.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        backbone: Backbone,
+        encoder: Encoder,
+        *,
+        folder: Path | None,
+        max_new_tokens: int,
+        batch_tokens: int,
+    ) -> None:
+        self.model = model
+        self.backbone = backbone
+        self.encoder = encoder
+        self.folder = folder
+        self.max_new_tokens = max_new_tokens
+        self.batch_tokens = batch_tokens
+
+    def score(self, task: Task, after: int, progress: Callable[[int, int], None] | None = None) -> Cell:
+        """Score one task after `after` tasks have been learned."""
+        start = time.monotonic()
+        prompts = [self.encoder.prompt(example) for example in task.test]
+        with self.backbone.autocast():
+            predictions = greedy_generate(
+                self.model,
+                self.backbone.tokenizer,
+                prompts,
+                encoder_decoder=self.backbone.encoder_decoder,
+                max_new_tokens=self._limit(task),
+                batch_tokens=self.batch_tokens,
+                progress=progress,
+            )
+        rows, total, valid = [], 0.0, 0
+        judge = exact_match if task.metric == "exact_match" else rouge_l
+        for example, prediction in zip(task.test, predictions, strict=True):
+            points = judge(prediction, example.references)
+            is_valid = is_valid_label(prediction, task.labels) if task.labels else None
+            total += points
+            valid += bool(is_valid)
+            rows.append(
+                {
+                    "id": example.id,
+                    "input": example.input,
+                    "references": list(example.references),
+                    "prediction": prediction,
+                    "score": points,
+                    "valid": is_valid,
+                }
+            )
+        if self.folder is not None:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_text(self.folder / f"after-{after}" / f"{task.name}.jsonl", lines)
+        n = len(task.test)
+        return Cell(
+            score=100.0 * total / max(n, 1),
+            valid=100.0 * valid / max(n, 1) if task.labels else None,
+            n=n,
+            seconds=time.monotonic() - start,
+        )
+
+    def _limit(self, task: Task) -> int:
+        """Tokens to generate at most.
+
+        With labels, two tokens beyond the longest label settle that an output is no label, so the rest of a
+        rambling output need not be generated.
+        """
+        if not task.labels:
+            return self.max_new_tokens
+        longest = max(len(ids) for ids in self.backbone.tokenizer(list(task.labels))["input_ids"])
+        return min(self.max_new_tokens, longest + 2)

@@ -1,0 +1,190 @@
+"""One Trainer for one task: arguments, data order, callbacks, and what the training cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from kifuse.config import TrainingConfig
+from kifuse.errors import RunError
+from kifuse.methods.base import Method
+from kifuse.models.loading import Backbone
+from kifuse.tasks.collator import Collator
+from kifuse.tasks.encoding import Encoded
+from kifuse.tasks.schedule import training_order
+from kifuse.training.batches import MemoryBatches, ModelCollator, OrderedExamples
+from kifuse.training.callback import MethodCallback
+from kifuse.training.loss import TargetLoss
+
+StepListener = Callable[[int, int, float | None], None]
+"""Called with (steps taken, steps in all, loss or None)."""
+
+
+@dataclass
+class TaskTraining:
+    """What the training of one task was.
+
+    Attributes:
+        steps: Optimizer steps on the task's own batches.
+        examples_seen: Examples of the current task that went through a step, repeats counted.
+        replayed: Examples of the memory buffer that did, mixed in or in memory steps.
+        extra_passes: Forward and backward passes beyond one per step.
+        seconds: Wall time of `trainer.train()`.
+        losses: (step, training loss) pairs.
+        events: What the method noted.
+    """
+
+    steps: int
+    examples_seen: int
+    replayed: int
+    extra_passes: int
+    seconds: float
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Steps(TrainerCallback):
+    """Tells a listener how far training is."""
+
+    def __init__(self, listener: StepListener) -> None:
+        self.listener = listener
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.listener(state.global_step, state.max_steps, None)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        if logs and "loss" in logs:
+            self.listener(state.global_step, state.max_steps, float(logs["loss"]))
+
+
+def train_task(
+    model: Any,
+    backbone: Backbone,
+    method: Method,
+    settings: TrainingConfig,
+    *,
+    index: int,
+    name: str,
+    current: Sequence[Encoded],
+    mixed: Sequence[Encoded] = (),
+    memory: Sequence[Encoded] = (),
+    folder: Path,
+    listener: StepListener = lambda *_: None,
+) -> TaskTraining:
+    """Train a model on one task with a fresh Trainer and a fresh optimizer.
+
+    Args:
+        model: The adapted model, trained in place.
+        backbone: What it was made from.
+        method: The method, whose hooks are driven.
+        settings: Rate, epochs, batch size and so on.
+        index: 0-based position in the stream.
+        name: The task's name.
+        current: Examples of the task.
+        mixed: Memory examples that join every pass (replay).
+        memory: Memory examples for steps of their own.
+        folder: The Trainer's output folder.
+        listener: Told of each step.
+
+    Raises:
+        RunError: The batch size cannot be split over processes and accumulation.
+    """
+    seed = settings.seed * 1000 + index
+    set_seed(seed)
+    examples = [*current, *mixed]
+    order = training_order(
+        [len(e.input_ids) + len(e.target_ids) for e in examples],
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        seed=seed,
+    )
+    batches = MemoryBatches(memory, settings.batch_size, seed) if memory else None
+    driver = MethodCallback(method, index=index, name=name, memory=batches)
+    trainer = Trainer(
+        model=model,
+        args=_arguments(settings, backbone, folder, steps=-(-len(order) // settings.batch_size)),
+        train_dataset=OrderedExamples(examples, order),
+        data_collator=_collator(backbone),
+        compute_loss_func=TargetLoss(shift=not backbone.encoder_decoder),
+        callbacks=[driver, _Steps(listener)],
+    )
+    for printing in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printing)
+    driver.attach(trainer)
+    start = time.monotonic()
+    trainer.train()
+    seconds = time.monotonic() - start
+    context = driver.context
+    if context is None:
+        raise RunError(f"task {name!r}: training ended before it began.")
+    from_memory = sum(i >= len(current) for i in order)
+    return TaskTraining(
+        steps=trainer.state.global_step,
+        examples_seen=len(order) - from_memory,
+        replayed=from_memory + context.replayed,
+        extra_passes=context.extra_passes,
+        seconds=seconds,
+        losses=driver.losses,
+        events=context.events,
+    )
+
+
+def _collator(backbone: Backbone) -> ModelCollator:
+    plain = Collator(
+        backbone.tokenizer.pad_token_id,
+        encoder_decoder=backbone.encoder_decoder,
+        accepts=set(backbone.accepts),
+    )
+    shift = backbone.model.prepare_decoder_input_ids_from_labels if backbone.encoder_decoder else None
+    return ModelCollator(plain, shift)
+
+
+def _arguments(settings: TrainingConfig, backbone: Backbone, folder: Path, steps: int) -> TrainingArguments:
+    """The Trainer's arguments; the data order is already laid out, so one 'epoch' is the whole training."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=1,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch",
+        bf16=backbone.precision == "bf16",
+        fp16=backbone.precision == "fp16",
+        use_cpu=backbone.device.type == "cpu",
+        seed=settings.seed,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
+        save_strategy="no",
+        logging_steps=max(1, steps // 25),
+        report_to=[],
+        disable_tqdm=True,
+    )
+    shares = arguments.world_size * settings.accumulation
+    if settings.batch_size % shares:
+        raise RunError(
+            f"training.batch_size: {settings.batch_size} cannot be split over "
+            f"{arguments.world_size} process(es) x training.accumulation {settings.accumulation}; "
+            f"use a multiple of {shares}."
+        )
+    arguments.per_device_train_batch_size = settings.batch_size // shares
+    return arguments

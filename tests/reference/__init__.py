@@ -1,0 +1,1 @@
+"""Literal, slow transcriptions of the papers' equations; they share no code with the package."""
