@@ -1,11 +1,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, T5ForConditionalGeneration
+import torch
+from transformers import (
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5ForConditionalGeneration,
+)
 
+from tests.runs import write_stream
 from tests.tiny import build_llama, build_t5, build_tokenizer
 
 
@@ -33,3 +41,40 @@ def tiny_llama(tiny_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 @pytest.fixture
 def tiny_t5(tiny_tokenizer: PreTrainedTokenizerFast) -> T5ForConditionalGeneration:
     return build_t5(len(tiny_tokenizer))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny matrices run faster on one core, and a sum has one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder_llama(
+    tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    """A decoder-only model and its tokenizer on disk, as a run loads them."""
+    return _saved(build_llama(len(tiny_tokenizer)), tiny_tokenizer, tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder_t5(
+    tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    """An encoder-decoder model and its tokenizer on disk, as a run loads them."""
+    return _saved(build_t5(len(tiny_tokenizer)), tiny_tokenizer, tmp_path_factory.mktemp("t5"))
+
+
+@pytest.fixture(scope="session")
+def tiny_stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three tasks of twelve training examples on disk."""
+    return write_stream(tmp_path_factory.mktemp("stream"))
+
+
+def _saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

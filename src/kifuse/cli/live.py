@@ -21,13 +21,13 @@ class ConsoleProgress(Progress):
     Args:
         console: Where to.
         prefix: What stands before the method's name.
-        later: Work of runs that follow this one, in optimizer steps; counted into the time left.
+        runs_left: Runs of the same size that follow this one; counted into the time left.
     """
 
-    def __init__(self, console: Console, *, prefix: str = "", later: float = 0.0) -> None:
+    def __init__(self, console: Console, *, prefix: str = "", runs_left: int = 0) -> None:
         self.console = console
         self.prefix = prefix
-        self.later = later
+        self.runs_left = runs_left
         self.method = ""
         self.bar: Bar | None = None
         self.row: TaskID | None = None
@@ -44,7 +44,7 @@ class ConsoleProgress(Progress):
 
     def begin(self, method: str, plan: Plan, done: Plan) -> None:
         """Open the bar."""
-        self.total = plan.work + self.later
+        self.total = plan.work * (1 + self.runs_left)
         self.done = self.base = self.at_start = done.work
         self.started = self.spoke = time.monotonic()
         self.method = f"{self.prefix}{method}"

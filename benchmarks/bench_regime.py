@@ -1,0 +1,127 @@
+"""The bench regime: Standard CL order 1 on SmolLM2-135M, small enough for two CPU cores, forgetting plain.
+
+    python benchmarks/bench_regime.py --data FOLDER [--rows sequential,replay] [--seeds 0,1] [--threads 2]
+
+Runs every row of the table that has no record yet, one at a time, resumably. The records are kept under
+benchmarks/results/bench-regime/, and the table of all of them is printed at the end. REPRODUCIBILITY.md says
+what the regime is and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kifuse.cli.live import ConsoleProgress
+from kifuse.config import RunConfig
+from kifuse.reporting.record import RunRecord
+from kifuse.training.runner import run
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "bench-regime"
+
+REGIME: dict[str, Any] = {
+    "model": {"name": "smollm2-135m", "adapter": {"rank": 8, "alpha": 32, "dropout": 0.0}},
+    "data": {
+        "benchmark": "standard-cl",
+        "order": 1,
+        "train_examples": 150,
+        "test_examples": 200,
+        "max_input": 100,
+        "max_target": 16,
+    },
+    "memory": {"per_task": 20},
+    "training": {"learning_rate": 1e-3, "epochs": 4, "batch_size": 8, "scheduler": "linear"},
+}
+
+PUBLISHED = {"fusion": "published", "score": "uncertainty", "alpha_inner": 0.85, "alpha_outer": 0.15}
+
+ROWS: dict[str, dict[str, Any]] = {
+    "sequential": {"name": "sequential"},
+    "joint": {"name": "joint"},
+    "replay": {"name": "replay"},
+    "kif": {"name": "kif"},
+    "kiflora": {"name": "kiflora"},
+    "rkif-paper": {"name": "recurrent-kif"},
+    "rkif-published": {"name": "recurrent-kif", **PUBLISHED, "outer_steps": 4},
+    "rkif-paper-m4": {"name": "recurrent-kif", "outer_steps": 4},
+    "rkif-paper-m4-reset": {"name": "recurrent-kif", "outer_steps": 4, "moments": "reset"},
+    "rkif-paper-m4-own": {"name": "recurrent-kif", "outer_steps": 4, "outer_optimizer": "own"},
+    "rkif-published-m1": {"name": "recurrent-kif", **PUBLISHED, "outer_steps": 1},
+}
+"""Rows of the table: a label and a method with its settings. 'm4' is four memory steps a round."""
+
+
+def config(row: str, seed: int, data: Path, folder: Path, threads: int | None) -> RunConfig:
+    """The regime with one row's method."""
+    return RunConfig.model_validate(
+        {
+            **REGIME,
+            "data": {**REGIME["data"], "path": data},
+            "training": {**REGIME["training"], "seed": seed, "threads": threads},
+            "method": ROWS[row],
+            "output": folder,
+        }
+    )
+
+
+def measure(row: str, seed: int, arguments: argparse.Namespace, console: Console) -> None:
+    """Run one row with one seed unless its record is there."""
+    kept = RESULTS / f"{row}.seed{seed}.json"
+    if kept.is_file():
+        return
+    folder = arguments.runs / f"{row}-seed{seed}"
+    first = arguments.runs / f"sequential-seed{seed}"
+    reuse = first if row != "sequential" and (first / "record.json").is_file() else None
+    progress = ConsoleProgress(console, prefix=f"{row} seed {seed}: ")
+    try:
+        run(config(row, seed, arguments.data, folder, arguments.threads), progress=progress, reuse=reuse)
+    finally:
+        progress.finish()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / "record.json", kept)
+
+
+def show(console: Console) -> None:
+    """One line for each record."""
+    console.print(
+        f"{'row':24}{'seed':>5}{'AP':>7}{'BWT':>7}{'FWT':>7}{'replayed':>10}{'extra':>7}{'train s':>9}"
+    )
+    for file in sorted(RESULTS.glob("*.json")):
+        record = RunRecord.model_validate_json(file.read_text(encoding="utf-8"))
+        row, seed = file.stem.split(".seed")
+        numbers = {k: v.value for k, v in record.summary().items()}
+        shown = "".join(
+            f"{'-' if numbers[k] is None else format(numbers[k], '.1f'):>7}" for k in ("AP", "BWT", "FWT")
+        )
+        extra = sum(task.extra_forward_backward or 0 for task in record.tasks)
+        console.print(
+            f"{row:24}{seed:>5}{shown}{record.replayed():>10}{extra:>7}{record.train_seconds():>9.0f}",
+            highlight=False,
+        )
+
+
+def main() -> None:
+    """Parse the command line, measure, show."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with the long_sequence data")
+    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--runs", type=Path, default=Path("runs/bench-regime"))
+    arguments = parser.parse_args()
+    console = Console(width=160)
+    for seed in map(int, arguments.seeds.split(",")):
+        for row in arguments.rows.split(","):
+            measure(row, seed, arguments, console)
+    show(console)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Whole runs on tiny models: their data, their configuration, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kifuse.config import RunConfig
+from kifuse.training.progress import Progress
+
+TASKS = ("colour", "fruit", "weather")
+LABELS = {"colour": ("red", "blue"), "fruit": ("apple", "plum"), "weather": ("sun", "rain")}
+WORDS = "harbour town ship paragraph topic question option science business sports".split()
+
+METHODS: dict[str, dict[str, Any]] = {
+    "sequential": {"name": "sequential"},
+    "joint": {"name": "joint"},
+    "replay": {"name": "replay"},
+    "kif": {"name": "kif"},
+    "kif, authors' reading": {"name": "kif", "reading": "after", "fusion": "adaptive", "units": "module"},
+    "kiflora": {"name": "kiflora"},
+    "kif-m": {"name": "kif", "replay_epochs": 1, "replay_lr": 1e-2},
+    "kiflora-m": {"name": "kiflora", "replay_epochs": 1},
+    "recurrent-kif": {"name": "recurrent-kif", "inner_steps": 2},
+    "recurrent-kif, published": {
+        "name": "recurrent-kif",
+        "inner_steps": 2,
+        "fusion": "published",
+        "score": "uncertainty",
+        "outer_steps": 4,
+    },
+    "recurrent-kif, own optimizer": {
+        "name": "recurrent-kif",
+        "inner_steps": 2,
+        "outer_optimizer": "own",
+        "moments": "reset",
+        "outer_lr": 1e-3,
+    },
+}
+"""Every method, with the settings that change what it does to the training loop."""
+
+
+def write_stream(folder: Path, train: int = 12, test: int = 3) -> Path:
+    """Write three tasks with two labels each, of texts of unlike lengths."""
+    draw = random.Random(0)
+    for task in TASKS:
+        (folder / task).mkdir(parents=True)
+        settings = {"instruction": f"Which {task}?", "labels": list(LABELS[task]), "list_labels": True}
+        (folder / task / "task.json").write_text(json.dumps(settings), encoding="utf-8")
+        for split, count in (("train", train), ("dev", 2), ("test", test)):
+            rows = [
+                {
+                    "input": f"{split} {i} " + " ".join(draw.choices(WORDS, k=draw.randint(1, 6))),
+                    "output": LABELS[task][i % 2],
+                    "id": f"{task}-{split}-{i}",
+                }
+                for i in range(count)
+            ]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / task / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+def make_config(model: Path, data: Path, output: Path, method: dict[str, Any], **sections: Any) -> RunConfig:
+    """Configure a run that takes about a second; `sections` add to or change the defaults."""
+    plain: dict[str, dict[str, Any]] = {
+        "model": {"name": str(model), "precision": "fp32", "adapter": {"rank": 2, "alpha": 8, "dropout": 0.1}},
+        "data": {"path": data, "max_input": 64, "max_target": 8},
+        "memory": {"per_task": 3},
+        "training": {"learning_rate": 1e-2, "epochs": 1, "batch_size": 4},
+        "evaluation": {"max_new_tokens": 2},
+    }
+    merged = {name: {**plain.get(name, {}), **sections.get(name, {})} for name in plain | sections}
+    return RunConfig.model_validate({**merged, "method": method, "output": output})
+
+
+def adapter(folder: Path, after: int = len(TASKS)) -> dict[str, Tensor]:
+    """Load the weights of an adapter that a run kept."""
+    return load_file(folder / "adapters" / f"after-{after}" / "adapter_model.safetensors")
+
+
+class Stopped(Exception):
+    """Stands for the end of a process in the middle of a run."""
+
+
+class StopIn(Progress):
+    """Ends the run in the first training step of a task."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+
+    def step(self, task: str, step: int, steps: int, loss: float | None) -> None:
+        """A step was taken."""
+        if task == self.task:
+            raise Stopped
