@@ -51,6 +51,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "rkif-paper-m4": {"name": "recurrent-kif", "outer_steps": 4},
     "rkif-paper-m4-reset": {"name": "recurrent-kif", "outer_steps": 4, "moments": "reset"},
     "rkif-paper-m4-own": {"name": "recurrent-kif", "outer_steps": 4, "outer_optimizer": "own"},
+    "rkif-published-own": {
+        "name": "recurrent-kif",
+        **PUBLISHED,
+        "outer_steps": 4,
+        "outer_optimizer": "own",
+    },
     "rkif-published-m1": {"name": "recurrent-kif", **PUBLISHED, "outer_steps": 1},
 }
 """Rows of the table: a label and a method with its settings. 'm4' is four memory steps a round."""
@@ -118,7 +124,9 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(width=160)
     for seed in map(int, arguments.seeds.split(",")):
-        for row in arguments.rows.split(","):
+        for row in filter(None, arguments.rows.split(",")):
+            if row not in ROWS:
+                parser.error(f"--rows: {row!r} is none of {', '.join(ROWS)}")
             measure(row, seed, arguments, console)
     show(console)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,12 +44,16 @@ def tiny_t5(tiny_tokenizer: PreTrainedTokenizerFast) -> T5ForConditionalGenerati
     return build_t5(len(tiny_tokenizer))
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Tiny matrices run faster on one core, and a sum has one order."""
+@pytest.fixture(scope="module")
+def quick() -> Iterator[None]:
+    """Makes training of tiny models quick, and the order of its sums always the same."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    # every Trainer collects garbage as it starts, which takes longer than the training here
+    gc.collect()
+    gc.freeze()
     yield
+    gc.unfreeze()
     torch.set_num_threads(before)
 
 
@@ -61,11 +66,11 @@ def tiny_folder_llama(
 
 
 @pytest.fixture(scope="session")
-def tiny_folder_t5(
-    tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast
-) -> Path:
-    """An encoder-decoder model and its tokenizer on disk, as a run loads them."""
-    return _saved(build_t5(len(tiny_tokenizer)), tiny_tokenizer, tmp_path_factory.mktemp("t5"))
+def tiny_folder_t5(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """An encoder-decoder model without dropout, and its tokenizer, on disk."""
+    model = build_t5(len(tiny_tokenizer))
+    model.config.dropout_rate = 0.0
+    return _saved(model, tiny_tokenizer, tmp_path_factory.mktemp("t5"))
 
 
 @pytest.fixture(scope="session")

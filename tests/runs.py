@@ -15,7 +15,7 @@ from kifuse.training.progress import Progress
 
 TASKS = ("colour", "fruit", "weather")
 LABELS = {"colour": ("red", "blue"), "fruit": ("apple", "plum"), "weather": ("sun", "rain")}
-WORDS = "harbour town ship paragraph topic question option science business sports".split()
+WORDS = ["harbour", "town", "ship", "paragraph", "topic", "question", "option", "science", "sports"]
 
 METHODS: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
@@ -66,11 +66,17 @@ def write_stream(folder: Path, train: int = 12, test: int = 3) -> Path:
     return folder
 
 
-def make_config(model: Path, data: Path, output: Path, method: dict[str, Any], **sections: Any) -> RunConfig:
+def make_config(
+    model: Path, stream: Path, output: Path, method: dict[str, Any], /, **sections: Any
+) -> RunConfig:
     """Configure a run that takes about a second; `sections` add to or change the defaults."""
     plain: dict[str, dict[str, Any]] = {
-        "model": {"name": str(model), "precision": "fp32", "adapter": {"rank": 2, "alpha": 8, "dropout": 0.1}},
-        "data": {"path": data, "max_input": 64, "max_target": 8},
+        "model": {
+            "name": str(model),
+            "precision": "fp32",
+            "adapter": {"rank": 2, "alpha": 8, "dropout": 0.1},
+        },
+        "data": {"path": stream, "max_input": 64, "max_target": 8},
         "memory": {"per_task": 3},
         "training": {"learning_rate": 1e-2, "epochs": 1, "batch_size": 4},
         "evaluation": {"max_new_tokens": 2},

@@ -1,3 +1,81 @@
-"""Continual learning for language models."""
+"""Continual learning for language models: one task after another, without forgetting.
+
+The public names are loaded when they are first used; importing `kifuse` imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from kifuse.config import RunConfig, load_config
+    from kifuse.errors import ConfigError, DataError, KifuseError, ModelError, RunError
+    from kifuse.methods.base import Method, MethodState, Parameters, StepContext, TaskInfo
+    from kifuse.methods.joint import Joint
+    from kifuse.methods.kif import KIF
+    from kifuse.methods.recurrent_kif import RecurrentKIF
+    from kifuse.methods.replay import Replay
+    from kifuse.methods.sequential import Sequential
+    from kifuse.registry import build_method
+    from kifuse.reporting.record import RunRecord
+    from kifuse.tasks import Example, MemoryBuffer, Task, TaskStream, read_stream, read_task
+    from kifuse.training.runner import run
+
+_PLACES = {
+    "kifuse.config": ("RunConfig", "load_config"),
+    "kifuse.errors": ("ConfigError", "DataError", "KifuseError", "ModelError", "RunError"),
+    "kifuse.methods.base": ("Method", "MethodState", "Parameters", "StepContext", "TaskInfo"),
+    "kifuse.methods.joint": ("Joint",),
+    "kifuse.methods.kif": ("KIF",),
+    "kifuse.methods.recurrent_kif": ("RecurrentKIF",),
+    "kifuse.methods.replay": ("Replay",),
+    "kifuse.methods.sequential": ("Sequential",),
+    "kifuse.registry": ("build_method",),
+    "kifuse.reporting.record": ("RunRecord",),
+    "kifuse.tasks": ("Example", "MemoryBuffer", "Task", "TaskStream", "read_stream", "read_task"),
+    "kifuse.training.runner": ("run",),
+}
+_WHERE = {name: place for place, names in _PLACES.items() for name in names}
+
+__all__ = [
+    "KIF",
+    "ConfigError",
+    "DataError",
+    "Example",
+    "Joint",
+    "KifuseError",
+    "MemoryBuffer",
+    "Method",
+    "MethodState",
+    "ModelError",
+    "Parameters",
+    "RecurrentKIF",
+    "Replay",
+    "RunConfig",
+    "RunError",
+    "RunRecord",
+    "Sequential",
+    "StepContext",
+    "Task",
+    "TaskInfo",
+    "TaskStream",
+    "__version__",
+    "build_method",
+    "load_config",
+    "read_stream",
+    "read_task",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'kifuse' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

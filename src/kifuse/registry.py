@@ -32,7 +32,7 @@ class Entry:
     Attributes:
         target: Where its class is, as ``module:Class``; its init fields are the settings.
         summary: One line for the list of methods.
-        data_class: Which data it trains on beside the task's own: none, kept examples, or all tasks at once.
+        data_class: Which data it trains on beside the task's own, with its preset settings.
         preset: Settings that differ from the class's defaults under this name; the user's settings win.
         paper: Where the method is published; empty for a baseline.
     """

@@ -37,16 +37,17 @@ def validate(
 
 
 def _facts(config: RunConfig) -> list[tuple[str, str]]:
-    from kifuse.registry import method_entry
+    from kifuse.registry import build_method, method_entry
 
     entry, training, adapter = method_entry(config.method.name), config.training, config.model.adapter
     settings = {**entry.preset, **config.method.settings}
+    data_class = build_method(config.method.name, config.method.settings).data_class
     facts = [
         (
             "model",
             f"{config.model.name} ({_kind_of_model(config.model.name)}), adapters of rank {adapter.rank}",
         ),
-        ("method", f"{config.method.name} ({entry.data_class})"),
+        ("method", f"{config.method.name} ({data_class})"),
         (
             "training",
             f"{training.epochs} epochs a task, {training.batch_size} examples a step, seed {training.seed}",

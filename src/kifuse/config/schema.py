@@ -173,7 +173,7 @@ class EvaluationConfig(Section):
 
     full_matrix: bool = Field(
         default=False,
-        description="Score every task after every task, instead of the 3K-2 cells the metrics need. Slower.",
+        description="Score all learned tasks after each task, beside the 3K-2 cells metrics need. Slower.",
     )
     max_new_tokens: int | None = Field(
         default=128,

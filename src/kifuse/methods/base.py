@@ -29,6 +29,9 @@ OldData = Literal["none", "mixed", "steps", "all"]
 """How a method meets earlier data: never; mixed into the current task's batches; in memory steps of its own;
 or all tasks at once (joint training)."""
 
+DataClass = Literal["replay-free", "real replay", "all data"]
+"""What a method trains on beside the task's own data, in the words of tables and records."""
+
 SETTINGS = ConfigDict(extra="forbid", validate_default=True)
 """Pydantic configuration of every method: an unknown or ill-typed setting is an error, never ignored."""
 
@@ -153,6 +156,13 @@ class Method(ABC):
     def old_data(self) -> OldData:
         """How the method meets data of earlier tasks; it is handed no more than this."""
         return "none"
+
+    @property
+    def data_class(self) -> DataClass:
+        """What the method trains on with these settings, beside the task's own data."""
+        if self.old_data == "all":
+            return "all data"
+        return "replay-free" if self.old_data == "none" else "real replay"
 
     def settings(self) -> dict[str, Any]:
         """The method's settings, as they were given or defaulted."""

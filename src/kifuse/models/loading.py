@@ -94,6 +94,7 @@ def load_backbone(
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+    _check_name(name)
     device = device or pick_device()
     chosen = pick_precision(precision, device)
     source = str(bundled_model(name, say)) if name in BUNDLED else name
@@ -120,12 +121,22 @@ def load_backbone(
     return Backbone(model, tokenizer, encoder_decoder, accepts, chosen, device, source)
 
 
+def _check_name(name: str) -> None:
+    """Refuse what can be no model before the hub is asked, which takes long without a network."""
+    if name in BUNDLED or Path(name).is_dir():
+        return
+    if name.startswith((".", "/", "~")):
+        raise ModelError(f"model.name: {name}: no such folder. Expected a folder with a model in it.")
+    near = "" if "/" in name else did_you_mean(name, model_names())
+    if near:
+        raise ModelError(f"model.name: {name!r} is neither a folder nor a model of 'kifuse ls models'.{near}")
+
+
 def _cannot_load(name: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if Path(name).is_dir():
         return f"model.name: {name}: not a model folder that transformers can load: {first}"
-    near = did_you_mean(name, model_names())
     return (
         f"model.name: cannot load {name!r}: {first} Expected a folder, a hub id or one of "
-        f"{', '.join(model_names())}.{near}"
+        f"{', '.join(model_names())}."
     )

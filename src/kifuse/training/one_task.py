@@ -103,7 +103,8 @@ def train_task(
     Raises:
         RunError: The batch size cannot be split over processes and accumulation.
     """
-    seed = settings.seed * 1000 + index
+    # of each task its own, and within what every generator takes
+    seed = (settings.seed * 1000 + index) % 2**32
     set_seed(seed)
     examples = [*current, *mixed]
     order = training_order(
@@ -116,7 +117,7 @@ def train_task(
     driver = MethodCallback(method, index=index, name=name, memory=batches)
     trainer = Trainer(
         model=model,
-        args=_arguments(settings, backbone, folder, steps=-(-len(order) // settings.batch_size)),
+        args=_arguments(settings, backbone, folder, seed, steps=-(-len(order) // settings.batch_size)),
         train_dataset=OrderedExamples(examples, order),
         data_collator=_collator(backbone),
         compute_loss_func=TargetLoss(shift=not backbone.encoder_decoder),
@@ -153,7 +154,9 @@ def _collator(backbone: Backbone) -> ModelCollator:
     return ModelCollator(plain, shift)
 
 
-def _arguments(settings: TrainingConfig, backbone: Backbone, folder: Path, steps: int) -> TrainingArguments:
+def _arguments(
+    settings: TrainingConfig, backbone: Backbone, folder: Path, seed: int, steps: int
+) -> TrainingArguments:
     """The Trainer's arguments; the data order is already laid out, so one 'epoch' is the whole training."""
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -169,7 +172,7 @@ def _arguments(settings: TrainingConfig, backbone: Backbone, folder: Path, steps
         bf16=backbone.precision == "bf16",
         fp16=backbone.precision == "fp16",
         use_cpu=backbone.device.type == "cpu",
-        seed=settings.seed,
+        seed=seed,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         dataloader_pin_memory=False,

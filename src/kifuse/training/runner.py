@@ -16,7 +16,7 @@ from kifuse.evaluation.metrics import needed_cells
 from kifuse.methods.base import Method
 from kifuse.models.adapters import add_adapter, load_adapter_weights, save_adapter
 from kifuse.models.loading import Backbone, load_backbone
-from kifuse.registry import METHODS, build_method
+from kifuse.registry import build_method
 from kifuse.reporting.record import MethodRecord, RunRecord, ScoreRecord, TaskRecord
 from kifuse.storage import write_text
 from kifuse.streams import open_stream
@@ -128,7 +128,7 @@ def _new_record(config: RunConfig, stream: TaskStream, method: Method, backbone:
         method=MethodRecord(
             name=config.method.name,
             settings=method.settings(),
-            data_class=METHODS[config.method.name].data_class,
+            data_class=method.data_class,
         ),
         stream=stream.name,
         tasks=[_task_record(task) for task in stream.tasks],
@@ -136,7 +136,8 @@ def _new_record(config: RunConfig, stream: TaskStream, method: Method, backbone:
         seeds={"training": config.training.seed},
         versions=versions(),
         machine=machine(backbone),
-        warnings=[
+        warnings=[*stream.warnings]
+        + [
             f"{o.count} examples of {o.task_a}/{o.split_a} are also in {o.task_b}/{o.split_b}"
             for o in overlaps
             if "train" in (o.split_a, o.split_b) and "test" in (o.split_a, o.split_b)
@@ -279,6 +280,9 @@ class _Run:
             else []
         )
         entry.cut_inputs = sum(e.cut for e in current)
+        for each, its in zip(self.tasks, self.record.tasks, strict=True):
+            if self.joint or each is task:
+                its.cut_test_inputs = sum(e.cut for e in self.encoder.encode_many(each.test))
         if entry.cut_inputs:
             self.progress.say(
                 f"{task.name}: {entry.cut_inputs} of {len(current)} training inputs lost their middle to fit "

@@ -1,0 +1,168 @@
+"""Training does not depend on how its work is split up: micro-batches, processes, padding."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kifuse.models.loading import Backbone
+from kifuse.tasks.collator import Collator
+from kifuse.tasks.encoding import Encoded
+from kifuse.tasks.schedule import training_order
+from kifuse.training.batches import MemoryBatches, ModelCollator
+from kifuse.training.loss import TargetLoss
+from kifuse.training.runner import run
+from tests.invariants.one_of_many import SECTIONS
+from tests.runs import METHODS, TASKS, adapter, make_config, write_stream
+from tests.two_tasks import adapted, encoded, learn, load, values
+
+pytestmark = pytest.mark.usefixtures("quick")
+TOGETHER = ["sequential", "replay", "kif", "kif-m", "recurrent-kif", "recurrent-kif, own optimizer"]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", params=["llama", "t5"])
+def backbone(request: pytest.FixtureRequest, quick: None) -> Backbone:
+    return load(request.getfixturevalue(f"tiny_folder_{request.param}"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_is_the_same_in_one_part_or_in_many(
+    backbone: Backbone, tiny_stream: Path, tmp_path: Path, name: str
+):
+    (whole, cost), *parts = (
+        learn(backbone, tiny_stream, METHODS[name], tmp_path, accumulation=parts) for parts in (1, 2, 4)
+    )
+    start = values(adapted(backbone))
+    assert all((w - s).abs().max() > 1e-3 for w, s in zip(whole, start, strict=True))
+    for found, its_cost in parts:
+        torch.testing.assert_close(found, whole, rtol=1e-5, atol=2e-6)
+        assert (its_cost.steps, its_cost.examples_seen) == (cost.steps, cost.examples_seen)
+        assert (its_cost.replayed, its_cost.extra_passes) == (cost.replayed, cost.extra_passes)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tiny_folder_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The stream, and the folder of the runs that two processes made together."""
+    folder = tmp_path_factory.mktemp("two")
+    # fourteen: the last batch of four is short, so that the processes have unequal shares of it
+    stream = write_stream(folder / "stream", train=14)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tests.invariants.one_of_many"]
+    command += [str(tiny_folder_llama), str(stream), str(folder), json.dumps(TOGETHER)]
+    network = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **network, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
+    return stream, folder
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_two_processes_learn_what_one_does(
+    two_processes: tuple[Path, Path], tiny_folder_llama: Path, tmp_path: Path, name: str
+):
+    stream, folder = two_processes
+    config = make_config(tiny_folder_llama, stream, tmp_path / "one", METHODS[name], **SECTIONS)
+    record = run(config)
+    for after in range(1, len(TASKS) + 1):
+        expected, found = adapter(tmp_path / "one", after), adapter(folder / name, after)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    theirs = json.loads((folder / name / "record.json").read_text("utf-8"))
+    assert theirs["machine"]["processes"] == 2
+    for one, two in zip(record.tasks, theirs["tasks"], strict=True):
+        for key in ("train_steps", "examples_seen", "replayed_examples", "extra_forward_backward"):
+            assert two[key] == getattr(one, key)
+
+
+def _gradients(backbone: Backbone, batch: list[Encoded], width: int = 0) -> tuple[float, list[Tensor]]:
+    """Loss and gradients of a batch, padded to at least a width by an example that counts for nothing."""
+    model = backbone.model.eval()
+    collator = ModelCollator(
+        Collator(backbone.tokenizer.pad_token_id, backbone.encoder_decoder, set(backbone.accepts)),
+        backbone.model.prepare_decoder_input_ids_from_labels if backbone.encoder_decoder else None,
+    )
+    filler = [Encoded([7] * width, [9] * max(width // 4, 1), cut=False)] if width else []
+    inputs = collator([*batch, *filler])
+    labels = inputs.pop("labels")
+    if filler:
+        labels[-1] = -100
+    model.zero_grad()
+    loss = TargetLoss(shift=not backbone.encoder_decoder)(model(**inputs), labels, 10)
+    loss.backward()
+    return float(loss), [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+
+def test_padding_changes_no_gradient(backbone: Backbone, tiny_stream: Path):
+    mine = adapted(backbone)
+    batch = encoded(mine, tiny_stream)[0][:3]
+    loss, expected = _gradients(mine, batch)
+    assert all(g.abs().max() > 0 for g in expected)
+    for width in (40, 80):
+        its_loss, found = _gradients(mine, batch, width)
+        assert its_loss == pytest.approx(loss, rel=1e-6)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_examples_in_a_batch_do_not_see_each_other(backbone: Backbone, tiny_stream: Path):
+    mine = adapted(backbone)
+    batch = encoded(mine, tiny_stream)[0][:4]
+    loss, together = _gradients(mine, batch)
+    alone = [_gradients(mine, [example]) for example in batch]
+    assert sum(its_loss for its_loss, _ in alone) == pytest.approx(loss, rel=1e-6)
+    added = [torch.stack(parts).sum(0) for parts in zip(*(grads for _, grads in alone), strict=True)]
+    torch.testing.assert_close(together, added, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_without_targets_gives_no_gradient(backbone: Backbone, tiny_stream: Path):
+    mine = adapted(backbone)
+    loss = TargetLoss(shift=not mine.encoder_decoder)
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    nothing = loss({"logits": logits}, torch.full((2, 3), -100), 0)
+    nothing.backward()
+    assert float(nothing) == 0 and not logits.grad.any()
+
+
+def test_the_order_is_a_function_of_its_arguments():
+    lengths = [(7 * i) % 31 + 1 for i in range(53)]
+    order = training_order(lengths, epochs=3, batch_size=4, seed=5)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(99)
+    assert training_order(lengths, epochs=3, batch_size=4, seed=5) == order
+    torch.random.set_rng_state(state)
+    assert training_order(lengths, epochs=3, batch_size=4, seed=6) != order
+    for epoch in range(3):
+        assert sorted(order[epoch * 53 : (epoch + 1) * 53]) == list(range(53))
+
+
+def test_memory_batches_visit_every_example_equally_often():
+    examples = [Encoded([i], [1], cut=False) for i in range(10)]
+    batches = MemoryBatches(examples, batch_size=4, seed=3)
+    seen = [example.input_ids[0] for _ in range(5) for example in batches.next()]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
+    again = MemoryBatches(examples, batch_size=4, seed=3)
+    assert [e.input_ids[0] for _ in range(5) for e in again.next()] == seen
+    assert batches.per_pass == 3 and MemoryBatches(examples[:3], 4, 0).per_pass == 1

@@ -1,0 +1,85 @@
+"""Training on two tasks without a run around it: a model in memory, nothing scored, nothing kept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kifuse.config import AdapterConfig, TrainingConfig
+from kifuse.methods.base import Method
+from kifuse.models.adapters import add_adapter
+from kifuse.models.loading import Backbone, load_backbone
+from kifuse.registry import build_method
+from kifuse.tasks import read_stream
+from kifuse.tasks.encoding import Encoded, Encoder
+from kifuse.tasks.memory import MemoryBuffer
+from kifuse.training.one_task import TaskTraining, train_task
+
+
+def load(folder: Path) -> Backbone:
+    """Load a tiny model once; `adapted` makes copies."""
+    return load_backbone(str(folder), precision="fp32", device=torch.device("cpu"))
+
+
+def adapted(backbone: Backbone, dropout: float = 0.0) -> Backbone:
+    """Copy a backbone and put an adapter on it whose B is not zero, so that all parameters learn at once."""
+    mine = copy.copy(backbone)
+    mine.model = copy.deepcopy(backbone.model)
+    config = AdapterConfig(rank=2, alpha=8, dropout=dropout)
+    mine.model = add_adapter(mine.model, config, encoder_decoder=mine.encoder_decoder, seed=0)
+    with torch.no_grad():
+        for name, p in mine.model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.1)
+    return mine
+
+
+def encoded(backbone: Backbone, stream: Path, kept: int = 5) -> tuple[list[Encoded], ...]:
+    """Eleven training examples of each of two tasks, and a memory of the first one."""
+    encoder = Encoder(
+        backbone.tokenizer, encoder_decoder=backbone.encoder_decoder, max_input=64, max_target=8
+    )
+    first, second = read_stream(stream).tasks[:2]
+    memory = MemoryBuffer(per_task=kept)
+    memory.add(first)
+    # eleven: the last batch of two epochs is short
+    parts = (first.train[:11], second.train[:11], memory.examples())
+    return tuple(encoder.encode_many(part) for part in parts)
+
+
+def learn(
+    backbone: Backbone, stream: Path, method: dict[str, Any] | Method, folder: Path, **training: Any
+) -> tuple[list[Tensor], TaskTraining]:
+    """Train a copy of the model on two tasks; its values, and what the second task's training was."""
+    mine = adapted(backbone)
+    first, second, memory = encoded(mine, stream)
+    if isinstance(method, dict):
+        method = build_method(method["name"], {k: v for k, v in method.items() if k != "name"})
+    settings = TrainingConfig(**{"learning_rate": 1e-3, "epochs": 2, "batch_size": 4, **training})
+    done = None
+    for index, (name, examples) in enumerate((("first", first), ("second", second))):
+        old: Sequence[Encoded] = memory if index else []
+        done = train_task(
+            mine.model,
+            mine,
+            method,
+            settings,
+            index=index,
+            name=name,
+            current=examples,
+            mixed=old if method.old_data == "mixed" else [],
+            memory=old if method.old_data == "steps" else [],
+            folder=folder,
+        )
+    assert done is not None
+    return values(mine), done
+
+
+def values(backbone: Backbone) -> list[Tensor]:
+    """Copy the trainable values."""
+    return [p.detach().clone() for p in backbone.model.parameters() if p.requires_grad]
