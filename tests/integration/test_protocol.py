@@ -288,6 +288,15 @@ def test_a_folder_with_something_else_is_refused_and_kept(go: Callable[..., RunR
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
+def test_what_an_end_before_the_first_record_left_is_no_obstacle(
+    go: Callable[..., RunRecord], tmp_path: Path
+):
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", ".record.json.x1y2.tmp"):
+        (tmp_path / "run" / name).write_text("", encoding="utf-8")
+    assert go(METHODS["sequential"]).status == "finished"
+
+
 def test_a_finished_run_is_not_run_again(
     learned_once: Path, tiny_folder_llama: Path, tiny_stream: Path, monkeypatch: pytest.MonkeyPatch
 ):

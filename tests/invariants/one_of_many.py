@@ -1,4 +1,4 @@
-"""One process of several that run the same configurations together: `python -m` with RANK and WORLD_SIZE set."""
+"""One process of several that run the same configurations together."""
 
 import gc
 import json

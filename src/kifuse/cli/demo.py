@@ -30,6 +30,8 @@ def demo(
     for name in names:
         method_entry(name, place="--methods")
 
+    from kifuse.cli.quiet import quieten
     from kifuse.demo import run_demo
 
+    quieten()
     raise typer.Exit(run_demo(output, seed, names, Console()))

@@ -59,9 +59,11 @@ def run(
     resolved = load_config(config, {**overrides, **given}, flags=flags, check_files=True)
 
     from kifuse.cli.live import ConsoleProgress
+    from kifuse.cli.quiet import quieten
     from kifuse.reporting.table import comparison_table, matrix_table
     from kifuse.training.runner import run as run_stream
 
+    quieten()
     console = Console()
     progress = ConsoleProgress(console)
     try:

@@ -41,7 +41,9 @@ def _facts(config: RunConfig) -> list[tuple[str, str]]:
 
     entry, training, adapter = method_entry(config.method.name), config.training, config.model.adapter
     settings = {**entry.preset, **config.method.settings}
-    data_class = build_method(config.method.name, config.method.settings).data_class
+    data_class = entry.data_class
+    if config.method.settings:  # only then is the method imported, and torch with it
+        data_class = build_method(config.method.name, config.method.settings).data_class
     facts = [
         (
             "model",

@@ -95,6 +95,8 @@ class StepContext(Protocol):
     total_steps: int
     lr: float
     """Learning rate of the step just taken, not of the next one, which a schedule may have brought to 0."""
+    base_lr: float
+    """Learning rate that the schedule starts from."""
     params: Parameters
 
     @property
@@ -124,7 +126,7 @@ class StepContext(Protocol):
         ...
 
     def reset_moments(self) -> None:
-        """Forget the moments of the task's optimizer."""
+        """Forget the moments of the task's optimizer and of the memory steps' own."""
         ...
 
     def log(self, **values: float) -> None:

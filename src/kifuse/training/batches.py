@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
+from kifuse.tasks.collator import IGNORED
 from kifuse.tasks.encoding import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Filler(Encoded):
+    """An example that counts for nothing, where a process would otherwise have no batch."""
 
 
 class OrderedExamples(Dataset[Encoded]):
@@ -18,17 +25,23 @@ class OrderedExamples(Dataset[Encoded]):
     Args:
         encoded: The examples.
         order: Indices into `encoded`, as from `training_order`.
+        multiple: The number of examples is filled up to a multiple of this. Several processes need as many
+            batches each; left alone, the data loader would take the first examples again.
     """
 
-    def __init__(self, encoded: Sequence[Encoded], order: Sequence[int]) -> None:
+    def __init__(self, encoded: Sequence[Encoded], order: Sequence[int], multiple: int = 1) -> None:
         self.encoded = encoded
         self.order = order
+        self.length = -(-len(order) // multiple) * multiple
 
     def __len__(self) -> int:
-        return len(self.order)
+        return self.length
 
     def __getitem__(self, index: int) -> Encoded:
-        return self.encoded[self.order[index]]
+        if index < len(self.order):
+            return self.encoded[self.order[index]]
+        last = self.encoded[self.order[-1]]
+        return Filler(last.input_ids, last.target_ids, last.cut)
 
 
 class ModelCollator:
@@ -50,6 +63,9 @@ class ModelCollator:
     def __call__(self, examples: Sequence[Encoded]) -> dict[str, Any]:
         """One batch of tensors."""
         batch = self.collator(examples)
+        for row, example in enumerate(examples):
+            if isinstance(example, Filler):
+                batch["labels"][row] = IGNORED
         if self.decoder_inputs is not None:
             batch["decoder_input_ids"] = self.decoder_inputs(batch["labels"])
         return batch

@@ -31,6 +31,7 @@ class TrainerContext:
         self.step = 0
         self.total_steps = 0
         self.lr = 0.0
+        self.base_lr = float(trainer.args.learning_rate)
         self.replayed = 0
         self.extra_passes = 0
         self.events: list[dict[str, Any]] = []
@@ -115,9 +116,11 @@ class TrainerContext:
         return self._own
 
     def reset_moments(self) -> None:
-        """Forget the moments of the task's optimizer; it starts them anew at its next step."""
+        """Forget the moments of the task's optimizer and of the memory steps' own; both start them anew."""
         inner = getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
         inner.state.clear()
+        if self._own is not None:
+            self._own.state.clear()
 
     def log(self, **values: float) -> None:
         """Append to the Trainer's log history, which reaches its integrations and kifuse's record."""

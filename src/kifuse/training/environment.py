@@ -39,7 +39,7 @@ def machine(backbone: Backbone) -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "threads": torch.get_num_threads(),
         "precision": backbone.precision,
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": process_count(),
         "system": platform.system(),
     }
 
@@ -51,6 +51,11 @@ def peak_memory_mb() -> float:
     # Linux counts in KiB, macOS in bytes
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def process_count() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:

@@ -115,10 +115,12 @@ def train_task(
     )
     batches = MemoryBatches(memory, settings.batch_size, seed) if memory else None
     driver = MethodCallback(method, index=index, name=name, memory=batches)
+    arguments = _arguments(settings, backbone, folder, seed, steps=-(-len(order) // settings.batch_size))
+    together = arguments.world_size * arguments.per_device_train_batch_size
     trainer = Trainer(
         model=model,
-        args=_arguments(settings, backbone, folder, seed, steps=-(-len(order) // settings.batch_size)),
-        train_dataset=OrderedExamples(examples, order),
+        args=arguments,
+        train_dataset=OrderedExamples(examples, order, multiple=together if arguments.world_size > 1 else 1),
         data_collator=_collator(backbone),
         compute_loss_func=TargetLoss(shift=not backbone.encoder_decoder),
         callbacks=[driver, _Steps(listener)],

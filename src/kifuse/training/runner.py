@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import datetime
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from kifuse import __version__
 from kifuse.config import RunConfig, to_yaml
-from kifuse.errors import RunError
 from kifuse.evaluation.metrics import needed_cells
 from kifuse.methods.base import Method
 from kifuse.models.adapters import add_adapter, load_adapter_weights, save_adapter
 from kifuse.models.loading import Backbone, load_backbone
 from kifuse.registry import build_method
-from kifuse.reporting.record import MethodRecord, RunRecord, ScoreRecord, TaskRecord
+from kifuse.reporting.record import RunRecord, ScoreRecord
 from kifuse.storage import write_text
 from kifuse.streams import open_stream
 from kifuse.tasks.encoding import Encoded, Encoder
 from kifuse.tasks.memory import MemoryBuffer
-from kifuse.tasks.task import Task, TaskStream
-from kifuse.training.environment import is_main_process, machine, peak_memory_mb, versions
+from kifuse.tasks.task import TaskStream
+from kifuse.training.environment import (
+    is_main_process,
+    peak_memory_mb,
+    process_count,
+)
 from kifuse.training.evaluator import Evaluator
 from kifuse.training.one_task import TaskTraining, train_task
+from kifuse.training.opening import config_json, differences, new_record, now, open_run
 from kifuse.training.progress import Plan, Progress
 from kifuse.training.state import load_state, save_state
 
@@ -47,7 +48,7 @@ def run(config: RunConfig, *, progress: Progress | None = None, reuse: Path | No
     """
     progress = progress or Progress()
     folder = Path(config.output)
-    record = _open(folder, config)
+    record = open_run(folder, config)
     if record is not None and record.status == "finished":
         progress.say(f"{folder} holds this run already, finished; nothing to do")
         return record
@@ -62,102 +63,8 @@ def run(config: RunConfig, *, progress: Progress | None = None, reuse: Path | No
         say=progress.say,
     )
     if record is None:
-        record = _new_record(config, stream, method, backbone)
+        record = new_record(config, stream, method, backbone)
     return _Run(config, folder, record, stream, method, backbone, progress).go(reuse)
-
-
-def _open(folder: Path, config: RunConfig) -> RunRecord | None:
-    """The record of an earlier start of the same run, or None for an empty folder.
-
-    Raises:
-        RunError: The folder holds something else.
-    """
-    if not folder.exists():
-        return None
-    if not folder.is_dir():
-        raise RunError(f"output: {folder} is a file; name a folder.")
-    if not (folder / "record.json").is_file():
-        if any(p for p in folder.iterdir() if p.name not in {"log.txt", "config.yaml"}):
-            raise RunError(f"output: {folder} is not empty and holds no run; name a new or empty folder.")
-        return None
-    record = RunRecord.load(folder)
-    changed = _differences(record.config, _config_dict(config))
-    if changed:
-        raise RunError(
-            f"output: {folder} holds another run, which differs in {', '.join(changed)}; "
-            "name another folder, or remove that one."
-        )
-    return record
-
-
-def _config_dict(config: RunConfig) -> dict[str, Any]:
-    resolved = config.model_dump(mode="json")
-    del resolved["output"]
-    return resolved
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key} ({a!r} there, {b!r} here)")
-    return found
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def _new_record(config: RunConfig, stream: TaskStream, method: Method, backbone: Backbone) -> RunRecord:
-    overlaps = stream.overlaps()
-    inner = backbone.model
-    return RunRecord(
-        kifuse_version=__version__,
-        status="running",
-        created=_now(),
-        config=_config_dict(config),
-        model={
-            "name": config.model.name,
-            "family": inner.config.model_type,
-            "parameters": sum(p.numel() for p in inner.parameters()),
-            "encoder_decoder": backbone.encoder_decoder,
-        },
-        method=MethodRecord(
-            name=config.method.name,
-            settings=method.settings(),
-            data_class=method.data_class,
-        ),
-        stream=stream.name,
-        tasks=[_task_record(task) for task in stream.tasks],
-        overlaps=[overlap_json(o) for o in overlaps],
-        seeds={"training": config.training.seed},
-        versions=versions(),
-        machine=machine(backbone),
-        warnings=[*stream.warnings]
-        + [
-            f"{o.count} examples of {o.task_a}/{o.split_a} are also in {o.task_b}/{o.split_b}"
-            for o in overlaps
-            if "train" in (o.split_a, o.split_b) and "test" in (o.split_a, o.split_b)
-        ],
-    )
-
-
-def overlap_json(overlap: Any) -> dict[str, Any]:
-    """An overlap as plain JSON."""
-    return {k: getattr(overlap, k) for k in ("task_a", "split_a", "task_b", "split_b", "count")}
-
-
-def _task_record(task: Task) -> TaskRecord:
-    return TaskRecord(
-        name=task.name,
-        metric=task.metric,
-        labels=list(task.labels) if task.labels else None,
-        sizes={split: len(task.split(split)) for split in ("train", "dev", "test")},
-        hashes={split: task.split_hash(split) for split in ("train", "dev", "test")},
-    )
 
 
 class _Run:
@@ -226,7 +133,7 @@ class _Run:
                 self._learn(k)
             self._score(k)
         self.record.status = "finished"
-        self.record.finished = _now()
+        self.record.finished = now()
         self._save()
         if self.writes:
             shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
@@ -344,9 +251,11 @@ class _Run:
         """Use another run's first task where it must come out the same."""
         if self.record.tasks[0].train_steps is not None or not self.method.plain_first_task or self.joint:
             return
+        if process_count() > 1:
+            return  # the other processes would look for the adapter before it is there
         theirs = RunRecord.load(other)
         same = [
-            d for d in _differences(theirs.config, _config_dict(self.config)) if not d.startswith("method.")
+            d for d in differences(theirs.config, config_json(self.config)) if not d.startswith("method.")
         ]
         source = other / "adapters" / "after-1"
         their_method = build_method(

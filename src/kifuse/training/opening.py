@@ -1,0 +1,116 @@
+"""The start of a run: an empty folder gets a new record, a folder with the same run is gone on with."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from kifuse import __version__
+from kifuse.config import RunConfig
+from kifuse.errors import RunError
+from kifuse.methods.base import Method
+from kifuse.models.loading import Backbone
+from kifuse.reporting.record import MethodRecord, RunRecord, TaskRecord
+from kifuse.tasks.task import Task, TaskStream
+from kifuse.training.environment import machine, versions
+
+
+def open_run(folder: Path, config: RunConfig) -> RunRecord | None:
+    """The record of an earlier start of the same run, or None for an empty folder.
+
+    Raises:
+        RunError: The folder holds something else.
+    """
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise RunError(f"output: {folder} is a file; name a folder.")
+    if not (folder / "record.json").is_file():
+        if any(
+            p for p in folder.iterdir() if p.name not in {"log.txt", "config.yaml"} and p.suffix != ".tmp"
+        ):
+            raise RunError(f"output: {folder} is not empty and holds no run; name a new or empty folder.")
+        return None
+    record = RunRecord.load(folder)
+    changed = differences(record.config, config_json(config))
+    if changed:
+        raise RunError(
+            f"output: {folder} holds another run, which differs in {', '.join(changed)}; "
+            "name another folder, or remove that one."
+        )
+    return record
+
+
+def config_json(config: RunConfig) -> dict[str, Any]:
+    """Everything that makes a run what it is; where it is written does not."""
+    resolved = config.model_dump(mode="json")
+    del resolved["output"]
+    return resolved
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The keys in which two configurations differ, with both values."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} ({a!r} there, {b!r} here)")
+    return found
+
+
+def now() -> str:
+    """The time, UTC, for the record only; nothing is decided by it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def new_record(config: RunConfig, stream: TaskStream, method: Method, backbone: Backbone) -> RunRecord:
+    """The record of a run that has not learned anything yet."""
+    overlaps = stream.overlaps()
+    inner = backbone.model
+    return RunRecord(
+        kifuse_version=__version__,
+        status="running",
+        created=now(),
+        config=config_json(config),
+        model={
+            "name": config.model.name,
+            "family": inner.config.model_type,
+            "parameters": sum(p.numel() for p in inner.parameters()),
+            "encoder_decoder": backbone.encoder_decoder,
+        },
+        method=MethodRecord(
+            name=config.method.name,
+            settings=method.settings(),
+            data_class=method.data_class,
+        ),
+        stream=stream.name,
+        tasks=[_task_record(task) for task in stream.tasks],
+        overlaps=[_overlap_json(o) for o in overlaps],
+        seeds={"training": config.training.seed},
+        versions=versions(),
+        machine=machine(backbone),
+        warnings=[*stream.warnings]
+        + [
+            f"{o.count} examples of {o.task_a}/{o.split_a} are also in {o.task_b}/{o.split_b}"
+            for o in overlaps
+            if "train" in (o.split_a, o.split_b) and "test" in (o.split_a, o.split_b)
+        ],
+    )
+
+
+def _overlap_json(overlap: Any) -> dict[str, Any]:
+    """An overlap as plain JSON."""
+    return {k: getattr(overlap, k) for k in ("task_a", "split_a", "task_b", "split_b", "count")}
+
+
+def _task_record(task: Task) -> TaskRecord:
+    return TaskRecord(
+        name=task.name,
+        metric=task.metric,
+        labels=list(task.labels) if task.labels else None,
+        sizes={split: len(task.split(split)) for split in ("train", "dev", "test")},
+        hashes={split: task.split_hash(split) for split in ("train", "dev", "test")},
+    )

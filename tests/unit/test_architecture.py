@@ -1,0 +1,157 @@
+"""The shape of the package: which part may import which, how long a module is, and what is never used."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "src" / "kifuse"
+FILES = sorted(ROOT.rglob("*.py"))
+
+# A part may import the parts of lower rows only. The demo is an interface like the command line.
+LAYERS: list[set[str]] = [
+    {"errors", "knowledge", "problems"},
+    {"storage", "methods", "evaluation"},
+    {"tasks", "models", "registry", "reporting"},
+    {"benchmarks"},
+    {"config"},
+    {"streams"},
+    {"training"},
+    {"cli", "demo", "__main__"},
+]
+OUTSIDE: dict[str, set[str]] = {
+    "knowledge": {"torch"},
+    "methods": {"torch", "pydantic"},
+    "errors": set(),
+    "problems": {"pydantic", "pydantic_core"},
+    "storage": {"torch", "safetensors"},
+    "reporting": {"pydantic", "pydantic_core", "rich"},
+    "config": {"pydantic", "yaml"},
+    "registry": {"pydantic"},
+    "streams": set(),
+    "benchmarks": set(),
+}
+"""What else a part may import beside Python's own library; a part that is not here is free."""
+
+
+def _part(file: Path) -> str:
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text("utf-8"))
+
+
+def _imports(file: Path) -> Iterator[str]:
+    """Every module that a file imports anywhere, by its full name."""
+    for node in ast.walk(_tree(file)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            if node.module == "kifuse":
+                yield from (f"kifuse.{alias.name}" for alias in node.names)
+            else:
+                yield node.module or ""
+
+
+def _own(file: Path) -> set[str]:
+    """The parts of the package that a file imports, its own left out."""
+    parts = {name.split(".")[1] for name in _imports(file) if name.startswith("kifuse.")}
+    return parts - {_part(file), "__version__"}
+
+
+def _strange(file: Path) -> set[str]:
+    roots = {name.partition(".")[0] for name in _imports(file)} - {"kifuse"}
+    return {root for root in roots if root not in sys.stdlib_module_names}
+
+
+def test_every_part_has_its_layer():
+    parts = {_part(file) for file in FILES} - {"__init__"}
+    assert parts <= set().union(*LAYERS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_imports_point_one_way(file: Path):
+    part = _part(file)
+    if part == "__init__":
+        assert not _own(file) & {"cli", "demo"}
+        return
+    level = next(i for i, layer in enumerate(LAYERS) if part in layer)
+    # the demo and the command line may know each other; otherwise parts of one layer do not
+    below = set().union(*LAYERS[:level], LAYERS[level] if part in LAYERS[-1] else set())
+    if part == "problems":
+        below = {"errors"}
+    assert _own(file) <= below
+    if part in OUTSIDE:
+        assert _strange(file) <= OUTSIDE[part]
+
+
+def test_methods_know_knowledge_and_nothing_else_of_the_package():
+    for file in FILES:
+        if _part(file) == "methods":
+            assert _own(file) <= {"knowledge"}
+        if _part(file) == "knowledge":
+            assert not _own(file)
+
+
+def test_only_training_knows_the_trainer():
+    for file in FILES:
+        if _part(file) == "training":
+            continue
+        for node in ast.walk(_tree(file)):
+            if isinstance(node, ast.ImportFrom) and node.module in ("transformers", "accelerate"):
+                assert not {a.name for a in node.names} & {"Trainer", "TrainerCallback", "Accelerator"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_no_module_is_long_or_of_everything(file: Path):
+    assert len(file.read_text("utf-8").splitlines()) <= 400
+    assert file.stem not in {"utils", "helpers", "common", "misc"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_nothing_is_unpickled_and_no_foreign_code_is_run(file: Path):
+    assert not {name.partition(".")[0] for name in _imports(file)} & {"pickle", "dill", "joblib", "shelve"}
+    for node in ast.walk(_tree(file)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save"), ("np", "load")}
+        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+            assert not (isinstance(node.value, ast.Constant) and node.value.value)
+        if isinstance(node, ast.Name):
+            assert node.id not in {"eval", "exec"}
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        ["kifuse"],
+        ["kifuse.cli"],
+        ["kifuse.config", "kifuse.registry", "kifuse.models", "kifuse.benchmarks.catalog", "kifuse.streams"],
+        ["kifuse.reporting.record", "kifuse.reporting.table", "kifuse.reporting.changes"],
+        ["kifuse.evaluation.metrics", "kifuse.evaluation.scoring", "kifuse.storage"],
+    ],
+    ids=lambda modules: modules[0],
+)
+def test_importing_this_imports_no_torch(modules: list[str]):
+    code = (
+        f"import sys, {', '.join(modules)}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_method_interface_imports_no_engine():
+    code = (
+        "import sys, kifuse.methods.kif, kifuse.methods.recurrent_kif; "
+        "print([m for m in ('transformers', 'accelerate', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
