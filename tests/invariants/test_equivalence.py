@@ -38,8 +38,10 @@ def backbone(request: pytest.FixtureRequest, quick: None) -> Backbone:
 def test_a_step_is_the_same_in_one_part_or_in_many(
     backbone: Backbone, tiny_stream: Path, tmp_path: Path, name: str
 ):
+    # eleven examples: the last of three steps is of fewer
     (whole, cost), *parts = (
-        learn(backbone, tiny_stream, METHODS[name], tmp_path, accumulation=parts) for parts in (1, 2, 4)
+        learn(backbone, tiny_stream, METHODS[name], tmp_path, epochs=1, accumulation=parts)
+        for parts in (1, 2, 4)
     )
     start = values(adapted(backbone))
     assert all((w - s).abs().max() > 1e-3 for w, s in zip(whole, start, strict=True))
