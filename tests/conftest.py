@@ -52,7 +52,10 @@ def quick() -> Iterator[None]:
     # every Trainer collects garbage as it starts, which takes longer than the training here
     gc.collect()
     gc.freeze()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        # nothing here survives a loss of power, and waiting for the disk takes longer still
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
     gc.unfreeze()
     torch.set_num_threads(before)
 

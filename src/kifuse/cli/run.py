@@ -61,10 +61,11 @@ def run(
     from kifuse.cli.live import ConsoleProgress
     from kifuse.cli.quiet import quieten
     from kifuse.reporting.table import comparison_table, matrix_table
+    from kifuse.training.environment import is_main_process
     from kifuse.training.runner import run as run_stream
 
     quieten()
-    console = Console()
+    console = Console(quiet=not is_main_process())  # one of several processes speaks for all
     progress = ConsoleProgress(console)
     try:
         record = run_stream(resolved, progress=progress)

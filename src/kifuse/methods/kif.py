@@ -34,7 +34,7 @@ from torch import Tensor
 
 from kifuse.knowledge.fusion import adaptive_weights, blend, static_weights
 from kifuse.knowledge.importance import ImportanceTracker, cumulative, min_max
-from kifuse.knowledge.projection import orthogonality_gradients
+from kifuse.knowledge.projection import orthogonality_gradients, orthogonality_penalty
 from kifuse.knowledge.selection import quantile_threshold
 from kifuse.knowledge.skill_units import SkillUnits
 from kifuse.methods.base import SETTINGS, Method, MethodState, OldData, Parameters, StepContext, TaskInfo
@@ -119,6 +119,12 @@ class KIF(Method):
         current = self._units.reduce(self._tracker.scores(), how)
         if self._tracker.skipped:
             ctx.event("importance", skipped_steps=self._tracker.skipped)
+        if self._pairs:
+            penalty = sum(
+                float(orthogonality_penalty(a.detach(), b.detach(), squared=self.orthogonality_squared))
+                for a, b in self._pairs
+            )
+            ctx.event("orthogonality", weighted_penalty=self.orthogonality * penalty / len(self._pairs))
         if task.first or self._history is None:
             self._history = current
         else:

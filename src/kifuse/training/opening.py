@@ -42,6 +42,21 @@ def open_run(folder: Path, config: RunConfig) -> RunRecord | None:
     return record
 
 
+def check_data(folder: Path, record: RunRecord, stream: TaskStream) -> None:
+    """Make sure that a run goes on with the data it began with.
+
+    Raises:
+        RunError: A task's examples are not those of the run's start.
+    """
+    for task, entry in zip(stream.tasks, record.tasks, strict=True):
+        for split, begun in entry.hashes.items():
+            if task.split_hash(split) != begun:
+                raise RunError(
+                    f"{folder}: the {split} examples of task {task.name!r} have changed since this run "
+                    "began; put the data back as it was, or name a new output folder."
+                )
+
+
 def config_json(config: RunConfig) -> dict[str, Any]:
     """Everything that makes a run what it is; where it is written does not."""
     resolved = config.model_dump(mode="json")

@@ -26,7 +26,7 @@ from kifuse.training.environment import (
 )
 from kifuse.training.evaluator import Evaluator
 from kifuse.training.one_task import TaskTraining, train_task
-from kifuse.training.opening import config_json, differences, new_record, now, open_run
+from kifuse.training.opening import check_data, config_json, differences, new_record, now, open_run
 from kifuse.training.progress import Plan, Progress
 from kifuse.training.state import load_state, save_state
 
@@ -55,6 +55,8 @@ def run(config: RunConfig, *, progress: Progress | None = None, reuse: Path | No
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     stream = open_stream(config.data, config.training.seed)
+    if record is not None:
+        check_data(folder, record, stream)
     method = build_method(config.method.name, config.method.settings)
     backbone = load_backbone(
         config.model.name,

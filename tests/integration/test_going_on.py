@@ -1,0 +1,41 @@
+"""A run that is started again: what it refuses to go on with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kifuse.errors import RunError
+from kifuse.reporting.record import RunRecord
+from kifuse.training.runner import run
+from tests.runs import make_config
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_data_that_changed_is_refused(tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_stream, data)
+    config = make_config(tiny_folder_llama, data, tmp_path / "out", {"name": "sequential"})
+    run(config)
+    record = RunRecord.load(tmp_path / "out")
+    record.status = "running"
+    record.save(tmp_path / "out")
+    file = data / record.tasks[1].name / "train.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").replace("train 0", "another text"), encoding="utf-8")
+    with pytest.raises(RunError, match=f"train examples of task '{record.tasks[1].name}' have changed"):
+        run(config)
+
+
+def test_a_finished_run_is_left_as_it_is(
+    tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tiny_folder_llama, tiny_stream, tmp_path / "out", {"name": "sequential"})
+    run(config)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    monkeypatch.setattr("kifuse.training.runner.load_backbone", None)  # whoever trains again calls it
+    again = run(config)
+    assert again.status == "finished"
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
