@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from kifuse.errors import RunError
 from kifuse.reporting.record import RunRecord
+from kifuse.training.progress import Progress
 from kifuse.training.runner import run
 from tests.runs import make_config
 
@@ -39,3 +41,31 @@ def test_a_finished_run_is_left_as_it_is(
     again = run(config)
     assert again.status == "finished"
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+
+
+def test_shared_examples_are_said_and_recorded(
+    tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_stream, data)
+    leaked = (data / "fruit" / "test.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    with (data / "fruit" / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write(leaked + "\n")
+
+    class Told(Progress):
+        lines: ClassVar[list[str]] = []
+
+        def say(self, text: str) -> None:
+            self.lines.append(text)
+
+    record = run(
+        make_config(tiny_folder_llama, data, tmp_path / "out", {"name": "sequential"}), progress=Told()
+    )
+    assert {
+        "task_a": "fruit",
+        "split_a": "train",
+        "task_b": "fruit",
+        "split_b": "test",
+        "count": 1,
+    } in record.overlaps
+    assert any("fruit" in line and "train" in line and "test" in line for line in Told.lines)

@@ -143,6 +143,14 @@ class _Run:
         return self.record
 
     def _announce(self) -> None:
+        """Say what is odd in the data, and how much there is to do."""
+        for warning in self.record.warnings:
+            self.progress.say(f"note: {warning}")
+        if self.record.overlaps:
+            shared = sum(overlap["count"] for overlap in self.record.overlaps)
+            self.progress.say(
+                f"note: {shared} inputs stand in two splits or tasks; record.json lists them under overlaps"
+            )
         training = self.config.training
         sizes = [len(t.train) * training.epochs for t in self.tasks]
         steps = [-(-n // training.batch_size) for n in ([sum(sizes)] if self.joint else sizes)]
