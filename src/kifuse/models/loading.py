@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from kifuse.errors import ModelError, did_you_mean
 from kifuse.models.bundled import bundled_model
@@ -119,6 +120,25 @@ def load_backbone(
     model.config.use_cache = True
     accepts = frozenset(inspect.signature(model.forward).parameters)
     return Backbone(model, tokenizer, encoder_decoder, accepts, chosen, device, source)
+
+
+def shrink_frozen(model: nn.Module, precision: Precision) -> None:
+    """Keep the weights of frozen linear layers in the precision they are multiplied in.
+
+    Autocast would cast them to it in every forward and backward pass; done once, the results are the same bit
+    for bit, a step is about a tenth faster on a CPU, and the weights take half the memory.
+
+    Args:
+        model: The adapted model; changed in place.
+        precision: Of the matrix products; nothing is done for fp32.
+    """
+    if precision == "fp32":
+        return
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    for module in model.modules():
+        if type(module) is nn.Linear and not module.weight.requires_grad:
+            # a new parameter, since an output layer may share its weights with the embeddings, which stay
+            module.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
 
 
 def _check_name(name: str) -> None:

