@@ -16,8 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
-from kifuse.cli.live import ConsoleProgress
 from kifuse.config import RunConfig
+from kifuse.live import ConsoleProgress
 from kifuse.reporting.record import RunRecord
 from kifuse.training.runner import run
 

@@ -68,7 +68,7 @@ def run_demo(output: Path | None, seed: int, methods: tuple[str, ...], console: 
     Returns:
         0.
     """
-    from kifuse.cli.live import ConsoleProgress
+    from kifuse.live import ConsoleProgress
     from kifuse.training.runner import run
 
     folder = output or Path("runs") / f"demo-seed{seed}"

@@ -98,7 +98,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     stands = {
         "kifuse.training.runner": {"run": run},
         "kifuse.demo": {"run_demo": run_demo},
-        "kifuse.cli.live": {"ConsoleProgress": Progress},
+        "kifuse.live": {"ConsoleProgress": Progress},
         "kifuse.reporting.record": {"RunRecord": FakeRecord},
         "kifuse.reporting.table": {
             "comparison_table": lambda records: f"compared {len(records)}",

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from kifuse.cli import live
-from kifuse.cli.live import ConsoleProgress
+from kifuse import live
+from kifuse.live import ConsoleProgress
 from kifuse.training.evaluator import Cell
 from kifuse.training.progress import Plan
 

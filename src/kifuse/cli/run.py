@@ -58,8 +58,8 @@ def run(
     flags = {key: flag for key, flag in FLAGS.items() if key not in overrides}
     resolved = load_config(config, {**overrides, **given}, flags=flags, check_files=True)
 
-    from kifuse.cli.live import ConsoleProgress
     from kifuse.cli.quiet import quieten
+    from kifuse.live import ConsoleProgress
     from kifuse.reporting.table import comparison_table, matrix_table
     from kifuse.training.environment import is_main_process
     from kifuse.training.runner import run as run_stream
