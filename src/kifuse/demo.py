@@ -35,8 +35,8 @@ SETTINGS: dict[str, Any] = {
 }
 """What the demo runs with; everything else is the papers' default.
 
-It has minutes, not hours: two passes instead of ten, small batches at a higher rate. No dropout: on a CPU
-its random numbers cost a tenth of a step. The memory holds 32 of a task's 160 examples: the papers' 2% would
+It has minutes, not hours: two passes instead of ten, small batches at a higher rate. No dropout: its
+random numbers take time on a CPU. The memory holds 32 of a task's 160 examples: the papers' 2% would
 be 3, fewer than a job has labels.
 """
 

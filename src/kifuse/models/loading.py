@@ -105,7 +105,7 @@ def load_backbone(
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
         auto = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
-        # on a CPU and at these lengths plain attention trains about 1.3 times faster than the fused kernel
+        # on a CPU and for short inputs plain attention trains faster than the fused kernel
         attention = {"attn_implementation": "eager"} if device.type == "cpu" else {}
         model = auto.from_pretrained(source, dtype=torch.float32, **attention, **options)
     except (OSError, ValueError, KeyError) as error:
@@ -126,7 +126,7 @@ def shrink_frozen(model: nn.Module, precision: Precision) -> None:
     """Keep the weights of frozen linear layers in the precision they are multiplied in.
 
     Autocast would cast them to it in every forward and backward pass; done once, the results are the same bit
-    for bit, a step is about a tenth faster on a CPU, and the weights take half the memory.
+    for bit, a step is faster, and the weights take half the memory.
 
     Args:
         model: The adapted model; changed in place.
