@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.evaluation.generation import greedy_generate
-from kifuse.evaluation.scoring import exact_match, is_valid_label, rouge_l
+from kifuse.evaluation.scoring import is_valid_label, score_one
 from kifuse.models.loading import Backbone
 from kifuse.storage import write_text
 from kifuse.tasks.encoding import Encoder
@@ -26,12 +26,14 @@ class Cell:
         valid: Share of outputs that are one of the task's labels, 0 to 100; None without labels.
         n: Test examples.
         seconds: Wall time.
+        cut: Inputs that lost their middle to fit.
     """
 
     score: float
     valid: float | None
     n: int
     seconds: float
+    cut: int = 0
 
 
 class Evaluator:
@@ -66,21 +68,20 @@ class Evaluator:
     def score(self, task: Task, after: int, progress: Callable[[int, int], None] | None = None) -> Cell:
         """Score one task after `after` tasks have been learned."""
         start = time.monotonic()
-        prompts = [self.encoder.prompt(example) for example in task.test]
+        encoded = self.encoder.encode_many(task.test)
         with self.backbone.autocast():
             predictions = greedy_generate(
                 self.model,
                 self.backbone.tokenizer,
-                prompts,
+                [item.input_ids for item in encoded],
                 encoder_decoder=self.backbone.encoder_decoder,
                 max_new_tokens=self._limit(task),
                 batch_tokens=self.batch_tokens,
                 progress=progress,
             )
         rows, total, valid = [], 0.0, 0
-        judge = exact_match if task.metric == "exact_match" else rouge_l
         for example, prediction in zip(task.test, predictions, strict=True):
-            points = judge(prediction, example.references)
+            points = score_one(prediction, example.references, task.metric)
             is_valid = is_valid_label(prediction, task.labels) if task.labels else None
             total += points
             valid += bool(is_valid)
@@ -103,6 +104,7 @@ class Evaluator:
             valid=100.0 * valid / max(n, 1) if task.labels else None,
             n=n,
             seconds=time.monotonic() - start,
+            cut=sum(item.cut for item in encoded),
         )
 
     def _limit(self, task: Task) -> int:

@@ -21,6 +21,7 @@ from kifuse.config import TrainingConfig
 from kifuse.errors import RunError
 from kifuse.methods.base import Method
 from kifuse.models.loading import Backbone
+from kifuse.streams import own_steps
 from kifuse.tasks.collator import Collator
 from kifuse.tasks.encoding import Encoded
 from kifuse.tasks.schedule import training_order
@@ -115,7 +116,9 @@ def train_task(
     )
     batches = MemoryBatches(memory, settings.batch_size, seed) if memory else None
     driver = MethodCallback(method, index=index, name=name, memory=batches)
-    arguments = _arguments(settings, backbone, folder, seed, steps=-(-len(order) // settings.batch_size))
+    arguments = _arguments(
+        settings, backbone, folder, seed, steps=own_steps(len(examples), settings.epochs, settings.batch_size)
+    )
     together = arguments.world_size * arguments.per_device_train_batch_size
     trainer = Trainer(
         model=model,

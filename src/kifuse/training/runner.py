@@ -9,13 +9,13 @@ import torch
 
 from kifuse.config import RunConfig, to_yaml
 from kifuse.evaluation.metrics import needed_cells
-from kifuse.methods.base import Method
+from kifuse.methods.base import Method, OldData
 from kifuse.models.adapters import add_adapter, load_adapter_weights, save_adapter
 from kifuse.models.loading import Backbone, load_backbone, shrink_frozen
 from kifuse.registry import build_method
 from kifuse.reporting.record import RunRecord, ScoreRecord
 from kifuse.storage import write_text
-from kifuse.streams import open_stream
+from kifuse.streams import open_stream, own_steps
 from kifuse.tasks.encoding import Encoded, Encoder
 from kifuse.tasks.memory import MemoryBuffer
 from kifuse.tasks.task import TaskStream
@@ -67,6 +67,10 @@ def run(config: RunConfig, *, progress: Progress | None = None, reuse: Path | No
     if record is None:
         record = new_record(config, stream, method, backbone)
     return _Run(config, folder, record, stream, method, backbone, progress).go(reuse)
+
+
+REMEMBERED: tuple[OldData, ...] = ("mixed", "steps")
+"""Ways of meeting old data that need a memory buffer."""
 
 
 class _Run:
@@ -127,9 +131,9 @@ class _Run:
         if self.writes:
             write_text(self.folder / "config.yaml", to_yaml(self.config))
         self._save()
-        self._announce()
         if reuse is not None:
             self._take_over_first_task(reuse)
+        self._announce()
         start = self._restore()
         for k in range(start, len(self.tasks) + 1):
             if k > start or not self._learned(k):
@@ -153,13 +157,15 @@ class _Run:
                 f"note: {shared} inputs stand in two splits or tasks; record.json lists them under overlaps"
             )
         training = self.config.training
-        sizes = [len(t.train) * training.epochs for t in self.tasks]
-        steps = [-(-n // training.batch_size) for n in ([sum(sizes)] if self.joint else sizes)]
-        scored = {(s.after, s.task): s.n for s in self.record.scores}
+        sizes = [len(t.train) for t in self.tasks]
+        trainings = [sum(sizes)] if self.joint else sizes
+        steps = [own_steps(size, training.epochs, training.batch_size) for size in trainings]
         tests = [len(self.tasks[i].test) for _, i in self.cells]
         done_steps = sum(t.train_steps or 0 for t in self.record.tasks)
         self.progress.begin(
-            self.config.method.name, Plan(sum(steps), sum(tests)), Plan(done_steps, sum(scored.values()))
+            self.config.method.name,
+            Plan(sum(steps), sum(tests)),
+            Plan(done_steps, sum(s.n for s in self.record.scores)),
         )
 
     def _learned(self, k: int) -> bool:
@@ -192,15 +198,8 @@ class _Run:
         task, entry = self.tasks[k - 1], self.record.tasks[k - 1]
         examples = [e for t in self.tasks for e in t.train] if self.joint else list(task.train)
         current = self.encoder.encode_many(examples)
-        old = (
-            self.encoder.encode_many(self.memory.examples())
-            if self.method.old_data in ("mixed", "steps")
-            else []
-        )
+        old = self.encoder.encode_many(self.memory.examples()) if self.method.old_data in REMEMBERED else []
         entry.cut_inputs = sum(e.cut for e in current)
-        for each, its in zip(self.tasks, self.record.tasks, strict=True):
-            if self.joint or each is task:
-                its.cut_test_inputs = sum(e.cut for e in self.encoder.encode_many(each.test))
         if entry.cut_inputs:
             self.progress.say(
                 f"{task.name}: {entry.cut_inputs} of {len(current)} training inputs lost their middle to fit "
@@ -217,7 +216,7 @@ class _Run:
             "events": done.events,
         }.items():
             setattr(entry, key, value)
-        if self.method.old_data in ("mixed", "steps"):
+        if self.method.old_data in REMEMBERED:
             self.memory.add(task)
         if self.writes:
             save_adapter(self.model, self._adapter(k))
@@ -250,6 +249,7 @@ class _Run:
             cell = self.evaluator.score(
                 task, after, lambda done, total, name=task.name: self.progress.scoring(name, done, total)
             )
+            self.record.tasks[i].cut_test_inputs = cell.cut
             self.record.scores.append(
                 ScoreRecord(
                     after=after, task=i, score=cell.score, valid=cell.valid, n=cell.n, seconds=cell.seconds
@@ -265,7 +265,7 @@ class _Run:
         if process_count() > 1:
             return  # the other processes would look for the adapter before it is there
         theirs = RunRecord.load(other)
-        same = [
+        other_keys = [
             d for d in differences(theirs.config, config_json(self.config)) if not d.startswith("method.")
         ]
         source = other / "adapters" / "after-1"
@@ -273,7 +273,7 @@ class _Run:
             theirs.method.name, {k: v for k, v in theirs.config["method"].items() if k != "name"}
         )
         plain = their_method.plain_first_task and their_method.old_data != "all"
-        if same or not plain or not source.is_dir() or theirs.tasks[0].train_steps is None:
+        if other_keys or not plain or not source.is_dir() or theirs.tasks[0].train_steps is None:
             return
         first = theirs.tasks[0].model_copy(deep=True)
         self.record.tasks[0] = first
@@ -283,7 +283,7 @@ class _Run:
         self.record.notes.append(
             f"the first task's training was taken over from the run of {theirs.method.name}"
         )
-        if self.method.old_data in ("mixed", "steps"):
+        if self.method.old_data in REMEMBERED:
             self.memory.add(self.tasks[0])
         if self.writes:
             for part in ("adapters/after-1", "predictions/after-0", "predictions/after-1"):
