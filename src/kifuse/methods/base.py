@@ -6,6 +6,7 @@ the training engine: the same object runs in kifuse's own runner and in anybody'
 | hook | when | may |
 | --- | --- | --- |
 | `begin_task` | before training of a task | copy weights, prepare statistics |
+| `continue_task` | instead, when training goes on in its middle | take the statistics up again |
 | `on_gradients` | gradients complete, reduced, unscaled, clipped; weights not moved yet | read, change |
 | `on_update` | the optimizer has really moved | read or correct the update |
 | `on_step` | after each step | take memory steps, fuse, log |
@@ -66,6 +67,20 @@ class Parameters:
     def clone(self) -> list[Tensor]:
         """Detached copies of all values."""
         return [p.detach().clone() for p in self.tensors]
+
+    @torch.no_grad()
+    def means(self, values: Sequence[Tensor]) -> Tensor:
+        """The mean of each parameter's values, for `StepContext.measure`.
+
+        Args:
+            values: One tensor per parameter, each broadcastable to the parameter's shape (booleans too).
+
+        Returns:
+            float32 `(parameters,)`.
+        """
+        return torch.stack(
+            [v.detach().float().expand(p.shape).mean() for v, p in zip(values, self.tensors, strict=True)]
+        )
 
     @torch.no_grad()
     def assign(self, values: Sequence[Tensor]) -> None:
@@ -137,6 +152,15 @@ class StepContext(Protocol):
         """Add an entry to the task's record: something that happened once (a fusion, a replay stage)."""
         ...
 
+    def measure(self, **series: Tensor) -> None:
+        """Add to the task's record one number for each trainable tensor, for its pictures.
+
+        Args:
+            series: By name (`importance`, `history`, `weight_of_previous`, ...): one value per trainable tensor,
+                in the order of `params`; see `Parameters.means`.
+        """
+        ...
+
 
 @dataclass
 class MethodState:
@@ -173,6 +197,14 @@ class Method(ABC):
     def begin_task(self, task: TaskInfo, params: Parameters) -> None:  # noqa: B027 - optional hook
         """Called before the first step of a task."""
 
+    def continue_task(self, task: TaskInfo, params: Parameters) -> None:
+        """Called instead of `begin_task` when training goes on in the middle of a task, after `load_state`.
+
+        A method that gathers something over the steps of a task takes it up here, from what `state` gave in
+        the middle of the task.
+        """
+        self.begin_task(task, params)
+
     def on_gradients(self, params: Parameters) -> None:  # noqa: B027 - optional hook
         """Called with complete gradients before the optimizer moves."""
 
@@ -187,7 +219,7 @@ class Method(ABC):
 
     @abstractmethod
     def state(self) -> MethodState:
-        """Everything that must survive the end of a task."""
+        """Everything that must survive: at the end of a task, or in its middle where training may stop and go on."""
 
     @abstractmethod
     def load_state(self, state: MethodState) -> None:

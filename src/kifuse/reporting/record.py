@@ -47,7 +47,8 @@ class TaskRecord(_Part):
     """One task: its data, and what training on it was. Fields are None until it has been trained on.
 
     `loss` holds (step, training loss); a loss that was no finite number is None. `events` are what the method
-    had to say, in its own words.
+    had to say, in its own words. `per_tensor` holds what it measured of each trainable tensor: `names`, and
+    `series` of as many numbers by name.
     """
 
     name: str
@@ -64,6 +65,7 @@ class TaskRecord(_Part):
     seconds_train: float | None = None
     loss: Annotated[list[tuple[int, float | None]], BeforeValidator(_finite)] = Field(default_factory=list)
     events: list[dict[str, Any]] = Field(default_factory=list)
+    per_tensor: dict[str, Any] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,19 +50,22 @@ class ModelCollator:
     Args:
         collator: From `kifuse.tasks`.
         decoder_inputs: An encoder-decoder model's own shift of labels to decoder inputs, or None.
+        constants: Further arguments of the forward pass, the same for each batch.
     """
 
     def __init__(
         self,
         collator: Callable[[Sequence[Encoded]], dict[str, Any]],
         decoder_inputs: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        constants: Mapping[str, Any] | None = None,
     ) -> None:
         self.collator = collator
         self.decoder_inputs = decoder_inputs
+        self.constants = dict(constants or {})
 
     def __call__(self, examples: Sequence[Encoded]) -> dict[str, Any]:
         """One batch of tensors."""
-        batch = self.collator(examples)
+        batch = {**self.collator(examples), **self.constants}
         for row, example in enumerate(examples):
             if isinstance(example, Filler):
                 batch["labels"][row] = IGNORED

@@ -35,6 +35,7 @@ class TrainerContext:
         self.replayed = 0
         self.extra_passes = 0
         self.events: list[dict[str, Any]] = []
+        self.measured: dict[str, list[float]] = {}
         self._own: torch.optim.Optimizer | None = None
 
     @property
@@ -129,6 +130,15 @@ class TrainerContext:
     def event(self, kind: str, **values: Any) -> None:
         """Keep an entry for the run's record."""
         self.events.append({"kind": kind, "step": self.step, **values})
+
+    def measure(self, **series: torch.Tensor) -> None:
+        """Keep one number per trainable tensor for the run's record."""
+        for name, values in series.items():
+            if tuple(values.shape) != (len(self.params.names),):
+                raise ValueError(
+                    f"{name}: found shape {tuple(values.shape)}, expected ({len(self.params.names)},)."
+                )
+            self.measured[name] = [float(v) for v in values.detach().float().cpu()]
 
 
 @contextlib.contextmanager

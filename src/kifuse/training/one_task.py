@@ -45,6 +45,7 @@ class TaskTraining:
         seconds: Wall time of `trainer.train()`.
         losses: (step, training loss) pairs.
         events: What the method noted.
+        per_tensor: What it measured of each trainable tensor: `names`, and `series` by name.
     """
 
     steps: int
@@ -54,6 +55,7 @@ class TaskTraining:
     seconds: float
     losses: list[tuple[int, float]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+    per_tensor: dict[str, Any] = field(default_factory=dict)
 
 
 class _Steps(TrainerCallback):
@@ -146,6 +148,9 @@ def train_task(
         seconds=seconds,
         losses=driver.losses,
         events=context.events,
+        per_tensor={"names": list(context.params.names), "series": context.measured}
+        if context.measured
+        else {},
     )
 
 
@@ -156,7 +161,9 @@ def _collator(backbone: Backbone) -> ModelCollator:
         accepts=set(backbone.accepts),
     )
     shift = backbone.model.prepare_decoder_input_ids_from_labels if backbone.encoder_decoder else None
-    return ModelCollator(plain, shift)
+    # a training step never looks at the keys and values again
+    constants = {"use_cache": False} if "use_cache" in backbone.accepts else {}
+    return ModelCollator(plain, shift, constants)
 
 
 def _arguments(

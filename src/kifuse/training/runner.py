@@ -214,6 +214,7 @@ class _Run:
             "seconds_train": done.seconds,
             "loss": [list(pair) for pair in done.losses],
             "events": done.events,
+            "per_tensor": done.per_tensor,
         }.items():
             setattr(entry, key, value)
         if self.method.old_data in REMEMBERED:
