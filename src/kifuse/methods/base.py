@@ -156,8 +156,8 @@ class StepContext(Protocol):
         """Add to the task's record one number for each trainable tensor, for its pictures.
 
         Args:
-            series: By name (`importance`, `history`, `weight_of_previous`, ...): one value per trainable tensor,
-                in the order of `params`; see `Parameters.means`.
+            series: By name (`importance`, `history`, `weight_of_previous`, ...): one value per trainable
+                tensor, in the order of `params`; see `Parameters.means`.
         """
         ...
 
@@ -219,7 +219,7 @@ class Method(ABC):
 
     @abstractmethod
     def state(self) -> MethodState:
-        """Everything that must survive: at the end of a task, or in its middle where training may stop and go on."""
+        """Everything that must survive at the end of a task, or in its middle, where training may go on."""
 
     @abstractmethod
     def load_state(self, state: MethodState) -> None:
