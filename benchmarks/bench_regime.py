@@ -47,6 +47,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "kif": {"name": "kif"},
     "kiflora": {"name": "kiflora"},
     "rkif-paper": {"name": "recurrent-kif"},
+    "rkif-paper-m2": {"name": "recurrent-kif", "outer_steps": 2},
     "rkif-published": {"name": "recurrent-kif", **PUBLISHED, "outer_steps": 4},
     "rkif-paper-m4": {"name": "recurrent-kif", "outer_steps": 4},
     "rkif-paper-m4-reset": {"name": "recurrent-kif", "outer_steps": 4, "moments": "reset"},
@@ -59,7 +60,10 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "rkif-published-m1": {"name": "recurrent-kif", **PUBLISHED, "outer_steps": 1},
 }
-"""Rows of the table: a label and a method with its settings. 'm4' is four memory steps a round."""
+"""Rows of the table: a label and a method with its settings. 'm4' is four memory steps a round.
+
+With two memory steps a round Recurrent-KIF replays exactly as many examples as replay does: 480.
+"""
 
 
 def config(row: str, seed: int, data: Path, folder: Path, threads: int | None) -> RunConfig:

@@ -41,9 +41,9 @@ be 3, fewer than a job has labels.
 """
 
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {
-    "recurrent-kif": {"outer_steps": 8, "outer_optimizer": "own"},
+    "recurrent-kif": {"outer_steps": 5, "outer_optimizer": "own"},
 }
-"""Settings of single methods in the demo: as many memory steps as inner ones, with moments of their own."""
+"""Settings of single methods in the demo: five memory steps a round of eight, with moments of their own."""
 
 SHOWN = 3
 """Examples shown of each kind."""
