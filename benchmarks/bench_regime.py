@@ -65,6 +65,38 @@ ROWS: dict[str, dict[str, Any]] = {
 With two memory steps a round Recurrent-KIF replays exactly as many examples as replay does: 480.
 """
 
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "static-outer": {"outer_importance": "static"},
+    "no-masks": {"masks": "none"},
+    "global-sum": {"masks": "global"},
+    "soft-masks": {"masks": "soft"},
+    "no-share": {"share": False},
+    "gradient": {"importance": "gradient"},
+    "no-smoothing": {"smoothing": False},
+    "one-fusion": {"rounds": "one"},
+    "share-90": {"threshold": "share"},
+    "by-module": {"scope": "module"},
+    "by-layer": {"scope": "layer"},
+}
+"""Recurrent-KIF with one thing changed: its Table 2, and our adaptive threshold and scopes."""
+
+OF_KIFLORA: dict[str, dict[str, Any]] = {
+    "first-order": {"order": "first"},
+    "gradient": {"order": "gradient"},
+    "magnitude": {"order": "magnitude"},
+    "no-smoothing": {"smoothing": False, "uncertainty": False},
+    "per-example": {"fisher": "per_example"},
+    "mean-score": {"unit_score": "mean"},
+    "matrix-units": {"units": "matrix"},
+    "static": {"fusion": "static"},
+    "average": {"fusion": "average"},
+    "ema": {"fusion": "ema"},
+}
+"""KIFLoRA with one thing changed: KIF's Tables IV and V."""
+
+ROWS |= {f"rkif-{label}": {"name": "recurrent-kif", **change} for label, change in ABLATIONS.items()}
+ROWS |= {f"kiflora-{label}": {"name": "kiflora", **change} for label, change in OF_KIFLORA.items()}
+
 
 def config(row: str, seed: int, data: Path, folder: Path, threads: int | None) -> RunConfig:
     """The regime with one row's method."""
@@ -121,7 +153,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with the long_sequence data")
-    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--rows", default=",".join(ROWS), help="labels with commas")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--runs", type=Path, default=Path("runs/bench-regime"))

@@ -13,13 +13,24 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kifuse.config import RunConfig, load_config
     from kifuse.errors import ConfigError, DataError, KifuseError, ModelError, RunError
+    from kifuse.learner import ContinualLearner
+    from kifuse.lineage import LearnReport
+    from kifuse.merging import (
+        Importance,
+        fuse,
+        fuse_adapters,
+        fuse_masked,
+        identify,
+        load_importance,
+        save_importance,
+    )
     from kifuse.methods.base import Method, MethodState, Parameters, StepContext, TaskInfo
     from kifuse.methods.joint import Joint
     from kifuse.methods.kif import KIF
     from kifuse.methods.recurrent_kif import RecurrentKIF
     from kifuse.methods.replay import Replay
     from kifuse.methods.sequential import Sequential
-    from kifuse.registry import build_method
+    from kifuse.registry import build_method, register
     from kifuse.reporting.record import RunRecord
     from kifuse.tasks import Example, MemoryBuffer, Task, TaskStream, read_stream, read_task
     from kifuse.training.runner import run
@@ -27,13 +38,24 @@ if TYPE_CHECKING:
 _PLACES = {
     "kifuse.config": ("RunConfig", "load_config"),
     "kifuse.errors": ("ConfigError", "DataError", "KifuseError", "ModelError", "RunError"),
+    "kifuse.learner": ("ContinualLearner",),
+    "kifuse.lineage": ("LearnReport",),
+    "kifuse.merging": (
+        "Importance",
+        "fuse",
+        "fuse_adapters",
+        "fuse_masked",
+        "identify",
+        "load_importance",
+        "save_importance",
+    ),
     "kifuse.methods.base": ("Method", "MethodState", "Parameters", "StepContext", "TaskInfo"),
     "kifuse.methods.joint": ("Joint",),
     "kifuse.methods.kif": ("KIF",),
     "kifuse.methods.recurrent_kif": ("RecurrentKIF",),
     "kifuse.methods.replay": ("Replay",),
     "kifuse.methods.sequential": ("Sequential",),
-    "kifuse.registry": ("build_method",),
+    "kifuse.registry": ("build_method", "register"),
     "kifuse.reporting.record": ("RunRecord",),
     "kifuse.tasks": ("Example", "MemoryBuffer", "Task", "TaskStream", "read_stream", "read_task"),
     "kifuse.training.runner": ("run",),
@@ -43,10 +65,13 @@ _WHERE = {name: place for place, names in _PLACES.items() for name in names}
 __all__ = [
     "KIF",
     "ConfigError",
+    "ContinualLearner",
     "DataError",
     "Example",
+    "Importance",
     "Joint",
     "KifuseError",
+    "LearnReport",
     "MemoryBuffer",
     "Method",
     "MethodState",
@@ -64,10 +89,17 @@ __all__ = [
     "TaskStream",
     "__version__",
     "build_method",
+    "fuse",
+    "fuse_adapters",
+    "fuse_masked",
+    "identify",
     "load_config",
+    "load_importance",
     "read_stream",
     "read_task",
+    "register",
     "run",
+    "save_importance",
 ]
 
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
+
+# Control characters save newline, what reverses the direction of text, and halves of surrogate pairs.
+_UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONGEST_LINE = 2000
+_LONGEST_NAME = 100
+_MOST_CANDIDATES = 1000
 
 
 class KifuseError(Exception):
-    """Something the user can put right; the command line prints it without a traceback and exits with 2."""
+    """Something the user can put right; the command line prints it without a traceback and exits with 2.
+
+    A message quotes what stands in files: characters that would steer a terminal are written as escapes, and
+    a line of more than 2000 characters loses its middle.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__("\n".join(map(_printable, str(message).split("\n"))))
 
 
 class ConfigError(KifuseError):
@@ -26,6 +41,12 @@ class RunError(KifuseError):
     """A run cannot start, continue or be read."""
 
 
+def _printable(line: str) -> str:
+    if len(line) > _LONGEST_LINE:
+        line = f"{line[: _LONGEST_LINE * 2 // 3]} … {line[-_LONGEST_LINE // 3 :]}"
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], line)
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Suggest the candidate closest to a misspelt name.
 
@@ -36,6 +57,13 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     Returns:
         ``" Did you mean 'x'?"`` with a leading space, or an empty string when nothing is close.
     """
-    by_lower = {candidate.casefold(): candidate for candidate in candidates}
+    # The search for likeness takes time that grows with the square of the lengths.
+    if len(str(name)) > _LONGEST_NAME:
+        return ""
+    by_lower = {
+        candidate.casefold(): candidate
+        for candidate in islice(candidates, _MOST_CANDIDATES)
+        if len(candidate) <= _LONGEST_NAME
+    }
     close = get_close_matches(str(name).casefold(), list(by_lower), n=1, cutoff=0.6)
     return f" Did you mean '{by_lower[close[0]]}'?" if close else ""

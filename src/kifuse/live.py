@@ -31,6 +31,7 @@ class ConsoleProgress(Progress):
         self.method = ""
         self.bar: Bar | None = None
         self.row: TaskID | None = None
+        self.taken = 0
         self.total = self.done = self.at_start = self.base = 0.0
         self.started = self.spoke = time.monotonic()
         self.loss: float | None = None
@@ -62,16 +63,20 @@ class ConsoleProgress(Progress):
             self.bar.update(self.row, completed=self.done)
             self.bar.start()
 
+    def passes(self, done: int) -> None:
+        """Note how much of the task's work is done; a step alone does not say."""
+        self.taken = done
+
     def step(self, task: str, step: int, steps: int, loss: float | None) -> None:
         """Move on by a step."""
         if loss is not None:
             self.loss = loss
             return
-        self.done = self.base + step
+        self.done = self.base + max(step, self.taken)
         shown = "" if self.loss is None else f", loss {self.loss:.2f}"
         self._show(f"{self.method}: {task}, step {step}/{steps}{shown}")
         if step == steps:
-            self.base, self.loss = self.done, None
+            self.base, self.loss, self.taken = self.done, None, 0
 
     def scoring(self, task: str, done: int, total: int) -> None:
         """Move on by some scored examples."""

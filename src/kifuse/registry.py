@@ -5,6 +5,7 @@ Nothing is imported for a name until it is used: listing the names needs no torc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -44,6 +45,8 @@ class Entry:
     paper: str = ""
 
 
+_KIFLORA = {"units": "rank", "order": "second", "fusion": "adaptive", "orthogonality": 0.1}
+
 METHODS: dict[str, Entry] = {
     "sequential": Entry(
         target="kifuse.methods.sequential:Sequential",
@@ -70,7 +73,39 @@ METHODS: dict[str, Entry] = {
         target="kifuse.methods.kif:KIF",
         summary="KIF on single LoRA ranks, with second-order importance and adaptive fusion.",
         data_class="replay-free",
-        preset={"units": "rank", "order": "second", "fusion": "adaptive", "orthogonality": 0.1},
+        preset=_KIFLORA,
+        paper=_KIF,
+    ),
+    "kif-m": Entry(
+        target="kifuse.methods.kif:KIF",
+        summary="KIF, then a pass over kept examples with the units frozen that only the new task needs.",
+        data_class="real replay",
+        preset={"replay_epochs": 1},
+        paper=_KIF,
+    ),
+    "kiflora-m": Entry(
+        target="kifuse.methods.kif:KIF",
+        summary="KIFLoRA, then a pass over kept examples with the ranks frozen that only the new task needs.",
+        data_class="real replay",
+        preset={**_KIFLORA, "replay_epochs": 1},
+        paper=_KIF,
+    ),
+    "tasl": Entry(
+        target="kifuse.methods.kif:KIF",
+        summary="KIF under the name it was first published with (ACL 2024).",
+        data_class="replay-free",
+        paper=_KIF,
+    ),
+    "weight-ensemble": Entry(
+        target="kifuse.methods.average:WeightEnsemble",
+        summary="Averages the old and new adapter after each task, with one weight for all parameters.",
+        data_class="replay-free",
+        paper=_KIF,
+    ),
+    "ema": Entry(
+        target="kifuse.methods.average:EMA",
+        summary="Replaces the adapter after each task by its running average over the task's steps.",
+        data_class="replay-free",
         paper=_KIF,
     ),
     "recurrent-kif": Entry(
@@ -80,6 +115,43 @@ METHODS: dict[str, Entry] = {
         paper=_RECURRENT_KIF,
     ),
 }
+
+
+_OWN: dict[str, type[Method]] = {}
+"""Classes that a user registered, by their target; they need not be importable."""
+
+
+def register(name: str, cls: type[Method], summary: str = "") -> None:
+    """Give a method of your own a name, by which runs and configurations find it in this process.
+
+    Args:
+        name: Small letters, digits and dashes, as in ``my-method``.
+        cls: A pydantic dataclass derived from `Method`, all of whose settings have defaults.
+        summary: One line for the list of methods; the first line of the class's docstring if empty.
+
+    Raises:
+        ConfigError: The name is taken or no name, or the class is no such class.
+    """
+    from kifuse.methods.base import Method
+
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ConfigError(f"register: {name!r} is no name; expected small letters, digits and dashes.")
+    if name in METHODS and METHODS[name].target not in _OWN:
+        raise ConfigError(f"register: {name!r} is a method of kifuse's own; choose another name.")
+    if not (isinstance(cls, type) and issubclass(cls, Method) and hasattr(cls, "__pydantic_fields__")):
+        raise ConfigError(
+            f"register: {cls!r} is no method; derive the class from kifuse.Method and decorate it with "
+            "pydantic's @dataclass(kw_only=True, config=SETTINGS), SETTINGS from kifuse.methods.base."
+        )
+    try:
+        data_class = cls().data_class
+    except (ValidationError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"register: {cls.__name__} cannot be made without settings: {reason}.") from error
+    target = f"{cls.__module__}:{cls.__qualname__}"
+    _OWN[target] = cls
+    summary = summary or (cls.__doc__ or "").strip().partition("\n")[0]
+    METHODS[name] = Entry(target=target, summary=summary, data_class=data_class)
 
 
 def method_names() -> list[str]:
@@ -128,6 +200,19 @@ def build_method(name: str, settings: Mapping[str, Any] | None = None) -> Method
     return made
 
 
+def name_of(method: Method) -> str:
+    """The name under which a method's class is registered.
+
+    Raises:
+        ConfigError: It is not registered.
+    """
+    target = f"{type(method).__module__}:{type(method).__qualname__}"
+    for name, entry in METHODS.items():
+        if entry.target == target:
+            return name
+    raise ConfigError(f"method: {type(method).__name__} has no name; register it with kifuse.register first.")
+
+
 def check_settings(name: str, settings: Mapping[str, Any]) -> list[Problem]:
     """The problems of a method's settings, with keys that start with ``method``; imports the method.
 
@@ -144,7 +229,7 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> list[Problem]:
 def _try_build(name: str, given: dict[str, Any]) -> tuple[Any, list[Problem]]:
     entry = method_entry(name)
     module, _, attribute = entry.target.partition(":")
-    cls = getattr(import_module(module), attribute)
+    cls: Any = _OWN.get(entry.target) or getattr(import_module(module), attribute)
     fields: dict[str, FieldInfo] = {
         key: each for key, each in cls.__pydantic_fields__.items() if each.init is not False
     }

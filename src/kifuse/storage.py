@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CHUNK = 1 << 20
+_DEEPEST = 100
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -28,7 +32,29 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     Raises:
         KifuseError: If the file cannot be written.
     """
-    data = text.encode("utf-8")
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise KifuseError(
+            f"{path}: cannot be written: half a surrogate pair at character {error.start + 1}."
+        ) from error
+
+    def fill(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    _replace(Path(path), fill)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file of any kind atomically, creating its folder when absent.
+
+    Args:
+        path: The file to write; an existing one is replaced in one step.
+        data: Its content.
+
+    Raises:
+        KifuseError: If the file cannot be written.
+    """
 
     def fill(temporary: Path) -> None:
         temporary.write_bytes(data)
@@ -49,9 +75,139 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     try:
         text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
         text.encode("utf-8")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise KifuseError(f"{path}: cannot be written as JSON: {error}.") from error
     write_text(path, text + "\n")
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read a file whole. A link is followed; a pipe or a device, which may never end, is refused.
+
+    Args:
+        path: The file to read.
+
+    Returns:
+        Its content.
+
+    Raises:
+        KifuseError: If it is missing, unreadable, or not a plain file.
+    """
+    try:
+        check_plain(path)
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise KifuseError(f"{path}: no such file.") from error
+    except (OSError, ValueError) as error:
+        raise KifuseError(f"{path}: cannot be read: {_reason(error)}.") from error
+    except MemoryError as error:
+        raise KifuseError(f"{path}: cannot be read: it is larger than this machine's memory.") from error
+
+
+def check_plain(path: str | os.PathLike[str]) -> None:
+    """Refuse what is no plain file, without opening it.
+
+    Args:
+        path: The file to look at; links are followed.
+
+    Raises:
+        KifuseError: If it is a folder, a pipe or a device.
+        OSError: If it is missing or may not be looked at.
+        ValueError: If the path holds a NUL character.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device"
+        raise KifuseError(f"{path}: not a plain file but {kind}; put the file itself there.")
+
+
+def decode_utf8(raw: bytes, path: str | os.PathLike[str]) -> str:
+    """Decode UTF-8, with or without a byte order mark.
+
+    Args:
+        raw: The content of a file.
+        path: The file, for the message.
+
+    Returns:
+        The text.
+
+    Raises:
+        KifuseError: If it is not UTF-8; names the line.
+    """
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise KifuseError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8.") from error
+
+
+def parse_json(text: str, path: str | os.PathLike[str], first_line: int = 1) -> Any:
+    """Decode JSON of which every key stands once.
+
+    Args:
+        text: The JSON text.
+        path: The file it comes from, for the message.
+        first_line: The line of the file that the text begins in.
+
+    Returns:
+        The decoded value.
+
+    Raises:
+        KifuseError: If it is no JSON, is nested more than 100 levels deep, or an object has a key twice.
+    """
+    twice: list[tuple[dict[str, Any], str]] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice.append((found, next(name for name in names if names.count(name) > 1)))
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=collect)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        said = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+        found = said if text.strip() else "the file is empty"
+        raise KifuseError(f"{path}:{line}: not valid JSON: {found}.") from error
+    except ValueError as error:  # Python reads no whole number of more than 4300 digits
+        raise KifuseError(f"{path}:{first_line}: not readable JSON: a number has too many digits.") from error
+    except RecursionError as error:
+        raise KifuseError(f"{path}:{first_line}: not readable JSON: nested too deeply.") from error
+    if text.count("[") + text.count("{") > _DEEPEST and _is_deep(value):
+        raise KifuseError(
+            f"{path}:{first_line}: not readable JSON: nested too deeply, more than {_DEEPEST} levels."
+        )
+    if twice:
+        # In a text of many lines only the place inside the value is known.
+        line = "" if "\n" in text.strip() else f":{first_line}"
+        place = f"{path}{line}{_place_of(twice[0][0], value)}"
+        raise KifuseError(f"{place}: the key '{twice[0][1]}' stands twice; remove one of the two.")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        inner = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [child for children in inner for child in children if isinstance(child, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def _place_of(wanted: object, value: Any) -> str:
+    """Where an object stands inside a JSON value, e.g. ``: 'Instances' row 3``; empty for the whole."""
+    open_items: list[tuple[Any, str]] = [(value, "")]
+    while open_items:
+        item, place = open_items.pop()
+        if item is wanted:
+            return f":{place}" if place else ""
+        if isinstance(item, dict):
+            open_items += [(child, f"{place} '{key}'") for key, child in item.items()]
+        elif isinstance(item, list):
+            open_items += [(child, f"{place} row {number}") for number, child in enumerate(item, 1)]
+    return ""
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -61,29 +217,19 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         path: The file to read.
 
     Returns:
-        The decoded value.
+        The decoded value; its texts can be written out again.
 
     Raises:
         KifuseError: If the file is missing, unreadable, not UTF-8, or not JSON; names file and line.
     """
-    try:
-        raw = Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise KifuseError(f"{path}: no such file.") from error
-    except OSError as error:
-        raise KifuseError(f"{path}: cannot be read: {error.strerror or error}.") from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise KifuseError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8.") from error
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        found = "the file is empty" if not text.strip() else f"{error.msg} at column {error.colno}"
-        raise KifuseError(f"{path}:{error.lineno}: not valid JSON: {found}.") from error
-    except RecursionError as error:
-        raise KifuseError(f"{path}: not readable JSON: nested too deeply.") from error
+    text = decode_utf8(read_bytes(path), path)
+    value = parse_json(text, path)
+    if _HALF_PAIR.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise KifuseError(f"{path}: a text holds half a surrogate pair; the file is damaged.") from error
+    return value
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -100,11 +246,12 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     """
     digest = hashlib.sha256()
     try:
+        check_plain(path)
         with Path(path).open("rb") as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
-    except OSError as error:
-        raise KifuseError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except (OSError, ValueError) as error:
+        raise KifuseError(f"{path}: cannot be read: {_reason(error)}.") from error
     return digest.hexdigest()
 
 
@@ -133,13 +280,17 @@ def write_tensors(
     Raises:
         KifuseError: If the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     kept = None if metadata is None else dict(metadata)
 
     def fill(temporary: Path) -> None:
-        save_file(plain, temporary, metadata=kept)
+        try:
+            save_file(plain, temporary, metadata=kept)
+        except SafetensorError as error:  # how it says that the disk is full
+            raise OSError(str(error)) from error
 
     _replace(Path(path), fill)
 
@@ -156,15 +307,19 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     Raises:
         KifuseError: If the file is missing or no safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    if not Path(path).is_file():
-        raise KifuseError(f"{path}: no such file.")
+    try:
+        check_plain(path)
+    except FileNotFoundError as error:
+        raise KifuseError(f"{path}: no such file.") from error
+    except (OSError, ValueError) as error:
+        raise KifuseError(f"{path}: cannot be read: {_reason(error)}.") from error
     try:
         with safe_open(os.fspath(path), framework="pt", device="cpu") as stream:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
             metadata = dict(stream.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # what a damaged header makes torch raise is of any kind
         raise KifuseError(f"{path}: not a readable safetensors file: {error}.") from error
     return tensors, metadata
 
@@ -185,11 +340,15 @@ def _replace(path: Path, fill: Callable[[Path], None]) -> None:
         temporary = None
         if os.name == "posix":
             _sync(path.parent, os.O_RDONLY)
-    except OSError as error:
-        raise KifuseError(f"{path}: cannot be written: {error.strerror or error}.") from error
+    except (OSError, ValueError) as error:
+        raise KifuseError(f"{path}: cannot be written: {_reason(error)}.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -17,7 +17,7 @@ from kifuse.errors import RunError
 from kifuse.evaluation.metrics import needed_cells
 from kifuse.reporting.record import RunRecord
 from kifuse.tasks import read_stream
-from kifuse.training import runner
+from kifuse.training import engine, runner
 from kifuse.training.evaluator import Cell
 from kifuse.training.progress import Plan, Progress
 from kifuse.training.runner import run
@@ -139,8 +139,9 @@ def test_the_record_says_what_was_run(learned: tuple[Path, RunRecord], family: P
 
 def test_the_run_folder_holds_what_it_should(learned: tuple[Path, RunRecord]):
     folder, _ = learned
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name for path in folder.iterdir()} - {".lock"} == {
         "config.yaml",
+        "report.html",
         "record.json",
         "predictions",
         "adapters",
@@ -324,8 +325,8 @@ def test_a_run_stopped_while_scoring_trains_no_task_twice(
         trained.append(kwargs["index"])
         return original(*args, **kwargs)
 
-    original = runner.train_task
-    monkeypatch.setattr(runner, "train_task", train)
+    original = engine.train_task
+    monkeypatch.setattr(engine, "train_task", train)
     # the first two cells come after one task, the next two after the second
     for cells in (1, 2):
         with pytest.raises(Stopped):

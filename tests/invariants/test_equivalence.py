@@ -25,7 +25,15 @@ from tests.runs import METHODS, TASKS, adapter, make_config, write_stream
 from tests.two_tasks import adapted, encoded, learn, load, values
 
 pytestmark = pytest.mark.usefixtures("quick")
-TOGETHER = ["sequential", "replay", "kif", "kif-m", "recurrent-kif", "recurrent-kif, own optimizer"]
+TOGETHER = [
+    "sequential",
+    "replay",
+    "kif",
+    "kif, single examples",
+    "kif-m",
+    "recurrent-kif",
+    "recurrent-kif, own optimizer",
+]
 ROOT = Path(__file__).parents[2]
 
 
@@ -98,6 +106,9 @@ def test_two_processes_learn_what_one_does(
     for one, two in zip(record.tasks, theirs["tasks"], strict=True):
         for key in ("train_steps", "examples_seen", "replayed_examples", "extra_forward_backward"):
             assert two[key] == getattr(one, key)
+        assert two["per_tensor"].keys() == one.per_tensor.keys()
+        for series, numbers in one.per_tensor.get("series", {}).items():
+            assert two["per_tensor"]["series"][series] == pytest.approx(numbers, rel=5e-4, abs=1e-9), series
 
 
 def _gradients(backbone: Backbone, batch: list[Encoded], width: int = 0) -> tuple[float, list[Tensor]]:

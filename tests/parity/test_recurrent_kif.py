@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from kifuse.config import TrainingConfig
-from kifuse.errors import ConfigError
 from kifuse.models.loading import Backbone
 from kifuse.registry import build_method
 from kifuse.training.one_task import train_task
@@ -36,7 +35,7 @@ def _driven(backbone: Backbone, stream: Path, settings: dict[str, Any], folder: 
     _, current, memory = encoded(mine, stream)
     reached: dict[int, Values] = {}
 
-    def keep(step: int, steps: int, loss: float | None) -> None:
+    def keep(step: int, steps: int, loss: float | None, passes: int) -> None:
         reached.setdefault(step, trainable(mine))
 
     train_task(
@@ -63,9 +62,9 @@ def _driven(backbone: Backbone, stream: Path, settings: dict[str, Any], folder: 
 
 
 def _literal(
-    backbone: Backbone, stream: Path, inner: int, outer: int, **options: Any
+    backbone: Backbone, stream: Path, inner: int, outer: int, once: bool = False, **options: Any
 ) -> tuple[list[Round], list[int]]:
-    """The rounds by Algorithm 1, and the steps at which they end."""
+    """The rounds by Algorithm 1, or all of them as one, and the steps at which they end."""
     mine = adapted(backbone)
     _, current, memory = encoded(mine, stream)
     seed = SEED * 1000 + TASK
@@ -73,6 +72,8 @@ def _literal(
     near = [steps[start : start + inner] for start in range(0, len(steps), inner)]
     drawn = memory_batches(memory, outer * len(near), seed=seed)
     far = [drawn[i * outer : (i + 1) * outer] for i in range(len(near))]
+    if once:
+        near, far, inner = [steps], [drawn], len(steps)
     rounds = recurrent_kif(
         trainable(mine),
         loss_of(mine),
@@ -128,6 +129,43 @@ def test_every_round_ends_where_the_algorithm_ends(
         assert moved > 1e-3
 
 
+def _module(name: str) -> str:
+    return name.rpartition(".lora_")[0]
+
+
+def _layer(name: str) -> str:
+    return name.split(".layers.")[1].split(".")[0]
+
+
+SWITCHES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "static outer importance": ({"outer_importance": "static"}, {"static_outer": True}),
+    "no masks": ({"masks": "none"}, {"masks": "none"}),
+    "one weight for all": ({"masks": "global"}, {"masks": "global"}),
+    "soft masks": ({"masks": "soft", "tau": 0.4}, {"masks": "soft", "tau": 0.4}),
+    "without sharing": ({"share": False, "quantile": 0.5}, {"share": False, "fraction": 0.5}),
+    "second order": ({"importance": "second"}, {"importance": "second"}),
+    "magnitude": ({"importance": "magnitude"}, {"importance": "magnitude"}),
+    "last step": ({"smoothing": False}, {"importance": "last"}),
+    "a share of the importance": ({"threshold": "share", "importance_share": 0.7}, {"carry": 0.7}),
+    "by module": ({"scope": "module"}, {"group_of": _module}),
+    "a share of each layer": ({"threshold": "share", "scope": "layer"}, {"carry": 0.9, "group_of": _layer}),
+    "one fusion": ({"rounds": "one"}, {}),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_switch_ends_where_the_algorithm_ends(
+    backbone: Backbone, tiny_stream: Path, tmp_path: Path, name: str
+):
+    settings, options = SWITCHES[name]
+    once = "rounds" in settings
+    rounds, ends = _literal(backbone, tiny_stream, 2, 2, once, rate_out=RATE, share_optimizer=True, **options)
+    reached = _driven(backbone, tiny_stream, {"inner_steps": 2, "outer_steps": 2, **settings}, tmp_path)
+    assert len(rounds) == (1 if once else 3)
+    for round_, step in zip(rounds, ends, strict=True):
+        torch.testing.assert_close(reached[step], round_.theta_next, rtol=1e-4, atol=2e-6)
+
+
 def test_gradient_importance_and_other_averages(backbone: Backbone, tiny_stream: Path, tmp_path: Path):
     settings = {"inner_steps": 2, "outer_steps": 2, "importance": "gradient", "quantile": 0.5}
     options = {"importance": "gradient", "fraction": 0.5, "alpha1": 0.3, "alpha2": 0.8, "rate_out": RATE}
@@ -137,10 +175,14 @@ def test_gradient_importance_and_other_averages(backbone: Backbone, tiny_stream:
         torch.testing.assert_close(reached[step], round_.theta_next, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("rounds", ["many", "one"])
 def test_a_memory_step_is_taken_at_the_rate_of_the_step_before_it(
-    backbone: Backbone, tiny_stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: Backbone, tiny_stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: str
 ):
-    """A linear schedule has reached 0 after the last step: a memory step at that rate would do nothing."""
+    """A linear schedule has reached 0 after the last step: a memory step at that rate would do nothing.
+
+    A single fusion takes the same memory steps at the same rates, so that it is no weaker for its schedule.
+    """
     rates: list[float] = []
     original = torch.optim.AdamW.step
 
@@ -154,7 +196,7 @@ def test_a_memory_step_is_taken_at_the_rate_of_the_step_before_it(
     train_task(
         mine.model,
         mine,
-        build_method("recurrent-kif", {"inner_steps": 3, "outer_steps": 2}),
+        build_method("recurrent-kif", {"inner_steps": 3, "outer_steps": 2, "rounds": rounds}),
         TrainingConfig(learning_rate=6e-3, epochs=EPOCHS, batch_size=4, scheduler="linear"),
         index=TASK,
         name="second",
@@ -163,10 +205,7 @@ def test_a_memory_step_is_taken_at_the_rate_of_the_step_before_it(
         folder=tmp_path,
     )
     inner = [6e-3, 5e-3, 4e-3, 3e-3, 2e-3, 1e-3]
-    assert rates == pytest.approx([*inner[:3], 4e-3, 4e-3, *inner[3:], 1e-3, 1e-3])
-
-
-@pytest.mark.parametrize("settings", [{"alpha_inner": 1.0}, {"alpha_outer": 0.0}])
-def test_an_average_that_never_takes_in_anything_is_refused(settings: dict[str, float]):
-    with pytest.raises(ConfigError, match=next(iter(settings))):
-        build_method("recurrent-kif", settings)
+    if rounds == "many":
+        assert rates == pytest.approx([*inner[:3], 4e-3, 4e-3, *inner[3:], 1e-3, 1e-3])
+    else:
+        assert rates == pytest.approx([*inner, 4e-3, 4e-3, 1e-3, 1e-3])

@@ -2,22 +2,51 @@
 
 import math
 
-from tests.reference.selection import threshold
+import torch
+
+from tests.reference.selection import carriers, selected
 
 
 def static_weights(p, c, gamma, quantile):
-    limit_p, limit_c = threshold([p], 1 - quantile), threshold([c], 1 - quantile)
+    return case_weights(important(p, 1 - quantile), important(c, 1 - quantile), gamma)
+
+
+def case_weights(before, now, gamma):
+    """Eq. 15, of the units that mattered before, and now."""
     weights = []
-    for before, now in zip(p.tolist(), c.tolist(), strict=True):
-        if before > limit_p and now > limit_c:
+    for mattered, matters in zip(before, now, strict=True):
+        if mattered and matters:
             weights.append(gamma)
-        elif before > limit_p:
+        elif mattered:
             weights.append(1.0)
-        elif now > limit_c:
+        elif matters:
             weights.append(0.0)
         else:
             weights.append(0.5)
     return weights
+
+
+def important(values, fraction=None, share=None, groups=None):
+    """Which units matter: the top fraction, or those that carry a share, among the units of each group."""
+    groups = [0] * len(values) if groups is None else groups
+    found = [None] * len(values)
+    for group in set(groups):
+        units = [u for u, its in enumerate(groups) if its == group]
+        own = torch.tensor([float(values[u]) for u in units])
+        marks = selected([own], fraction)[0] if share is None else carriers([own], share)[0]
+        for u, mark in zip(units, marks, strict=True):
+            found[u] = mark
+    return found
+
+
+def running_average(start, steps, decay):
+    """One parameter's scalars after v_t = d v_{t-1} + (1 - d) u_t from v_0 = start."""
+    average = [float(v) for v in start.flatten()]
+    for values in steps:
+        average = [
+            decay * v + (1 - decay) * u for v, u in zip(average, values.flatten().tolist(), strict=True)
+        ]
+    return average
 
 
 def adaptive_weights(p, c, tau):

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tests.reference.selection import carriers
+
 
 @dataclass
 class Optimizer:
@@ -78,6 +80,12 @@ def recurrent_kif(
     only_in=1.0,
     only_out=1.0,
     neither=(0.0, 0.0),
+    static_outer=False,
+    masks="hard",
+    tau=0.15,
+    share=True,
+    carry=None,
+    group_of=lambda name: 0,
 ):
     """Run one round for every element of inner_batches, and return the rounds.
 
@@ -87,7 +95,7 @@ def recurrent_kif(
         inner_batches: For each round, its Q batches of the current task.
         outer_batches: For each round, its M batches from memory.
         rate_in: Learning rate of the inner loop.
-        rate_out: Learning rate of the outer loop.
+        rate_out: Learning rate of the outer loop; or a list, one for each of its steps in every round.
         optimizer: "sgd" or "adamw".
         weight_decay: Decoupled weight decay of both optimizers.
         share_optimizer: The outer steps go through the inner optimizer, at the inner rate.
@@ -95,13 +103,21 @@ def recurrent_kif(
         alpha1: Weight of the past in the inner importance (Eq. 4).
         alpha2: Weight of the new value in the outer importance (Eq. 7).
         fraction: Share of all scalars that a mask keeps.
-        importance: "smoothed" (the paper: Ibar), "gradient" (|g| instead of |w g|), "last" (no average)
-            or "uncertainty" (published code: Ibar * Ubar, all four averages with alpha_uncertainty).
+        importance: "smoothed" (the paper: Ibar of |w g|), "gradient", "second" or "magnitude" (|g|,
+            |w g - (w g)^2 / 2| or |w| instead of |w g|), "last" (no average) or "uncertainty" (published
+            code: Ibar * Ubar, all four averages with alpha_uncertainty).
         alpha_uncertainty: Weight of the past for importance="uncertainty".
         both: Factors of (tau_in, tau_out) where both masks are 1.
         only_in: Factor of tau_in where only the inner mask is 1.
         only_out: Factor of tau_out where only the outer mask is 1.
         neither: Factors of (tau_in, tau_out) where no mask is 1.
+        static_outer: Measure the outer importance in the first round only.
+        masks: "hard"; "soft" (a softmax over the two importances, each scaled to [0, 1] over the model);
+            "global" (one weight each from their sums); or "none" (go on from theta_m).
+        tau: Temperature of the soft masks.
+        share: Whether tau_in is added where both masks are 1.
+        carry: Mask the fewest scalars that carry this share of the importance, instead of a fraction.
+        group_of: From a name to the group of parameters that is masked on its own.
     """
     inner_optimizer = Optimizer(optimizer, weight_decay=weight_decay)
     outer_optimizer = inner_optimizer if share_optimizer else Optimizer(optimizer, weight_decay=weight_decay)
@@ -122,21 +138,35 @@ def recurrent_kif(
             i_in, u_in = _importance(i_in, u_in, theta, grads, importance, past_in, alpha_uncertainty)
             theta = inner_optimizer.step(theta, grads, rate_in)
         theta_q = dict(theta)
-        for batch in outer:
+        for step, batch in enumerate(outer):
             grads = _gradients(loss, theta, batch)
-            i_out, u_out = _importance(i_out, u_out, theta, grads, importance, past_out, alpha_uncertainty)
-            theta = outer_optimizer.step(theta, grads, rate_in if share_optimizer else rate_out)
+            if not (static_outer and rounds):
+                i_out, u_out = _importance(
+                    i_out, u_out, theta, grads, importance, past_out, alpha_uncertainty
+                )
+            rate = rate_in if share_optimizer else rate_out
+            theta = outer_optimizer.step(theta, grads, rate_out[step] if isinstance(rate_out, list) else rate)
         theta_m = dict(theta)
 
         score_in, score_out = i_in, i_out
         if importance == "uncertainty":
             score_in = {name: i_in[name] * u_in[name] for name in theta}
             score_out = {name: i_out[name] * u_out[name] for name in theta}
-        mask_in, mask_out = _top(score_in, fraction), _top(score_out, fraction)
+        mask_in = _masks(score_in, fraction, carry, group_of)
+        mask_out = _masks(score_out, fraction, carry, group_of)
+        weights = _weights(score_in, score_out, masks, tau)
         theta = {}
         for name in theta_start:
             tau_in, tau_out = theta_q[name] - theta_start[name], theta_m[name] - theta_q[name]
+            if masks == "none":
+                theta[name] = theta_m[name]
+                continue
+            if masks in ("soft", "global"):
+                theta[name] = theta_start[name] + weights[name][0] * tau_in + weights[name][1] * tau_out
+                continue
             in_, out = mask_in[name], mask_out[name]
+            if not share:
+                in_ = in_ & ~out
             value = theta_start[name] + neither[0] * tau_in + neither[1] * tau_out
             value = torch.where(in_ & ~out, theta_start[name] + only_in * tau_in, value)
             value = torch.where(~in_ & out, theta_start[name] + only_out * tau_out, value)
@@ -160,7 +190,13 @@ def _gradients(loss, theta, batch):
 def _importance(i, u, theta, grads, kind, past, past_u):
     i_new, u_new = {}, {}
     for name, w in theta.items():
-        latest = grads[name].abs() if kind == "gradient" else (w * grads[name]).abs()
+        latest = (w * grads[name]).abs()
+        if kind == "gradient":
+            latest = grads[name].abs()
+        if kind == "second":
+            latest = (w * grads[name] - 0.5 * grads[name] ** 2 * w**2).abs()
+        if kind == "magnitude":
+            latest = w.abs()
         i_new[name] = past * i[name] + (1 - past) * latest
         u_new[name] = past_u * u[name] + (1 - past_u) * (latest - i_new[name]).abs()
     return i_new, u_new
@@ -173,3 +209,39 @@ def _top(scores, fraction):
     if fraction == 0:
         limit = math.inf
     return {name: score > limit for name, score in scores.items()}
+
+
+def _masks(scores, fraction, carry, group_of):
+    masks = {}
+    for group in {group_of(name) for name in scores}:
+        own = {name: score for name, score in scores.items() if group_of(name) == group}
+        if carry is None:
+            masks.update(_top(own, fraction))
+        else:
+            chosen = carriers(list(own.values()), carry)
+            for name, rows in zip(own, chosen, strict=True):
+                masks[name] = torch.tensor(rows).view(own[name].shape)
+    return masks
+
+
+def _weights(score_in, score_out, kind, tau):
+    """For each parameter the weights of tau_in and tau_out."""
+    if kind == "global":
+        s_in = sum(score.sum().item() for score in score_in.values())
+        s_out = sum(score.sum().item() for score in score_out.values())
+        one = (s_in / (s_in + s_out), s_out / (s_in + s_out)) if s_in + s_out else (0.5, 0.5)
+        return dict.fromkeys(score_in, one)
+    p_in, p_out = _norm(score_in), _norm(score_out)
+    weights = {}
+    for name in p_in:
+        e_in, e_out = torch.exp(p_in[name] / tau), torch.exp(p_out[name] / tau)
+        weights[name] = (e_in / (e_in + e_out), e_out / (e_in + e_out))
+    return weights
+
+
+def _norm(scores):
+    low = min(score.min().item() for score in scores.values())
+    high = max(score.max().item() for score in scores.values())
+    if low == high:
+        return {name: torch.zeros_like(score) for name, score in scores.items()}
+    return {name: (score - low) / (high - low) for name, score in scores.items()}

@@ -12,7 +12,9 @@ import pytest
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from kifuse import registry
 from kifuse.errors import ConfigError
+from kifuse.methods.base import Method, MethodState
 from kifuse.registry import METHODS, Entry, build_method, check_settings, method_entry, method_names
 
 
@@ -37,10 +39,11 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_names_are_those_of_the_papers() -> None:
-    assert method_names() == ["sequential", "joint", "replay", "kif", "kiflora", "recurrent-kif"]
+    kif = ["kif", "kiflora", "kif-m", "kiflora-m", "tasl", "weight-ensemble", "ema", "recurrent-kif"]
+    assert method_names()[:11] == ["sequential", "joint", "replay", *kif]
 
 
-@pytest.mark.parametrize("name", ["sequential", "joint", "replay", "kif", "kiflora", "recurrent-kif"])
+@pytest.mark.parametrize("name", method_names())
 def test_every_method_can_be_made_with_its_defaults(name: str) -> None:
     made = build_method(name)
     for key, value in METHODS[name].preset.items():
@@ -59,7 +62,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, nearest: str | N
     with pytest.raises(ConfigError) as caught:
         method_entry(name)
     text = str(caught.value)
-    assert "sequential, joint, replay, kif, kiflora, recurrent-kif" in text
+    assert "sequential, joint, replay, kif, kiflora, kif-m, " in text
     assert (f"Did you mean '{nearest}'?" if nearest else "kifuse ls methods") in text
 
 
@@ -106,3 +109,54 @@ def test_listing_methods_imports_none_of_them() -> None:
         "assert not [m for m in sys.modules if m.startswith('kifuse.methods')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@dataclass(kw_only=True, config=ConfigDict(extra="forbid"))
+class Mine(Method):
+    """A user's own.
+
+    It has more to say.
+    """
+
+    strength: float = 1.0
+
+    def state(self) -> MethodState:
+        return MethodState()
+
+    def load_state(self, state: MethodState) -> None:
+        pass
+
+
+@pytest.fixture
+def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "METHODS", dict(METHODS))
+    monkeypatch.setattr(registry, "_OWN", {})
+
+
+def test_a_method_of_ones_own_is_found_by_its_name(own_names: None) -> None:
+    registry.register("mine", Mine)
+    made = build_method("mine", {"strength": 2.0})
+    assert isinstance(made, Mine) and made.strength == 2.0
+    assert registry.name_of(made) == "mine"
+    entry = method_entry("mine")
+    assert (entry.summary, entry.data_class) == ("A user's own.", "replay-free")
+    with pytest.raises(ConfigError, match=r"method\.strenght"):
+        build_method("mine", {"strenght": 2.0})
+    registry.register("mine", Mine, "Again, as in a notebook.")
+    assert method_entry("mine").summary == "Again, as in a notebook."
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "word"),
+    [
+        ("My Method", Mine, "expected small letters, digits and dashes"),
+        ("kif", Mine, "'kif' is a method of kifuse's own"),
+        ("other", Toy, "derive the class from kifuse.Method"),
+        ("other", Mine(), "derive the class from kifuse.Method"),
+        ("other", Method, "derive the class from kifuse.Method"),
+    ],
+)
+def test_what_is_no_method_of_ones_own_is_refused(own_names: None, name: str, cls: Any, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        registry.register(name, cls)
+    assert "other" not in registry.METHODS

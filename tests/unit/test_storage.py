@@ -58,7 +58,7 @@ def test_files_follow_the_umask(tmp_path):
         (b"", r"a\.json:1: not valid JSON: the file is empty"),
         (b'{\n"a": 1,\n}', r"a\.json:3: not valid JSON"),
         (b'{"a":\n"\xff"}', r"a\.json:2: not UTF-8"),
-        (b"[" * 200_000, r"a\.json: not readable JSON: nested too deeply"),
+        (b"[" * 200_000, r"a\.json:1: not readable JSON: nested too deeply"),
     ],
 )
 def test_malformed_json_names_file_and_line(tmp_path, content, message):

@@ -7,10 +7,14 @@ from typing import Annotated
 import typer
 
 from kifuse import __version__
+from kifuse.cli.cp import cp
 from kifuse.cli.demo import demo
+from kifuse.cli.fuse import fuse
 from kifuse.cli.group import EPILOG_GAP, KifuseGroup
 from kifuse.cli.ls import ls_app
+from kifuse.cli.report import report
 from kifuse.cli.run import run
+from kifuse.cli.show import show_app
 from kifuse.cli.table import table
 from kifuse.cli.validate import validate
 
@@ -65,12 +69,34 @@ app.command(
 app.add_typer(ls_app, name="ls")
 app.command(
     epilog=_examples(
+        "kifuse cp recurrent-kif --data data",
+        "kifuse cp kiflora llama.yaml --model llama-2-7b --benchmark superni --order 2 --data data",
+        "kifuse cp recurrent-kif small.yaml --model smollm2-135m --set memory.share=0.1",
+    )
+)(cp)
+app.command(
+    epilog=_examples(
         "kifuse validate long-sequence.yaml", "kifuse validate long-sequence.yaml --set training.epochs=2"
     )
 )(validate)
 app.command(
     epilog=_examples("kifuse table runs/kif", "kifuse table runs/sequential runs/kif runs/recurrent-kif")
 )(table)
+app.command(
+    epilog=_examples(
+        "kifuse report runs/kif",
+        "kifuse report runs/sequential runs/kif runs/recurrent-kif --output comparison.html",
+        "kifuse report runs/kif --figures figures --tables tables",
+    )
+)(report)
+app.command(
+    epilog=_examples(
+        "kifuse fuse --previous runs/kif/adapters/after-1 --current new --importance scores.safetensors "
+        "--output fused",
+        "kifuse fuse --previous old --current new --fusion average --average 0.3 --output fused",
+    )
+)(fuse)
+app.add_typer(show_app, name="show")
 
 
 def main() -> None:

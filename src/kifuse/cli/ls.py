@@ -7,9 +7,12 @@ import typer
 from kifuse.cli.group import EPILOG_GAP
 
 ls_app = typer.Typer(
-    help="List the methods, benchmarks or models.",
+    help="List the methods, benchmarks, models or recipes.",
     epilog=EPILOG_GAP.join(
-        ["[bold]Examples[/bold]", "kifuse ls methods", "kifuse ls benchmarks", "kifuse ls models"]
+        [
+            "[bold]Examples[/bold]",
+            *("kifuse ls methods", "kifuse ls benchmarks", "kifuse ls models", "kifuse ls recipes"),
+        ]
     ),
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -54,6 +57,31 @@ def models() -> None:
     typer.echo(
         "Any causal or encoder-decoder model of the Hugging Face hub, or a folder that holds one, works too."
     )
+
+
+@ls_app.command(epilog="[bold]Example[/bold]  kifuse ls recipes")
+def recipes() -> None:
+    """List the rows of the papers' tables that 'kifuse cp' hands out, with the published figures."""
+    from itertools import groupby
+
+    from kifuse.recipes import model_names, papers
+
+    for paper in papers().values():
+        for table, group in groupby(paper.rows, key=lambda row: row.table):
+            rows = list(group)
+            benchmarks = list(dict.fromkeys(name for row in rows for name in row.published))
+            published = f", {' / '.join(paper.metrics)} as published" if benchmarks else ""
+            typer.echo(f"{paper.title} (arXiv {paper.arxiv}), {table}{published}:")
+            cells = [
+                (row.arguments, row.name, *(paper.cell(row.published.get(name)) for name in benchmarks))
+                for row in rows
+            ]
+            _print(["kifuse cp", "row", *benchmarks], cells)
+    typer.echo(
+        "Figures are for T5-large where no model is named. 'kifuse cp RECIPE' writes a file that is yours;"
+    )
+    typer.echo(f"--model takes {', '.join(model_names())} or any other, --benchmark and --order")
+    typer.echo("what 'kifuse ls benchmarks' lists.")
 
 
 def _print(columns: list[str], rows: list[tuple[str, ...]]) -> None:

@@ -46,7 +46,9 @@ def run(
     from rich.console import Console
 
     from kifuse.config import load_config, parse_overrides
+    from kifuse.recipes import refuse_recipe_name
 
+    refuse_recipe_name(config)
     overrides = parse_overrides(settings or [])
     options = [benchmark, order, data, model, method, seed, output]
     given: dict[str, Any] = {

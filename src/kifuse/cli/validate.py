@@ -25,8 +25,10 @@ def validate(
     from rich.console import Console
 
     from kifuse.config import load_config, parse_overrides
+    from kifuse.recipes import refuse_recipe_name
     from kifuse.streams import open_stream
 
+    refuse_recipe_name(config)
     resolved = load_config(config, parse_overrides(settings or []), check_files=True)
     stream = open_stream(resolved.data, resolved.training.seed)
     console = Console(highlight=False)
@@ -47,7 +49,7 @@ def _facts(config: RunConfig) -> list[tuple[str, str]]:
     facts = [
         (
             "model",
-            f"{config.model.name} ({_kind_of_model(config.model.name)}), adapters of rank {adapter.rank}",
+            f"{config.model.name} ({_kind_of_model(config.model.name)}), {adapter.summary}",
         ),
         ("method", f"{config.method.name} ({data_class})"),
         (

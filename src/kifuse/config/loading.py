@@ -11,12 +11,15 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from kifuse.config.reading import Document, read_yaml
+from kifuse.config.reading import Document, read_setting, read_yaml
 from kifuse.config.schema import RunConfig
 from kifuse.errors import ConfigError, did_you_mean
 from kifuse.problems import NOTHING, Key, Problem, from_pydantic, show_value
 from kifuse.registry import check_settings, method_names
 
+_MOST_PROBLEMS = 50
+_LONGEST_PART = 255
+"""Bytes in one part of a path: what file systems allow."""
 _SECTIONS = [name for name in RunConfig.model_fields if name != "output"]
 
 
@@ -51,7 +54,9 @@ def load_config(
         _override(data, tuple(key.split(".")), value)
         source.overridden.add(tuple(key.split(".")))
     _open_empty_sections(data)
-    found, config = _validate(data)
+    wrong_paths = _check_paths(data)
+    found, config = _validate(_without(data, wrong_paths))
+    found += wrong_paths
     method = data.get("method")
     if isinstance(method, dict):
         found += _check_method(method)
@@ -63,7 +68,9 @@ def load_config(
     if found or problems:
         lines = [(line, problem.render(f"{path}:{line}")) for line, problem in problems]
         lines += [(source.line(problem.key), problem.render(source.place(problem.key))) for problem in found]
-        raise ConfigError("\n".join(text for _, text in sorted(lines, key=lambda each: each[0])))
+        texts = [text for _, text in sorted(lines, key=lambda each: each[0])]
+        more = [f"... and {len(texts) - _MOST_PROBLEMS} more."] if len(texts) > _MOST_PROBLEMS else []
+        raise ConfigError("\n".join(texts[:_MOST_PROBLEMS] + more))
     if config is None:
         raise ConfigError(f"{path}: cannot be read as a configuration.")
     return config
@@ -79,7 +86,8 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
         The values by dotted key.
 
     Raises:
-        ConfigError: A setting has no ``=``, no key, a value that is no YAML, or is given twice.
+        ConfigError: A setting has no ``=``, no key, a value that is no YAML or unfolds to absurdly many, or
+            is given twice.
     """
     found: dict[str, Any] = {}
     problems = []
@@ -95,9 +103,12 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
             problems.append(f"--set {key}: found the key a second time, expected each key once. Remove one.")
             continue
         try:
-            found[key] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):
-            problems.append(f"--set {key}: found {text!r}, expected a YAML value. Put the value in quotes.")
+            found[key] = read_setting(text)
+        except ConfigError as error:
+            shown = repr(text if len(text) <= 80 else f"{text[:77]}...")
+            problems.append(
+                f"--set {key}: found {shown}, expected a YAML value: {error}. Put the value in quotes."
+            )
     if problems:
         raise ConfigError("\n".join(problems))
     return found
@@ -171,6 +182,46 @@ def _validate(data: dict[str, Any]) -> tuple[list[Problem], RunConfig | None]:
         return from_pydantic(error.errors(include_url=False), RunConfig.model_fields, data), None
 
 
+def _check_paths(data: dict[str, Any]) -> list[Problem]:
+    """What no operating system would take for a path; reading or making it would fail in odd ways."""
+    section = data.get("data")
+    paths: dict[Key, Any] = {("output",): data.get("output")}
+    if isinstance(section, dict):
+        paths["data", "path"] = section.get("path")
+    problems = []
+    for key, text in paths.items():
+        if not isinstance(text, str):
+            continue
+        try:
+            parts = Path(text).expanduser().parts
+        except RuntimeError:
+            advice = "Write the folder out in full."
+            problems.append(Problem(key, show_value(text), "a user's folder that is known", advice))
+            continue
+        if "\0" in text or any(len(_bytes(part)) > _LONGEST_PART for part in parts):
+            expected = f"a path in Unicode without NUL, with parts of at most {_LONGEST_PART} bytes"
+            problems.append(Problem(key, show_value(text), expected, "Correct the path."))
+    return problems
+
+
+def _bytes(part: str) -> bytes:
+    try:
+        return part.encode("utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair has no bytes: longer than allowed, whatever its length
+        return b" " * (_LONGEST_PART + 1)
+
+
+def _without(data: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
+    """The values with a stand-in for paths that are refused already."""
+    found = dict(data)
+    for problem in problems:
+        if len(problem.key) == 1:
+            found["output"] = "."
+        else:
+            found["data"] = {**found["data"], "path": "."}
+    return found
+
+
 def _check_method(method: dict[str, Any]) -> list[Problem]:
     name = method.get("name")
     if not isinstance(name, str) or not name:
@@ -186,7 +237,12 @@ def _check_method(method: dict[str, Any]) -> list[Problem]:
 
 def _check_folder(section: Any) -> list[Problem]:
     text = section.get("path") if isinstance(section, dict) else None
-    if not isinstance(text, str) or not text.strip() or Path(text).expanduser().exists():
+    if not isinstance(text, str) or not text.strip() or _check_paths({"data": section}):
+        return []
+    try:
+        if Path(text).expanduser().exists():
+            return []
+    except OSError:  # what may not be looked at is refused with the reason when it is read
         return []
     found = f"{show_value(text)}, which is not there"
     advice = "Correct the path; it is taken from the folder that the command runs in."

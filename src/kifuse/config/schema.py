@@ -9,7 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 
 def _number(value: Any) -> Any:
@@ -39,27 +47,56 @@ class Section(BaseModel):
 
 
 class AdapterConfig(Section):
-    """The LoRA adapter that is trained; W0 of the model stays frozen (KIF Eq. 2)."""
+    """What is trained: an adapter, by default LoRA (KIF Eq. 2) with W0 frozen, or the model's own weights."""
 
+    kind: Literal["lora", "rslora", "dora", "ia3", "full"] = Field(
+        default="lora",
+        description="lora; rslora: scaled by alpha/sqrt(r); dora: with magnitudes; ia3: scaling vectors; "
+        "full: the model's own weights.",
+    )
     rank: int = Field(
-        default=8, ge=1, description="r; rows of A and columns of B. Larger: more capacity and memory."
+        default=8,
+        ge=1,
+        description="r; rows of A and columns of B. Larger: more capacity and memory. LoRA kinds only.",
     )
     alpha: int = Field(
-        default=32, ge=1, description="alpha; the update is scaled by alpha/r. Larger: bigger steps."
+        default=32,
+        ge=1,
+        description="alpha; the update is scaled by alpha/r. Larger: bigger steps. LoRA kinds only.",
     )
     dropout: Float = Field(
-        default=0.05, ge=0, lt=1, description="Share of the adapter's inputs zeroed while training."
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="Share of the adapter's inputs zeroed while training. LoRA kinds only.",
     )
     target_modules: list[Text] | None = Field(
-        default=None, description="Names of the linear layers to adapt; null: query and value projections."
+        default=None,
+        description="Names of the layers to adapt; null: query and value projections, for ia3 the paper's "
+        "places, for full the whole model.",
     )
+
+    @property
+    def summary(self) -> str:
+        """What is trained, in a few words."""
+        if self.kind == "full":
+            chosen = self.target_modules or ["all weights"]
+            return f"full fine-tuning of {', '.join(chosen)}"
+        if self.kind == "ia3":
+            return "(IA)3 adapters"
+        kinds = {"lora": "", "rslora": "rank-stabilised ", "dora": "DoRA "}
+        return f"{kinds[self.kind]}adapters of rank {self.rank}"
 
 
 class ModelConfig(Section):
     """The language model and how it is adapted."""
 
     name: Text = Field(description="A name of 'kifuse ls models', a Hugging Face hub id, or a folder.")
-    adapter: AdapterConfig = Field(default_factory=AdapterConfig, description="The LoRA adapter.")
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig, description="What is trained.")
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        default="none",
+        description="Bits of the frozen linear layers, through bitsandbytes: less memory, other results.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
         description="Number format of training; auto: the best that the device computes quickly.",
@@ -67,6 +104,14 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(
         default=False, description="Whether Python code that comes with the model may run on this machine."
     )
+
+    @field_validator("quantization")
+    @classmethod
+    def _quantised_weights_stay_frozen(cls, value: str, info: ValidationInfo) -> str:
+        adapter = info.data.get("adapter")
+        if value != "none" and adapter is not None and adapter.kind == "full":
+            raise ValueError("'none' with model.adapter.kind 'full', as quantised weights cannot be trained")
+        return value
 
 
 class DataConfig(Section):
@@ -159,6 +204,14 @@ class TrainingConfig(Section):
     weight_decay: Float = Field(default=0.0, ge=0, description="AdamW's decay. Larger: smaller weights.")
     max_grad_norm: Float = Field(
         default=1.0, ge=0, description="Longest gradient; longer ones are scaled down. 0: no limit."
+    )
+    checkpoint_minutes: Float = Field(
+        default=5.0, ge=0, description="Minutes between two saves in the middle of a task. 0: at every step."
+    )
+    max_bad_steps: int = Field(
+        default=10,
+        ge=1,
+        description="Steps in a row with a loss or gradient that is not finite after which training stops.",
     )
     seed: int = Field(
         default=0, ge=0, le=2**32 - 1, description="Seed of data order, subsets, memory and weights."

@@ -1,6 +1,7 @@
 """Knowledge fusion: per-unit weights (KIF), masked task vectors (Recurrent-KIF), running averages.
 
-Every weight is the share of the *previous* value, in [0, 1].
+In KIF's rules a weight is the share of the *previous* value, in [0, 1]; in Recurrent-KIF's there is one for
+each of the two task vectors.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from kifuse.knowledge.importance import min_max
 from kifuse.knowledge.selection import quantile_threshold
 
 
@@ -31,10 +33,25 @@ def static_weights(previous: Tensor, current: Tensor, *, gamma: float = 0.7, qua
         ``(units,)``: gamma where both are important, 1 where only the history is, 0 where only the
         current task is, 0.5 elsewhere.
     """
-    _check_share("gamma", gamma)
     needed_before = previous > quantile_threshold(previous, quantile)
     needed_now = current > quantile_threshold(current, quantile)
-    weights = torch.full_like(previous, 0.5)
+    return case_weights(needed_before, needed_now, gamma=gamma).to(previous.dtype)
+
+
+def case_weights(needed_before: Tensor, needed_now: Tensor, *, gamma: float = 0.7) -> Tensor:
+    """Weight the previous value of each unit by the four cases of KIF Eq. 15.
+
+    Args:
+        needed_before: Whether the earlier tasks need the unit, boolean ``(units,)``.
+        needed_now: Whether the task just learned needs it, boolean ``(units,)``.
+        gamma: Weight where both do.
+
+    Returns:
+        float32 ``(units,)``: gamma where both do, 1 where only the earlier tasks do, 0 where only the
+        current one does, 0.5 elsewhere.
+    """
+    _check_share("gamma", gamma)
+    weights = torch.full(needed_before.shape, 0.5, device=needed_before.device)
     weights[needed_before & needed_now] = gamma
     weights[needed_before & ~needed_now] = 1.0
     weights[~needed_before & needed_now] = 0.0
@@ -120,20 +137,79 @@ def masked_sum(
     Returns:
         New tensors of the shapes and dtypes of ``base``.
     """
-    fused = []
-    for start, inner, outer, m_in, m_out in zip(base, tau_in, tau_out, mask_in, mask_out, strict=True):
-        dtype = torch.promote_types(start.dtype, torch.float32)
-        m_in, m_out = m_in.to(dtype), m_out.to(dtype)
-        shared = m_in * m_out
-        inner_share = both[0] * shared + only_in * (m_in - shared)
-        outer_share = both[1] * shared + only_out * (m_out - shared)
-        if any(neither):
-            rest = 1.0 - m_in - (m_out - shared)
-            inner_share = inner_share + neither[0] * rest
-            outer_share = outer_share + neither[1] * rest
-        total = start.to(dtype) + inner_share * inner.to(dtype) + outer_share * outer.to(dtype)
-        fused.append(total.to(start.dtype))
-    return fused
+    dtypes = [torch.promote_types(start.dtype, torch.float32) for start in base]
+    start, change_in, change_out, m_in, m_out = (
+        [tensor.to(own.device, dtype) for tensor, own, dtype in zip(tensors, base, dtypes, strict=True)]
+        for tensors in (base, tau_in, tau_out, mask_in, mask_out)
+    )
+    if (both, only_in, only_out, neither) != ((1.0, 1.0), 1.0, 1.0, (0.0, 0.0)):
+        m_in, m_out = _factors(m_in, m_out, both, only_in, only_out, neither)
+    total = torch._foreach_addcmul(start, m_in, change_in)
+    torch._foreach_addcmul_(total, m_out, change_out)
+    return [value.to(own.dtype) for value, own in zip(total, base, strict=True)]
+
+
+def _factors(
+    mask_in: list[Tensor],
+    mask_out: list[Tensor],
+    both: tuple[float, float],
+    only_in: float,
+    only_out: float,
+    neither: tuple[float, float],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Turn masks into the factors of tau_in and tau_out; soft masks weigh the four cases."""
+    shared = torch._foreach_mul(mask_in, mask_out)
+    alone_in, alone_out = torch._foreach_sub(mask_in, shared), torch._foreach_sub(mask_out, shared)
+    factors = []
+    for side, alone, only in ((0, alone_in, only_in), (1, alone_out, only_out)):
+        factor = torch._foreach_mul(shared, both[side])
+        torch._foreach_add_(factor, torch._foreach_mul(alone, only))
+        if neither[side]:
+            # 1 - m_in - m_out + m_in m_out
+            rest = torch._foreach_neg(torch._foreach_add(mask_in, alone_out))
+            torch._foreach_add_(rest, 1.0)
+            torch._foreach_add_(factor, torch._foreach_mul(rest, neither[side]))
+        factors.append(list(factor))
+    return factors[0], factors[1]
+
+
+def soft_masks(inner: Tensor, outer: Tensor, *, tau: float = 0.15) -> tuple[Tensor, Tensor]:
+    """Weigh two task vectors scalar by scalar, by a softmax over their normalised importances.
+
+    The paper names soft masks as a variant and gives no formula; this is KIF's adaptive fusion (its
+    Eq. 16-17) with a scalar as the unit.
+
+    Args:
+        inner: Importance of each scalar for the current task, finite, any shape.
+        outer: Importance of each scalar for the earlier tasks, same shape.
+        tau: Temperature, above 0; small values give everything to one side, large values half to each.
+
+    Returns:
+        The weights of tau_in and of tau_out, in [0, 1] and with sum 1, same shape:
+        ``sigmoid((Norm(inner) - Norm(outer)) / tau)`` and its complement, Norm being `min_max`.
+
+    Raises:
+        ValueError: If ``tau`` is not above 0 or an importance is not finite.
+    """
+    weight = adaptive_weights(min_max(inner), min_max(outer), tau=tau)
+    return weight, 1.0 - weight
+
+
+def total_weights(inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
+    """Weigh two whole task vectors by their total importances.
+
+    Args:
+        inner: Importance of each scalar for the current task, at least 0, any shape.
+        outer: Importance of each scalar for the earlier tasks.
+
+    Returns:
+        0-dim float32 weights of tau_in and of tau_out: ``s_in / (s_in + s_out)`` and its complement, where
+        s is the sum of the importances; a half each where both are 0.
+    """
+    sum_in, sum_out = (scores.sum(dtype=torch.float64) for scores in (inner, outer))
+    total = sum_in + sum_out
+    weight = torch.where(total > 0, sum_in / total, 0.5).to(torch.float32)
+    return weight, 1.0 - weight
 
 
 class ParameterAverage:

@@ -8,6 +8,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from kifuse.knowledge.selection import Scope, masks, scope_groups
+from kifuse.knowledge.skill_units import FINER_THAN, SkillUnits
+
 Order = Literal["first", "second", "gradient", "magnitude"]
 
 
@@ -224,6 +227,45 @@ def cumulative(previous: Tensor | None, current: Tensor, beta: float = 0.7) -> T
     if previous is None:
         return current.clone()
     return beta * min_max(previous) + (1.0 - beta) * min_max(current)
+
+
+def important_units(
+    units: SkillUnits,
+    values: Tensor,
+    *,
+    fraction: float | None = None,
+    share: float | None = None,
+    scope: Scope = "global",
+) -> Tensor:
+    """Mark the units that matter: those above the threshold of their scope (KIF Eq. 15).
+
+    Args:
+        units: The partition.
+        values: Importance of each unit, ``(units.count,)``.
+        fraction: At most this fraction of a scope's units matters; see `top_fraction_threshold` for ties.
+        share: The fewest units that carry this share of a scope's total importance matter; see
+            `share_threshold`. Exactly one of the two is given.
+        scope: What a threshold is taken among: all units, or those of one linear or transformer layer. A
+            tensor outside the layers is a scope of its own.
+
+    Returns:
+        Boolean ``(units.count,)``.
+
+    Raises:
+        ValueError: If a scope holds no more than one unit of this level, or as `masks`.
+    """
+    if tuple(values.shape) != (units.count,):
+        raise ValueError(f"Found values of shape {tuple(values.shape)}, expected ({units.count},).")
+    if scope == "global":
+        return masks([values], fraction=fraction, share=share)[0]
+    if units.level not in FINER_THAN.get(scope, ()):
+        raise ValueError(
+            f"scope: found {scope!r}, which holds no more than one unit of level {units.level!r}."
+        )
+    shapes = dict(zip(units.names, units.shapes, strict=True))
+    groups = scope_groups(list(units.blocks), [shapes[name] for name in units.blocks], scope)
+    parts = [values[block] for block in units.blocks.values()]
+    return torch.cat(masks(parts, fraction=fraction, share=share, groups=groups))
 
 
 def _load(views: Sequence[Tensor], tensors: Sequence[Tensor | None]) -> None:

@@ -14,6 +14,13 @@ from torch import Tensor
 
 Level = Literal["matrix", "rank", "element", "module", "layer"]
 
+FINER_THAN: dict[str, tuple[Level, ...]] = {
+    "global": ("element", "rank", "matrix", "module", "layer"),
+    "module": ("element", "rank", "matrix"),
+    "layer": ("element", "rank", "matrix", "module"),
+}
+"""By scope, the levels of which it may hold several units, so that a threshold among them has a meaning."""
+
 _LORA = re.compile(r"\.?\blora_(?P<kind>embedding_)?(?P<side>[AB])\b(?P<rest>.*)$")
 _LAYER = re.compile(r"(?:^|.*?\.)(?:layers|layer|blocks|block|h)\.\d+(?=\.|$)")
 _LORA_EXTRA = re.compile(r"\.lora_[^.]+.*$")  # such as the magnitude vector of DoRA
@@ -108,6 +115,17 @@ class SkillUnits:
             else:
                 labels.append(root)
         return labels
+
+    @cached_property
+    def blocks(self) -> dict[str, slice]:
+        """Where the units are that a parameter is the first to touch, by its name, in the order of units."""
+        blocks: dict[str, slice] = {}
+        roots, end = iter(self._roots), 0
+        for name, slot in zip(self.names, self._slots, strict=True):
+            if slot.unit == end:
+                end += next(roots)[1]
+                blocks[name] = slice(slot.unit, end)
+        return blocks
 
     @cached_property
     def sizes(self) -> Tensor:

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -48,6 +49,10 @@ class Parameters:
         pairs = [(name, p) for name, p in named if p.requires_grad]
         self.names: tuple[str, ...] = tuple(name for name, _ in pairs)
         self.tensors: list[nn.Parameter] = [p for _, p in pairs]
+        self.squares: list[Tensor] | None = None
+        """Sum over the step's examples j of the squared g_j, each g_j the example's share of the step's
+        gradient (sum_j g_j = g); in the shapes of the parameters, valid from `on_gradients` to `on_update`
+        for a method that `needs_squares`, None elsewhere."""
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -170,6 +175,40 @@ class MethodState:
     values: dict[str, Any] = field(default_factory=dict)
 
 
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the entries of a part's state for the state of the whole: `<prefix>.<name>`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def unprefixed(prefix: str, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries that `prefixed` named, by the names of the part."""
+    return {name[len(prefix) + 1 :]: t for name, t in kept.items() if name.startswith(f"{prefix}.")}
+
+
+def kept_tensors(prefix: str, names: Sequence[str], tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Name one tensor per parameter for a state: `<prefix>.<parameter's name>`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in zip(names, tensors, strict=True)}
+
+
+def kept_under(prefix: str, kept: Mapping[str, Tensor], params: Parameters) -> list[Tensor]:
+    """Take what `kept_tensors` named out of a state, on the parameters' devices.
+
+    Raises:
+        ValueError: A tensor is missing or has another shape than its parameter.
+    """
+    found: list[Tensor] = []
+    for name, p in zip(params.names, params.tensors, strict=True):
+        tensor = kept.get(f"{prefix}.{name}")
+        if tensor is None or tensor.shape != p.shape:
+            what = "nothing" if tensor is None else f"a tensor of shape {tuple(tensor.shape)}"
+            raise ValueError(
+                f"the method's state holds {what} as {prefix}.{name}, expected shape {tuple(p.shape)}; "
+                "training can go on in the middle of a task only with the model and state of that moment."
+            )
+        found.append(tensor.to(p.device))
+    return found
+
+
 class Method(ABC):
     """Base of every method. Concrete methods are final, and vary by their settings."""
 
@@ -190,9 +229,42 @@ class Method(ABC):
             return "all data"
         return "replay-free" if self.old_data == "none" else "real replay"
 
+    @property
+    def needs_squares(self) -> bool:
+        """Whether the method reads `Parameters.squares`, which the engine then gathers with hooks."""
+        return False
+
     def settings(self) -> dict[str, Any]:
         """The method's settings, as they were given or defaulted."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
+
+    def callback(self, *, memory: Any = None, state_dir: Any = None, **settings: Any) -> Any:
+        """The method as one more callback for your own `Trainer` or `SFTTrainer`.
+
+        Args:
+            memory: Rows of earlier tasks, for a method that takes memory steps; None lets the callback keep
+                some of each task.
+            state_dir: Folder that carries everything but the model from one script run to the next.
+            settings: See `kifuse.training.standalone.StandaloneCallback`.
+
+        Returns:
+            A `transformers.TrainerCallback`.
+
+        Raises:
+            RunError: The method needs other data than a callback can give it.
+        """
+        # by name, as the registry does it: a method knows no engine, which is loaded for who asks for it
+        engine = import_module("kifuse.training.standalone")
+        return engine.StandaloneCallback(self, memory=memory, state_dir=state_dir, **settings)
+
+    def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
+        """Forward and backward passes that a task will take beyond one per step, for the time left.
+
+        Args:
+            task: The task.
+            memory_batches: Batches in one pass over the memory buffer.
+        """
+        return 0
 
     def begin_task(self, task: TaskInfo, params: Parameters) -> None:  # noqa: B027 - optional hook
         """Called before the first step of a task."""

@@ -1,8 +1,9 @@
-"""LoRA adapters through PEFT: where to put them, and how to make, save and load them."""
+"""What is trained: adapters through PEFT, or the weights themselves; how they are made, saved and loaded."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 from kifuse.errors import ModelError, did_you_mean
+from kifuse.models.adapter_folder import WEIGHTS, is_full, read_config, replace_folder
+from kifuse.models.full import load_weights, refuse_other_tensors, save_weights, train_weights
 
 QUERY_VALUE: dict[str, tuple[str, ...]] = {
     "t5": ("q", "v"),
@@ -26,6 +29,26 @@ GPT-2 has query, key and value in one matrix.
 USUAL = ("q_proj", "v_proj")
 """Query and value projections of LLaMA, Mistral, Qwen, Gemma, SmolLM and most others."""
 
+IA3_PLACES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("t5", "mt5", "umt5", "longt5"), ("k", "v", "wo")),
+    "gpt2": ("c_attn", "mlp.c_proj"),
+}
+"""Where (IA)3 scales by default: keys, values, and what goes into the second feed-forward matrix."""
+
+USUAL_IA3 = ("k_proj", "v_proj", "down_proj")
+
+FEED_FORWARD = {"wo", "down_proj", "mlp.c_proj", "fc2", "w2", "dense_4h_to_h"}
+"""Second feed-forward matrices: (IA)3 scales their inputs, of all other layers the outputs."""
+
+LORA_KINDS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+}
+"""The kinds that are LoRA with a switch of PEFT's."""
+
+KINDS = (*LORA_KINDS, "ia3", "full")
+
 
 def adaptable_modules(model: nn.Module) -> Counter[str]:
     """Last name parts of the model's linear layers, with how often each occurs."""
@@ -38,96 +61,148 @@ def adaptable_modules(model: nn.Module) -> Counter[str]:
     )
 
 
-def target_modules(model: nn.Module, chosen: list[str] | None) -> list[str]:
-    """The modules to adapt: the user's choice, or the papers' query and value projections.
+def target_modules(model: nn.Module, chosen: Sequence[str] | None, kind: str = "lora") -> list[str]:
+    """The modules to adapt: the user's choice, or the default of the kind for the family.
+
+    Args:
+        model: A transformers model.
+        chosen: Names of modules, whole or their ends; None for the papers' query and value projections, or
+            for (IA)3's own places.
+        kind: The kind of adapter.
 
     Raises:
-        ModelError: A chosen name matches no linear layer, or the family's projections are unknown.
+        ModelError: A chosen name matches no module, or the family's projections are unknown.
     """
     present = adaptable_modules(model)
     family = getattr(getattr(model, "config", None), "model_type", "?")
+    full_names = [name for name, _ in model.named_modules()]
+
+    def there(name: str) -> bool:
+        return any(n == name or n.endswith(f".{name}") for n in full_names)
+
     if chosen:
-        full_names = {name for name, _ in model.named_modules()}
         for name in chosen:
-            if not any(n == name or n.endswith(f".{name}") for n in full_names):
+            if not there(name):
                 raise ModelError(
                     f"model.adapter.target_modules: {name!r} matches no module of this {family} model; "
                     f"its linear layers are called {', '.join(sorted(present))}.{did_you_mean(name, present)}"
                 )
         return list(chosen)
-    names = QUERY_VALUE.get(family, USUAL)
-    if all(name in present for name in names):
+    known, usual = (IA3_PLACES, USUAL_IA3) if kind == "ia3" else (QUERY_VALUE, USUAL)
+    names = known.get(family, usual)
+    if all(there(name) and name.rpartition(".")[2] in present for name in names):
         return list(names)
+    what = "places of (IA)3 in" if kind == "ia3" else "query and value projections of"
     raise ModelError(
-        f"model.adapter.target_modules: the query and value projections of a {family!r} model are not known; "
+        f"model.adapter.target_modules: the {what} a {family!r} model are not known; "
         f"name them, out of its linear layers {', '.join(sorted(present))}."
     )
 
 
 def add_adapter(model: nn.Module, adapter: Any, *, encoder_decoder: bool, seed: int) -> Any:
-    """Wrap a model with one trainable LoRA adapter (Eq. 2 of KIF); everything else is frozen.
+    """Make ready what is trained, and freeze everything else.
+
+    The LoRA kinds (KIF Eq. 2) and (IA)3 wrap the model with a PEFT adapter; `full` returns the model itself
+    with its own weights trainable.
 
     Args:
         model: A transformers model.
-        adapter: Configuration with `rank`, `alpha`, `dropout`, `target_modules`.
+        adapter: Configuration with `rank`, `alpha`, `dropout`, `target_modules`, and `kind` (`lora` if it has
+            none).
         encoder_decoder: Kind of model, for PEFT's task type.
         seed: Of A's random start.
 
     Raises:
-        ModelError: See `target_modules`.
+        ModelError: See `target_modules`; or PEFT has no adapter for a chosen module; or the kind is unknown,
+            or cannot be trained on quantised weights.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import IA3Config, LoraConfig, TaskType, get_peft_model
 
-    config = LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        target_modules=target_modules(model, adapter.target_modules),
-        fan_in_fan_out=getattr(model.config, "model_type", "") == "gpt2",
-        task_type=TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM,
-    )
+    kind = getattr(adapter, "kind", "lora")
+    if kind not in KINDS:
+        raise ModelError(f"model.adapter.kind: found {kind!r}, expected one of {', '.join(KINDS)}.")
+    if kind == "full":
+        chosen = adapter.target_modules
+        return train_weights(model, target_modules(model, chosen) if chosen else None)
+    if kind == "dora" and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
+        # PEFT 0.21 loses the scales of 8-bit weights on a CPU when it takes their norms
+        raise ModelError(
+            "model.adapter.kind: 'dora' on 8-bit weights needs a GPU; use model.quantization '4bit', or "
+            "another kind of adapter."
+        )
+    targets = target_modules(model, adapter.target_modules, kind)
+    shared: dict[str, Any] = {
+        "target_modules": targets,
+        "fan_in_fan_out": getattr(getattr(model, "config", None), "model_type", "") == "gpt2",
+        "task_type": TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM,
+    }
+    if kind == "ia3":
+        inner = [name for name in targets if any(f".{name}".endswith(f".{end}") for end in FEED_FORWARD)]
+        config: Any = IA3Config(feedforward_modules=inner, **shared)
+    else:
+        config = LoraConfig(
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,
+            lora_dropout=adapter.dropout,
+            **shared,
+            **LORA_KINDS[kind],
+        )
     torch.manual_seed(seed)
-    return get_peft_model(model, config)  # type: ignore[arg-type]
+    try:
+        return get_peft_model(model, config)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ModelError(
+            f"model.adapter.target_modules: no {kind} adapter can be put on {', '.join(targets)}: {error}"
+        ) from error
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Write a standard PEFT adapter folder; it appears under its name only when complete.
+    """Write what was trained; the folder appears under its name only when complete.
+
+    For the PEFT kinds it is a standard PEFT adapter folder, for full fine-tuning see
+    `kifuse.models.adapter_folder`.
 
     Args:
-        model: The PEFT model.
+        model: What `add_adapter` gave.
         folder: Where; replaced if it is there.
     """
-    import os
-    import shutil
-
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(str(partial), safe_serialization=True)
-    for path in partial.iterdir():
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    if not hasattr(model, "peft_config"):
+        return save_weights(model, folder)
+    replace_folder(folder, lambda partial: model.save_pretrained(str(partial), safe_serialization=True))
 
 
 def load_adapter_weights(model: Any, folder: Path) -> None:
-    """Put the weights of a saved adapter into the model's current one.
+    """Put saved weights into the model's trainable ones.
+
+    Args:
+        model: What `add_adapter` gave, with the same kind, rank and modules.
+        folder: What `save_adapter` wrote.
 
     Raises:
-        ModelError: The folder holds no adapter, or one of another shape.
+        ModelError: The folder holds no adapter, or one of another kind, shape or model.
     """
-    from peft import set_peft_model_state_dict
+    if not hasattr(model, "peft_config"):
+        return load_weights(model, folder)
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = folder / "adapter_model.safetensors"
+    file = folder / WEIGHTS
     if not file.is_file():
-        raise ModelError(f"{folder}: no adapter there (adapter_model.safetensors is missing).")
+        raise ModelError(f"{folder}: no adapter there ({WEIGHTS} is missing).")
+    if is_full(read_config(folder)):
+        kind = model.active_peft_config.peft_type.value
+        raise ModelError(f"{folder}: holds weights of full fine-tuning, expected an adapter ({kind}).")
     try:
-        result = set_peft_model_state_dict(model, load_file(file))
-    except (SafetensorError, RuntimeError) as error:
+        tensors = load_file(file)
+    except SafetensorError as error:
         raise ModelError(f"{file}: cannot be loaded as the adapter of this model: {error}") from error
-    if result.unexpected_keys:
-        raise ModelError(
-            f"{file}: made for another model; it holds {result.unexpected_keys[0]!r}, not known here."
-        )
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    trained = {name: tuple(t.shape) for name, t in own.items()}
+    # an adapted embedding is kept with its frozen base, which is not looked at here
+    found = {name: tuple(t.shape) for name, t in tensors.items() if "base_layer" not in name}
+    refuse_other_tensors(file, found, trained)
+    try:
+        set_peft_model_state_dict(model, tensors)
+    except RuntimeError as error:
+        raise ModelError(f"{file}: cannot be loaded as the adapter of this model: {error}") from error

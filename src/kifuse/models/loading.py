@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from kifuse.models.bundled import bundled_model
 from kifuse.models.catalog import BUNDLED, model_names
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Quantization = Literal["none", "8bit", "4bit"]
 
 
 @dataclass
@@ -25,7 +27,8 @@ class Backbone:
     """A loaded model with what the rest needs to know of it.
 
     Attributes:
-        model: The transformers model, weights in float32 (reduced precision comes through autocast).
+        model: The transformers model, weights in float32 (reduced precision comes through autocast), or its
+            linear layers in 8 or 4 bits.
         tokenizer: Its tokenizer, with a padding token.
         encoder_decoder: T5-like (True) or decoder-only (False).
         accepts: Argument names of its forward pass.
@@ -73,10 +76,44 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
     return "bf16" if has_bf16 else "fp32"
 
 
+def quantization_config(quantization: str, precision: Precision) -> Any:
+    """What transformers needs to load a model's linear layers in 8 or 4 bits through bitsandbytes.
+
+    Args:
+        quantization: `none`; `8bit` (LLM.int8, as in the papers' LLaMA runs); `4bit` (NF4, as of QLoRA).
+        precision: Of the matrix products, which 4-bit weights are expanded to.
+
+    Returns:
+        A `BitsAndBytesConfig`, or None for `none`.
+
+    Raises:
+        ModelError: bitsandbytes is not installed, or there is no such quantization.
+    """
+    if quantization == "none":
+        return None
+    if quantization not in get_args(Quantization):
+        raise ModelError(
+            f"model.quantization: found {quantization!r}, "
+            f"expected one of {', '.join(get_args(Quantization))}."
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"model.quantization: {quantization!r} needs the package bitsandbytes, which is not installed; "
+            "run: pip install 'kifuse[quantization]'"
+        )
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
 def load_backbone(
     name: str,
     *,
     precision: str = "auto",
+    quantization: str = "none",
     trust_remote_code: bool = False,
     device: torch.device | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -86,18 +123,21 @@ def load_backbone(
     Args:
         name: `smollm2-135m`, a hub id, or a folder.
         precision: `auto`, `fp32`, `bf16` or `fp16`.
+        quantization: `none`, `8bit` or `4bit`; of the frozen linear layers.
         trust_remote_code: Run model code from the hub; only when the user asks.
         device: Where to; None picks the GPU if there is one.
         say: Told in one line what is going on.
 
     Raises:
-        ModelError: There is no such model, or it is neither causal nor encoder-decoder.
+        ModelError: There is no such model, it is neither causal nor encoder-decoder, or bitsandbytes is
+            missing.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     _check_name(name)
     device = device or pick_device()
     chosen = pick_precision(precision, device)
+    quantized = quantization_config(quantization, chosen)
     source = str(bundled_model(name, say)) if name in BUNDLED else name
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
@@ -107,6 +147,9 @@ def load_backbone(
         auto = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
         # on a CPU and for short inputs plain attention trains faster than the fused kernel
         attention = {"attn_implementation": "eager"} if device.type == "cpu" else {}
+        if quantized is not None:
+            # quantised weights are made on their device and cannot be moved later
+            options |= {"quantization_config": quantized, "device_map": {"": device}}
         model = auto.from_pretrained(source, dtype=torch.float32, **attention, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(_cannot_load(name, error)) from error
@@ -116,27 +159,59 @@ def load_backbone(
         raise ModelError(
             f"model.name: the tokenizer of {name!r} has no end token, so no output could ever end."
         )
-    model.to(device)  # pyright: ignore[reportArgumentType] - transformers' stub is wrong here
+    if quantized is None:
+        model.to(device)  # pyright: ignore[reportArgumentType] - transformers' stub is wrong here
     model.config.use_cache = True
     accepts = frozenset(inspect.signature(model.forward).parameters)
     return Backbone(model, tokenizer, encoder_decoder, accepts, chosen, device, source)
+
+
+def empty_model(name: str, *, trust_remote_code: bool = False) -> tuple[Any, bool]:
+    """Build a model without its weights, on the meta device, from its `config.json` alone.
+
+    Args:
+        name: As of `load_backbone`.
+        trust_remote_code: Run model code from the hub; only when the user asks.
+
+    Returns:
+        The model, and whether it is an encoder-decoder.
+
+    Raises:
+        ModelError: There is no such model, or it is neither causal nor encoder-decoder.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    _check_name(name)
+    source = str(bundled_model(name)) if name in BUNDLED else name
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+        auto = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+        with torch.device("meta"):
+            model = auto.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_cannot_load(name, error)) from error
+    model.tie_weights()
+    return model, encoder_decoder
 
 
 def shrink_frozen(model: nn.Module, precision: Precision) -> None:
     """Keep the weights of frozen linear layers in the precision they are multiplied in.
 
     Autocast would cast them to it in every forward and backward pass; done once, the results are the same bit
-    for bit, a step is faster, and the weights take half the memory.
+    for bit, a step is faster, and the weights take half the memory. Layers under DoRA are left alone: the
+    norms of their weights are taken in full precision.
 
     Args:
-        model: The adapted model; changed in place.
+        model: What `add_adapter` gave; changed in place.
         precision: Of the matrix products; nothing is done for fp32.
     """
     if precision == "fp32":
         return
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    normed = {id(m.base_layer) for m in model.modules() if len(getattr(m, "lora_magnitude_vector", ()))}
     for module in model.modules():
-        if type(module) is nn.Linear and not module.weight.requires_grad:
+        if type(module) is nn.Linear and not module.weight.requires_grad and id(module) not in normed:
             # a new parameter, since an output layer may share its weights with the embeddings, which stay
             module.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
 

@@ -1,4 +1,4 @@
-"""Single examples that a run lost or kept: right once their task was learned, and then at the end."""
+"""Single examples that a run lost, kept or gained: right or wrong when learned, and then at the end."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ class Answer:
         """Right both times."""
         return self.right_when_learned and self.right_at_end
 
+    @property
+    def gained(self) -> bool:
+        """Wrong once, right at the end."""
+        return not self.right_when_learned and self.right_at_end
+
 
 @dataclass(frozen=True)
 class Change:
@@ -65,25 +70,29 @@ class Change:
 
 @dataclass
 class Changes:
-    """Examples that the first run lost, and examples it kept.
+    """Examples that the first run lost, kept and gained.
 
     Attributes:
         lost: Lost by the first run; those that the other runs kept come first.
         kept: Kept by the first run; those that the other runs kept as well come first.
+        gained: Gained by the first run; those that the other runs kept come first.
         lost_count: How many the first run lost in all.
         kept_count: How many it kept in all.
+        gained_count: How many it gained in all.
         notes: What could not be read, and why.
     """
 
     lost: list[Change] = field(default_factory=list)
     kept: list[Change] = field(default_factory=list)
+    gained: list[Change] = field(default_factory=list)
     lost_count: int = 0
     kept_count: int = 0
+    gained_count: int = 0
     notes: list[str] = field(default_factory=list)
 
 
 def changes(folders: Path | str | Sequence[Path | str], n: int = 5) -> Changes:
-    """Pick examples that show what a run lost and what it kept.
+    """Pick examples that show what a run lost, what it kept and what it gained.
 
     The choice is the same every time: examples that the other runs kept first, the tasks in turn, and within
     a task in an order that follows from the text alone.
@@ -102,7 +111,7 @@ def changes(folders: Path | str | Sequence[Path | str], n: int = 5) -> Changes:
         result.notes.append("no run folder was given")
         return result
     found = [_change(task, key, runs) for task, rows in runs[0].items() for key in rows]
-    for kind, chosen in (("lost", result.lost), ("kept", result.kept)):
+    for kind, chosen in (("lost", result.lost), ("kept", result.kept), ("gained", result.gained)):
         candidates = [change for change in found if getattr(change.answers[0], kind)]
         setattr(result, f"{kind}_count", len(candidates))
         chosen += _choose(candidates, n)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from kifuse import __version__
 from kifuse.errors import RunError
 from kifuse.evaluation.metrics import Metric, ScoreMatrix
+from kifuse.file_names import leads_out
 from kifuse.storage import read_json, write_json
 
 SCHEMA_VERSION = 1
@@ -26,6 +28,13 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
+    return value
+
+
+def _file_name(value: str) -> str:
+    """Refuse a task's name that would lead out of the run's folder: its predictions are read by it."""
+    if leads_out(value):
+        raise ValueError(f"{value!r} is a path, expected a plain name")
     return value
 
 
@@ -47,11 +56,11 @@ class TaskRecord(_Part):
     """One task: its data, and what training on it was. Fields are None until it has been trained on.
 
     `loss` holds (step, training loss); a loss that was no finite number is None. `events` are what the method
-    had to say, in its own words. `per_tensor` holds what it measured of each trainable tensor: `names`, and
-    `series` of as many numbers by name.
+    had to say, in its own words. `per_tensor` holds what it measured of each trainable tensor: `names`,
+    `sizes` (scalars) and `series` of as many numbers by name. `learning_rate` holds (step, rate).
     """
 
-    name: str
+    name: Annotated[str, AfterValidator(_file_name)]
     metric: str
     labels: list[str] | None = None
     sizes: dict[str, int] = Field(default_factory=dict)
@@ -64,6 +73,7 @@ class TaskRecord(_Part):
     extra_forward_backward: int | None = None
     seconds_train: float | None = None
     loss: Annotated[list[tuple[int, float | None]], BeforeValidator(_finite)] = Field(default_factory=list)
+    learning_rate: list[tuple[int, float]] = Field(default_factory=list)
     events: list[dict[str, Any]] = Field(default_factory=list)
     per_tensor: dict[str, Any] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
@@ -85,7 +95,11 @@ class ScoreRecord(_Part):
 
 
 class RunRecord(_Part):
-    """Everything a run was; see the field names."""
+    """Everything a run was; see the field names.
+
+    `lineage` is the history of a learner's folder, oldest first: what was learned, refused or rolled back,
+    when, from which data (hash), with the scores of all tasks before and after.
+    """
 
     schema_version: int = SCHEMA_VERSION
     kifuse_version: str
@@ -104,6 +118,7 @@ class RunRecord(_Part):
     machine: dict[str, Any] = Field(default_factory=dict)
     memory: dict[str, Any] = Field(default_factory=dict)
     peak_memory_mb: float | None = None
+    lineage: list[dict[str, Any]] = Field(default_factory=list)
     warnings: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 
@@ -122,7 +137,7 @@ class RunRecord(_Part):
             KifuseError: The file is no JSON.
         """
         file = Path(folder) / FILE
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise RunError(f"{folder}: holds no run ({FILE} is missing). Name the folder of a run.")
         found = read_json(file)
         if not isinstance(found, dict):

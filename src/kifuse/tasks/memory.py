@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
 from kifuse.errors import DataError, did_you_mean
 from kifuse.tasks.sampling import visiting_order
-from kifuse.tasks.task import Example, Task
+from kifuse.tasks.task import Example, Task, check_different, check_task_name
 
 Selection = Literal["balanced", "random"]
 _VERSION = 1
@@ -35,10 +36,12 @@ class MemoryBuffer:
         selection: Selection = "balanced",
         seed: int = 0,
     ) -> None:
-        if not 0 < share <= 1:
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
             raise DataError(f"memory.share is {share!r}, expected a number above 0 and at most 1.")
-        if per_task is not None and per_task < 1:
+        if per_task is not None and (not _is_whole(per_task) or per_task < 1):
             raise DataError(f"memory.per_task is {per_task!r}, expected a whole number of at least 1.")
+        if not _is_whole(seed):
+            raise DataError(f"The seed of the memory buffer is {seed!r}, expected a whole number.")
         if selection not in get_args(Selection):
             raise DataError(
                 f"memory.selection is {selection!r}, expected one of {', '.join(get_args(Selection))}."
@@ -76,6 +79,7 @@ class MemoryBuffer:
         """
         if task.name in self._examples:
             raise DataError(f"Task '{task.name}' is in the memory buffer already; add each task once.")
+        check_different([*self._examples, task.name], "The memory buffer")
         if not task.train:
             raise DataError(f"Task '{task.name}' has no training examples to keep in the memory buffer.")
         labels = task.labels if self.selection == "balanced" else None
@@ -120,21 +124,27 @@ class MemoryBuffer:
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> MemoryBuffer:
+    def from_state(cls, state: object, where: str | os.PathLike[str] = "memory buffer") -> MemoryBuffer:
         """Rebuild a buffer from :meth:`state`.
 
         Args:
             state: What :meth:`state` gave, possibly through a JSON file.
+            where: The file that the state was read from, for messages.
 
         Returns:
             A buffer equal to the one described.
 
         Raises:
-            DataError: If the state is of another version or incomplete.
+            DataError: If the state is of another version, incomplete, or holds a value that no buffer has;
+                names ``where``, task and example.
         """
+        if not isinstance(state, Mapping):
+            raise DataError(f"{where}: the state of the memory buffer is no object; it is damaged.")
         version = state.get("version")
-        if version != _VERSION:
-            raise DataError(f"The state of the memory buffer has version {version!r}, expected {_VERSION}.")
+        if not _is_whole(version) or version != _VERSION:
+            raise DataError(
+                f"{where}: the state of the memory buffer has version {version!r}, expected {_VERSION}."
+            )
         try:
             buffer = cls(
                 share=state["share"],
@@ -143,10 +153,33 @@ class MemoryBuffer:
                 seed=state["seed"],
             )
             for entry in state["tasks"]:
-                buffer._examples[entry["name"]] = tuple(_example_of(item) for item in entry["examples"])
-        except (KeyError, TypeError) as error:
-            raise DataError(f"The state of the memory buffer is damaged: {error!r}.") from error
+                buffer._take(entry)
+            check_different([entry["name"] for entry in state["tasks"]], "it")
+        except KeyError as error:
+            raise DataError(
+                f"{where}: the state of the memory buffer is damaged: {error} is missing."
+            ) from error
+        except (TypeError, DataError) as error:
+            reason = str(error).rstrip(".")
+            raise DataError(f"{where}: the state of the memory buffer is damaged: {reason}.") from error
         return buffer
+
+    def _take(self, entry: Mapping[str, Any]) -> None:
+        """Take over the examples of one task from a state."""
+        name = entry["name"]
+        check_task_name(name)
+        if not isinstance(entry["examples"], list) or not entry["examples"]:
+            raise DataError(f"task '{name}' holds no list of examples")
+        if self.per_task is not None and len(entry["examples"]) > self.per_task:
+            raise DataError(f"task '{name}' holds {len(entry['examples'])} examples, more than per_task")
+        self._examples[name] = tuple(
+            _example_of(item, f"task '{name}', example {number}")
+            for number, item in enumerate(entry["examples"], 1)
+        )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _example_state(example: Example) -> dict[str, Any]:
@@ -159,5 +192,20 @@ def _example_state(example: Example) -> dict[str, Any]:
     }
 
 
-def _example_of(item: Mapping[str, Any]) -> Example:
-    return Example(item["head"], item["body"], item["tail"], tuple(item["references"]), item["id"])
+def _example_of(item: Mapping[str, Any], where: str) -> Example:
+    references = item["references"]
+    if not isinstance(references, list) or not references:
+        raise DataError(f"{where} holds the references {references!r}, expected a list of at least one text")
+    known = item["id"]
+    for text in (item["head"], item["body"], item["tail"], *references, "" if known is None else known):
+        if not _is_text(text):
+            raise DataError(f"{where} holds {text!r}, expected text")
+    example = Example(item["head"], item["body"], item["tail"], tuple(references), known)
+    if not example.input.strip():
+        raise DataError(f"{where} has an empty input")
+    return example
+
+
+def _is_text(value: object) -> bool:
+    # The codes in between are halves of surrogate pairs, which no file can hold.
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value))

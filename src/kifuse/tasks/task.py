@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal, NamedTuple, get_args
 
 from kifuse.errors import DataError, did_you_mean
+from kifuse.file_names import name_fault, name_key
 from kifuse.storage import sha256_text
 from kifuse.tasks.sampling import visiting_order
 
@@ -43,6 +44,9 @@ class Example:
                 f"Example.references is {self.references!r}, expected a tuple of at least one text."
             )
         object.__setattr__(self, "references", tuple(self.references))
+        for text in (self.head, self.body, self.tail, *self.references):
+            if not isinstance(text, str):
+                raise DataError(f"Example holds {text!r}, expected text in head, body, tail and references.")
 
     @property
     def input(self) -> str:
@@ -183,13 +187,7 @@ class TaskStream:
         object.__setattr__(self, "tasks", tuple(self.tasks))
         if not self.tasks:
             raise DataError(f"Task stream '{self.name}' holds no task, expected at least one.")
-        seen: set[str] = set()
-        for task in self.tasks:
-            if task.name in seen:
-                raise DataError(
-                    f"Task stream '{self.name}' holds task '{task.name}' twice; name each task once."
-                )
-            seen.add(task.name)
+        check_different([task.name for task in self.tasks], f"Task stream '{self.name}'")
 
     def __iter__(self) -> Iterator[Task]:
         return iter(self.tasks)
@@ -225,18 +223,38 @@ class TaskStream:
 
 
 def check_task_name(name: object) -> None:
-    """Refuse a name that could not name a file in a run folder.
+    """Refuse a name that could not name a file in a run folder, on Linux, macOS or Windows.
 
     Args:
         name: The name of a task.
 
     Raises:
-        DataError: If it is empty, too long, a path, or holds control characters.
+        DataError: If it is empty, too long, a path, reserved, or holds characters that a name cannot hold.
     """
-    if not isinstance(name, str) or not name.strip():
-        raise DataError(f"Task name is {name!r}, expected a non-empty text.")
-    path_like = name in (".", "..") or any(mark in name for mark in "/\\")
-    if path_like or any(ord(character) < 32 for character in name):
-        raise DataError(f"Task name {name!r} is a path or holds control characters, expected a plain name.")
-    if len(name.encode("utf-8", "surrogatepass")) > 200:
-        raise DataError(f"Task name {name[:40]!r}… is too long: expected at most 200 bytes.")
+    if fault := name_fault(name):
+        raise DataError(f"Task name {fault}.")
+
+
+def check_different(names: Sequence[str], where: str) -> None:
+    """Refuse names that stand twice, or that some file systems take for one.
+
+    Args:
+        names: The names of tasks.
+        where: What holds them, for the message.
+
+    Raises:
+        DataError: If two are equal, save for letter case or for how accents are composed.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        key = name_key(name)
+        if key not in seen:
+            seen[key] = name
+            continue
+        earlier = seen[key]
+        if earlier == name:
+            raise DataError(f"{where} holds task '{name}' twice; name each task once.")
+        raise DataError(
+            f"{where} holds the tasks '{earlier}' and '{name}', which differ only in letter case or accents: "
+            f"some file systems take them for one; rename one of them."
+        )

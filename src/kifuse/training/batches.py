@@ -91,6 +91,7 @@ class MemoryBatches:
         self.batch_size = min(batch_size, len(encoded))
         self.seed = seed
         self.drawn = 0
+        self._pass: tuple[int, list[int]] = (-1, [])
 
     @property
     def per_pass(self) -> int:
@@ -105,6 +106,8 @@ class MemoryBatches:
 
     def _index(self, position: int) -> int:
         number, offset = divmod(position, len(self.encoded))
-        order = list(range(len(self.encoded)))
-        random.Random(f"{self.seed}:{number}").shuffle(order)  # noqa: S311
-        return order[offset]
+        if number != self._pass[0]:
+            order = list(range(len(self.encoded)))
+            random.Random(f"{self.seed}:{number}").shuffle(order)  # noqa: S311
+            self._pass = (number, order)
+        return self._pass[1][offset]

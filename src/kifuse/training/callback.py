@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from kifuse.errors import RunError
-from kifuse.methods.base import Method, Parameters, TaskInfo
+from kifuse.methods.base import Method, MethodState, Parameters, TaskInfo
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.context import TrainerContext
+from kifuse.training.guard import MAX_BAD_STEPS, Guard, drop_gradients
+from kifuse.training.refusals import refuse, refuse_other_precision
+from kifuse.training.squares import StepSquares
 
 
 class MethodCallback(TrainerCallback):
@@ -21,11 +25,20 @@ class MethodCallback(TrainerCallback):
         index: 0-based position of the task in the stream.
         name: The task's name.
         memory: Batches of the memory buffer, for methods that take memory steps.
+        max_bad_steps: Training stops at this many steps in a row whose loss or gradient is not finite.
 
     Call `attach(trainer)` after the Trainer is made and before `trainer.train()`.
     """
 
-    def __init__(self, method: Method, *, index: int, name: str, memory: MemoryBatches | None = None) -> None:
+    def __init__(
+        self,
+        method: Method,
+        *,
+        index: int,
+        name: str,
+        memory: MemoryBatches | None = None,
+        max_bad_steps: int = MAX_BAD_STEPS,
+    ) -> None:
         self.method = method
         self.index = index
         self.name = name
@@ -34,31 +47,20 @@ class MethodCallback(TrainerCallback):
         self.context: TrainerContext | None = None
         self.task: TaskInfo | None = None
         self.losses: list[tuple[int, float]] = []
+        self.rates: list[tuple[int, float]] = []
+        self.resume: tuple[MethodState, MethodState] | None = None
+        """State of the method and of the training to go on from in the middle of the task."""
+        self.guard = Guard(max_bad_steps)
+        self._healthy = True
+        self._squares: StepSquares | None = None
 
     def attach(self, trainer: Any) -> None:
         """Give the callback its Trainer, and refuse set-ups in which methods cannot work.
 
         Raises:
-            RunError: The set-up steps the optimizer inside the backward pass, or changes weights behind the
-                method's back.
+            RunError: The set-up is one of `kifuse.training.refusals.REFUSED`.
         """
-        args = trainer.args
-        if getattr(args, "deepspeed", None):
-            raise RunError(
-                "deepspeed: its engine steps inside the backward pass, before a method can see the "
-                "gradients; use plain data parallelism (torchrun, accelerate launch) instead."
-            )
-        if args.load_best_model_at_end:
-            raise RunError(
-                "load_best_model_at_end: it would replace the weights without the method's state; "
-                "turn it off."
-            )
-        if args.n_gpu > 1:
-            raise RunError(
-                f"{args.n_gpu} GPUs in one process (DataParallel) split batches inside the model; start one "
-                "process per GPU with torchrun or accelerate launch, or show the process one GPU "
-                "(CUDA_VISIBLE_DEVICES)."
-            )
+        refuse(trainer)
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -67,48 +69,90 @@ class MethodCallback(TrainerCallback):
             raise RunError(
                 "the method's callback was not attached: call callback.attach(trainer) before train()."
             )
+        refuse_other_precision(self.trainer, model)
         params = Parameters(model.named_parameters())
-        self.context = TrainerContext(self.trainer, params, self.memory)
+        self._release()
+        if self.method.needs_squares:
+            self._squares = StepSquares(self.trainer, model, params)
+        self.guard.watch(self.trainer, params)
+        self.context = self._new_context(params)
         self.context.total_steps = state.max_steps
         self.task = TaskInfo(self.index, self.name, state.max_steps)
-        self.method.begin_task(self.task, params)
+        self._begin(self.task, self.context)
+
+    def _new_context(self, params: Parameters) -> TrainerContext:
+        return TrainerContext(self.trainer, params, self.memory, guard=self.guard)
+
+    def _begin(self, task: TaskInfo, context: TrainerContext) -> None:
+        if self.resume is None:
+            return self.method.begin_task(task, context.params)
+        (method, training), self.resume = self.resume, None
+        context.load_state(training)
+        self.method.load_state(method)
+        self.method.continue_task(task, context.params)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget what memory steps left in the hooks."""
+        if self._squares is not None:
+            self._squares.clear()
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        """Gradients are complete, reduced, unscaled and clipped."""
+        """Gradients are complete, reduced, unscaled and clipped; a step that is not finite ends here."""
         context = self._context()
         # the rate is read here: after the step a schedule has already moved on
         context.lr = float(optimizer.param_groups[0]["lr"])
+        seen = self.guard.take(context.params)
+        self._healthy = self.guard.passes(context, "task", state.global_step + 1, *seen)
+        if not self._healthy:
+            drop_gradients(optimizer)
+            return
+        if self._squares is not None:
+            context.params.squares = self._squares.take()
         self.method.on_gradients(context.params)
 
     def on_optimizer_step(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        """The optimizer has moved, unless fp16 overflowed."""
-        if not getattr(optimizer, "step_was_skipped", False):
+        """The optimizer has moved, unless the step was not finite."""
+        # a fused optimizer skips an fp16 overflow by itself and says nothing
+        if self._healthy and not getattr(optimizer, "step_was_skipped", False):
             self.method.on_update(self._context().params)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The gradients are gone, the schedule has moved."""
         context = self._context()
         context.step = state.global_step
+        context.params.squares = None
         self.method.on_step(context)
+        if not self._healthy:
+            context.log(skipped_steps=self.guard.bad["task"])
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Keep the loss for the record."""
-        if logs and "loss" in logs:
-            self.losses.append((state.global_step, float(logs["loss"])))
+        """Keep the loss and the learning rate for the record."""
+        for key, kept in (("loss", self.losses), ("learning_rate", self.rates)):
+            if logs and math.isfinite(logs.get(key, math.nan)):
+                kept.append((state.global_step, float(logs[key])))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the task."""
         context = self._context()
+        self._release()
         if self.task is None:
             return
         with torch.enable_grad():
             self.method.end_task(self.task, context)
+        self.guard.note(context)
+
+    def _release(self) -> None:
+        """Take the hooks off the model and the Trainer."""
+        self.guard.release()
+        if self._squares is not None:
+            self._squares.remove()
+            self._squares = None
 
     def _context(self) -> TrainerContext:
         if self.context is None:

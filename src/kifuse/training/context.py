@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from kifuse.errors import RunError
-from kifuse.methods.base import Parameters
+from kifuse.methods.base import MethodState, Parameters
 from kifuse.tasks.encoding import Encoded
 from kifuse.training.batches import MemoryBatches
+from kifuse.training.guard import Guard, drop_gradients
+
+IGNORED = -100
 
 
 class TrainerContext:
@@ -22,12 +27,24 @@ class TrainerContext:
             right under accumulation, mixed precision and several processes.
         params: The trainable parameters.
         memory: Batches of the memory buffer, or None for a method that may not see old data.
+        guard: Judges the memory steps; None for one of its own.
+        collate: Makes a batch of memory examples; None for the Trainer's own collator.
     """
 
-    def __init__(self, trainer: Any, params: Parameters, memory: MemoryBatches | None) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        params: Parameters,
+        memory: MemoryBatches | None,
+        *,
+        guard: Guard | None = None,
+        collate: Callable[[Any], Any] | None = None,
+    ) -> None:
         self.trainer = trainer
         self.params = params
         self.memory = memory
+        self.guard = Guard() if guard is None else guard
+        self.collate = trainer.data_collator if collate is None else collate
         self.step = 0
         self.total_steps = 0
         self.lr = 0.0
@@ -57,56 +74,80 @@ class TrainerContext:
     ) -> None:
         """See `StepContext.memory_step`.
 
+        A step whose loss or gradient is not finite moves nothing, and `before` is not called; see
+        `kifuse.training.guard`.
+
         Raises:
-            RunError: The memory is empty, or `own` was asked for under fp16, whose scaling it would miss.
+            RunError: The memory is empty, or too many steps in a row were not finite.
         """
         if self.memory is None or not self.memory.encoded:
             raise RunError("a memory step was asked for, but the method has no memory to step on.")
         batch = self.memory.next()
         with torch.enable_grad():
-            self._backward(batch)
+            losses = self._backward(batch)
+        _, largest = self.guard.take(self.params)
         accelerator, limit = self.trainer.accelerator, self.trainer.args.max_grad_norm
+        scaler = getattr(accelerator, "scaler", None)
         if limit and limit > 0:
             accelerator.clip_grad_norm_(self.params.tensors, limit)
-        if before is not None:
-            before(self.params)
+        elif scaler is not None:
+            # clips nothing, but takes the scale off the gradients
+            accelerator.clip_grad_norm_(self.params.tensors, math.inf)
         stepper = self.trainer.optimizer if optimizer == "shared" else self._own_optimizer()
-        with _at_rate(stepper, self.lr if lr is None else lr):
+        if self.guard.passes(self, "memory", self.step, losses, largest):
+            if before is not None:
+                before(self.params)
+            with _at_rate(stepper, self.lr if lr is None else lr):
+                stepper.step()
+        elif scaler is not None and optimizer == "shared":
+            drop_gradients(stepper)
             stepper.step()
+        if scaler is not None and optimizer == "own":
+            # the scale belongs to the shared optimizer, which took no step to bring it up to date
+            scaler.update()
         stepper.zero_grad()
         self.replayed += len(batch)
         self.extra_passes += 1
 
-    def _backward(self, batch: list[Encoded]) -> None:
-        """Accumulate the gradient of one global batch, reduced over processes."""
+    def _backward(self, batch: Sequence[Any]) -> list[Tensor]:
+        """Accumulate the gradient of one global batch, reduced over processes; the loss of each part."""
         trainer = self.trainer
         accelerator, model = trainer.accelerator, trainer.model_wrapped
         size = trainer.args.per_device_train_batch_size
-        # the count is that of the global batch, known to every process without asking the others
-        items = torch.tensor(sum(len(e.target_ids) for e in batch), device=trainer.args.device)
         mine = batch[accelerator.process_index :: accelerator.num_processes]
         most = -(-len(batch) // accelerator.num_processes)
-        starts = range(0, most, size)
-        model.train()
-        for start in starts:
-            part = mine[start : start + size]
-            inputs = trainer._prepare_inputs(trainer.data_collator(part or batch[:1]))
-            if not part:
-                # every process must run as many passes; one without examples contributes nothing
-                inputs["labels"] = torch.full_like(inputs["labels"], -100)
-            last = start + size >= most
+        parts = [mine[start : start + size] for start in range(0, most, size)]
+        inputs = [self._inputs(part, batch) for part in parts]
+        items = self._items(batch, inputs)
+        own = getattr(trainer, "current_gradient_accumulation_steps", 1)
+        # a loss that is a mean over its part is divided by this
+        trainer.current_gradient_accumulation_steps = len(parts)
+        losses = []
+        for place, part in enumerate(inputs):
+            last = place == len(inputs) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                with trainer.compute_loss_context_manager():
-                    loss = trainer.compute_loss(model, inputs, num_items_in_batch=items)
-                accelerator.backward(loss)
+                losses.append(trainer.training_step(model, part, items).detach())
+        trainer.current_gradient_accumulation_steps = own
+        return losses
+
+    def _inputs(self, part: Sequence[Any], batch: Sequence[Any]) -> Any:
+        inputs = self.collate(part or batch[:1])
+        if not part:
+            # every process must run as many passes; one without examples contributes nothing
+            inputs["labels"] = torch.full_like(inputs["labels"], IGNORED)
+        return inputs
+
+    def _items(self, batch: Sequence[Any], inputs: list[Any]) -> Any:
+        """What the loss is divided by: the target tokens of the global batch, as in the Trainer's steps."""
+        device = self.trainer.args.device
+        if isinstance(batch[0], Encoded):
+            # known to every process without asking the others
+            return torch.tensor(sum(len(e.target_ids) for e in batch), device=device)
+        return self.trainer.get_batch_samples(iter(inputs), len(inputs), device)[1]
 
     def _own_optimizer(self) -> torch.optim.Optimizer:
         if self._own is None:
             args = self.trainer.args
-            if getattr(self.trainer.accelerator, "scaler", None) is not None:
-                raise RunError(
-                    "memory steps with an optimizer of their own do not work under fp16; use bf16 or fp32."
-                )
             self._own = torch.optim.AdamW(
                 self.params.tensors,
                 lr=args.learning_rate,
@@ -125,7 +166,11 @@ class TrainerContext:
 
     def log(self, **values: float) -> None:
         """Append to the Trainer's log history, which reaches its integrations and kifuse's record."""
+        control = self.trainer.control
+        wanted = control.should_log
         self.trainer.log(dict(values))
+        # logging takes the Trainer's own wish to log this step back
+        control.should_log = wanted
 
     def event(self, kind: str, **values: Any) -> None:
         """Keep an entry for the run's record."""
@@ -139,6 +184,47 @@ class TrainerContext:
                     f"{name}: found shape {tuple(values.shape)}, expected ({len(self.params.names)},)."
                 )
             self.measured[name] = [float(v) for v in values.detach().float().cpu()]
+
+    def state(self) -> MethodState:
+        """What training needs to go on in the middle of a task, beside model, optimizer and method.
+
+        Returns:
+            The place in the memory, the moments of the memory steps' own optimizer, counts and records.
+        """
+        tensors = {}
+        for place, p in enumerate(self.params.tensors if self._own is not None else ()):
+            for key, value in self._own.state.get(p, {}).items():  # type: ignore[union-attr]
+                tensors[f"{place}.{key}"] = torch.as_tensor(value)
+        values = {
+            "step": self.step,
+            "lr": self.lr,
+            "replayed": self.replayed,
+            "extra_passes": self.extra_passes,
+            "events": self.events,
+            "measured": self.measured,
+            "drawn": self.memory.drawn if self.memory else 0,
+            "own_optimizer": self._own is not None,
+            "guard": self.guard.state(),
+        }
+        return MethodState(tensors, values)
+
+    def load_state(self, state: MethodState) -> None:
+        """Take back what `state` gave."""
+        values = state.values
+        self.step, self.lr = values["step"], values["lr"]
+        self.replayed, self.extra_passes = values["replayed"], values["extra_passes"]
+        self.events, self.measured = list(values["events"]), dict(values["measured"])
+        if self.memory:
+            self.memory.drawn = values["drawn"]
+        self.guard.load_state(values["guard"])
+        if not values["own_optimizer"]:
+            return
+        own = self._own_optimizer()
+        for name, tensor in state.tensors.items():
+            place, _, key = name.partition(".")
+            p = self.params.tensors[int(place)]
+            # as torch has it: the step count of AdamW stays on the CPU
+            own.state[p][key] = tensor.clone() if key == "step" else tensor.to(p.device, copy=True)
 
 
 @contextlib.contextmanager

@@ -65,8 +65,15 @@ class Evaluator:
         self.max_new_tokens = max_new_tokens
         self.batch_tokens = batch_tokens
 
-    def score(self, task: Task, after: int, progress: Callable[[int, int], None] | None = None) -> Cell:
-        """Score one task after `after` tasks have been learned."""
+    def score(
+        self,
+        task: Task,
+        after: int,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        keep: bool = True,
+    ) -> Cell:
+        """Score one task after `after` tasks have been learned; `keep` writes the predictions."""
         start = time.monotonic()
         encoded = self.encoder.encode_many(task.test)
         with self.backbone.autocast():
@@ -95,7 +102,7 @@ class Evaluator:
                     "valid": is_valid,
                 }
             )
-        if self.folder is not None:
+        if keep and self.folder is not None:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_text(self.folder / f"after-{after}" / f"{task.name}.jsonl", lines)
         n = len(task.test)

@@ -28,9 +28,10 @@ from kifuse.tasks.schedule import training_order
 from kifuse.training.batches import MemoryBatches, ModelCollator, OrderedExamples
 from kifuse.training.callback import MethodCallback
 from kifuse.training.loss import TargetLoss
+from kifuse.training.middle import Middle, MiddleKeeper, identity_of
 
-StepListener = Callable[[int, int, float | None], None]
-"""Called with (steps taken, steps in all, loss or None)."""
+StepListener = Callable[[int, int, float | None, int], None]
+"""Called with (steps taken, steps in all, loss or None, passes taken in all)."""
 
 
 @dataclass
@@ -44,6 +45,7 @@ class TaskTraining:
         extra_passes: Forward and backward passes beyond one per step.
         seconds: Wall time of `trainer.train()`.
         losses: (step, training loss) pairs.
+        rates: (step, learning rate) pairs.
         events: What the method noted.
         per_tensor: What it measured of each trainable tensor: `names`, and `series` by name.
     """
@@ -54,6 +56,7 @@ class TaskTraining:
     extra_passes: int
     seconds: float
     losses: list[tuple[int, float]] = field(default_factory=list)
+    rates: list[tuple[int, float]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     per_tensor: dict[str, Any] = field(default_factory=dict)
 
@@ -61,17 +64,21 @@ class TaskTraining:
 class _Steps(TrainerCallback):
     """Tells a listener how far training is."""
 
-    def __init__(self, listener: StepListener) -> None:
-        self.listener = listener
+    def __init__(self, listener: StepListener, driver: MethodCallback) -> None:
+        self.listener, self.driver = listener, driver
+
+    def _tell(self, state: Any, loss: float | None) -> None:
+        extra = self.driver.context.extra_passes if self.driver.context else 0
+        self.listener(state.global_step, state.max_steps, loss, state.global_step + extra)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.listener(state.global_step, state.max_steps, None)
+        self._tell(state, None)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         if logs and "loss" in logs:
-            self.listener(state.global_step, state.max_steps, float(logs["loss"]))
+            self._tell(state, float(logs["loss"]))
 
 
 def train_task(
@@ -87,6 +94,7 @@ def train_task(
     memory: Sequence[Encoded] = (),
     folder: Path,
     listener: StepListener = lambda *_: None,
+    middle: Middle | None = None,
 ) -> TaskTraining:
     """Train a model on one task with a fresh Trainer and a fresh optimizer.
 
@@ -102,6 +110,7 @@ def train_task(
         memory: Memory examples for steps of their own.
         folder: The Trainer's output folder.
         listener: Told of each step.
+        middle: Where training is kept in its middle, and goes on from; None: nowhere.
 
     Raises:
         RunError: The batch size cannot be split over processes and accumulation.
@@ -117,25 +126,40 @@ def train_task(
         seed=seed,
     )
     batches = MemoryBatches(memory, settings.batch_size, seed) if memory else None
-    driver = MethodCallback(method, index=index, name=name, memory=batches)
-    arguments = _arguments(
-        settings, backbone, folder, seed, steps=own_steps(len(examples), settings.epochs, settings.batch_size)
+    driver = MethodCallback(
+        method, index=index, name=name, memory=batches, max_bad_steps=settings.max_bad_steps
     )
+    steps = own_steps(len(examples), settings.epochs, settings.batch_size)
+    arguments = _arguments(settings, backbone, folder, seed, steps)
+    keeper = None
+    if middle is not None and arguments.world_size == 1:
+        identity = identity_of(driver, examples, steps, seed)
+        keeper = MiddleKeeper(driver, middle, identity, middle.read(identity))
+    done = keeper.done if keeper else 0
+    if keeper and done:
+        arguments.max_steps = steps
+        keeper.middle.say(f"{name}: going on after step {done} of {steps}")
     together = arguments.world_size * arguments.per_device_train_batch_size
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=OrderedExamples(examples, order, multiple=together if arguments.world_size > 1 else 1),
+        train_dataset=OrderedExamples(
+            examples,
+            order[done * settings.batch_size :],
+            multiple=together if arguments.world_size > 1 else 1,
+        ),
         data_collator=_collator(backbone),
         compute_loss_func=TargetLoss(shift=not backbone.encoder_decoder),
-        callbacks=[driver, _Steps(listener)],
+        callbacks=[*([keeper] if keeper else []), driver, _Steps(listener, driver)],
     )
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     driver.attach(trainer)
+    if keeper:
+        keeper.trainer = trainer
     start = time.monotonic()
     trainer.train()
-    seconds = time.monotonic() - start
+    seconds = keeper.total_seconds() if keeper else time.monotonic() - start
     context = driver.context
     if context is None:
         raise RunError(f"task {name!r}: training ended before it began.")
@@ -147,8 +171,13 @@ def train_task(
         extra_passes=context.extra_passes,
         seconds=seconds,
         losses=driver.losses,
+        rates=driver.rates,
         events=context.events,
-        per_tensor={"names": list(context.params.names), "series": context.measured}
+        per_tensor={
+            "names": list(context.params.names),
+            "sizes": [p.numel() for p in context.params.tensors],
+            "series": context.measured,
+        }
         if context.measured
         else {},
     )

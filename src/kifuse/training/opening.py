@@ -15,6 +15,16 @@ from kifuse.reporting.record import MethodRecord, RunRecord, TaskRecord
 from kifuse.tasks.task import Task, TaskStream
 from kifuse.training.environment import machine, versions
 
+OPEN_STREAM = "tasks as they come"
+"""Name of a stream whose tasks are not known beforehand."""
+
+HARMLESS = frozenset({"log.txt", "config.yaml", ".lock", ".lock.owner"})
+"""Files of a folder that holds no run yet."""
+
+
+WITHOUT_EFFECT = ("training.checkpoint_minutes ", "training.max_bad_steps ")
+"""Settings that change no result, and so may change when a run goes on."""
+
 
 def open_run(folder: Path, config: RunConfig) -> RunRecord | None:
     """The record of an earlier start of the same run, or None for an empty folder.
@@ -27,13 +37,11 @@ def open_run(folder: Path, config: RunConfig) -> RunRecord | None:
     if not folder.is_dir():
         raise RunError(f"output: {folder} is a file; name a folder.")
     if not (folder / "record.json").is_file():
-        if any(
-            p for p in folder.iterdir() if p.name not in {"log.txt", "config.yaml"} and p.suffix != ".tmp"
-        ):
+        if any(p for p in folder.iterdir() if p.name not in HARMLESS and p.suffix != ".tmp"):
             raise RunError(f"output: {folder} is not empty and holds no run; name a new or empty folder.")
         return None
     record = RunRecord.load(folder)
-    changed = differences(record.config, config_json(config))
+    changed = [d for d in differences(record.config, config_json(config)) if not d.startswith(WITHOUT_EFFECT)]
     if changed:
         raise RunError(
             f"output: {folder} holds another run, which differs in {', '.join(changed)}; "
@@ -81,9 +89,9 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def new_record(config: RunConfig, stream: TaskStream, method: Method, backbone: Backbone) -> RunRecord:
-    """The record of a run that has not learned anything yet."""
-    overlaps = stream.overlaps()
+def new_record(config: RunConfig, stream: TaskStream | None, method: Method, backbone: Backbone) -> RunRecord:
+    """The record of a run that has not learned anything yet; without a stream its tasks come later."""
+    overlaps = stream.overlaps() if stream else []
     inner = backbone.model
     return RunRecord(
         kifuse_version=__version__,
@@ -101,13 +109,13 @@ def new_record(config: RunConfig, stream: TaskStream, method: Method, backbone: 
             settings=method.settings(),
             data_class=method.data_class,
         ),
-        stream=stream.name,
-        tasks=[_task_record(task) for task in stream.tasks],
+        stream=stream.name if stream else OPEN_STREAM,
+        tasks=[task_record(task) for task in stream.tasks] if stream else [],
         overlaps=[_overlap_json(o) for o in overlaps],
         seeds={"training": config.training.seed},
         versions=versions(),
         machine=machine(backbone),
-        warnings=[*stream.warnings]
+        warnings=[*(stream.warnings if stream else ())]
         + [
             f"{o.count} examples of {o.task_a}/{o.split_a} are also in {o.task_b}/{o.split_b}"
             for o in overlaps
@@ -121,7 +129,8 @@ def _overlap_json(overlap: Any) -> dict[str, Any]:
     return {k: getattr(overlap, k) for k in ("task_a", "split_a", "task_b", "split_b", "count")}
 
 
-def _task_record(task: Task) -> TaskRecord:
+def task_record(task: Task) -> TaskRecord:
+    """The entry of a task that has not been learned yet."""
     return TaskRecord(
         name=task.name,
         metric=task.metric,

@@ -12,14 +12,14 @@ EVAL_STEP_SHARE = 0.07
 
 @dataclass(frozen=True)
 class Plan:
-    """The work of a run: optimizer steps and examples to score."""
+    """The work of a run: forward and backward passes, and examples to score."""
 
     steps: int
     scored: int
 
     @property
     def work(self) -> float:
-        """In units of one optimizer step."""
+        """In units of one pass."""
         return self.steps + EVAL_STEP_SHARE * self.scored
 
 
@@ -31,6 +31,9 @@ class Progress:
 
     def begin(self, method: str, plan: Plan, done: Plan) -> None:
         """The run starts, or goes on after `done`."""
+
+    def passes(self, done: int) -> None:
+        """Forward and backward passes taken in this task so far, memory steps included."""
 
     def step(self, task: str, step: int, steps: int, loss: float | None) -> None:
         """An optimizer step was taken."""

@@ -12,7 +12,9 @@ from kifuse.knowledge import (
     blend,
     masked_sum,
     min_max,
+    soft_masks,
     static_weights,
+    total_weights,
 )
 from tests.reference import fusion as reference
 
@@ -178,6 +180,84 @@ def test_masked_sum_takes_soft_masks():
     one = [torch.ones(2)]
     (fused,) = masked_sum([torch.zeros(2)], one, one, [torch.tensor([0.25, 0.0])], [torch.tensor([0.5, 1.0])])
     assert fused.tolist() == [0.75, 1.0]
+
+
+def test_masked_sum_with_one_weight_for_all_is_the_weighted_sum():
+    torch.manual_seed(0)
+    base, t_in, t_out = ([torch.randn(s).to(t) for s, t in KINDS] for _ in range(3))
+    fused = masked_sum(base, t_in, t_out, [torch.tensor(0.25)] * 3, [torch.tensor(0.75)] * 3)
+    for start, inner, outer, value in zip(base, t_in, t_out, fused, strict=True):
+        expected = (start.double() + 0.25 * inner.double() + 0.75 * outer.double()).to(start.dtype)
+        assert value.dtype == start.dtype
+        torch.testing.assert_close(value, expected)
+
+
+KINDS = [((3, 4), torch.float32), ((10,), torch.bfloat16), ((2,), torch.float64)]
+
+
+@pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
+def test_masked_sum_of_soft_masks_weighs_the_four_cases(shares):
+    torch.manual_seed(0)
+    base, t_in, t_out, m_in, m_out = (torch.rand(20) for _ in range(5))
+    (fused,) = masked_sum([base], [t_in], [t_out], [m_in], [m_out], **shares)
+    options = {"both": (1.0, 1.0), "only_in": 1.0, "only_out": 1.0, "neither": (0.0, 0.0), **shares}
+    expected = torch.zeros(20)
+    for chosen_in, chance_in in ((1, m_in), (0, 1 - m_in)):
+        for chosen_out, chance_out in ((1, m_out), (0, 1 - m_out)):
+            case = reference.masked_sum(
+                base, t_in, t_out, torch.full((20,), chosen_in), torch.full((20,), chosen_out), **options
+            )
+            expected += chance_in * chance_out * torch.tensor(case)
+    torch.testing.assert_close(fused, expected)
+
+
+def test_masked_sum_leaves_its_arguments_alone():
+    arguments = [[torch.ones(3)] for _ in range(5)]
+    masked_sum(*arguments, both=(0.4, 0.6), neither=(0.5, 0.5))
+    assert all(torch.equal(each[0], torch.ones(3)) for each in arguments)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=pairs, tau=st.floats(0.05, 100))
+def test_soft_masks_are_the_softmax_over_normalised_importance(rows, tau):
+    inner, outer = _columns(rows)
+    weight_in, weight_out = soft_masks(inner, outer, tau=tau)
+    expected = reference.adaptive_weights(_scaled(inner), _scaled(outer), tau)
+    torch.testing.assert_close(weight_in, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+    assert torch.all((weight_in >= 0) & (weight_in <= 1) & (weight_out >= 0) & (weight_out <= 1))
+    torch.testing.assert_close(weight_in + weight_out, torch.ones(len(rows)))
+
+
+def _scaled(values):
+    low, high = min(values.tolist()), max(values.tolist())
+    return torch.tensor([(v - low) / (high - low) if high > low else 0.0 for v in values.tolist()])
+
+
+def test_soft_masks_of_constant_importance_are_a_half():
+    constant, other = torch.full((4,), 3.0), torch.zeros(4)
+    assert soft_masks(constant, other)[0].tolist() == [0.5] * 4
+    with pytest.raises(ValueError, match="non-finite importance"):
+        soft_masks(torch.tensor([1.0, float("inf")]), torch.zeros(2))
+    with pytest.raises(ValueError, match="tau: found 0"):
+        soft_masks(constant, other, tau=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=pairs)
+def test_total_weights_are_the_shares_of_the_summed_importance(rows):
+    inner, outer = _columns(rows)
+    weight_in, weight_out = total_weights(inner, outer)
+    s_in, s_out = sum(inner.tolist()), sum(outer.tolist())
+    expected = (s_in / (s_in + s_out), s_out / (s_in + s_out)) if s_in + s_out else (0.5, 0.5)
+    assert (float(weight_in), float(weight_out)) == pytest.approx(expected, abs=1e-6)
+    assert weight_in.dim() == weight_out.dim() == 0 and weight_in.dtype == torch.float32
+
+
+def test_total_weights_do_not_overflow():
+    assert [float(w) for w in total_weights(torch.full((100,), 3e38), torch.full((300,), 3e38))] == [
+        0.25,
+        0.75,
+    ]
 
 
 def test_exponential_average_matches_the_formula():

@@ -17,8 +17,12 @@ class Notes:
 
     memory_size = 0
 
-    def __init__(self) -> None:
+    def __init__(self, params: Parameters) -> None:
+        self.params = params
         self.events: list[dict[str, Any]] = []
+
+    def measure(self, **series: torch.Tensor) -> None:
+        """Not what this is about."""
 
     def event(self, kind: str, **values: Any) -> None:
         self.events.append({"kind": kind, **values})
@@ -34,7 +38,8 @@ def test_the_penalty_is_the_mean_over_adapted_matrices(weight: float) -> None:
         ("layers.1.lora_A.default.weight", nn.Parameter(second)),
         ("layers.1.lora_B.default.weight", nn.Parameter(torch.zeros(4, 2))),
     ]
-    params, notes = Parameters(named), Notes()
+    params = Parameters(named)
+    notes = Notes(params)
     method = KIF(units="rank", orthogonality=weight)
     task = TaskInfo(index=0, name="first", steps=1)
     method.begin_task(task, params)

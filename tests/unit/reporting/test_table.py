@@ -101,9 +101,9 @@ def test_nothing_to_compare_is_an_error() -> None:
 
 
 def test_names_are_shown_literally() -> None:
-    record = make_record("a|b", tasks=["[bold]odd[/bold]", "x|y"])
-    assert "[bold]odd[/bold]" in shown(comparison_table([record]))
-    assert "[bold]odd[/bold]" in shown(matrix_table(record))
+    record = make_record("a|b", tasks=["[bold]odd[red]", "x|y"])
+    assert "[bold]odd[red]" in shown(comparison_table([record]))
+    assert "[bold]odd[red]" in shown(matrix_table(record))
     lines = to_markdown([record]).splitlines()
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")} == {3}
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from kifuse.errors import DataError, did_you_mean
 from kifuse.tasks.readers import cl_benchmark, jsonl, long_sequence, superni
-from kifuse.tasks.task import METRICS, Metric, Task, TaskStream, check_task_name
+from kifuse.tasks.readers.rows import visible
+from kifuse.tasks.task import METRICS, SPLITS, Metric, Task, TaskStream, check_different, check_task_name
 
 Layout = Literal["long_sequence", "cl_benchmark", "superni", "jsonl"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
@@ -30,6 +34,9 @@ def read_stream(
 ) -> TaskStream:
     """Read a stream of tasks.
 
+    Links are followed wherever they lead, as download caches keep data behind links; hidden files and folders
+    are passed over.
+
     Args:
         path: A folder in one of the layouts, or one JSON Lines file.
         order: Names of the tasks to read, in order; letter case does not matter, and a SuperNI task may be
@@ -42,9 +49,10 @@ def read_stream(
         The tasks in the order asked for.
 
     Raises:
-        DataError: If the folder, a file, a row or a name in the order is wrong; says which and what to do.
+        DataError: If the folder, a file, a row or a name in the order is wrong, or what stands in the place
+            of a file is no plain file; says which and what to do.
     """
-    root = Path(path)
+    root = _root(path)
     found = _discover(root, layout, superni_metric)
     if order is not None:
         if isinstance(order, str) or not all(isinstance(item, str) for item in order):
@@ -52,11 +60,11 @@ def read_stream(
         if not order:
             raise DataError("The order of tasks is empty, expected at least one name.")
     names = list(found) if order is None else [_resolve(item, found, root) for item in order]
-    for number, item in enumerate(names):
-        if item in names[:number]:
-            raise DataError(f"The order of tasks names '{item}' twice, expected each task once.")
-    stream_name = name or root.resolve().stem
-    return TaskStream(stream_name, tuple(found[item]() for item in names))
+    if order is not None and (twice := [item for item, count in Counter(names).items() if count > 1]):
+        raise DataError(f"The order of tasks names '{twice[0]}' twice, expected each task once.")
+    check_different(names, f"{root}: the stream")
+    stream_name = name or ascii(root.resolve().stem)[1:-1]
+    return TaskStream(stream_name, tuple(_read(item, found, root) for item in names))
 
 
 def read_task(
@@ -80,13 +88,11 @@ def read_task(
     Raises:
         DataError: If there is no such task, several and no name, or the data is wrong.
     """
-    root = Path(path)
+    root = _root(path)
     found = _discover(root, layout, superni_metric)
-    if name is not None:
-        return found[_resolve(name, found, root)]()
-    if len(found) > 1:
+    if name is None and len(found) > 1:
         raise DataError(f"{root}: holds {len(found)} tasks, expected one; name it: {', '.join(found)}.")
-    return next(iter(found.values()))()
+    return _read(next(iter(found)) if name is None else _resolve(name, found, root), found, root)
 
 
 def detect_layout(path: str | os.PathLike[str]) -> Layout:
@@ -101,15 +107,21 @@ def detect_layout(path: str | os.PathLike[str]) -> Layout:
     Raises:
         DataError: If there is nothing there or it is in none of them; suggests a folder inside that is.
     """
-    root = Path(path)
+    root = _root(path)
+    with _readable(root):
+        return _detect(root)
+
+
+def _detect(root: Path) -> Layout:
     if not root.exists():
         raise DataError(f"{root}: no such file or folder.{_near_path(root)}")
     found = _look(root)
     if found is not None:
         return found
-    if root.is_file():
+    if not root.is_dir():
         raise DataError(f"{root}: not a known layout, expected a folder or a file that ends in '.jsonl'.")
-    inside = [child.name for child in sorted(root.iterdir()) if child.is_dir() and _look(child) is not None]
+    folders = [child for child in visible(root.iterdir(), root) if child.is_dir()]
+    inside = [child.name for child in folders if _look(child) is not None]
     hint = f" These folders inside are: {', '.join(inside)}." if inside else ""
     raise DataError(
         f"{root}: not a known layout, expected train/<task>.json (long_sequence), "
@@ -139,22 +151,78 @@ def _discover(root: Path, layout: str, metric: Metric) -> Mapping[str, Callable[
         )
     if metric not in METRICS:
         raise DataError(f"superni_metric is {metric!r}, expected one of {', '.join(METRICS)}.")
-    detected = detect_layout(root) if layout == "auto" or not root.exists() else layout
-    if detected == "long_sequence":
-        found = long_sequence.discover(root)
-    elif detected == "cl_benchmark":
-        found = cl_benchmark.discover(root)
-    elif detected == "superni":
-        found = superni.discover(root, metric)
-    else:
-        found = jsonl.discover(root)
+    with _readable(root):
+        detected = _detect(root) if layout == "auto" or not root.exists() else layout
+        if detected == "long_sequence":
+            found = long_sequence.discover(root)
+        elif detected == "cl_benchmark":
+            found = cl_benchmark.discover(root)
+        elif detected == "superni":
+            found = superni.discover(root, metric)
+        else:
+            found = jsonl.discover(root)
     if not found:
         raise DataError(f"{root}: holds no task in the layout {detected}; try layout 'auto'.")
     return found
 
 
+def _root(path: str | os.PathLike[str]) -> Path:
+    """The path as given; ``.`` and ``..`` get the name of their folder, which may name the task."""
+    root = Path(path)
+    if root.name in ("", ".."):
+        with _readable(root):
+            return root.resolve()
+    return root
+
+
+@contextmanager
+def _readable(root: Path) -> Iterator[None]:
+    """Say which folder it is that may not be looked into."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename or root}: cannot be read: {error.strerror or error}.") from error
+
+
+def _read(name: str, found: Mapping[str, Callable[[], Task]], root: Path) -> Task:
+    """Read one task: its name first, as a folder or file may have any; then what is odd about its ids."""
+    _check_name(name, root)
+    with _readable(root):
+        task = found[name]()
+    return replace(task, warnings=(*task.warnings, *repeated_ids(task)))
+
+
+def _check_name(name: str, root: Path) -> None:
+    try:
+        check_task_name(name)
+    except DataError as error:
+        raise DataError(f"{root}: {error} Rename the task.") from error
+
+
+def repeated_ids(task: Task) -> list[str]:
+    """Say which splits of a task give one id to several examples.
+
+    Nothing is refused: an id only helps people to find an example again, what makes two examples the same is
+    their content. An id that stands in two splits says nothing at all, as the published files count from 0
+    in each of them; equal inputs in two splits are found by :meth:`TaskStream.overlaps`.
+
+    Args:
+        task: The task.
+
+    Returns:
+        One sentence for each such split.
+    """
+    warnings = []
+    for split in SPLITS:
+        counts = Counter(example.id for example in task.split(split) if example.id is not None)
+        if repeated := [item for item, count in counts.items() if count > 1]:
+            ids = f"the id '{repeated[0][:80]}'" + (f" and {len(repeated) - 1} more" if repeated[1:] else "")
+            warnings.append(f"Task '{task.name}': in {split}, {ids} stand on more than one example each.")
+    return warnings
+
+
 def _resolve(name: str, found: Mapping[str, object], root: Path) -> str:
-    check_task_name(name)
+    _check_name(name, root)
     if name in found:
         return name
     alike = [item for item in found if item.casefold() == name.casefold()]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from kifuse.errors import DataError, did_you_mean
 from kifuse.tasks.readers.long_sequence import NO_GOLD_LABEL, no_gold_warning
-from kifuse.tasks.readers.rows import check_outputs, checked_labels, read_list, read_value
+from kifuse.tasks.readers.rows import check_outputs, checked_labels, read_list, read_value, visible
 from kifuse.tasks.task import SPLITS, Example, Task
 
 _CHOOSE = " Choose one from the option.\n"
@@ -43,7 +44,7 @@ def discover(root: Path) -> dict[str, Callable[[], Task]]:
     if (root / "train.json").is_file():
         return {root.name: partial(read, root)}
     found: dict[str, Path] = {}
-    for path in sorted([*root.glob("*/train.json"), *root.glob("*/*/train.json")]):
+    for path in visible([*root.glob("*/train.json"), *root.glob("*/*/train.json")], root):
         folder = path.parent
         if folder.name in found:
             raise DataError(
@@ -73,22 +74,23 @@ def read(folder: Path) -> Task:
         )
     labels_file = folder / "labels.json"
     labels = checked_labels(read_value(labels_file), str(labels_file), "the list of labels")
+    known = dict.fromkeys(labels)
     instruction = INSTRUCTIONS[category]
     head = f"{instruction}Option: {', '.join(labels)} \n" if instruction else ""
     splits: dict[str, tuple[Example, ...]] = {}
     warnings: list[str] = []
     for split in SPLITS:
         path = folder / f"{split}.json"
-        if split == "dev" and not path.is_file():
+        if split == "dev" and not os.path.lexists(path):
             splits[split] = ()
             continue
         examples, unlabelled = [], 0
         for row in read_list(path):
             label = row.get_text("label")
-            if split != "train" and label == NO_GOLD_LABEL and label not in labels:
+            if split != "train" and label == NO_GOLD_LABEL and label not in known:
                 unlabelled += 1
             else:
-                check_outputs(row.where, "label", [label], labels)
+                check_outputs(row.where, "label", [label], known)
             examples.append(Example(head, row.get_text("sentence"), CUE, (label,), row.get_id()))
         splits[split] = tuple(examples)
         if unlabelled:

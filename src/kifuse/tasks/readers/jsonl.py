@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from kifuse.errors import DataError, did_you_mean
 from kifuse.tasks.readers.chat import read_messages
@@ -20,6 +21,7 @@ from kifuse.tasks.readers.rows import (
     kind_of,
     read_lines,
     read_value,
+    visible,
 )
 from kifuse.tasks.task import METRICS, SPLITS, Example, Metric, Task, check_task_name
 
@@ -36,6 +38,11 @@ class _Settings:
     labels: tuple[str, ...] | None = None
     list_labels: bool = False
     metric: Metric | None = None
+
+    @cached_property
+    def known(self) -> dict[str, None]:
+        """The labels, to look one up at once."""
+        return dict.fromkeys(self.labels or ())
 
 
 def discover(root: Path) -> dict[str, Callable[[], Task]]:
@@ -57,10 +64,10 @@ def discover(root: Path) -> dict[str, Callable[[], Task]]:
         rows = {split: read_lines(path) for split, path in splits.items()}
         return _grouped(root.resolve().name, rows, _read_settings(root))
     found: dict[str, Callable[[], Task]] = {}
-    for path in sorted(root.iterdir()):
+    for path in visible(root.iterdir(), root):
         if path.is_dir() and _split_files(path):
             name, reader = path.name, partial(_read_folder, path)
-        elif path.suffix == ".jsonl" and path.is_file():
+        elif path.suffix == ".jsonl" and not path.is_dir():
             name, reader = path.stem, partial(_read_file, path)
         else:
             continue
@@ -68,6 +75,53 @@ def discover(root: Path) -> dict[str, Callable[[], Task]]:
             raise DataError(f"{path}: a task '{name}' is in {root} already; rename the file or the folder.")
         found[name] = reader
     return found
+
+
+def task_from_rows(
+    name: str,
+    splits: Mapping[str, Iterable[Mapping[str, Any]]],
+    *,
+    instruction: str | None = None,
+    labels: Sequence[str] | None = None,
+    list_labels: bool = False,
+    metric: Metric | None = None,
+) -> Task:
+    """Make a task of rows that are in memory already.
+
+    Args:
+        name: The task's name.
+        splits: Rows of ``train``, ``dev`` and ``test`` as in the files; a ``datasets.Dataset`` will do. The
+            fields ``prompt`` and ``completion`` are taken for ``input`` and ``output``.
+        instruction: Stands before each input that brings none of its own.
+        labels: The closed set of outputs, or None for free text.
+        list_labels: Whether the labels stand in the prompt.
+        metric: How predictions are scored; None: exact match with labels, else ROUGE-L.
+
+    Returns:
+        The task.
+
+    Raises:
+        DataError: A row is wrong; says which.
+    """
+    rows = {
+        split: [_row(f"{name}, {split} row {n}", row) for n, row in enumerate(members, 1)]
+        for split, members in splits.items()
+    }
+    settings = _Settings(
+        instruction=instruction,
+        labels=None if labels is None else checked_labels(list(labels), name, "labels"),
+        list_labels=list_labels,
+        metric=metric,
+    )
+    return _build(name, rows, settings)
+
+
+def _row(where: str, row: Any) -> Row:
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: found {kind_of(row)}, expected a row with the fields input and output.")
+    if "prompt" in row and "completion" in row and "input" not in row:
+        row = {**row, "input": row["prompt"], "output": row["completion"]}
+    return Row(where, row)
 
 
 def is_jsonl(root: Path) -> bool:
@@ -79,7 +133,8 @@ def is_jsonl(root: Path) -> bool:
 
 def _split_files(folder: Path) -> dict[str, Path]:
     paths = {split: folder / f"{split}.jsonl" for split in SPLITS}
-    return {split: path for split, path in paths.items() if path.is_file()}
+    # What is there but cannot be read must be said: a task without its test examples is another task.
+    return {split: path for split, path in paths.items() if os.path.lexists(path)}
 
 
 def _read_folder(folder: Path) -> Task:
@@ -124,7 +179,7 @@ def _grouped(name: str, rows: _Rows, settings: _Settings) -> dict[str, Callable[
 
 def _read_settings(folder: Path) -> _Settings:
     path = folder / "task.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return _Settings()
     value = read_value(path)
     if not isinstance(value, dict):
@@ -197,11 +252,11 @@ def _example(row: Row, settings: _Settings) -> tuple[Example, tuple[str, ...] | 
         references, key = row.get_references("output"), "output"
     given = row.values.get("options")
     shown = None if given is None else checked_labels(given, row.where, "'options'")
-    options = settings.labels or shown
+    options = settings.known or shown
     if options:
         check_outputs(row.where, key, references, options)
-    if shown and settings.labels:
-        check_outputs(row.where, "options", shown, settings.labels)
+    if shown and settings.known:
+        check_outputs(row.where, "options", shown, settings.known)
     instruction = settings.instruction
     if row.values.get("instruction") is not None:
         instruction = row.get_text("instruction")
@@ -211,6 +266,7 @@ def _example(row: Row, settings: _Settings) -> tuple[Example, tuple[str, ...] | 
     return Example(head + lead, body, tail, references, row.get_id()), shown or settings.labels
 
 
+@lru_cache(maxsize=64)  # one text for all rows: else a long list of labels would be in memory for each
 def _head(instruction: str | None, options: tuple[str, ...] | None) -> str:
     lines = [instruction.strip()] if instruction else []
     if options:

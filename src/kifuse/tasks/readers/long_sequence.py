@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from kifuse.errors import DataError
-from kifuse.tasks.readers.rows import Row, check_outputs, read_list
+from kifuse.tasks.readers.rows import Row, check_outputs, read_list, visible
 from kifuse.tasks.task import SPLITS, Example, Task
 
 # The mark that SNLI and MNLI give to a pair on which the annotators did not agree.
 NO_GOLD_LABEL = "-"
-_OPTIONS = re.compile(r"\bOptions?: *(?P<options>.+?)\.?\s*\Z")
+_OPTIONS = re.compile(r"\bOptions?:")
 _CUE = re.compile(r"(?:\A|\r?\n)Answer:\s*\Z")
 
 
@@ -26,7 +27,8 @@ def discover(root: Path) -> dict[str, Callable[[], Task]]:
     Returns:
         A function that reads the task, for each name.
     """
-    return {path.stem: partial(read, root, path.stem) for path in sorted((root / "train").glob("*.json"))}
+    paths = visible((root / "train").glob("*.json"), root)
+    return {path.stem: partial(read, root, path.stem) for path in paths}
 
 
 def read(root: Path, name: str) -> Task:
@@ -44,17 +46,17 @@ def read(root: Path, name: str) -> Task:
     """
     splits: dict[str, tuple[Example, ...]] = {}
     warnings: list[str] = []
-    options_of: dict[str, tuple[str, ...]] = {}
+    options_of: dict[str, dict[str, None]] = {}
     for split in SPLITS:
         path = root / split / f"{name}.json"
-        if split == "dev" and not path.is_file():
+        if split == "dev" and not os.path.lexists(path):
             splits[split] = ()
             continue
         examples, unlabelled = [], 0
         for row in read_list(path):
             example = _example(row)
             if example.head not in options_of:
-                options_of[example.head] = parse_options(example.head)
+                options_of[example.head] = dict.fromkeys(parse_options(example.head))
             options = options_of[example.head]
             if split == "dev" and example.target == NO_GOLD_LABEL and options:
                 unlabelled += 1
@@ -106,8 +108,11 @@ def part_cue(text: str) -> tuple[str, str]:
 
 def parse_options(line: str) -> tuple[str, ...]:
     """Give the options that a line ending in ``Option: a, b, c.`` lists; none when it lists none."""
+    # Not one pattern to the end of the line: many spaces in the list would take time without end.
     found = _OPTIONS.search(line)
-    return tuple(option.strip() for option in found["options"].split(", ")) if found else ()
+    listed = line[found.end() :].strip() if found else ""
+    options = (listed.removesuffix(".") or listed).split(", ")
+    return tuple(option.strip() for option in options) if listed else ()
 
 
 def _example(row: Row) -> Example:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kifuse.errors import DataError, did_you_mean
+from kifuse.errors import DataError, KifuseError, did_you_mean
+from kifuse.storage import decode_utf8, parse_json, read_bytes
 
 _KINDS = {
     dict: "an object",
@@ -73,13 +73,17 @@ class Row:
         )
 
     def get_id(self) -> str | None:
-        """Give the row's identifier as text, or None when it has none."""
+        """Give the row's identifier as text, or None when it has none or an empty one.
+
+        Raises:
+            DataError: If it is neither text nor a whole number, or not valid Unicode.
+        """
         value = self.values.get("id")
-        if value is None:
+        if value is None or value == "":
             return None
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             raise DataError(f"{self.where}: 'id' is {kind_of(value)}, expected text or a whole number.")
-        return str(value)
+        return checked_text(str(value), self.where, "'id'", empty=True)
 
 
 def kind_of(value: Any) -> str:
@@ -135,20 +139,22 @@ def checked_labels(value: Any, where: str, what: str) -> tuple[str, ...]:
         found = "an empty list" if value == [] else kind_of(value)
         raise DataError(f"{where}: {what} is {found}, expected a list of at least one text.")
     labels = tuple(checked_text(item, where, f"{what} entry {n}") for n, item in enumerate(value, 1))
-    for number, label in enumerate(labels):
-        if label in labels[:number]:
+    seen: set[str] = set()
+    for label in labels:
+        if label in seen:
             raise DataError(f"{where}: {what} names '{label}' twice, expected each option once.")
+        seen.add(label)
     return labels
 
 
-def check_outputs(where: str, key: str, references: Iterable[str], options: Sequence[str]) -> None:
+def check_outputs(where: str, key: str, references: Iterable[str], options: Collection[str]) -> None:
     """Refuse an output that is none of the options.
 
     Args:
         where: File and row, for the message.
         key: Name of the field that holds the outputs.
         references: The accepted outputs of the row.
-        options: The options to choose from.
+        options: The options to choose from; a dictionary finds one of many at once.
 
     Raises:
         DataError: If one is not among them.
@@ -159,6 +165,21 @@ def check_outputs(where: str, key: str, references: Iterable[str], options: Sequ
                 f"{where}: '{key}' is '{reference}', expected one of the options {', '.join(options)}."
                 f"{did_you_mean(reference, options)}"
             )
+
+
+def visible(paths: Iterable[Path], root: Path) -> list[Path]:
+    """Sort paths and leave out hidden ones, such as the ``._`` files that macOS puts beside others.
+
+    Args:
+        paths: Files or folders inside ``root``.
+        root: The folder of the data; itself may be hidden.
+
+    Returns:
+        Those of which no part below ``root`` begins with a dot.
+    """
+    return sorted(
+        path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
 
 
 def read_text(path: Path) -> str:
@@ -174,16 +195,9 @@ def read_text(path: Path) -> str:
         DataError: If it is missing, unreadable, empty, or not UTF-8.
     """
     try:
-        raw = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file.") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8.") from error
+        text = decode_utf8(read_bytes(path), path)
+    except KifuseError as error:
+        raise DataError(str(error)) from error
     if not text.strip():
         raise DataError(f"{path}: the file is empty, expected examples.")
     return text
@@ -256,9 +270,6 @@ def _row(where: str, value: Any) -> Row:
 
 def _decode(text: str, path: str, *, first_line: int) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise DataError(f"{path}:{line}: not valid JSON: {error.msg} at column {error.colno}.") from error
-    except RecursionError as error:
-        raise DataError(f"{path}:{first_line}: not readable JSON: nested too deeply.") from error
+        return parse_json(text, path, first_line)
+    except KifuseError as error:
+        raise DataError(str(error)) from error

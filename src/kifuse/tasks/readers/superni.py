@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kifuse.errors import DataError, did_you_mean
-from kifuse.tasks.readers.rows import Row, checked_text, kind_of, read_list, read_value
+from kifuse.tasks.readers.rows import Row, checked_text, kind_of, read_list, read_value, visible
 from kifuse.tasks.task import SPLITS, Example, Metric, Task
 
 # A task is a classification when few outputs cover all its rows, each of them many times.
@@ -29,9 +30,8 @@ def discover(root: Path, metric: Metric) -> dict[str, Callable[[], Task]]:
     """
     if (root / "train.json").is_file():
         return {root.name: partial(read, root, metric)}
-    return {
-        path.parent.name: partial(read, path.parent, metric) for path in sorted(root.glob("*/train.json"))
-    }
+    folders = [path.parent for path in visible(root.glob("*/train.json"), root)]
+    return {folder.name: partial(read, folder, metric) for folder in folders}
 
 
 def read(folder: Path, metric: Metric) -> Task:
@@ -51,7 +51,7 @@ def read(folder: Path, metric: Metric) -> Task:
     definition = ""
     for split in SPLITS:
         path = folder / f"{split}.json"
-        if split == "dev" and not path.is_file():
+        if split == "dev" and not os.path.lexists(path):
             splits[split] = []
             continue
         value = read_value(path)

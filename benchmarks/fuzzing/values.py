@@ -1,0 +1,172 @@
+"""Names, texts, numbers and YAML values that belong nowhere."""
+
+from __future__ import annotations
+
+LONG = 1_000_000
+DEEP = 10_000
+
+NAMES = [
+    *("../x", "../../outside/x", "/kifuse-outside", "a/b", "a\\b", ".", "..", "...", "", " ", " x", "x "),
+    *("con", "CON", "nul.txt", "COM1", "lpt9.jsonl", "aux", "x.", "x:y", "a*b", "a?b", 'a"b', "a<b", "a|b"),
+    *("a\0b", "a\nb", "a\x1b[31mb", "a\x7fb", "a\u0085b", "a\u2028b", "a\u202eb", "a\ud800b", "x" * 300),
+    *(
+        "é" * 120,
+        "e\u0301",
+        "\u00e9",
+        "STRASSE",
+        "straße",
+        "שלום",
+        "👩‍👩‍👧",
+        ".hidden",
+        "~",
+        "$HOME",
+        "-rf",
+        "%00",
+    ),
+]
+"""Hostile and unusual names of tasks."""
+
+TEXTS = [
+    *("", " ", "\n", "\t", "\0", "\ufeff", "\u2028", "\x1b[31mred\x1b[0m", "[bold]x[/bold]", "<b>x</b>"),
+    *(
+        "שלום עולם",
+        "\u202eabc",
+        "e\u0301\u0301\u0301",
+        "👩‍👩‍👧‍👦",
+        "ﷺ",
+        "\uffff",
+        "\U0010ffff",
+        "Answer:",
+        "-",
+        "None",
+    ),
+    *("x" * LONG, " " * LONG, "\n" * LONG, "\nAnswer:" + " " * LONG + "x", "e" + "\u0301" * 50_000),
+    "Option: a" + " " * 100_000 + "b\nx",
+    "Option: " + "a, " * 50_000 + "b.\nx\nAnswer:",
+    "Option: \nx",
+    "Option: ., , .\nx",
+]
+"""Texts that are odd, long, or slow to search."""
+
+NUMBERS = ["0", "-0", "-1", "1.5", "1e999", "-1e999", "1e-999", "NaN", "Infinity", "-Infinity"]
+NUMBERS += ["9" * 5000, "9" * 4000, "1" + "0" * 400, str(2**63), str(2**64), "1e5", "01", "0x10", "1_0", "+1"]
+
+YAML_VALUES = [
+    *(
+        "!!python/object/apply:os.system ['touch hacked']",
+        "!!python/name:os.system",
+        "!unknown {a: 1}",
+        "!!set {a}",
+    ),
+    *(
+        "!!bool maybe",
+        "!!int ''",
+        "!!int _",
+        "!!float x",
+        "!!timestamp x",
+        "!!timestamp 2024-01-01T00:00:00+99:99",
+    ),
+    *(
+        "!!binary x",
+        "!!binary é",
+        "!!omap [a: 1]",
+        "!!str 5",
+        "!!null x",
+        "!!map [a]",
+        "!!seq {a: 1}",
+        "!!merge x",
+    ),
+    *(
+        "0x" + "f" * 5000,
+        "1" + ":1" * 20_000,
+        "0b" + "1" * 20_000,
+        "9" * 5000,
+        "1e5000",
+        ".nan",
+        ".inf",
+        "-.inf",
+    ),
+    *(
+        "~",
+        "null",
+        "yes",
+        "2024-13-45",
+        "2024-02-30 25:61:00",
+        "=",
+        "<<",
+        "&a [*a]",
+        "&a {b: *a}",
+        "*undefined",
+    ),
+    *(
+        '"\\uD800"',
+        '"\\UFFFFFFFF"',
+        '"\\U00110000"',
+        '"\\0"',
+        '"\\x1b[31m"',
+        "'",
+        '"',
+        "[",
+        "{",
+        "|",
+        ">",
+        "@",
+        "`",
+    ),
+    *(
+        "%",
+        "? ",
+        "- - - -",
+        "[" * DEEP,
+        "[" * DEEP + "]" * DEEP,
+        "{a: " * 400 + "1" + "}" * 400,
+        "x" * LONG,
+        "- " * 300,
+    ),
+    *(
+        "~nosuchuser/x",
+        "~",
+        "''",
+        "' '",
+        "a\n  b",
+        "{}",
+        "[]",
+        "[a, a]",
+        "[1, b]",
+        "{a: 1, a: 2}",
+        "-1",
+        "0",
+        "1.0",
+    ),
+    *(
+        "1e-3",
+        "'1e-3'",
+        "true",
+        "\u202e",
+        "👩‍👩‍👧",
+        "x" * 5000,
+        "/dev/zero",
+        "[[a]]",
+        "{? [a] : b}",
+        "{1: 2}",
+        "{null: 1}",
+    ),
+    *(
+        "3",
+        "2",
+        "0.5",
+        "kif",
+        "replay",
+        "[q_proj]",
+        "name",
+        "1",
+        "5",
+        "'text'",
+        "&x 4",
+        "[one]",
+        "runs/b",
+        "0.25",
+    ),
+    *("18446744073709551616", "9" * 60, "-" + "9" * 60, "1e308", "0o17", "017", "1_000", "12:30:45", "1.5e+"),
+]
+"""YAML scalars, tags and collections that a configuration does not expect."""

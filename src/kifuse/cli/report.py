@@ -1,0 +1,66 @@
+"""``kifuse report``: the page of a run, or of several side by side; figures and tables as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs, or records kept as files.", metavar="RUN...")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The page. Default: report.html in the run's folder, or in the one that holds all runs.",
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write every picture there, as PNG and SVG for a paper."),
+    ] = None,
+    tables: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write the tables there, as CSV, Markdown and LaTeX."),
+    ] = None,
+) -> None:
+    """Write the page of a run, or of several runs side by side, from their records alone.
+
+    Runs that differ in seed and task order only count as one method, with mean and standard deviation.
+    """
+    from rich.console import Console
+
+    from kifuse.errors import RunError
+    from kifuse.reporting.collected import all_plots, all_sheets
+    from kifuse.reporting.groups import folder_for, open_runs
+    from kifuse.reporting.page import FILE, comparison_page, run_page
+    from kifuse.storage import write_text
+
+    opened = open_runs(runs)
+    file = output or folder_for(opened) / FILE
+    if file.is_dir():
+        file /= FILE
+    if file.suffix not in (".html", ".htm"):
+        raise RunError(f"--output: found {file}, expected the name of a page, such as comparison.html.")
+    page = run_page(opened[0]) if len(opened) == 1 else comparison_page(opened, file.parent)
+    write_text(file, page)
+    console = Console()
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    say(f"Page written to {file}")
+    if tables is not None:
+        from kifuse.reporting.sheets import write_sheets
+
+        say(f"{len(write_sheets(all_sheets(opened), tables))} tables written to {tables}")
+    if figures is not None:
+        from kifuse.reporting.figures import write_figures
+
+        say(f"{len(write_figures(all_plots(opened), figures))} figures written to {figures}")

@@ -1,0 +1,195 @@
+"""``kifuse show``: what a run would train, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kifuse.cli.group import EPILOG_GAP
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kifuse.models.outline import Outline, UnitRow
+
+show_app = typer.Typer(
+    help="Show what a run would train.",
+    epilog=EPILOG_GAP.join(
+        ["[bold]Example[/bold]", "kifuse show units --model smollm2-135m --level rank --rank 8"]
+    ),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+MOST_TENSORS = 3
+"""Tensors of one unit that are written out; of more only the first are."""
+
+MEANING = {
+    "matrix": "each trainable tensor",
+    "rank": "row i of a LoRA A with column i of its B; any other tensor whole",
+    "element": "each number",
+    "module": "all trainable tensors of one linear layer",
+    "layer": "all trainable tensors of one transformer layer",
+}
+
+
+@show_app.command(
+    epilog=EPILOG_GAP.join(
+        [
+            "[bold]Examples[/bold]",
+            "kifuse show units --model smollm2-135m",
+            "kifuse show units --model models/t5-large --level rank --rank 16 --target q,k,v,o",
+            "kifuse show units --model models/t5-large --kind full --level layer",
+        ]
+    )
+)
+def units(
+    model: Annotated[
+        str,
+        typer.Option(help="A name of 'kifuse ls models', a hub id, or a folder with a config.json."),
+    ],
+    level: Annotated[str, typer.Option(help="matrix, rank, element, module or layer.")] = "matrix",
+    kind: Annotated[str, typer.Option(help="lora, rslora, dora, ia3 or full.")] = "lora",
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA kinds.")] = 8,
+    target: Annotated[
+        str | None, typer.Option(help="Layers to adapt, with commas; as model.adapter.target_modules.")
+    ] = None,
+) -> None:
+    """Show how what a model trains falls into skill units: how many, of which sizes, in which layers.
+
+    Needs no weights: a model's config.json is enough.
+    """
+    from rich.console import Console
+
+    from kifuse.cli.group import split_names
+
+    adapter = _adapter(kind, rank, list(split_names(target)) if target is not None else None)
+    _known("--level", level, MEANING)
+
+    from kifuse.cli.quiet import quieten
+    from kifuse.models.outline import outline, unit_rows
+
+    quieten()
+    found = outline(model, adapter)
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file or a pipe has no width to fit
+        console.width = 240
+    what = f"{kind} of rank {rank}" if "rank" in _settings_of(kind) else kind
+    console.print(
+        f"{model} ({found.family}), {what}: {len(found.tensors):,} trainable tensors with "
+        f"{found.trainable:,} numbers; the model has {found.parameters:,}.",
+        soft_wrap=True,
+        markup=False,
+    )
+    console.print()
+    console.print(f"Skill units of level {level}: {MEANING[level]}", soft_wrap=True, markup=False)
+    console.print(_partition(unit_rows(found.tensors, level)))  # type: ignore[arg-type]
+    console.print("All levels", markup=False)
+    console.print(_levels(found, level))
+
+
+def _settings_of(kind: str) -> Sequence[str]:
+    return () if kind in ("ia3", "full") else ("rank",)
+
+
+def _adapter(kind: str, rank: int, targets: list[str] | None) -> object:
+    """The adapter's configuration; every setting checked as the run's configuration checks it."""
+    from typing import get_args
+
+    from kifuse.config import AdapterConfig
+    from kifuse.errors import ConfigError
+
+    _known("--kind", kind, get_args(AdapterConfig.model_fields["kind"].annotation))
+    if targets is not None and not targets:
+        raise ConfigError(
+            "--target: found no name, expected at least one layer, e.g. --target q_proj,v_proj."
+        )
+    return AdapterConfig.model_validate({"kind": kind, "rank": rank, "target_modules": targets})
+
+
+def _known(option: str, value: str, names: Iterable[str]) -> None:
+    from kifuse.errors import ConfigError, did_you_mean
+
+    known = list(names)
+    if value not in known:
+        raise ConfigError(
+            f"{option}: found {value!r}, expected one of {', '.join(known)}.{did_you_mean(value, known)}"
+        )
+
+
+def _partition(rows: Sequence[UnitRow]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
+    table.add_column("in", footer="together")
+    table.add_column("tensors")
+    for heading in ("units each", "numbers in a unit", "units"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        numbers = [f"{row.units:,}", f"{row.size:,}", f"{row.total:,}"]
+        table.add_row(Text(_place(row)), Text(_tensors(row)), *numbers)
+    table.columns[3].footer = f"{sum(row.total * row.size for row in rows):,} in all"
+    table.columns[4].footer = f"{sum(row.total for row in rows):,}"
+    return table
+
+
+def _place(row: UnitRow) -> str:
+    """Where the units are, such as `encoder layers 0-11`."""
+    if not row.layers:
+        return "outside of layers"
+    side = next((part for part in row.stack.split(".") if part in ("encoder", "decoder")), "")
+    word = "layer" if len(row.layers) == 1 else "layers"
+    return f"{side} {word} {ranges(row.layers)}".strip()
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Whole numbers as ranges.
+
+    Args:
+        numbers: Ascending.
+
+    Returns:
+        E.g. ``0-3, 5, 7-8``.
+    """
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+def _tensors(row: UnitRow) -> str:
+    """The tensors of a unit with their shapes; what all their names begin with is written once."""
+    parts = [name.split(".") for name, _ in row.tensors]
+    shared = [len(set(each)) == 1 for each in zip(*parts, strict=False)] if len(parts) > 1 else []
+    start = parts[0][: [*shared, False].index(False)]
+    shown = [
+        f"{'.'.join(part[len(start) :])} {'x'.join(map(str, shape)) or 'scalar'}"
+        for part, (_, shape) in zip(parts[:MOST_TENSORS], row.tensors, strict=False)
+    ]
+    more = len(row.tensors) - MOST_TENSORS
+    text = " + ".join(shown) + (f" + {more} more" if more > 0 else "")
+    return f"{'.'.join(start)}: {text}" if start else text
+
+
+def _levels(found: Outline, chosen: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    from kifuse.models.outline import level_sizes
+
+    table = Table("level", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("units", "smallest", "median", "largest"):
+        table.add_column(heading, justify="right")
+    table.add_column("a unit is")
+    for level, meaning in MEANING.items():
+        sizes = level_sizes(found.tensors, level)  # type: ignore[arg-type]
+        numbers = [f"{n:,}" for n in (sizes.count, sizes.smallest, sizes.median, sizes.largest)]
+        table.add_row(level, *numbers, meaning, style="bold" if level == chosen else None)
+    return table

@@ -1,0 +1,224 @@
+"""Squared gradients of single examples, from the one backward pass of their batch (KIF Eq. 9, F).
+
+The weight gradient of a linear layer is a sum over examples j and positions t of outer products,
+g = sum_j g_j with g_j = sum_t dL/dy_jt x_jt^T. Both factors pass by during the ordinary forward and backward
+pass, so sum_j g_j^2 costs one more product of them per layer and no second pass.
+
+The loss of a training step is a sum over its examples (target tokens divided by the step's token count), so
+g_j is the *share* of example j in the step's gradient: sum_j g_j = g, over micro-batches too. A single
+example in a step gives sum_j g_j^2 = g^2. A padded position has no gradient and adds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_MOST = 1 << 24  # scalars of single examples' gradients held at once
+
+
+class SquaredGradients:
+    """Sum over examples of the squared gradient of each example, for the weights of linear layers.
+
+    Hooks on the layers that own the parameters take in every backward pass until `remove`. An example is a
+    row of the batch: the first dimension of the model's input and of each layer's.
+
+    Args:
+        model: The model whose forward pass is called.
+        params: Trainable parameters; the sums come in this order. Weights and biases of `nn.Linear` (LoRA's A
+            and B are such layers) and of the transposed `Conv1D` of GPT-2.
+
+    Raises:
+        ValueError: A parameter belongs to another kind of module, or to several modules.
+    """
+
+    def __init__(self, model: nn.Module, params: Sequence[nn.Parameter]) -> None:
+        sizes = [p.numel() for p in params]
+        device = params[0].device if params else None
+        self._flat = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
+        pieces = self._flat.split(sizes)
+        self._sums = [piece.view(p.shape) for piece, p in zip(pieces, params, strict=True)]
+        by_id = {id(p): view for p, view in zip(params, self._sums, strict=True)}
+        self._layers = [_Layer(name, module, owned) for name, module, owned in _owners(model, params, by_id)]
+        self._rows: int | None = None
+        self._backward = False
+        self._handles = [model.register_forward_pre_hook(self._new_pass, with_kwargs=True)]
+        for layer in self._layers:
+            hook = self._forward_hook(layer)
+            self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+
+    def sums(self) -> list[Tensor]:
+        """Return the sums since the last `clear`: float32 views of one buffer, in the parameters' shapes.
+
+        Raises:
+            ValueError: A layer has a gradient that the hooks did not see as one of rows of the batch.
+        """
+        self._finish()
+        for layer in self._layers:
+            layer.check()
+        return self._sums
+
+    @property
+    def flat(self) -> Tensor:
+        """All sums as one float32 vector, of which `sums` are views; scale or reduce it in place."""
+        return self._flat
+
+    def clear(self) -> None:
+        """Start anew, for the next optimizer step."""
+        self._flat.zero_()
+        for layer in self._layers:
+            layer.clear()
+
+    def remove(self) -> None:
+        """Take all hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _new_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Note how many examples the batch has, before a forward pass of the whole model."""
+        self._finish()
+        self._backward = False
+        tensors = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim > 0)
+        first = next(tensors, None)
+        self._rows = None if first is None else first.shape[0]
+
+    def _forward_hook(self, layer: _Layer) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
+            # calls inside of the backward pass are those of gradient checkpointing: a call seen before
+            layer.calls += not self._backward
+            if not output.requires_grad:
+                return
+            x = (args[0] if args else next(iter(kwargs.values()))).detach()
+            if x.ndim < 2 or (self._rows is not None and x.shape[0] != self._rows):
+                layer.strange = True
+                return
+
+            def take(grad: Tensor) -> None:
+                self._backward = True
+                layer.take(x, grad.detach())
+
+            output.register_hook(take)
+
+        return hook
+
+    def _finish(self) -> None:
+        """Square what waits for calls of a layer that no gradient came from."""
+        for layer in self._layers:
+            layer.square()
+            layer.calls = 0
+
+
+class _Layer:
+    """One linear layer: what its calls in the current pass left, and where the squares go."""
+
+    def __init__(self, name: str, module: nn.Module, owned: Mapping[str, Tensor]) -> None:
+        self.name = name
+        self.module = module
+        self.weight, self.bias = owned.get("weight"), owned.get("bias")
+        self.transposed = not isinstance(module, nn.Linear)
+        self.calls = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything but the calls of a forward pass under way."""
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.seen = self.strange = False
+
+    def check(self) -> None:
+        """Refuse a gradient that has not come by as rows of the batch."""
+        if self.strange:
+            raise ValueError(
+                f"{self.name}: the examples are not the rows of its input, so that their gradients cannot be "
+                "told apart; use fisher: batch."
+            )
+        if not self.seen and any(p.grad is not None for p in self.module.parameters(recurse=False)):
+            raise ValueError(
+                f"{self.name}: its weight has a gradient though the layer was not called as a module, so "
+                "that the examples' gradients cannot be told apart; use fisher: batch."
+            )
+
+    @torch.no_grad()
+    def take(self, x: Tensor, grad: Tensor) -> None:
+        """Take in one call: inputs (rows, ..., in), gradients of the outputs (rows, ..., out)."""
+        self.seen = True
+        wide = torch.promote_types(x.dtype, torch.float32)
+        rows = len(x)
+        self.waiting.append(
+            (x.reshape(rows, -1, x.shape[-1]).to(wide), grad.reshape(rows, -1, grad.shape[-1]).to(wide))
+        )
+        # an example's gradient is the sum over all calls of the layer, and only then squared
+        if len(self.waiting) >= self.calls:
+            self.square()
+
+    @torch.no_grad()
+    def square(self) -> None:
+        """Add the squares of the examples' gradients over the calls that wait."""
+        if not self.waiting:
+            return
+        inputs, outputs = self.waiting[0]
+        if len(self.waiting) > 1:
+            inputs = torch.cat([x for x, _ in self.waiting], 1)
+            outputs = torch.cat([grad for _, grad in self.waiting], 1)
+        self.waiting = []
+        if self.transposed:
+            inputs, outputs = outputs, inputs
+        if self.weight is not None:
+            at_once = max(1, _MOST // self.weight.numel())
+            for x, g in zip(inputs.split(at_once), outputs.split(at_once), strict=True):
+                # g_j = sum_t g_jt x_jt^T
+                self.weight.add_(torch.bmm(g.mT, x).square_().sum(0))
+        if self.bias is not None:
+            grads = inputs if self.transposed else outputs
+            self.bias.add_(grads.sum(1).square_().sum(0))
+
+
+def _owners(
+    model: nn.Module, params: Sequence[nn.Parameter], by_id: Mapping[int, Tensor]
+) -> list[tuple[str, nn.Module, dict[str, Tensor]]]:
+    """Find the layers that own the parameters.
+
+    Returns:
+        Of each layer its name, the module, and where the sums of its `weight` and `bias` go.
+
+    Raises:
+        ValueError: See `SquaredGradients`.
+    """
+    found: dict[int, str] = {}
+    strange: list[str] = []
+    layers: list[tuple[str, nn.Module, dict[str, Tensor]]] = []
+    for name, module in model.named_modules():
+        owned = {key: by_id[id(p)] for key, p in module.named_parameters(recurse=False) if id(p) in by_id}
+        if not owned:
+            continue
+        if not _is_linear(module):
+            strange += [f"{name}.{key} ({type(module).__name__})" for key in owned]
+            continue
+        for key in owned:
+            p = id(module.get_parameter(key))
+            if p in found:
+                raise ValueError(
+                    f"{name}.{key} is the same parameter as {found[p]}: the gradients that single examples "
+                    "give a shared weight are not known; use fisher: batch."
+                )
+            found[p] = f"{name}.{key}"
+        layers.append((name, module, owned))
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise ValueError(
+            "the gradients of single examples are known for linear layers only, but these parameters are "
+            f"trainable too: {', '.join(strange[:3])}{more}. Freeze them, or use fisher: batch."
+        )
+    if len(found) < len(by_id):
+        raise ValueError(f"found {len(found)} of the {len(by_id)} parameters in the model, expected all.")
+    return layers
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module computes x W^T + b, or is GPT-2's Conv1D, x W + b."""
+    if isinstance(module, nn.Linear):
+        return type(module).forward is nn.Linear.forward
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")

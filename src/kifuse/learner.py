@@ -1,0 +1,392 @@
+"""A learner for every month: tasks arrive one by one, in one process or many; nothing is forgotten unseen."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kifuse.config import to_yaml
+from kifuse.errors import ConfigError, DataError, RunError, did_you_mean
+from kifuse.evaluation.generation import greedy_generate
+from kifuse.learner_config import learner_config
+from kifuse.lineage import LearnReport, event
+from kifuse.live import ConsoleProgress
+from kifuse.methods.base import TaskInfo
+from kifuse.models.given import given_backbone
+from kifuse.models.loading import load_backbone
+from kifuse.registry import build_method
+from kifuse.reporting.page import write_report
+from kifuse.reporting.record import RunRecord
+from kifuse.storage import write_text
+from kifuse.streams import own_steps
+from kifuse.tasks.incoming import as_task
+from kifuse.tasks.kept import keep_task, kept_task
+from kifuse.tasks.task import Example, Task
+from kifuse.training.engine import Engine
+from kifuse.training.lock import exclusive
+from kifuse.training.opening import new_record, now, open_run, task_record
+from kifuse.training.progress import Plan, Progress
+
+
+class ContinualLearner:
+    """A language model that learns one task after another and keeps what it learned in one folder.
+
+    Args:
+        model: `smollm2-135m`, a hub id, a folder, or a transformers model (then with its tokenizer).
+        method: A name of `kifuse ls methods`, a mapping with `name` and settings, or a `Method`.
+        output_dir: The folder; one that holds a learner of the same settings is gone on with.
+        tokenizer: Of a model that is given as an object.
+        settings: Sections of the configuration by name, as in a run's YAML: `{"training": {"epochs": 3}}`.
+        max_forgetting: Most points (of 100) that any earlier task's score may lose by learning another; a
+            task that costs more is rolled back. None: no limit.
+        progress: Show what is going on: True, False, or a listener.
+
+    Raises:
+        KifuseError: A setting is wrong, the model cannot be loaded, or the folder holds something else.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        method: Any = "recurrent-kif",
+        output_dir: str | Path = "",
+        *,
+        tokenizer: Any = None,
+        settings: Mapping[str, Any] | None = None,
+        max_forgetting: float | None = None,
+        progress: bool | Progress = True,
+    ) -> None:
+        if not str(output_dir):
+            raise ConfigError("output_dir: found nothing, expected the folder that keeps what is learned.")
+        if max_forgetting is not None and not max_forgetting >= 0:
+            raise ConfigError(
+                f"max_forgetting: found {max_forgetting}, expected points of 0 or more, or None."
+            )
+        given = not isinstance(model, (str, Path))
+        name = (
+            str(getattr(model.config, "_name_or_path", "") or type(model).__name__) if given else str(model)
+        )
+        self.folder = Path(output_dir)
+        self.config = learner_config(name, method, settings or {}, self.folder)
+        self.max_forgetting = max_forgetting
+        self._progress = progress
+        with exclusive(self.folder):
+            record = open_run(self.folder, self.config)
+            listener = self._listener()
+            backbone = (
+                given_backbone(model, tokenizer, self.config.model.precision)
+                if given
+                else load_backbone(
+                    name,
+                    precision=self.config.model.precision,
+                    quantization=self.config.model.quantization,
+                    trust_remote_code=self.config.model.trust_remote_code,
+                    say=listener.say,
+                )
+            )
+            built = build_method(self.config.method.name, self.config.method.settings)
+            if built.old_data == "all":
+                raise ConfigError(
+                    f"method: {self.config.method.name!r} trains on all tasks at once; tasks that arrive one "
+                    "by one need another. See 'kifuse ls methods'."
+                )
+            if record is None:
+                record = new_record(self.config, None, built, backbone)
+                record.model["given"] = given
+                write_text(self.folder / "config.yaml", to_yaml(self.config))
+                record.save(self.folder)
+            self._engine = Engine(self.config, record, built, backbone, listener)
+            self._engine.restore(self.learned)
+
+    @classmethod
+    def load(cls, output_dir: str | Path, model: Any = None, **options: Any) -> ContinualLearner:
+        """Take up a learner where an earlier process left it.
+
+        Args:
+            output_dir: Its folder.
+            model: The model again, if it was given as an object; else it is loaded by its name.
+            options: `tokenizer`, `max_forgetting`, `progress`.
+
+        Raises:
+            RunError: The folder holds no learner, or its model must be given.
+        """
+        record = RunRecord.load(output_dir)
+        if model is None and record.model.get("given"):
+            raise RunError(
+                f"{output_dir}: this learner was made from a model object ({record.model['name']}); give it "
+                "again: ContinualLearner.load(folder, model=..., tokenizer=...)."
+            )
+        sections = {k: v for k, v in record.config.items() if k != "method"}
+        chosen = model if model is not None else record.config["model"]["name"]
+        return cls(chosen, record.config["method"], output_dir, settings=sections, **options)
+
+    @property
+    def record(self) -> RunRecord:
+        """Everything on record, as `record.json` holds it."""
+        return self._engine.record
+
+    @property
+    def model(self) -> Any:
+        """The PEFT model as it is now."""
+        return self._engine.model
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks learned, in their order."""
+        return [entry.name for entry in self.record.tasks[: self.learned]]
+
+    @property
+    def learned(self) -> int:
+        """Number of tasks learned."""
+        return sum(entry.train_steps is not None for entry in self.record.tasks)
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the adapter as it is now: a standard PEFT adapter.
+
+        Raises:
+            RunError: Nothing was learned yet.
+        """
+        if not self.learned:
+            raise RunError(f"{self.folder}: nothing was learned yet, so there is no adapter.")
+        return self._engine.snapshots.adapter(self.learned)
+
+    def learn(self, task: Any, **options: Any) -> LearnReport:
+        """Learn one task, score all tasks, and keep the outcome.
+
+        Called again with the same task it does nothing but report; after a crash it goes on where it stopped.
+
+        Args:
+            task: A `Task`, a path, a `datasets.Dataset` or `DatasetDict`, or rows; see `as_task`.
+            options: For rows: `name`, `test`, `instruction`, `labels`, `list_labels`, `metric`.
+
+        Returns:
+            What was gained and what was lost, and whether the task was accepted.
+
+        Raises:
+            DataError: The data is wrong, or another task of this name was learned.
+            RunError: The folder is in use, or has been changed by another process.
+        """
+        seed = self.config.training.seed
+        chosen = as_task(task, seed=seed, **options).subset(
+            self.config.data.train_examples,
+            self.config.data.dev_examples,
+            self.config.data.test_examples,
+            seed,
+        )
+        with self._alone():
+            interrupted = self._settle()
+            if interrupted is not None and interrupted.task == chosen.name:
+                return interrupted
+            if chosen.name in self.tasks:
+                return self._again(chosen)
+            self._begin(chosen)
+            self._engine.learn(self.learned + 1, chosen, earlier=[])
+            report = self._settle()
+        if report is None:
+            raise RunError(f"{self.folder}: task {chosen.name!r} was trained, but is not on record.")
+        return report
+
+    def evaluate(self, tasks: Iterable[Any] | None = None) -> dict[str, float]:
+        """Score tasks with the model as it is now.
+
+        Args:
+            tasks: Names of learned tasks, `Task`s or paths; None: all that were learned.
+
+        Returns:
+            Score (0 to 100) by name.
+
+        Raises:
+            DataError: A name is not of a learned task, or a task has no test examples.
+        """
+        scores = {}
+        for each in self.tasks if tasks is None else tasks:
+            known = isinstance(each, str) and each in self.tasks
+            task = self._kept(self.tasks.index(each)) if known else self._foreign(each)
+            cell = self._engine.evaluator.score(task, self.learned, keep=False)
+            scores[task.name] = cell.score
+        return scores
+
+    def generate(self, texts: Sequence[str | Example], max_new_tokens: int | None = None) -> list[str]:
+        """Answer prompts greedily with the model as it is now.
+
+        Args:
+            texts: Prompts as they are to be read, or examples of a task.
+            max_new_tokens: Longest answer; None: the configuration's.
+
+        Returns:
+            One answer for each.
+        """
+        engine = self._engine
+        examples = [t if isinstance(t, Example) else Example("", t, "", ("",)) for t in texts]
+        with engine.backbone.autocast():
+            return greedy_generate(
+                engine.model,
+                engine.backbone.tokenizer,
+                [engine.encoder.prompt(e) for e in examples],
+                encoder_decoder=engine.backbone.encoder_decoder,
+                max_new_tokens=max_new_tokens or engine.evaluator.max_new_tokens,
+                batch_tokens=engine.evaluator.batch_tokens,
+            )
+
+    def report(self) -> Path:
+        """Draw the page that shows what was learned, kept and lost.
+
+        Returns:
+            The HTML file; it loads nothing from elsewhere.
+        """
+        return write_report(self.folder)
+
+    def rollback(self, to: int | str) -> None:
+        """Go back to the model as it was after an earlier task, bit for bit.
+
+        What came later is moved into `rolled-back/` inside the folder, never deleted.
+
+        Args:
+            to: Number of tasks, or the name of the last task to keep.
+
+        Raises:
+            RunError: There is no such task.
+        """
+        if isinstance(to, str):
+            if to not in self.tasks:
+                raise RunError(
+                    f"rollback: no task {to!r} was learned, expected one of "
+                    f"{', '.join(self.tasks) or 'none yet'}.{did_you_mean(to, self.tasks)}"
+                )
+            to = self.tasks.index(to) + 1
+        if not 0 <= to <= self.learned:
+            raise RunError(f"rollback: found {to}, expected a number of tasks from 0 to {self.learned}.")
+        with self._alone():
+            undone = self.tasks[to:]
+            self._back_to(to, event("rolled back", now(), to=to, tasks=undone))
+
+    def _again(self, task: Task) -> LearnReport:
+        """The report of a task that was learned before."""
+        index = self.tasks.index(task.name)
+        if self.record.tasks[index].hashes["train"] != task.split_hash("train"):
+            raise DataError(
+                f"Task {task.name!r}: a task of this name was learned from other data; "
+                "give this one another name."
+            )
+        self._engine.progress.say(f"{task.name} was learned already; nothing to do")
+        return LearnReport.of(self.record, index, self._engine.snapshots.adapter(index + 1))
+
+    def _begin(self, task: Task) -> None:
+        """Put a task on record, keep its test examples, and score it before it is learned."""
+        record, k = self.record, self.learned
+        waiting = record.tasks[k:]
+        hashes = task_record(task).hashes
+        if not waiting or (waiting[0].name, waiting[0].hashes) != (task.name, hashes):
+            # what a crash left of a task that never was learned
+            record.scores = [s for s in record.scores if s.task < k]
+            record.tasks = [*record.tasks[:k], task_record(task)]
+        keep_task(self._kept_file(k), task)
+        record.warnings += [w for w in task.warnings if w not in record.warnings]
+        record.status, record.finished = "running", None
+        self._engine.save()
+        training = self.config.training
+        info = TaskInfo(k, task.name, own_steps(len(task.train), training.epochs, training.batch_size))
+        sizes = [entry.sizes["test"] for entry in record.tasks]
+        self._engine.progress.begin(
+            f"{self.config.method.name}: task {k + 1}",
+            Plan(self._engine.passes([info], [len(task.train)]), sum(sizes) + sizes[-1]),
+            Plan(0, 0),
+        )
+        if task.test:
+            self._engine.score(k, k, task)
+
+    def _settle(self) -> LearnReport | None:
+        """Score all tasks after the last one, accept it or take it back; finishes what a crash cut short."""
+        record, k = self.record, self.learned
+        if not k or record.status == "finished":
+            return None
+        for i in range(k):
+            if record.tasks[i].sizes["test"]:
+                self._engine.score(k, i, self._kept(i))
+        report = LearnReport.of(record, k - 1, self._engine.snapshots.adapter(k))
+        loss = report.worst
+        scores = {"before": report.before, "after": report.after}
+        entry = record.tasks[k - 1]
+        facts = {"task": entry.name, "data": entry.hashes["train"], **scores}
+        if self.max_forgetting is not None and loss is not None and loss[1] > self.max_forgetting:
+            report = report.refused(*loss, self.max_forgetting)
+            self._back_to(k - 1, event("refused", now(), **facts, reason=report.reason))
+            self._engine.progress.say(report.reason)
+        else:
+            record.lineage.append(event("learned", now(), **facts))
+            record.status, record.finished = "finished", now()
+            self._engine.save()
+        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+        self._engine.report()
+        self._engine.progress.finish()
+        return report
+
+    def _back_to(self, k: int, what: dict[str, Any]) -> None:
+        """Make the state after k tasks the present one; the record says so before any file moves."""
+        record = self.record
+        aside = self.folder / "rolled-back" / str(sum(e["event"] != "learned" for e in record.lineage) + 1)
+        later = range(k + 1, len(record.tasks) + 1)
+        record.save(aside)
+        record.tasks = record.tasks[:k]
+        record.scores = [s for s in record.scores if s.after <= k and s.task < k]
+        record.lineage.append(what)
+        record.status, record.finished = "finished", now()
+        self._engine.restore(k)
+        self._engine.save()
+        for j in later:
+            for part in ("adapters", "state", "predictions"):
+                source = self.folder / part / f"after-{j}"
+                if source.is_dir():
+                    (aside / part).mkdir(parents=True, exist_ok=True)
+                    source.rename(aside / part / source.name)
+
+    def _kept_file(self, index: int) -> Path:
+        return self.folder / "tasks" / f"{index + 1}.json"
+
+    def _kept(self, index: int) -> Task:
+        return kept_task(self._kept_file(index), self.record.tasks[index].hashes["test"])
+
+    def _foreign(self, each: Any) -> Task:
+        if isinstance(each, str) and not Path(each).exists():
+            raise DataError(
+                f"evaluate(): no task {each!r} was learned and there is no such path; learned are "
+                f"{', '.join(self.tasks) or 'none yet'}.{did_you_mean(each, self.tasks)}"
+            )
+        task = as_task(each, seed=self.config.training.seed)
+        if not task.test:
+            raise DataError(f"Task {task.name!r}: it has no test examples to score.")
+        return task
+
+    def _listener(self) -> Progress:
+        if isinstance(self._progress, Progress):
+            return self._progress
+        return ConsoleProgress(Console()) if self._progress else Progress()
+
+    def _alone(self) -> Any:
+        return _Alone(self)
+
+
+class _Alone:
+    """Holds the folder, after making sure that it is as this learner last saw it."""
+
+    def __init__(self, learner: ContinualLearner) -> None:
+        self.learner = learner
+        self.lock = exclusive(learner.folder)
+
+    def __enter__(self) -> None:
+        self.lock.__enter__()
+        found = RunRecord.load(self.learner.folder)
+        if found != self.learner.record:
+            self.lock.__exit__(None, None, None)
+            raise RunError(
+                f"{self.learner.folder}: another process has changed it since this learner was loaded; "
+                "load it again: ContinualLearner.load(folder)."
+            )
+
+    def __exit__(self, *error: Any) -> None:
+        self.lock.__exit__(*error)

@@ -1,0 +1,81 @@
+"""What learning a task gained and cost, and the entries of a learner's history. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kifuse.reporting.record import RunRecord
+
+
+@dataclass(frozen=True)
+class LearnReport:
+    """What learning one task gained and cost.
+
+    Attributes:
+        task: Its name.
+        accepted: Whether it was kept; False if it was rolled back.
+        before: Score (0 to 100) of each task before it was learned, by name; its own is the zero-shot score.
+        after: The same after it was learned.
+        seconds: Time of training.
+        adapter: Folder of the standard PEFT adapter after it.
+        reason: Why it was not accepted.
+    """
+
+    task: str
+    accepted: bool
+    before: dict[str, float]
+    after: dict[str, float]
+    seconds: float
+    adapter: Path
+    reason: str = ""
+
+    @classmethod
+    def of(cls, record: RunRecord, index: int, adapter: Path) -> LearnReport:
+        """Read it off a record for the task at an index from 0."""
+        names = [entry.name for entry in record.tasks]
+
+        def row(after: int) -> dict[str, float]:
+            return {names[s.task]: s.score for s in record.scores if s.after == after and s.task <= index}
+
+        entry = record.tasks[index]
+        return cls(entry.name, True, row(index), row(index + 1), entry.seconds_train or 0.0, adapter)
+
+    def refused(self, name: str, lost: float, limit: float) -> LearnReport:
+        """The same, not accepted, with the reason."""
+        reason = (
+            f"{self.task} was rolled back: it cost {name} {lost:.1f} points "
+            f"({self.before[name]:.1f} to {self.after[name]:.1f}), and {limit:g} are allowed."
+        )
+        return replace(self, accepted=False, reason=reason)
+
+    @property
+    def gained(self) -> float | None:
+        """Points that the task itself gained; None without test examples."""
+        if self.task not in self.after:
+            return None
+        return self.after[self.task] - self.before.get(self.task, 0.0)
+
+    @property
+    def lost(self) -> dict[str, float]:
+        """Points that earlier tasks lost, by name; those that lost none are left out."""
+        return {n: self.before[n] - s for n, s in self.after.items() if n != self.task and s < self.before[n]}
+
+    @property
+    def worst(self) -> tuple[str, float] | None:
+        """The earlier task that lost most, and its points; None if none lost any."""
+        return max(self.lost.items(), key=lambda each: each[1], default=None)
+
+    def __str__(self) -> str:
+        lines = [f"{self.task}: {'learned' if self.accepted else 'not accepted'} in {self.seconds:.0f} s"]
+        lines += [
+            f"  {name}: {self.before[name]:.1f} -> {score:.1f} ({score - self.before[name]:+.1f})"
+            for name, score in self.after.items()
+        ]
+        return "\n".join([*lines, *([self.reason] if self.reason else [])])
+
+
+def event(kind: str, when: str, **facts: Any) -> dict[str, Any]:
+    """An entry of the history."""
+    return {"event": kind, "when": when, **facts}

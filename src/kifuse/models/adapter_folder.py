@@ -1,0 +1,134 @@
+"""An adapter on disk: the folder that a task leaves behind, read and written without any model.
+
+A folder holds `adapter_config.json` and `adapter_model.safetensors`. For the PEFT kinds it is a standard PEFT
+adapter, which `PeftModel.from_pretrained(base, folder)` loads. For full fine-tuning the JSON says
+`"format": "kifuse full weights"` and the other file holds the trained weights under the names they have in
+the model, so that they load with
+
+    model.load_state_dict(safetensors.torch.load_file(folder / "adapter_model.safetensors"), strict=False)
+
+`strict=False`, since weights that stayed frozen, and second names of tied weights, are not in the file.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kifuse.errors import KifuseError, ModelError
+from kifuse.storage import read_json, read_tensors, write_json, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+FULL_FORMAT = "kifuse full weights"
+FULL_VERSION = 1
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """What an adapter folder holds.
+
+    Attributes:
+        path: The folder.
+        config: Its `adapter_config.json`.
+        tensors: Its weights by name, on the CPU; in no particular order.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor] = field(repr=False)
+
+    @property
+    def full(self) -> bool:
+        """Whether it holds weights of the model itself instead of a PEFT adapter."""
+        return is_full(self.config)
+
+
+def is_full(config: Mapping[str, Any]) -> bool:
+    """Whether an `adapter_config.json` is that of full fine-tuning."""
+    return config.get("format") == FULL_FORMAT
+
+
+def read_adapter(folder: Path) -> AdapterFolder:
+    """Read an adapter folder of any kind.
+
+    Args:
+        folder: A folder that kifuse or PEFT wrote.
+
+    Raises:
+        ModelError: There is no such folder, no adapter in it, or it is damaged or of a later version.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder. Expected a folder with an adapter in it.")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder}: no adapter there ({name} is missing).")
+    config = read_config(folder)
+    try:
+        tensors, _ = read_tensors(folder / WEIGHTS)
+    except KifuseError as error:
+        raise ModelError(str(error)) from error
+    return AdapterFolder(folder, config, tensors)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read and check an `adapter_config.json`.
+
+    Raises:
+        ModelError: It is no adapter's configuration, or of a later version.
+    """
+    file = folder / CONFIG
+    try:
+        config = read_json(file)
+    except KifuseError as error:
+        raise ModelError(str(error)) from error
+    if not isinstance(config, dict) or not (is_full(config) or config.get("peft_type")):
+        raise ModelError(f"{file}: not the configuration of an adapter; it has no peft_type.")
+    if is_full(config) and config.get("version") != FULL_VERSION:
+        raise ModelError(
+            f"{file}: version is {config.get('version')!r}, expected {FULL_VERSION}; "
+            "it was written by another version of kifuse."
+        )
+    return config
+
+
+def write_files(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write the two files of an adapter into a folder.
+
+    Args:
+        folder: The folder.
+        config: For `adapter_config.json`.
+        tensors: The weights by the names they have in the file.
+    """
+    # the metadata that transformers and PEFT write, which some readers look for
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    write_json(folder / CONFIG, dict(config))
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder that appears under its name only when it is complete and on disk.
+
+    Args:
+        folder: Where; replaced if it is there.
+        fill: Writes the files into the folder it is given.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    fill(partial)
+    for path in partial.iterdir():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    partial.rename(folder)

@@ -1,0 +1,47 @@
+"""A model that the user has loaded already."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from kifuse.errors import ModelError
+from kifuse.models.loading import Backbone, pick_precision
+
+
+def given_backbone(model: Any, tokenizer: Any, precision: str = "auto") -> Backbone:
+    """Take a transformers model and its tokenizer as they are.
+
+    Args:
+        model: A causal or encoder-decoder model without an adapter; it is changed in place.
+        tokenizer: Its tokenizer.
+        precision: As in `load_backbone`.
+
+    Raises:
+        ModelError: There is no tokenizer, or the model has an adapter or cannot generate.
+    """
+    if tokenizer is None:
+        raise ModelError("tokenizer: found none, expected the model's own; say tokenizer=AutoTokenizer...")
+    if hasattr(model, "peft_config"):
+        raise ModelError(
+            "model: it has an adapter already; give the base model, kifuse adds the adapter that it trains."
+        )
+    if not hasattr(model, "generate") or not hasattr(model, "config"):
+        raise ModelError(
+            f"model: found {type(model).__name__}, expected a transformers model that generates text."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.eos_token_id is None:
+        raise ModelError("tokenizer: it has no end token, so no output could ever end.")
+    device = next(model.parameters()).device
+    model.config.use_cache = True
+    return Backbone(
+        model,
+        tokenizer,
+        bool(getattr(model.config, "is_encoder_decoder", False)),
+        frozenset(inspect.signature(model.forward).parameters),
+        pick_precision(precision, device),
+        device,
+        str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
+    )

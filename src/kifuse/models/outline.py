@@ -1,0 +1,161 @@
+"""The shapes of what a model would train, and how they fall into skill units; without any weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from kifuse.knowledge.skill_units import Level, SkillUnits
+from kifuse.models.adapters import add_adapter
+from kifuse.models.loading import empty_model
+from kifuse.models.names import short_name
+
+Shape = tuple[int, ...]
+
+_LAYER = re.compile(r"^(?P<stack>(?:.*?\.)?(?:layers|layer|blocks|block|h))\.(?P<index>\d+)\.(?P<rest>.+)$")
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a model would train.
+
+    Attributes:
+        family: The model's type, e.g. `llama`.
+        parameters: Scalars of the model itself, tied ones once.
+        tensors: The trainable tensors' names and shapes, in the model's order.
+    """
+
+    family: str
+    parameters: int
+    tensors: tuple[tuple[str, Shape], ...]
+
+    @property
+    def trainable(self) -> int:
+        """Scalars that would be trained."""
+        return sum(prod(shape) for _, shape in self.tensors)
+
+
+@dataclass(frozen=True)
+class UnitRow:
+    """Skill units that look the same in a range of layers.
+
+    Attributes:
+        stack: Where the layers are, e.g. `encoder.block`; empty for units outside of any layer.
+        layers: The layers' numbers; empty likewise.
+        tensors: The tensors that each of the units has a part of, with their shapes.
+        units: Units in each of the layers.
+        size: Scalars of each unit.
+    """
+
+    stack: str
+    layers: tuple[int, ...]
+    tensors: tuple[tuple[str, Shape], ...]
+    units: int
+    size: int
+
+    @property
+    def total(self) -> int:
+        """Units in all the layers together."""
+        return self.units * max(1, len(self.layers))
+
+
+@dataclass(frozen=True)
+class LevelSizes:
+    """How many units a level has, and how many scalars the smallest, median and largest of them hold."""
+
+    level: Level
+    count: int
+    smallest: int
+    median: int
+    largest: int
+
+
+def outline(name: str, adapter: Any, *, trust_remote_code: bool = False) -> Outline:
+    """Find the tensors that a model would train, from its `config.json` alone.
+
+    Args:
+        name: As `load_backbone` takes it; a folder needs no more than a `config.json`.
+        adapter: As `add_adapter` takes it.
+        trust_remote_code: Run model code from the hub; only when the user asks.
+
+    Raises:
+        ModelError: There is no such model, or the adapter cannot be put on it.
+    """
+    model, encoder_decoder = empty_model(name, trust_remote_code=trust_remote_code)
+    parameters = sum(p.numel() for p in model.parameters())
+    family = model.config.model_type
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        adapted = add_adapter(model, adapter, encoder_decoder=encoder_decoder, seed=0)
+    return Outline(
+        family,
+        parameters,
+        tuple((n, tuple(p.shape)) for n, p in adapted.named_parameters() if p.requires_grad),
+    )
+
+
+def unit_rows(tensors: Sequence[tuple[str, Shape]], level: Level) -> list[UnitRow]:
+    """Describe a partition into skill units, with layers of equal structure put together.
+
+    Args:
+        tensors: Names and shapes of the trainable tensors, in the model's order.
+        level: See `SkillUnits.build`.
+
+    Returns:
+        Rows in the model's order; their totals add up to the number of units.
+    """
+    layers: dict[tuple[str, tuple[tuple[str, Shape], ...], int, int], list[int]] = {}
+    for members, units, size in _families(tensors, level):
+        places = [_LAYER.match(short_name(name)) for name, _ in members]
+        place = places[0]
+        if place is None:
+            named = tuple((short_name(name), shape) for name, shape in members)
+            layers[("", named, units, size)] = []
+            continue
+        named = tuple(
+            (found["rest"] if found else short_name(name), shape)
+            for found, (name, shape) in zip(places, members, strict=True)
+        )
+        layers.setdefault((place["stack"], named, units, size), []).append(int(place["index"]))
+    return [
+        UnitRow(stack, tuple(numbers), named, units, size)
+        for (stack, named, units, size), numbers in layers.items()
+    ]
+
+
+def _families(
+    tensors: Sequence[tuple[str, Shape]], level: Level
+) -> list[tuple[list[tuple[str, Shape]], int, int]]:
+    """Tensors that share their units, with how many units these are and how many scalars each holds."""
+    if level == "element":  # a number per scalar would be as large as the model
+        return [([(name, shape)], prod(shape), 1) for name, shape in tensors]
+    partition = SkillUnits.build([name for name, _ in tensors], [shape for _, shape in tensors], level)
+    numbers = partition.expand(torch.arange(partition.count))
+    families: dict[int, list[tuple[str, Shape]]] = {}
+    counts: dict[int, int] = {}
+    for member, units in zip(tensors, numbers, strict=True):
+        first = int(units.flatten()[0])
+        families.setdefault(first, []).append(member)
+        counts[first] = units.numel()
+    return [
+        (members, counts[first], sum(prod(shape) for _, shape in members) // counts[first])
+        for first, members in families.items()
+    ]
+
+
+def level_sizes(tensors: Sequence[tuple[str, Shape]], level: Level) -> LevelSizes:
+    """Count the units of a level and say how large they are."""
+    families = sorted((size, units) for _, units, size in _families(tensors, level))
+    count = sum(units for _, units in families)
+    passed = 0
+    median = families[-1][0]
+    for size, units in families:
+        passed += units
+        if passed * 2 >= count:
+            median = size
+            break
+    return LevelSizes(level, count, families[0][0], median, families[-1][0])

@@ -1,0 +1,162 @@
+"""Which recipes there are, which row of which table each gives, and what was published there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kifuse.errors import ConfigError, did_you_mean
+
+FOLDER = Path(__file__).parent
+
+WRITTEN_FOR = "t5-large"
+"""The model that the files of the recipes are for, and that most figures were published for."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a paper's table.
+
+    Attributes:
+        table: What the paper calls the table.
+        name: What the paper calls the row.
+        recipe: The recipe that gives it.
+        settings: What the row changes in the recipe, by dotted key.
+        model: The model that the figures are for.
+        published: The figures by benchmark, one for each of the paper's metrics; None where not known.
+    """
+
+    table: str
+    name: str
+    recipe: str
+    settings: Mapping[str, Any]
+    model: str
+    published: Mapping[str, tuple[float | None, ...]]
+
+    @property
+    def arguments(self) -> str:
+        """What follows ``kifuse cp`` to get the row."""
+        model = f" --model {self.model}" if self.model != WRITTEN_FOR else ""
+        return self.recipe + model + "".join(f" --set {key}={value}" for key, value in self.settings.items())
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper whose tables have recipes.
+
+    Attributes:
+        name: The folder of its recipes.
+        title: What it is called for short.
+        arxiv: Its number there.
+        code: Where its authors published their scripts.
+        metrics: What its figures are, in their order.
+        rows: The rows of its tables, in their order.
+    """
+
+    name: str
+    title: str
+    arxiv: str
+    code: str
+    metrics: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def cell(self, values: tuple[float | None, ...] | None) -> str:
+        """Published figures for a table, e.g. ``78.4 / -2.8``; empty where nothing is known."""
+        known = "/".join("" if value is None else str(value) for value in values or ()).rstrip("/").split("/")
+        return " / ".join(value or "?" for value in known) if known != [""] else ""
+
+    def figures(self, values: tuple[float | None, ...]) -> str:
+        """Published figures in words, e.g. ``OP 78.4, BWT -2.8``."""
+        pairs = zip(self.metrics, values, strict=True)
+        return ", ".join(f"{metric} {value}" for metric, value in pairs if value is not None)
+
+
+@cache
+def papers() -> dict[str, Paper]:
+    """The papers by name, with the rows of their tables."""
+    found = {}
+    for name, facts in read_data("papers.yaml").items():
+        rows = [
+            _row(table, entry, len(facts["metrics"]))
+            for table, entries in facts["tables"].items()
+            for entry in entries
+        ]
+        metrics = tuple(facts["metrics"])
+        found[name] = Paper(name, facts["title"], facts["arxiv"], facts["code"], metrics, tuple(rows))
+    return found
+
+
+def _row(table: str, entry: dict[str, Any], metrics: int) -> Row:
+    known = {"recipe", "row", "set", "model"}
+    published = {
+        benchmark: (*values, *[None] * (metrics - len(values)))
+        for benchmark, values in entry.items()
+        if benchmark not in known
+    }
+    model = entry.get("model", WRITTEN_FOR)
+    return Row(table, entry["row"], entry["recipe"], entry.get("set", {}), model, published)
+
+
+@cache
+def read_data(name: str) -> dict[str, Any]:
+    """A data file of this part."""
+    return yaml.safe_load((FOLDER / name).read_text("utf-8"))
+
+
+@cache
+def _files() -> dict[str, Path]:
+    """The recipes in the order of the papers' tables."""
+    return {
+        row.recipe: FOLDER / paper.name / f"{row.recipe}.yaml"
+        for paper in papers().values()
+        for row in paper.rows
+    }
+
+
+def recipe_names() -> list[str]:
+    """The names of all recipes, in the order of the papers' tables."""
+    return list(_files())
+
+
+def recipe_paper(name: str) -> Paper:
+    """The paper that a recipe is from."""
+    return papers()[recipe_file(name).parent.name]
+
+
+def recipe_file(name: str) -> Path:
+    """The file of a recipe.
+
+    Raises:
+        ConfigError: There is no such recipe; the message names the nearest.
+    """
+    if name not in _files():
+        nearest = did_you_mean(name, _files())
+        raise ConfigError(f"found {name!r}, expected the name of a recipe.{nearest} See 'kifuse ls recipes'.")
+    return _files()[name]
+
+
+def read_recipe(name: str) -> str:
+    """The text of a recipe, which is a complete configuration for T5-large.
+
+    Raises:
+        ConfigError: There is no such recipe.
+    """
+    return recipe_file(name).read_text("utf-8")
+
+
+def refuse_recipe_name(config: Path | None) -> None:
+    """Refuses a recipe's name where a file is expected.
+
+    Raises:
+        ConfigError: There is no such file, but there is a recipe of that name; says how to get its file.
+    """
+    if config is not None and str(config) in _files() and not config.exists():
+        raise ConfigError(
+            f"{config}: found the name of a recipe, expected a configuration file. "
+            f"Run 'kifuse cp {config}' to get one that is yours, {config}.yaml."
+        )

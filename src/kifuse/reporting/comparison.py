@@ -1,0 +1,222 @@
+"""The pictures of several runs: methods side by side, task by task, cost against quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kifuse.reporting.comparison_tables import all_tasks, final_score, metric, reference
+from kifuse.reporting.groups import Group, fusions
+from kifuse.reporting.pictures import Missing
+from kifuse.reporting.plots import Cloud, Curves, Grid, Heatmap, Line, Mean, Panel, Plot, Strips
+from kifuse.reporting.record import RunRecord
+from kifuse.reporting.wording import count, listed
+
+_TITLES = {
+    "AP": "AP, average at the end (0 to 100)",
+    "BWT": "BWT, change since learned (points)",
+}
+
+
+def methods(groups: Sequence[Group]) -> Plot | Missing:
+    """AP and BWT of every group, with their spread and the single runs."""
+    name, title = "methods", "Quality and forgetting, method by method"
+    panels = [(label, [group.mean(metric(key)) for group in groups]) for key, label in _TITLES.items()]
+    panels = [(label, means) for label, means in panels if any(means)]
+    if not panels:
+        return Missing(name, title, "No run is finished, so there is nothing to compare yet.")
+    several = any(len(group.runs) > 1 for group in groups)
+    spread = " Bars are one standard deviation, small dots the single runs." if several else ""
+    return Strips(
+        name=name,
+        title=title,
+        meaning="Further right is better in both: a higher average at the end, and less lost of the earlier "
+        f"tasks.{spread}",
+        rows=[group.label for group in groups],
+        panels=panels,
+    )
+
+
+def task_differences(groups: Sequence[Group]) -> Plot | Missing:
+    """Score of each task at the end, as the difference from the group of reference."""
+    first, others = reference(groups)
+    name, title = "task-differences", f"Difference from {first.label}"
+    names, rows = all_tasks(groups), []
+    for task in names:
+        base = first.mean(lambda record, task=task: final_score(record, task))
+        means = [g.mean(lambda record, task=task: final_score(record, task)) for g in others]
+        rows.append([m.value - base.value if m and base else None for m in means])
+    values = [abs(value) for row in rows for value in row if value is not None]
+    if not others or not values:
+        return Missing(name, title, "There are no two groups of finished runs that share a task.")
+    end = max(values) or 1.0
+    return Heatmap(
+        name=name,
+        title=title,
+        meaning=f"Score of each task after the last one, minus that of {first.label}: blue is better, "
+        "orange is worse.",
+        rows=names,
+        row_title="task",
+        column_title="",
+        unit=f"points above {first.label}",
+        panels=[Grid("", rows, [group.label for group in others])],
+        low=-end,
+        high=end,
+        diverging=True,
+        decimals=1,
+    )
+
+
+def cost_and_quality(groups: Sequence[Group]) -> Plot | Missing:
+    """AP against the time of training."""
+    name, title = "cost", "Cost against quality"
+    points: list[tuple[int, str, Mean, Mean]] = []
+    for place, group in enumerate(groups):
+        time, score = group.mean(_minutes), group.mean(metric("AP"))
+        if time is not None and score is not None:
+            points.append((place, group.label, time, score))
+    if len(points) < 2:
+        return Missing(name, title, "Fewer than two methods have finished runs.")
+    machines = {
+        (run.record.machine.get("device_name"), run.record.machine.get("threads"))
+        for group in groups
+        for run in group.runs
+    }
+    caution = " The runs were made on different machines or thread counts." if len(machines) > 1 else ""
+    return Cloud(
+        name=name,
+        title=title,
+        meaning="Up and to the left is better: a higher average for less training time. Lines are one "
+        f"standard deviation.{caution}",
+        points=points,
+        x_title="training time (minutes)",
+        y_title="AP (0 to 100)",
+    )
+
+
+def number_of_fusions(groups: Sequence[Group]) -> Plot | Missing:
+    """AP and BWT against the number of fusions."""
+    name, title = "fusion-count", "Quality against the number of fusions"
+    panels = []
+    finished = [r.record for group in groups for r in group.runs if fusions(r.record)]
+    counts = sorted({fusions(record) for record in finished})
+    if len(counts) < 2:
+        reason = "The runs do not differ in how often old and new weights were fused."
+        return Missing(name, title, reason)
+    everything: list[float] = []
+    for key in _TITLES:
+        points = []
+        for fused in counts:
+            values = [
+                value
+                for record in finished
+                if fusions(record) == fused and (value := metric(key)(record)) is not None
+            ]
+            if values:
+                points.append((float(fused), sum(values) / len(values)))
+        everything += [y for _, y in points]
+        if points:
+            panels.append(Panel(key, [Line(key, points)]))
+    low, high = min([0.0, *everything]), max([0.0, *everything])
+    return Curves(
+        name=name,
+        title=title,
+        meaning="Mean of the runs with as many fusions; they may differ in other settings too.",
+        panels=panels,
+        x_title="fusions in the run",
+        y_title="AP, BWT (points)",
+        x_range=(0.0, float(counts[-1])),
+        y_range=(low - 5 if low < 0 else 0.0, high + 5),
+        whole=True,
+    )
+
+
+def sentence(groups: Sequence[Group]) -> str:
+    """Say what the comparison came to, in plain words.
+
+    Args:
+        groups: The groups.
+
+    Returns:
+        One to three sentences.
+    """
+    scored = [(g, mean) for g in groups if (mean := g.mean(metric("AP"))) is not None]
+    if len(scored) < 2:
+        said = count(len(groups), "method")
+        return f"{said}, of which {len(scored)} can be compared: the others are not finished."
+    learning = [(g, m) for g, m in scored if g.runs[0].record.method.data_class != "all data"]
+    ranked = sorted(learning or scored, key=lambda item: -item[1].value)
+    (best, top), *others = ranked
+    if others and round(others[0][1].value, 1) == round(top.value, 1):
+        said = listed([f"{g.label} reaches {m}" for g, m in ranked]) + "."
+        return " ".join([said, "The first two are level.", *_together(scored, learning)])
+    said = f"{best.label} comes out best, with an average of {top} at the end"
+    said += f"; {listed([f'{g.label} reaches {m}' for g, m in others])}." if others else "."
+    caution = _caution(top, others[0][1]) if others else ""
+    return " ".join([said + caution, *_together(scored, learning)])
+
+
+def _caution(first: Mean, second: Mean) -> str:
+    """What the spread over runs says against a lead."""
+    spread = max(first.deviation or 0.0, second.deviation or 0.0)
+    if first.deviation is None and second.deviation is None:
+        return " The first two were run once each, so chance is not ruled out."
+    if first.value - second.value < 2 * spread:
+        return " The first two are closer than twice their spread; it takes more seeds to tell them apart."
+    return ""
+
+
+def _together(scored: list[tuple[Group, Mean]], learning: list[tuple[Group, Mean]]) -> list[str]:
+    """A sentence for each group that was trained on all tasks at once."""
+    if not learning:
+        return []
+    return [
+        f"Training on all tasks at once ({group.label}) reaches {mean}."
+        for group, mean in scored
+        if group not in [other for other, _ in learning]
+    ]
+
+
+def progress(groups: Sequence[Group]) -> Plot | Missing:
+    """Average over the tasks learned so far, after each task, for runs that scored all of them."""
+    name, title = "progress", "Average over the tasks learned so far"
+    lines, longest = [], 0
+    for place, group in enumerate(groups):
+        tasks = max(len(run.record.tasks) for run in group.runs)
+        means = [
+            group.mean(lambda record, learned=learned: _average_so_far(record, learned))
+            for learned in range(1, tasks + 1)
+        ]
+        points = [(float(i), mean.value) for i, mean in enumerate(means, start=1) if mean is not None]
+        if tasks > 1 and len(points) == tasks:
+            lines.append(Line(group.label, points, group=place))
+            longest = max(longest, tasks)
+    if len(lines) < 2:
+        reason = (
+            "Fewer than two methods were scored on all earlier tasks after each task, "
+            "which evaluation.full_matrix: true asks for."
+        )
+        return Missing(name, title, reason)
+    return Curves(
+        name=name,
+        title=title,
+        meaning="Mean score of the tasks learned so far, after each of them. A flat curve learns without "
+        "forgetting; a falling one forgets as it learns.",
+        panels=[Panel("", lines)],
+        x_title="tasks learned",
+        y_title="mean score (0 to 100)",
+        x_range=(1.0, float(longest)),
+        y_range=(0.0, 100.0),
+        whole=True,
+        wide=True,
+    )
+
+
+def _minutes(record: RunRecord) -> float | None:
+    seconds = record.train_seconds()
+    return seconds / 60 if seconds else None
+
+
+def _average_so_far(record: RunRecord, learned: int) -> float | None:
+    if learned > len(record.tasks) or record.method.data_class == "all data":
+        return None
+    return record.matrix().average_performance(learned).value

@@ -1,0 +1,230 @@
+"""The tables of several runs: methods side by side, task by task, run by run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from kifuse.evaluation.metrics import Metric
+from kifuse.reporting.groups import Group, Run
+from kifuse.reporting.pictures import metrics
+from kifuse.reporting.plots import Mean
+from kifuse.reporting.record import RunRecord
+from kifuse.reporting.sheets import Cell, Sheet
+from kifuse.reporting.wording import MINUS, clean, count, listed, number
+
+METRICS = ("AP", "BWT", "FWT", "forgetting")
+
+
+def metric(name: str) -> Callable[[RunRecord], float | None]:
+    """A metric as a function of a record; None where the record has none."""
+
+    def measure(record: RunRecord) -> float | None:
+        found: Metric = metrics(record)[name]
+        return found.value
+
+    return measure
+
+
+def final_score(record: RunRecord, task: str) -> float | None:
+    """Score of a task after the last one; None where the run lacks it."""
+    for place, entry in enumerate(record.tasks):
+        if clean(entry.name) == task:
+            return record.matrix().get(len(record.tasks), place)
+    return None
+
+
+def all_tasks(groups: Sequence[Group]) -> list[str]:
+    """The tasks of all runs, by name, in the order in which they come up."""
+    return list(dict.fromkeys(clean(t.name) for g in groups for run in g.runs for t in run.record.tasks))
+
+
+def reference(groups: Sequence[Group]) -> tuple[Group, list[Group]]:
+    """The group that the others are compared with, and these others.
+
+    Args:
+        groups: One or more; the first that learned one task after another is the reference.
+    """
+    ordered = [g for g in groups if g.runs[0].record.method.data_class != "all data"]
+    first = ordered[0] if ordered else groups[0]
+    return first, [group for group in groups if group is not first]
+
+
+def methods_sheet(groups: Sequence[Group]) -> Sheet:
+    """Every group in a line: metrics with their spread, and what they cost.
+
+    Args:
+        groups: The groups.
+
+    Returns:
+        A table whose notes say why values are missing.
+    """
+    sheet = Sheet(
+        "methods",
+        "Methods side by side",
+        [
+            "method",
+            "runs",
+            *METRICS,
+            "valid outputs, %",
+            "training, s",
+            "peak memory, MiB",
+            "replayed",
+            "old data",
+        ],
+    )
+    for group in groups:
+        means = [group.mean(metric(name)) for name in METRICS]
+        means.append(group.mean(RunRecord.valid_share))
+        costs = [group.mean(RunRecord.train_seconds), group.mean(lambda record: record.peak_memory_mb)]
+        replayed = group.mean(lambda record: float(record.replayed()))
+        sheet.rows.append(
+            [
+                Cell(group.label),
+                Cell(str(len(group.runs)), float(len(group.runs)), note=group.made_of()),
+                *(_cell(mean) for mean in means),
+                *(_cell(mean, 0) for mean in costs),
+                Cell(number(replayed.value if replayed else None, 0), replayed.value if replayed else None),
+                Cell(", ".join(dict.fromkeys(run.record.method.data_class for run in group.runs))),
+            ]
+        )
+        sheet.notes += _reasons(group)
+    if any(len(group.runs) > 1 for group in groups):
+        sheet.notes.append("± is the sample standard deviation over the runs of a line.")
+    sheet.notes += _cautions(groups)
+    return sheet
+
+
+def tasks_sheet(groups: Sequence[Group]) -> Sheet:
+    """The score of every task at the end, for every group.
+
+    Args:
+        groups: The groups; see `reference`.
+
+    Returns:
+        A table with a line a task, and the differences from the first group.
+    """
+    names = all_tasks(groups)
+    first, others = reference(groups)
+    heads = ["task", first.label]
+    for group in others:
+        heads += [group.label, f"{group.label} {MINUS} {first.label}"]
+    sheet = Sheet("tasks", "Score of every task after the last", heads)
+    for name in names:
+        base = first.mean(lambda record, name=name: final_score(record, name))
+        row = [Cell(name), _cell(base)]
+        for group in others:
+            mean = group.mean(lambda record, name=name: final_score(record, name))
+            gap = mean.value - base.value if mean and base else None
+            row += [_cell(mean), Cell(number(gap, sign=True), gap)]
+        sheet.rows.append(row)
+    return sheet
+
+
+def runs_sheet(runs: Sequence[Run], labels: dict[int, str]) -> Sheet:
+    """Every single run in a line.
+
+    Args:
+        runs: The runs.
+        labels: Of the group of each, by the identity of the run.
+
+    Returns:
+        A table with everything that a spreadsheet may want.
+    """
+    sheet = Sheet(
+        "runs",
+        "Single runs",
+        [
+            "run",
+            "method",
+            "stream",
+            "seed",
+            *METRICS,
+            "valid outputs, %",
+            "training, s",
+            "peak memory, MiB",
+            "status",
+        ],
+    )
+    for run in runs:
+        record = run.record
+        summary = [metrics(record)[name].value for name in METRICS]
+        numbers = [*summary, record.valid_share()]
+        seed = run.seed
+        sheet.rows.append(
+            [
+                Cell(clean(run.name), link=run),
+                Cell(labels[id(run)]),
+                Cell(clean(record.stream)),
+                Cell("" if seed is None else str(seed), None if seed is None else float(seed)),
+                *(Cell(number(value), value) for value in numbers),
+                Cell(number(record.train_seconds(), 0), record.train_seconds()),
+                Cell(number(record.peak_memory_mb, 0), record.peak_memory_mb),
+                Cell(record.status),
+            ]
+        )
+    return sheet
+
+
+def matrix_sheet(record: RunRecord) -> Sheet:
+    """The score matrix of one run.
+
+    Args:
+        record: The run.
+
+    Returns:
+        A table with a line for each moment that was scored.
+    """
+    names = [clean(task.name) for task in record.tasks]
+    sheet = Sheet("scores", "Score of every task after every task", ["after", *names])
+    if not names:
+        return sheet
+    matrix = record.matrix()
+    for after in range(len(names) + 1):
+        scores = [matrix.get(after, i) for i in range(len(names))]
+        if any(score is not None for score in scores):
+            moment = f"{after} {names[after - 1]}" if after else "before training"
+            sheet.rows.append([Cell(moment), *(Cell(number(score), score) for score in scores)])
+    return sheet
+
+
+def _cell(mean: Mean | None, decimals: int = 1) -> Cell:
+    if mean is None:
+        return Cell(number(None))
+    aside = None if mean.deviation is None else number(mean.deviation, decimals)
+    return Cell(number(mean.value, decimals), mean.value, aside)
+
+
+def _reasons(group: Group) -> list[str]:
+    """Why metrics are missing, each reason once."""
+    lacks: dict[str, list[str]] = {}
+    for run in group.runs:
+        if run.record.status != "finished":
+            continue
+        for name, found in metrics(run.record).items():
+            if found.value is None and name not in lacks.setdefault(found.reason or "unknown", []):
+                lacks[found.reason or "unknown"].append(name)
+    said = [f"{group.label}: no {', '.join(names)}: {reason}." for reason, names in lacks.items()]
+    waiting = sum(run.record.status != "finished" for run in group.runs)
+    if waiting:
+        said.append(f"{group.label}: {count(waiting, 'run')} not finished yet, left out of the means.")
+    return said
+
+
+def _cautions(groups: Sequence[Group]) -> list[str]:
+    """What makes runs unlike that one would compare."""
+    records = [run.record for group in groups for run in group.runs]
+    said = []
+    if len({frozenset(task.name for task in record.tasks) for record in records}) > 1:
+        said.append("The runs learned different tasks; compare with care.")
+    elif len({tuple(task.name for task in record.tasks) for record in records}) > 1:
+        said.append("The runs learned the tasks in different orders.")
+    unlike = []
+    for name in dict.fromkeys(task.name for record in records for task in record.tasks):
+        tests = {t.hashes.get("test") for record in records for t in record.tasks if t.name == name}
+        if len(tests - {None}) > 1:
+            unlike.append(clean(name))
+    if unlike:
+        said.append(f"The runs were scored on different test examples of {listed(unlike)}.")
+    if len({clean(record.model.get("name")) for record in records}) > 1:
+        said.append("The runs have different base models.")
+    return said

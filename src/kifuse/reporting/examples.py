@@ -1,0 +1,115 @@
+"""Single examples for the page: lost, kept and gained, with what was asked and what was answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kifuse.reporting.changes import Change, changes
+from kifuse.reporting.groups import Run
+from kifuse.reporting.wording import clean, count
+
+SHOWN = 8
+"""Examples of each kind."""
+
+_LONGEST = 6000
+_KINDS = {
+    "lost": "Right once the task was learned, wrong after the last task.",
+    "kept": "Right both times.",
+    "gained": "Wrong once the task was learned, right after the last task.",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example with what the run answered, twice."""
+
+    task: str
+    id: str | None
+    input: str
+    expected: list[str]
+    learned: str
+    final: str
+    right_when_learned: bool
+    right_at_end: bool
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Examples of one kind: `name` lost, kept or gained; `total` of them in the run, some are shown."""
+
+    name: str
+    meaning: str
+    total: int
+    shown: list[Example]
+
+
+@dataclass
+class Examples:
+    """All kinds, or the reason why there are none.
+
+    Attributes:
+        kinds: Lost, kept, gained.
+        reason: Why there are none; empty where there are.
+        notes: What could not be read.
+    """
+
+    kinds: list[Kind] = field(default_factory=list)
+    reason: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def examples(run: Run) -> Examples:
+    """Pick examples of a run from its predictions.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Some of each kind, spread over the tasks; or why there are none.
+    """
+    record = run.record
+    if record.method.data_class == "all data":
+        return Examples(reason="All tasks were trained at once, so no example has a before and an after.")
+    if len(record.tasks) < 2:
+        return Examples(
+            reason="The run has one task, so there is no earlier one to lose or keep examples of."
+        )
+    if record.status == "running":
+        return Examples(reason="Examples are compared once the run is finished.")
+    if run.folder is None:
+        return Examples(reason="The record was kept without the predictions of its run.")
+    found = changes(run.folder, SHOWN)
+    kinds = [
+        Kind(name, meaning, getattr(found, f"{name}_count"), [_example(c) for c in getattr(found, name)])
+        for name, meaning in _KINDS.items()
+    ]
+    notes = [clean(note) for note in found.notes]
+    if not any(kind.total for kind in kinds):
+        reason = "No example was answered right in the end or when its task was learned."
+        return Examples(reason="The predictions of the run are not there." if notes else reason, notes=notes)
+    return Examples(kinds=kinds, notes=notes)
+
+
+def _example(change: Change) -> Example:
+    answer = change.answers[0]
+    if answer is None:
+        raise ValueError(f"{change.task}: an example without an answer of its own run.")
+    return Example(
+        task=clean(change.task),
+        id=None if change.id is None else clean(change.id),
+        input=_cut(change.input),
+        expected=[_cut(reference) for reference in change.references],
+        learned=_cut(answer.learned),
+        final=_cut(answer.final),
+        right_when_learned=answer.right_when_learned,
+        right_at_end=answer.right_at_end,
+    )
+
+
+def _cut(text: str) -> str:
+    """A text with its middle left out where it is very long."""
+    text = clean(text)
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]}\n[… {count(len(text) - 2 * half, 'character')} left out …]\n{text[-half:]}"

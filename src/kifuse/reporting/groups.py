@@ -1,0 +1,222 @@
+"""Runs of the same settings as one: their mean and spread over seeds and orders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from pydantic import ValidationError
+
+from kifuse.errors import RunError
+from kifuse.reporting.plots import Mean
+from kifuse.reporting.record import FILE, SCHEMA_VERSION, RunRecord
+from kifuse.reporting.wording import clean, count, listed, plain
+from kifuse.storage import read_json
+
+_VARIED = {"training": {"seed", "threads"}, "data": {"order", "path"}}
+"""Keys of the configuration in which runs of one group may differ, beside the method's own section."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record, and where it came from.
+
+    Attributes:
+        record: The record.
+        folder: Of the run; None for a record that was kept without its run.
+        name: Of the folder or the file.
+    """
+
+    record: RunRecord
+    folder: Path | None = None
+    name: str = ""
+
+    @property
+    def seed(self) -> int | None:
+        """Of the training."""
+        return self.record.seeds.get("training")
+
+
+@dataclass
+class Group:
+    """Runs that differ in seed and task order at most.
+
+    Attributes:
+        label: The method, and the settings that tell it from the other groups.
+        runs: One or more.
+    """
+
+    label: str
+    runs: list[Run] = field(default_factory=list)
+
+    def mean(self, measure: Callable[[RunRecord], float | None]) -> Mean | None:
+        """Average a quantity over the finished runs that have it.
+
+        Args:
+            measure: Of one run.
+
+        Returns:
+            The mean, with the sample standard deviation (n - 1) from two runs on.
+        """
+        finished = [run.record for run in self.runs if run.record.status == "finished"]
+        found = [value for record in finished if (value := measure(record)) is not None]
+        if not found:
+            return None
+        return Mean(fmean(found), stdev(found) if len(found) > 1 else None, found)
+
+    def made_of(self) -> str:
+        """How many runs, seeds and orders: `3 runs, seeds 0, 1 and 2`."""
+        seeds = sorted(
+            {str(run.seed) for run in self.runs if run.seed is not None}, key=lambda s: (len(s), s)
+        )
+        streams = list(dict.fromkeys(clean(run.record.stream) for run in self.runs))
+        said = count(len(self.runs), "run")
+        if seeds:
+            said += f", seed{'s' if len(seeds) > 1 else ''} {listed(seeds)}"
+        return said + (f", {count(len(streams), 'order')}" if len(streams) > 1 else "")
+
+
+def open_run(path: Path | str) -> Run:
+    """Read a run.
+
+    Args:
+        path: Its folder, or a record that was kept as a file.
+
+    Returns:
+        The run.
+
+    Raises:
+        RunError: There is none, or its record cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return Run(RunRecord.load(path), path, path.resolve().name)
+    if not path.is_file():
+        raise RunError(f"{path}: no such run. Name the folder of a run, or a file like its {FILE}.")
+    if path.name == FILE:
+        return Run(RunRecord.load(path.parent), path.parent, path.resolve().parent.name)
+    found = read_json(path)
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version != SCHEMA_VERSION:
+        raise RunError(
+            f"{path}: found schema_version {version!r}, expected {SCHEMA_VERSION}: no record of a run, or "
+            f"one of another version of kifuse. Name the folder of a run, or a file like its {FILE}."
+        )
+    try:
+        return Run(RunRecord.model_validate(found), None, path.stem)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise RunError(f"{path}: {key}: {first['msg']}. The record is damaged.") from error
+
+
+def open_runs(paths: Sequence[Path | str]) -> list[Run]:
+    """Read several runs; one that is named twice is read once.
+
+    Args:
+        paths: Folders of runs, or records kept as files.
+
+    Raises:
+        RunError: None is named, or one cannot be read.
+    """
+    if not paths:
+        raise RunError("there is nothing to report; name at least one run.")
+    unique: dict[Path, Path | str] = {}
+    for path in paths:
+        unique.setdefault(Path(path).resolve(), path)
+    return [open_run(path) for path in unique.values()]
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Put runs of the same method and settings together.
+
+    Args:
+        runs: The runs.
+
+    Returns:
+        Groups in the order in which they come up. Where a method has several, their labels name the settings
+        in which they differ.
+    """
+    settings = {_key(run.record): _settings(run.record) for run in runs}
+    labels = _labels(settings)
+    groups: dict[str, Group] = {}
+    for run in runs:
+        key = _key(run.record)
+        groups.setdefault(key, Group(labels[key])).runs.append(run)
+    return list(groups.values())
+
+
+def fusions(record: RunRecord) -> int:
+    """Count the fusions of old and new weights that are on record."""
+    events = [event for task in record.tasks for event in task.events]
+    rounds = [event.get("rounds") for event in events if event.get("kind") == "fusions"]
+    return sum(event.get("kind") == "fusion" for event in events) + sum(
+        r for r in rounds if isinstance(r, int)
+    )
+
+
+def _key(record: RunRecord) -> str:
+    return json.dumps(_settings(record), sort_keys=True, default=str)
+
+
+def _settings(record: RunRecord) -> dict[str, Any]:
+    """What makes a run comparable with itself: everything but seed, order and places on the machine."""
+    flat: dict[str, Any] = {"method": record.method.name}
+    flat.update({f"method.{key}": value for key, value in record.method.settings.items()})
+    for section, values in record.config.items():
+        if section == "method":
+            continue
+        if not isinstance(values, dict):
+            flat[section] = values
+            continue
+        for key, value in values.items():
+            if key not in _VARIED.get(section, set()):
+                flat[f"{section}.{key}"] = value
+    return flat
+
+
+def _labels(settings: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The method's name; where several groups have it, with the settings in which these differ."""
+    labels = {}
+    for key, own in settings.items():
+        rivals = [other for other in settings.values() if other["method"] == own["method"]]
+        differing = [
+            name for name in own if name != "method" and any(other.get(name) != own[name] for other in rivals)
+        ]
+        shown = [f"{name.rpartition('.')[2]}={plain(own[name])}" for name in differing[:3]]
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        labels[key] = clean(own["method"]) + (f" ({', '.join(shown)}{more})" if shown else "")
+    seen: dict[str, int] = {}
+    for key, label in labels.items():
+        seen[label] = seen.get(label, 0) + 1
+        if seen[label] > 1:
+            labels[key] = f"{label} [{seen[label]}]"
+    return labels
+
+
+def folder_for(runs: Sequence[Run]) -> Path:
+    """The folder in which a page about these runs belongs: the deepest that holds them all.
+
+    Raises:
+        RunError: There is none, since no run has a folder.
+    """
+    folders = [run.folder for run in runs if run.folder is not None]
+    if not folders:
+        raise RunError(
+            "a record that was kept as a file has no folder for its page; say where with --output."
+        )
+    if len(folders) == 1 and len(runs) == 1:
+        return folders[0]
+    first, *others = [folder.resolve() for folder in folders]
+    while others and not all(first == other or first in other.parents for other in others):
+        first = first.parent
+    if first == folders[0].resolve():
+        first = first.parent
+    try:
+        return first.relative_to(Path.cwd())
+    except ValueError:
+        return first

@@ -1,0 +1,357 @@
+"""The pictures of what a method measured of each trainable tensor: importance, its drift, masks, movement.
+
+Nothing here knows which method ran: a picture is made of the series that the record has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kifuse.reporting.pictures import Missing, task_names
+from kifuse.reporting.plots import Curves, Grid, Heatmap, Line, Panel, Plot, Shares
+from kifuse.reporting.record import RunRecord, TaskRecord
+from kifuse.reporting.svg import round_up
+from kifuse.reporting.tensors import by_layer
+from kifuse.reporting.wording import clean, number
+
+_Cells = dict[str, dict[str, float]]
+"""By group of tensors, then by layer."""
+
+RELATIVE = "share of the largest in its row"
+_OWN = "Each row is scaled by its largest value, since the size of importance changes with the loss."
+_PAIR = "A cell is the mean over the tensors of a module (for LoRA its matrices A and B)."
+
+
+@dataclass(frozen=True)
+class _View:
+    """One series, and how it is shown."""
+
+    series: str
+    title: str
+    meaning: str
+    scale: Literal["row", "unit"] = "row"
+    unit: str = RELATIVE
+
+
+VIEWS = (
+    _View("importance", "Importance to the task", "Where the loss of each task was most sensitive."),
+    _View(
+        "inner_importance",
+        "Importance to the new task",
+        "Where the loss of the task being learned was most sensitive, in the inner loop.",
+    ),
+    _View(
+        "history",
+        "Earlier tasks, before",
+        "What mattered to the earlier tasks before the row's task was learned.",
+    ),
+    _View(
+        "history_after",
+        "Earlier tasks, after",
+        "What matters to all tasks so far, once the row's task has been added.",
+    ),
+    _View(
+        "outer_importance",
+        "Importance to earlier tasks",
+        "Where the loss of remembered examples was most sensitive while the row's task was learned.",
+    ),
+    _View(
+        "weight_of_previous",
+        "Weight of the old model",
+        "How much of the model before the task is in the fused one: 1 keeps it whole, 0 takes the new one.",
+        "unit",
+        "weight (0 to 1)",
+    ),
+    _View(
+        "mask_in",
+        "Taken from the new task",
+        "Share of the parameters whose change in the inner loop was kept, averaged over fusions.",
+        "unit",
+        "share of parameters",
+    ),
+    _View(
+        "mask_out",
+        "Taken from memory",
+        "Share of the parameters whose change on remembered examples was kept, averaged over fusions.",
+        "unit",
+        "share of parameters",
+    ),
+    _View(
+        "moved",
+        "Task vectors",
+        "How far the weights are from where they were before the row's task (mean absolute change).",
+    ),
+)
+
+_DRIFT = (("history", "history_after"), ("outer_importance", "outer_importance"))
+"""Earlier and later importance: of one task, or of the task before and this one where it is one series."""
+
+_IMPORTANCE = ("importance", "inner_importance")
+
+
+def views(record: RunRecord) -> list[Plot | Missing]:
+    """Heatmaps of tasks by layers, a panel for each stack and projection.
+
+    Args:
+        record: The run.
+
+    Returns:
+        One for each series on record, the drift of historical importance after its own, or one reason.
+    """
+    names = task_names(record)
+    found: list[Plot | Missing] = []
+    for view in VIEWS:
+        rows = _series(record, view.series)
+        if any(rows):
+            low_high = (0.0, 1.0 if view.scale == "row" else _upper_end(rows))
+            scaled = [_scaled(cells) for cells in rows] if view.scale == "row" else rows
+            meaning = f"{view.meaning} {_PAIR if view.scale == 'unit' else f'{_OWN} {_PAIR}'}"
+            name = view.series.replace("_", "-")
+            found.append(_heatmap(name, view.title, meaning, names, scaled, view.unit, low_high))
+        if view.series in [later for _, later in _DRIFT]:
+            found += _drift(record, view.series, names)
+    return found or [Missing("importance", "Importance of skill units", _why_not(record))]
+
+
+def moved_beside_importance(record: RunRecord) -> Plot | Missing:
+    """Size of the task vector against importance, a dot for each module, a panel for each task.
+
+    Args:
+        record: The run.
+
+    Returns:
+        Panels with the rank correlation beside their title.
+    """
+    name, title = "moved-importance", "Did what mattered most move most?"
+    panels = []
+    series = next((s for s in _IMPORTANCE if any(_series(record, s))), None)
+    if series is None or not any(_series(record, "moved")):
+        return Missing(name, title, _why_not(record))
+    rows = zip(task_names(record), _series(record, series), _series(record, "moved"), strict=True)
+    for label, importance, moved in rows:
+        across, up = _scaled(importance), _scaled(moved)
+        lines = [
+            Line(group, [(x, up[group][k]) for k, x in cells.items() if k in up.get(group, {})], group=place)
+            for place, (group, cells) in enumerate(across.items())
+        ]
+        points = [point for line in lines for point in line.points]
+        if points:
+            agreement = rank_correlation(points)
+            remark = "" if agreement is None else f"rank correlation {number(agreement, 2)}"
+            panels.append(Panel(label, [line for line in lines if line.points], remark))
+    if not panels:
+        return Missing(name, title, "No task has both importance and movement on record.")
+    return Curves(
+        name=name,
+        title=title,
+        meaning="Each dot is one adapted module: how important it was to the task, and how far the task "
+        "moved it, both as a share of the task's largest. A rank correlation of 1 is the same order.",
+        panels=panels,
+        x_title="importance (share of largest)",
+        y_title="moved (share of largest)",
+        x_range=(0.0, 1.0),
+        y_range=(0.0, 1.0),
+        dots=True,
+    )
+
+
+PARTS = ("kept from before", "shared", "overwritten by the task", "neither")
+
+
+def fused_units(record: RunRecord) -> Plot | Missing:
+    """What became of the skill units at each task's fusions.
+
+    Args:
+        record: The run.
+
+    Returns:
+        A bar a task: important to earlier tasks only, to both, to the new task only, to none.
+    """
+    name, title = "fused-units", "What the fusions did with the skill units"
+    rows, values, of = [], [], set()
+    for label, task in zip(task_names(record), record.tasks, strict=True):
+        shares = _from_event(task) or _from_masks(task)
+        if shares is not None:
+            rows.append(label)
+            values.append(shares[0])
+            of.add(shares[1])
+    if not rows:
+        return Missing(name, title, _why_no_fusion(record))
+    return Shares(
+        name=name,
+        title=title,
+        meaning="Kept: important to the earlier tasks only. Shared: important to both. Overwritten: "
+        "important to the new task only. Neither: among the most important of none.",
+        rows=rows,
+        parts=PARTS,
+        values=values,
+        unit=f"share of the {' and '.join(sorted(of))} (%)",
+    )
+
+
+def rank_correlation(points: Sequence[tuple[float, float]]) -> float | None:
+    """Spearman's rank correlation, ties at their mean rank.
+
+    Args:
+        points: (x, y) pairs.
+
+    Returns:
+        From -1 to 1; None for fewer than three points, or where all of one side are equal.
+    """
+    if len(points) < 3:
+        return None
+    xs, ys = (_ranks([point[side] for point in points]) for side in (0, 1))
+    mean = (len(points) + 1) / 2
+    both = sum((x - mean) * (y - mean) for x, y in zip(xs, ys, strict=True))
+    spread = (sum((x - mean) ** 2 for x in xs) * sum((y - mean) ** 2 for y in ys)) ** 0.5
+    return both / spread if spread else None
+
+
+def _ranks(values: list[float]) -> list[float]:
+    order = sorted(values)
+    first = {value: place for place, value in reversed(list(enumerate(order, start=1)))}
+    counts = {value: order.count(value) for value in first}
+    return [first[value] + (counts[value] - 1) / 2 for value in values]
+
+
+def _series(record: RunRecord, name: str) -> list[_Cells]:
+    """One series by group and layer, for each task; empty for a task that lacks it."""
+    rows: list[_Cells] = []
+    for task in record.tasks:
+        names, values = task.per_tensor.get("names"), _values(task, name)
+        fits = isinstance(names, list) and values is not None and len(names) == len(values)
+        rows.append(by_layer([clean(n) for n in names or []], values or []) if fits else {})
+    return [cells if any(cells.values()) else {} for cells in rows]
+
+
+def _values(task: TaskRecord, name: str) -> list[float | None] | None:
+    series: Any = task.per_tensor.get("series")
+    values = series.get(name) if isinstance(series, dict) else None
+    if not isinstance(values, list):
+        return None
+    return [float(v) if isinstance(v, int | float) else None for v in values]
+
+
+def _scaled(cells: _Cells) -> _Cells:
+    """Divided by the largest, so that rows of unlike size can be compared."""
+    largest = max((abs(v) for layers in cells.values() for v in layers.values()), default=0.0)
+    return {g: {k: v / largest if largest else 0.0 for k, v in c.items()} for g, c in cells.items()}
+
+
+def _upper_end(rows: list[_Cells]) -> float:
+    """1 for shares that come near it, otherwise the next round number."""
+    largest = max(v for cells in rows for layers in cells.values() for v in layers.values())
+    return 1.0 if largest > 0.5 else round_up(largest)
+
+
+def _heatmap(
+    name: str,
+    title: str,
+    meaning: str,
+    names: list[str],
+    rows: list[_Cells],
+    unit: str,
+    ends: tuple[float, float],
+) -> Heatmap:
+    # a task without the series, such as the first one, has no row
+    names = [name for name, cells in zip(names, rows, strict=True) if cells]
+    rows = [cells for cells in rows if cells]
+    groups = list(dict.fromkeys(group for cells in rows for group in cells))
+    panels = []
+    for group in groups:
+        layers = list(dict.fromkeys(layer for cells in rows for layer in cells.get(group, {})))
+        layers.sort(key=lambda layer: int(layer) if layer.isdecimal() else -1)
+        panels.append(Grid(group, [[c.get(group, {}).get(k) for k in layers] for c in rows], layers))
+    return Heatmap(
+        name=name,
+        title=title,
+        meaning=meaning,
+        rows=names,
+        row_title="task",
+        column_title="layer",
+        unit=unit,
+        panels=panels,
+        low=ends[0],
+        high=ends[1],
+        diverging=ends[0] < 0,
+    )
+
+
+def _drift(record: RunRecord, later: str, names: list[str]) -> list[Plot | Missing]:
+    earlier = next(first for first, second in _DRIFT if second == later)
+    after = _series(record, later)
+    before = _series(record, earlier) if earlier != later else [{}, *after][: len(after)]
+    rows = [
+        _combined(_scaled(old), _scaled(new), lambda a, b: b - a) if old and new else {}
+        for old, new in zip(before, after, strict=True)
+    ]
+    if not any(rows):
+        return []
+    since = "from before the row's task to after it" if earlier != later else "from the task before"
+    largest = max(abs(v) for cells in rows for layers in cells.values() for v in layers.values())
+    end = max(largest, 1e-9)
+    return [
+        _heatmap(
+            f"{later.replace('_', '-')}-drift",
+            "Drift",
+            f"Change of the importance to earlier tasks {since}: blue gained, orange lost. Both sides are "
+            f"shares of the largest value in their row. {_PAIR}",
+            names,
+            rows,
+            "change of the share",
+            (-end, end),
+        )
+    ]
+
+
+def _combined(one: _Cells, other: _Cells, join: Callable[[float, float], float]) -> _Cells:
+    return {
+        group: {k: join(v, other[group][k]) for k, v in cells.items() if k in other.get(group, {})}
+        for group, cells in one.items()
+    }
+
+
+def _from_event(task: TaskRecord) -> tuple[list[float], str] | None:
+    """Counts of units at the end of the task, as the method noted them."""
+    for event in task.events:
+        counts = [event.get(key) for key in ("kept", "shared", "overwritten", "neither")]
+        if event.get("kind") in ("fusion", "fusions") and all(isinstance(c, int | float) for c in counts):
+            total = sum(float(c) for c in counts if c is not None)
+            if total > 0:
+                of = "skill units" if event["kind"] == "fusion" else "parameters"
+                return [100.0 * float(c) / total for c in counts if c is not None], of
+    return None
+
+
+def _from_masks(task: TaskRecord) -> tuple[list[float], str] | None:
+    """Shares of parameters in the masks of old and new, averaged over fusions."""
+    new, old, both = (_values(task, name) for name in ("mask_in", "mask_out", "mask_both"))
+    if not new or not old or not both or None in [*new, *old, *both]:
+        return None
+    sizes = task.per_tensor.get("sizes")
+    weights = sizes if isinstance(sizes, list) and len(sizes) == len(both) else [1] * len(both)
+    total = sum(weights)
+
+    def share(values: list[float | None]) -> float:
+        return 100.0 * sum(w * (v or 0.0) for w, v in zip(weights, values, strict=True)) / total
+
+    shared = share(both)
+    kept, taken = share(old) - shared, share(new) - shared
+    return [kept, shared, taken, 100.0 - kept - shared - taken], "parameters"
+
+
+def _why_not(record: RunRecord) -> str:
+    if not record.learned():
+        return "No task has been learned yet."
+    return (
+        f"The record has no importance of single skill units: {record.method.name} measured none in this run."
+    )
+
+
+def _why_no_fusion(record: RunRecord) -> str:
+    kinds = {event.get("kind") for task in record.tasks for event in task.events}
+    if kinds & {"fusion", "fusions"}:
+        return "The record counts the fusions, but not which units they kept, shared or overwrote."
+    return f"There was no fusion of old and new weights: {record.method.name} did none in this run."

@@ -1,0 +1,238 @@
+"""The page of a run, or of several: one HTML file that loads nothing and runs nothing but its own few lines.
+
+What it holds comes from the records (and the predictions beside them) alone. Text of users and models is
+escaped, and a content security policy in the page refuses every script and style that is not kifuse's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from kifuse import __version__
+from kifuse.reporting import comparison
+from kifuse.reporting.adapter_code import adapter_code
+from kifuse.reporting.colours import DARK, LIGHT, STEPS, Theme, step_of, text_on
+from kifuse.reporting.comparison_tables import methods_sheet, runs_sheet, tasks_sheet
+from kifuse.reporting.drawn import all_drawn, drawn
+from kifuse.reporting.examples import examples
+from kifuse.reporting.groups import Run, group_runs, open_run
+from kifuse.reporting.headline import figures, how_scored, sentence
+from kifuse.reporting.measured import fused_units, moved_beside_importance, views
+from kifuse.reporting.pictures import forgetting_curves, learning_rates, losses, score_matrix
+from kifuse.reporting.settings import (
+    cost_sheet,
+    data_sheet,
+    events_sheet,
+    facts,
+    heading,
+    history_sheet,
+    meta,
+    notices,
+    settings,
+)
+from kifuse.reporting.wording import clean, number, shorten
+from kifuse.storage import write_text
+
+FILE = "report.html"
+
+
+def write_report(folder: Path | str) -> Path:
+    """Write the page of a run into its folder.
+
+    Args:
+        folder: The run's folder; the run may still be going on.
+
+    Returns:
+        The file.
+
+    Raises:
+        KifuseError: The folder holds no run, its record cannot be read, or the page cannot be written.
+    """
+    run = open_run(folder)
+    file = Path(folder) / FILE
+    write_text(file, run_page(run))
+    return file
+
+
+def refresh_report(folder: Path | str) -> str | None:
+    """Write the page of a run while it goes on, where a page that fails must never cost the run.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        None, or in one line why the page could not be written.
+    """
+    try:
+        write_report(folder)
+    except Exception as error:
+        return f"{FILE} could not be written: {shorten(error or type(error).__name__, 300)}"
+    return None
+
+
+def run_page(run: Run) -> str:
+    """Make the page of one run.
+
+    Args:
+        run: The run; the examples of one without a folder are not known.
+
+    Returns:
+        HTML.
+    """
+    record = run.record
+    return _render(
+        "run.html.j2",
+        title=heading(record),
+        kind="run",
+        method=record.method.name,
+        stream=record.stream,
+        meta=meta(record),
+        sentence=sentence(record),
+        how_scored=how_scored(record),
+        figures=figures(record),
+        matrix=score_matrix(record),
+        forgetting=drawn(forgetting_curves(record)),
+        views=all_drawn(views(record)),
+        moved=drawn(moved_beside_importance(record)),
+        fused=drawn(fused_units(record)),
+        loss=drawn(losses(record)),
+        rate=drawn(learning_rates(record)),
+        costs=cost_sheet(record),
+        events=events_sheet(record),
+        examples=examples(run),
+        code=adapter_code(run),
+        settings=settings(record),
+        data=data_sheet(record),
+        facts=facts(record),
+        history=history_sheet(record),
+        notices=notices(record),
+        running=record.status == "running",
+    )
+
+
+def comparison_page(runs: Sequence[Run], folder: Path) -> str:
+    """Make the page that sets several runs side by side.
+
+    Args:
+        runs: Two or more.
+        folder: Where the page will be, for its links to the pages of single runs.
+
+    Returns:
+        HTML.
+    """
+    groups = group_runs(runs)
+    labels = {id(run): group.label for group in groups for run in group.runs}
+    streams = list(dict.fromkeys(clean(run.record.stream) for run in runs))
+    title = (
+        f"{len(groups)} methods on {streams[0]}" if len(groups) > 1 else f"{len(runs)} runs on {streams[0]}"
+    )
+    tables = [methods_sheet(groups), tasks_sheet(groups)]
+    return _render(
+        "comparison.html.j2",
+        title=title,
+        kind="comparison",
+        meta=[group.label + ": " + group.made_of() for group in groups],
+        streams=streams,
+        sentence=comparison.sentence(groups),
+        how_scored=how_scored(runs[0].record),
+        tables=tables,
+        methods=drawn(comparison.methods(groups)),
+        differences=comparison.task_differences(groups),
+        progress=drawn(comparison.progress(groups)),
+        cost=drawn(comparison.cost_and_quality(groups)),
+        fusions=drawn(comparison.number_of_fusions(groups)),
+        runs=runs_sheet(runs, labels),
+        link=lambda run: _link(run, folder),
+    )
+
+
+def _link(run: Run | None, folder: Path) -> str | None:
+    """Where a run's own page is, seen from a folder; None where there is none."""
+    if run is None or run.folder is None or not (run.folder / FILE).is_file():
+        return None
+    try:
+        relative = os.path.relpath(run.folder / FILE, folder)
+    except ValueError:  # on another drive
+        return None
+    return "./" + quote(Path(relative).as_posix())
+
+
+def _render(template: str, **content: Any) -> str:
+    style, script = _style(), _read("page.js")
+    policy = (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            **content,
+            # both are kifuse's own files, which hold no text of anybody else
+            style=Markup(style),  # noqa: S704
+            script=Markup(script),  # noqa: S704
+            policy=policy,
+            version=__version__,
+        )
+    )
+    return clean(text)
+
+
+@cache
+def _environment() -> Environment:
+    # the names end in .j2, so escaping is not left to what jinja reads from them
+    environment = Environment(
+        loader=FunctionLoader(_read),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(shorten=shorten, number=number)
+    environment.globals["step_of"] = step_of
+    return environment
+
+
+@cache
+def _read(name: str) -> str:
+    file = resources.files("kifuse.reporting") / "templates" / name
+    return file.read_text(encoding="utf-8").replace("\r\n", "\n")
+
+
+@cache
+def _style() -> str:
+    """The style sheet, its colours filled in for light and dark."""
+    light, dark = _variables(LIGHT), _variables(DARK)
+    sheet = _read("page.css").replace("/* LIGHT */", light).replace("/* DARK */", dark)
+    steps = range(STEPS)
+    classes = [f".h{i}{{fill:var(--h{i});background:var(--h{i});color:var(--ht{i})}}" for i in steps]
+    classes += [f".d{i}{{fill:var(--d{i});background:var(--d{i});color:var(--dt{i})}}" for i in steps]
+    return sheet + "\n".join(classes) + "\n"
+
+
+def _variables(theme: Theme) -> str:
+    plain = ("paper", "raised", "ink", "muted", "line", "axis", "accent", "faint", "right", "wrong")
+    values = {name: getattr(theme, name) for name in plain}
+    values.update({f"g{i}": colour for i, colour in enumerate(theme.groups)})
+    values.update({f"p{i}": colour for i, colour in enumerate(theme.parts)})
+    values.update({f"pt{i}": text_on(colour) for i, colour in enumerate(theme.parts)})
+    for letter, diverging in (("h", False), ("d", True)):
+        for i, colour in enumerate(theme.steps(diverging)):
+            values.update({f"{letter}{i}": colour, f"{letter}t{i}": text_on(colour)})
+    return "".join(f"--{name}:{value};" for name, value in values.items())
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

@@ -1,0 +1,307 @@
+"""The pictures of one run that every record has: scores, forgetting, loss."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from kifuse.evaluation.metrics import Metric
+from kifuse.reporting.plots import Curves, Grid, Heatmap, Line, Panel, Plot, Timeline
+from kifuse.reporting.record import RunRecord, TaskRecord
+from kifuse.reporting.wording import clean, listed, number
+
+SCORE = "score (0 to 100)"
+STEP = "optimizer step"
+
+_WIDE = 20
+"""From this ratio of the largest to the smallest value on a curve has a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A picture that cannot be made of a record, and why, in a plain sentence."""
+
+    name: str
+    title: str
+    reason: str
+
+
+def task_names(record: RunRecord) -> list[str]:
+    """The tasks in the order of learning, with their numbers unless they have them: `1 yelp`, `01-queue`."""
+    return [numbered(i, task.name) for i, task in enumerate(record.tasks, start=1)]
+
+
+def numbered(place: int, name: str) -> str:
+    """A task's name behind its place in the stream, which some names begin with already."""
+    name = clean(name)
+    own = re.match(r"0*(\d+)\D", name)
+    return name if own and own[1] == str(place) else f"{place} {name}"
+
+
+def score_matrix(record: RunRecord) -> Plot | Missing:
+    """The score of each task after each learned task.
+
+    Args:
+        record: The run.
+
+    Returns:
+        A heatmap with a row for each moment that was scored.
+    """
+    name, title = "score-matrix", "Score of every task after every task"
+    if not record.tasks:
+        return Missing(name, title, "No task has come yet.")
+    names, matrix = task_names(record), record.matrix()
+    count = len(names)
+    grid = [[matrix.get(after, task) for task in range(count)] for after in range(count + 1)]
+    moments = [after for after, row in enumerate(grid) if any(score is not None for score in row)]
+    if not moments:
+        return Missing(name, title, "Nothing has been scored yet.")
+    joint = record.method.data_class == "all data"
+    marks = frozenset((place, after - 1) for place, after in enumerate(moments) if after and not joint)
+    meaning = (
+        "All tasks were trained at once, so there is one moment to score."
+        if joint
+        else "Read a row to see what the model could do at that moment, a column to follow one task."
+    )
+    return Heatmap(
+        name=name,
+        title=title,
+        meaning=meaning,
+        rows=[_moment(after, names, joint) for after in moments],
+        row_title="moment",
+        column_title="score on",
+        unit=SCORE,
+        panels=[Grid("", [grid[after] for after in moments], names)],
+        low=0.0,
+        high=100.0,
+        decimals=1,
+        marked=marks,
+        marks="" if joint else "right after the task was learned",
+    )
+
+
+def forgetting_curves(record: RunRecord) -> Plot | Missing:
+    """Each task's score after each task, a panel a task; the others stand behind it.
+
+    Args:
+        record: The run.
+
+    Returns:
+        Curves over the number of tasks learned.
+    """
+    name, title = "forgetting", "How each task fared as others were learned"
+    if not record.tasks:
+        return Missing(name, title, "No task has come yet.")
+    names, matrix = task_names(record), record.matrix()
+    count = len(names)
+    if record.method.data_class == "all data":
+        return Missing(name, title, "All tasks were trained at once, so nothing came after anything.")
+    if count < 2:
+        return Missing(name, title, "The stream has one task, so nothing came after it.")
+    found = [
+        [(float(after), score) for after in range(count + 1) if (score := matrix.get(after, i)) is not None]
+        for i in range(count)
+    ]
+    if not any(len(points) > 1 for points in found):
+        return Missing(name, title, "No task has been scored twice yet.")
+    lines = [Line(label, points) for label, points in zip(names, found, strict=True)]
+    panels = [
+        Panel(
+            names[i],
+            [*(_since_learned(j, o) for j, o in enumerate(lines, start=1) if o is not line), line],
+            _from_to(matrix.get(i + 1, i), matrix.get(count, i) if i + 1 < count else None),
+        )
+        for i, line in enumerate(lines)
+        if line.points
+    ]
+    meaning = (
+        "Each panel follows one task: its score before training on it, right after, and as later tasks came. "
+        "The grey curves are the other tasks. " + _worst(record)
+    )
+    return Curves(
+        name=name,
+        title=title,
+        meaning=meaning.strip(),
+        panels=panels,
+        x_title="tasks learned",
+        y_title=SCORE,
+        x_range=(0.0, float(count)),
+        y_range=(0.0, 100.0),
+        whole=True,
+    )
+
+
+def losses(record: RunRecord) -> Plot | Missing:
+    """Training loss over the steps of all tasks, with the fusions marked.
+
+    Args:
+        record: The run.
+
+    Returns:
+        A timeline.
+    """
+    points = [[(float(s), v) for s, v in task.loss if v is not None] for task in record.tasks]
+    if not any(points):
+        return Missing("loss", "Training loss", "The record holds no training losses yet.")
+    marks, unknown = _fusion_steps(record)
+    meaning = "Training loss of each task in turn."
+    if marks:
+        meaning += " The ticks at the bottom are the steps after which old and new weights were fused."
+    elif unknown:
+        meaning += " The record does not say at which steps old and new weights were fused."
+    missing = sum(value is None for task in record.tasks for _, value in task.loss)
+    if missing:
+        meaning += f" {missing} of the recorded losses were no finite numbers and are left out."
+    unit = "training loss (nats per token)"
+    return _timeline(record, "loss", "Training loss", meaning, points, marks=marks, y_title=unit)
+
+
+def learning_rates(record: RunRecord) -> Plot | Missing:
+    """The learning rate over the steps of all tasks, where it is on record.
+
+    Args:
+        record: The run.
+
+    Returns:
+        A timeline.
+    """
+    title = "Learning rate"
+    points = [_rates(task) for task in record.tasks]
+    if any(points):
+        meaning = "Learning rate of each step; the schedule starts anew with every task."
+        return _timeline(record, "learning-rate", title, meaning, points, marks=[], y_title="learning rate")
+    training = record.config.get("training")
+    settings = training if isinstance(training, dict) else {}
+    said = "The learning rate of each step is not on record."
+    if "learning_rate" in settings:
+        warmup = settings.get("warmup_steps")
+        said += f" It starts each task at {settings['learning_rate']}"
+        if settings.get("scheduler"):
+            said += f" and follows the {clean(settings['scheduler'])} schedule"
+        said += f" after {warmup} steps of warm-up." if warmup else "."
+    return Missing("learning-rate", title, said)
+
+
+def metrics(record: RunRecord) -> dict[str, Metric]:
+    """AP, FWT, BWT and forgetting as `RunRecord.summary` has them, also before any task has come."""
+    if not record.tasks:
+        return dict.fromkeys(("AP", "FWT", "BWT", "forgetting"), Metric(None, "no task has come yet"))
+    return record.summary()
+
+
+def lost_by_task(record: RunRecord) -> list[tuple[str, float, float]]:
+    """What became of each task: (name, score right after it was learned, score at the end).
+
+    Args:
+        record: The run.
+
+    Returns:
+        All tasks but the last that have both scores; none while the run goes on or for joint training.
+    """
+    if not record.tasks or record.method.data_class == "all data" or record.learned() < len(record.tasks):
+        return []
+    matrix, count = record.matrix(), len(record.tasks)
+    found = []
+    for i, task in enumerate(record.tasks[:-1]):
+        learned, final = matrix.get(i + 1, i), matrix.get(count, i)
+        if learned is not None and final is not None:
+            found.append((clean(task.name), learned, final))
+    return found
+
+
+def _since_learned(place: int, line: Line) -> Line:
+    """What is seen of a task behind another one: its scores from the moment on when it was learned."""
+    return Line(line.label, [point for point in line.points if point[0] >= place], faint=True)
+
+
+def _worst(record: RunRecord) -> str:
+    changes = lost_by_task(record)
+    if not changes:
+        return ""
+    name, learned, final = min(changes, key=lambda change: change[2] - change[1])
+    if final >= learned:
+        return "No task scores lower at the end than when it was learned."
+    return f"{name} fell the most, from {number(learned)} to {number(final)}."
+
+
+def _moment(after: int, names: list[str], joint: bool) -> str:
+    if after == 0:
+        return "before training"
+    return "after all tasks" if joint else f"after {names[after - 1]}"
+
+
+def _from_to(learned: float | None, final: float | None) -> str:
+    if learned is None:
+        return "not learned yet"
+    return number(learned) + ("" if final is None else f" → {number(final)}")
+
+
+def _timeline(
+    record: RunRecord,
+    name: str,
+    title: str,
+    meaning: str,
+    points: list[list[tuple[float, float]]],
+    *,
+    marks: list[float],
+    y_title: str,
+) -> Timeline:
+    starts = _starts(record)
+    labels = task_names(record)
+    values = [y for found in points for _, y in found if y > 0]
+    shifted = [[(x + start, y) for x, y in found] for found, start in zip(points, starts, strict=True)]
+    return Timeline(
+        name=name,
+        title=title,
+        meaning=meaning,
+        spans=[
+            (label, start, start + _steps(task))
+            for label, start, task in zip(labels, starts, record.tasks, strict=True)
+            if _steps(task)
+        ],
+        lines=[Line(label, found) for label, found in zip(labels, shifted, strict=True) if found],
+        marks=marks,
+        mark="fusion",
+        x_title=f"{STEP}, all tasks in turn",
+        y_title=y_title,
+        log=len(values) == sum(map(len, points)) and max(values) > _WIDE * min(values),
+    )
+
+
+def _steps(task: TaskRecord) -> float:
+    return float(task.train_steps or max((step for step, _ in task.loss), default=0))
+
+
+def _starts(record: RunRecord) -> list[float]:
+    """The steps taken before each task."""
+    starts = [0.0]
+    for task in record.tasks[:-1]:
+        starts.append(starts[-1] + _steps(task))
+    return starts
+
+
+def _fusion_steps(record: RunRecord) -> tuple[list[float], bool]:
+    """Where fusions were, over all tasks, and whether there were some that the record has no step of."""
+    marks, unknown = [], False
+    for task, start in zip(record.tasks, _starts(record), strict=True):
+        for event in task.events:
+            if event.get("kind") == "fusion" and isinstance(event.get("step"), int):
+                marks.append(start + event["step"])
+            elif event.get("kind") == "fusions":
+                steps = event.get("steps")
+                if isinstance(steps, list):
+                    marks += [start + step for step in steps if isinstance(step, int)]
+                else:
+                    unknown = True
+    return marks, unknown
+
+
+def _rates(task: TaskRecord) -> list[tuple[float, float]]:
+    found = getattr(task, "learning_rate", None) or []
+    return [(float(step), float(rate)) for step, rate in found if rate is not None]
+
+
+def unlike_metrics(record: RunRecord) -> str:
+    """How the tasks are scored, in a few words: `exact match`, `exact match and ROUGE-L`."""
+    names = {"exact_match": "exact match", "rouge_l": "ROUGE-L"}
+    return listed(list(dict.fromkeys(names.get(t.metric, clean(t.metric)) for t in record.tasks)))

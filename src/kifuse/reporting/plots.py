@@ -1,0 +1,254 @@
+"""Pictures as data, before anybody draws them; the page, the figures and the tables share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kifuse.reporting.wording import NONE, compact, number
+
+Rows = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What every picture has.
+
+    Attributes:
+        name: Its file name, without an ending.
+        title: What it shows, in a few words.
+        meaning: How to read it, and what it says here, in plain sentences.
+    """
+
+    name: str
+    title: str
+    meaning: str
+
+    def table(self) -> tuple[list[str], Rows]:
+        """The numbers of the picture.
+
+        Returns:
+            Heads, and rows of as many cells.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One panel of a heatmap; `values[row][column]` is None where there is none."""
+
+    title: str
+    values: Sequence[Sequence[float | None]]
+    columns: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Heatmap(Plot):
+    """Values as colours, rows by columns.
+
+    Attributes:
+        rows: Their names, the same in every panel.
+        row_title: What a row is.
+        column_title: What a column is.
+        unit: What a value is, with its unit.
+        panels: One or more grids.
+        low: Value of the scale's first colour.
+        high: Value of its last.
+        diverging: The scale is around zero.
+        decimals: Of the number written into each cell; None for no number.
+        marked: Cells (row, column) with a frame around them.
+        marks: What the frames mean.
+    """
+
+    rows: Sequence[str]
+    row_title: str
+    column_title: str
+    unit: str
+    panels: Sequence[Grid]
+    low: float
+    high: float
+    diverging: bool = False
+    decimals: int | None = None
+    marked: frozenset[tuple[int, int]] = frozenset()
+    marks: str = ""
+
+    def table(self) -> tuple[list[str], Rows]:
+        """A row for each row of each panel."""
+        widest = max(self.panels, key=lambda panel: len(panel.columns)).columns
+        heads = ["panel", self.row_title, *(f"{self.column_title} {name}" for name in widest)]
+        rows: Rows = []
+        for panel in self.panels:
+            for name, values in zip(self.rows, panel.values, strict=True):
+                cells = [compact(v) if self.decimals is None else number(v, self.decimals) for v in values]
+                rows.append([panel.title, name, *cells, *[""] * (len(widest) - len(cells))])
+        if len(self.panels) == 1 and not self.panels[0].title:
+            return heads[1:], [row[1:] for row in rows]
+        return heads, rows
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: `points` are (x, y) from left to right.
+
+    A faint one is there for comparison only. `group` numbers the colours and marks where several are shown.
+    """
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    faint: bool = False
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel of curves, with a short remark beside its title."""
+
+    title: str
+    lines: Sequence[Line]
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Curves(Plot):
+    """Curves in small panels of one scale.
+
+    Attributes:
+        panels: One or more.
+        x_title: What runs to the right, with its unit.
+        y_title: What runs upwards, with its unit.
+        x_range: Least and most of it.
+        y_range: Least and most of it.
+        dots: Dots without lines between them.
+        whole: x has whole numbers only.
+        wide: One large panel.
+    """
+
+    panels: Sequence[Panel]
+    x_title: str
+    y_title: str
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    dots: bool = False
+    whole: bool = False
+    wide: bool = False
+
+    def table(self) -> tuple[list[str], Rows]:
+        """A row for each point of each curve that is not there for comparison only."""
+        rows = [
+            [panel.title, line.label, compact(x), compact(y)]
+            for panel in self.panels
+            for line in panel.lines
+            if not line.faint
+            for x, y in line.points
+        ]
+        heads = ["panel", "curve", self.x_title, self.y_title]
+        if all(row[1] in ("", row[0]) for row in rows):
+            return [heads[0], *heads[2:]], [[row[0], *row[2:]] for row in rows]
+        return heads, rows
+
+
+@dataclass(frozen=True)
+class Timeline(Plot):
+    """Something over the steps of the whole stream.
+
+    Attributes:
+        spans: (task, first step, last step), one after the other.
+        lines: A curve for each task.
+        marks: Steps with something to mark.
+        mark: What that is.
+        x_title: What runs to the right, with its unit.
+        y_title: What runs upwards, with its unit.
+        log: Equal ratios of y are equally far apart.
+    """
+
+    spans: Sequence[tuple[str, float, float]]
+    lines: Sequence[Line]
+    marks: Sequence[float]
+    mark: str
+    x_title: str
+    y_title: str
+    log: bool = False
+
+    def table(self) -> tuple[list[str], Rows]:
+        """A row for each point."""
+        rows = [[line.label, compact(x), compact(y)] for line in self.lines for x, y in line.points]
+        return ["task", self.x_title, self.y_title], rows
+
+
+@dataclass(frozen=True)
+class Shares(Plot):
+    """Parts of a whole, one bar for each row.
+
+    Attributes:
+        rows: Their names.
+        parts: Names of the parts.
+        values: `values[row][part]`, percent of the row.
+        unit: Of what they are parts.
+    """
+
+    rows: Sequence[str]
+    parts: Sequence[str]
+    values: Sequence[Sequence[float]]
+    unit: str
+
+    def table(self) -> tuple[list[str], Rows]:
+        """A row for each bar."""
+        rows = [
+            [name, *(f"{number(v)}%" for v in values)]
+            for name, values in zip(self.rows, self.values, strict=True)
+        ]
+        return ["task", *self.parts], rows
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its standard deviation (None for a single value), and the values it is of."""
+
+    value: float
+    deviation: float | None
+    values: Sequence[float]
+
+    def __str__(self) -> str:
+        return number(self.value) + (
+            "" if self.deviation is None else f"\u00a0±\u00a0{number(self.deviation)}"
+        )
+
+
+@dataclass(frozen=True)
+class Strips(Plot):
+    """Means with their spread and the single values, one line for each row, one panel for each quantity.
+
+    Attributes:
+        rows: Their names, the same in every panel.
+        panels: (title with unit, a mean or None for each row).
+    """
+
+    rows: Sequence[str]
+    panels: Sequence[tuple[str, Sequence[Mean | None]]]
+
+    def table(self) -> tuple[list[str], Rows]:
+        """A row for each row."""
+        rows = [
+            [name, *(NONE if means[i] is None else str(means[i]) for _, means in self.panels)]
+            for i, name in enumerate(self.rows)
+        ]
+        return ["method", *(title for title, _ in self.panels)], rows
+
+
+@dataclass(frozen=True)
+class Cloud(Plot):
+    """Labelled points in the plane, with their spread.
+
+    Attributes:
+        points: (group, label, x, y); the group numbers the colours and marks.
+        x_title: What runs to the right, with its unit.
+        y_title: What runs upwards, with its unit.
+    """
+
+    points: Sequence[tuple[int, str, Mean, Mean]]
+    x_title: str
+    y_title: str
+
+    def table(self) -> tuple[list[str], Rows]:
+        """A row for each point."""
+        return ["method", self.x_title, self.y_title], [[n, str(x), str(y)] for _, n, x, y in self.points]

@@ -1,0 +1,178 @@
+"""Tables for other programs: CSV for spreadsheets, Markdown for notes, LaTeX for papers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kifuse.reporting.wording import MINUS, NONE, clean
+from kifuse.storage import write_text
+
+FORMATS = ("csv", "md", "tex")
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    MINUS: "$-$",
+    NONE: "--",
+    "→": r"$\rightarrow$",
+    "…": r"\ldots{}",
+}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        text: As it is read.
+        value: The number behind it, for sorting and for CSV; None for a text or a missing value.
+        aside: A standard deviation, where there is one.
+        note: More about it.
+        link: What it is about, for the page.
+    """
+
+    text: str
+    value: float | None = None
+    aside: str | None = None
+    note: str = ""
+    link: Any = None
+
+    def __str__(self) -> str:
+        return self.text if self.aside is None else f"{self.text} ± {self.aside}"
+
+
+@dataclass
+class Sheet:
+    """A table without its looks; the first column names the rows.
+
+    Attributes:
+        name: Its file name, without an ending.
+        title: What it shows.
+        heads: Of the columns.
+        rows: Of as many cells.
+        notes: Below it.
+        total: A last row for all.
+    """
+
+    name: str
+    title: str
+    heads: list[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    total: list[Cell] | None = None
+
+    def numeric(self, column: int) -> bool:
+        """Whether a column holds numbers, or nothing but places for them."""
+        cells = [row[column] for row in self.lines()]
+        held = any(cell.value is not None for cell in cells)
+        return held or (bool(cells) and all(cell.text == NONE for cell in cells))
+
+    def lines(self) -> list[list[Cell]]:
+        """All rows, the totals last."""
+        return self.rows + ([self.total] if self.total else [])
+
+    def csv(self) -> str:
+        """Write it for spreadsheets: whole numbers, deviations in columns of their own, no notes."""
+        spread = [any(row[i].aside is not None for row in self.lines()) for i in range(len(self.heads))]
+        heads: list[str] = []
+        for head, wide in zip(self.heads, spread, strict=True):
+            heads += [_harmless(head), _harmless(f"{head} (standard deviation)")][: 1 + wide]
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(heads)
+        for row in self.lines():
+            cells: list[str] = []
+            for cell, wide in zip(row, spread, strict=True):
+                cells += [_for_csv(cell), (cell.aside or "").replace(MINUS, "-")][: 1 + wide]
+            writer.writerow(cells)
+        return stream.getvalue()
+
+    def md(self) -> str:
+        """Write it as a Markdown table with its notes below."""
+        sides = ["---:" if self.numeric(i) else ":---" for i in range(len(self.heads))]
+        lines = [self.heads, sides, *([str(cell) for cell in row] for row in self.lines())]
+        text = "\n".join("| " + " | ".join(_for_markdown(c) for c in line) + " |" for line in lines) + "\n"
+        return text + (
+            "\n" + "".join(f"- {_for_markdown(note)}\n" for note in self.notes) if self.notes else ""
+        )
+
+    def tex(self) -> str:
+        """Write it as a LaTeX `tabular` in the style of the package booktabs, with its notes as comments."""
+        sides = "".join("r" if self.numeric(i) else "l" for i in range(len(self.heads)))
+        notes = "".join(f"% {' '.join(clean(note).split())}\n" for note in self.notes)
+        return (
+            f"% {' '.join(clean(self.title).split())}; needs \\usepackage{{booktabs}}\n{notes}"
+            f"\\begin{{tabular}}{{{sides}}}\n\\toprule\n{_for_latex_row(self.heads)}\\midrule\n"
+            + "".join(_for_latex_row([str(cell) for cell in row]) for row in self.lines())
+            + "\\bottomrule\n\\end{tabular}\n"
+        )
+
+
+def write_sheets(sheets: list[Sheet], folder: Path) -> list[Path]:
+    """Write tables in every format.
+
+    Args:
+        sheets: The tables.
+        folder: Where to; made if need be.
+
+    Returns:
+        The files.
+
+    Raises:
+        KifuseError: A file cannot be written.
+    """
+    files = []
+    for sheet in sheets:
+        for ending in FORMATS:
+            files.append(folder / f"{sheet.name}.{ending}")
+            write_text(files[-1], getattr(sheet, ending)())
+    return files
+
+
+def _for_csv(cell: Cell) -> str:
+    if cell.value is not None:
+        return repr(cell.value) if cell.value % 1 else str(int(cell.value))
+    return "" if cell.text == NONE else _harmless(cell.text)
+
+
+def _harmless(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    text = clean(text)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _for_markdown(text: str) -> str:
+    text = " ".join(clean(text).split()) if "\n" in text or "\r" in text else clean(text)
+    for sign in ("\\", "|", "`", "*", "_", "[", "]", "<", ">"):
+        text = (
+            text.replace(sign, f"\\{sign}")
+            if sign not in "<>"
+            else text.replace(sign, {"<": "&lt;", ">": "&gt;"}[sign])
+        )
+    return text
+
+
+def _for_latex_row(cells: list[str]) -> str:
+    return (
+        " & ".join("".join(_LATEX.get(c, c) for c in " ".join(clean(cell).split())) for cell in cells)
+        + r" \\"
+        + "\n"
+    )

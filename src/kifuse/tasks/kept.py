@@ -1,0 +1,63 @@
+"""The test examples of a task that was learned, kept so that later tasks can be held against it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kifuse.errors import DataError, KifuseError
+from kifuse.storage import read_json, write_json
+from kifuse.tasks.task import Example, Task
+
+FORMAT = 1
+
+
+def keep_task(file: Path, task: Task) -> None:
+    """Write what scoring needs of a task: its test examples, labels and metric; not what it was trained on.
+
+    Raises:
+        KifuseError: The file cannot be written.
+    """
+    test = [
+        {"head": e.head, "body": e.body, "tail": e.tail, "references": list(e.references), "id": e.id}
+        for e in task.test
+    ]
+    labels = None if task.labels is None else list(task.labels)
+    write_json(
+        file,
+        {"format": FORMAT, "name": task.name, "metric": task.metric, "labels": labels, "source": task.source}
+        | {"test": test},
+    )
+
+
+def kept_task(file: Path, test_hash: str) -> Task:
+    """Read a kept task.
+
+    Args:
+        file: As `keep_task` wrote it.
+        test_hash: `Task.split_hash("test")` at that time.
+
+    Returns:
+        The task, without training examples.
+
+    Raises:
+        DataError: The file is damaged, or holds other examples than it did.
+    """
+    found = read_json(file)
+    try:
+        task = _task(found)
+    except (KeyError, TypeError, AttributeError, KifuseError) as error:
+        raise DataError(f"{file}: not a kept task of format {FORMAT}; the file is damaged.") from error
+    if task.split_hash("test") != test_hash:
+        raise DataError(
+            f"{file}: its test examples are not those of the time of learning; the file is damaged."
+        )
+    return task
+
+
+def _task(found: dict[str, Any]) -> Task:
+    if found["format"] != FORMAT:
+        raise KeyError("format")
+    test = [Example(e["head"], e["body"], e["tail"], tuple(e["references"]), e["id"]) for e in found["test"]]
+    labels = None if found["labels"] is None else tuple(found["labels"])
+    return Task(found["name"], (), (), tuple(test), labels, found["metric"], found["source"])

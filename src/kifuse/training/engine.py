@@ -1,0 +1,247 @@
+"""A model in a run's folder that learns, is scored, kept and put back; it does not know what comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kifuse.config import RunConfig
+from kifuse.errors import RunError
+from kifuse.methods.base import Method, OldData, TaskInfo
+from kifuse.models.adapters import add_adapter, load_adapter_weights
+from kifuse.models.loading import Backbone, shrink_frozen
+from kifuse.registry import build_method
+from kifuse.reporting.page import refresh_report
+from kifuse.reporting.record import RunRecord, ScoreRecord
+from kifuse.tasks.encoding import Encoded, Encoder
+from kifuse.tasks.leaks import check_memory, check_training
+from kifuse.tasks.memory import MemoryBuffer
+from kifuse.tasks.task import Task
+from kifuse.training.environment import is_main_process, peak_memory_mb
+from kifuse.training.evaluator import Cell, Evaluator
+from kifuse.training.interrupt import Patience
+from kifuse.training.middle import Middle
+from kifuse.training.one_task import TaskTraining, train_task
+from kifuse.training.progress import Progress
+from kifuse.training.snapshot import Snapshots
+
+REMEMBERED: tuple[OldData, ...] = ("mixed", "steps")
+"""Ways of meeting old data that need a memory buffer."""
+
+
+class Engine:
+    """Model, method, memory and record of one run.
+
+    Args:
+        config: Of the run.
+        record: Of the run; what is learned and scored goes into it.
+        method: The method.
+        backbone: The model; it is given its adapter here.
+        progress: Told what is going on.
+    """
+
+    def __init__(
+        self, config: RunConfig, record: RunRecord, method: Method, backbone: Backbone, progress: Progress
+    ) -> None:
+        self.config, self.record, self.method = config, record, method
+        self.backbone, self.progress = backbone, progress
+        self.folder = Path(config.output)
+        self.writes = is_main_process()
+        self.snapshots = Snapshots(self.folder)
+        seed = config.training.seed
+        self.model = add_adapter(
+            backbone.model, config.model.adapter, encoder_decoder=backbone.encoder_decoder, seed=seed
+        )
+        shrink_frozen(self.model, backbone.precision)
+        self.memory = self._empty_memory()
+        self._untrained = self._small_start()
+        self.encoder = Encoder(
+            backbone.tokenizer,
+            encoder_decoder=backbone.encoder_decoder,
+            max_input=config.data.max_input,
+            max_target=config.data.max_target,
+            chat_template=config.data.chat_template,
+        )
+        self.evaluator = Evaluator(
+            self.model,
+            backbone,
+            self.encoder,
+            folder=self.folder / "predictions" if self.writes else None,
+            max_new_tokens=config.evaluation.max_new_tokens or config.data.max_target,
+            batch_tokens=config.evaluation.batch_tokens,
+        )
+
+    def _empty_memory(self) -> MemoryBuffer:
+        memory = self.config.memory
+        return MemoryBuffer(
+            share=memory.share,
+            per_task=memory.per_task,
+            selection=memory.selection,
+            seed=self.config.training.seed,
+        )
+
+    def _small_start(self) -> dict[str, Tensor] | None:
+        """Copies of the trainable weights before any training, unless they are most of the model."""
+        trainable = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if 2 * sum(p.numel() for p in trainable.values()) > sum(p.numel() for p in self.model.parameters()):
+            return None
+        return {n: p.detach().cpu().clone() for n, p in trainable.items()}
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the method is handed examples of earlier tasks; no other method ever is."""
+        return self.method.old_data in REMEMBERED
+
+    def learned(self, k: int) -> bool:
+        """Whether the model as it was after k tasks is on disk."""
+        return k == 0 or (self.record.tasks[k - 1].train_steps is not None and self.snapshots.has(k))
+
+    def restore(self, k: int) -> None:
+        """Put back the model, the method's state and the memory after k tasks.
+
+        Raises:
+            RunError: A file is damaged; or k is 0 and most weights are trained, of which no copy is kept.
+        """
+        if k:
+            self.memory = self.snapshots.load(k, self.model, self.method)
+            return
+        if self._untrained is None:
+            raise RunError(
+                f"{self.folder}: the model before its first task is the one that was loaded; load it anew."
+            )
+        self.method = build_method(self.config.method.name, self.config.method.settings)
+        self.memory = self._empty_memory()
+        named = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, value in self._untrained.items():
+                named[name].copy_(value)
+
+    def passes(self, tasks: Sequence[TaskInfo], sizes: Sequence[int]) -> int:
+        """Forward and backward passes that training on tasks of these training set sizes will take."""
+        work = kept = 0
+        for info, size in zip(tasks, sizes, strict=True):
+            work += info.steps + self.method.extra_passes(info, -(-kept // self.config.training.batch_size))
+            kept += self.memory.quota(size)
+        return work
+
+    def learn(self, k: int, task: Task, earlier: Sequence[Task], *, jointly: bool = False) -> None:
+        """Train on the k-th task (1-based), then keep adapter, state, memory and record, in this order.
+
+        Args:
+            k: The record's k-th entry is filled.
+            task: The task; goes into the memory if the method uses one.
+            earlier: The tasks before it whose training examples are at hand.
+            jointly: Train on all of them at once.
+
+        Raises:
+            RunError: Anything but training examples would be trained on or is in the memory.
+        """
+        entry = self.record.tasks[k - 1]
+        sources = [*earlier, task] if jointly else [task]
+        name = "all tasks" if jointly else task.name
+        examples = [e for t in sources for e in t.train]
+        at_hand = {t.name for t in earlier}
+        check_training(examples, sources, earlier)
+        check_memory(self.memory, earlier, gone=[n for n in self.memory.tasks if n not in at_hand])
+        current = self.encoder.encode_many(examples)
+        old = self.encoder.encode_many(self.memory.examples()) if self.remembers else []
+        entry.cut_inputs = sum(e.cut for e in current)
+        if entry.cut_inputs:
+            self.progress.say(
+                f"{name}: {entry.cut_inputs} of {len(current)} training inputs lost their middle to fit "
+                f"{self.config.data.max_input} tokens"
+            )
+        patience = Patience(self.progress.say)
+        middle = Middle(
+            self.folder / "checkpoint",
+            60.0 * self.config.training.checkpoint_minutes,
+            patience,
+            self.progress.say,
+        )
+        with patience.listening():
+            done = self._train(k, name, current, old, middle)
+        for key, value in {
+            "train_steps": done.steps,
+            "examples_seen": done.examples_seen,
+            "replayed_examples": done.replayed,
+            "extra_forward_backward": done.extra_passes,
+            "seconds_train": done.seconds,
+            "loss": [list(pair) for pair in done.losses],
+            "learning_rate": [list(pair) for pair in done.rates],
+            "events": done.events,
+            "per_tensor": done.per_tensor,
+        }.items():
+            setattr(entry, key, value)
+        self.keep(k, task)
+        if self.writes:
+            middle.forget()
+
+    def _train(
+        self, k: int, name: str, current: list[Encoded], old: list[Encoded], middle: Middle
+    ) -> TaskTraining:
+        return train_task(
+            self.model,
+            self.backbone,
+            self.method,
+            self.config.training,
+            index=k - 1,
+            name=name,
+            current=current,
+            mixed=old if self.method.old_data == "mixed" else [],
+            memory=old if self.method.old_data == "steps" else [],
+            folder=self.folder / "checkpoint",
+            listener=partial(self._tell, name),
+            middle=middle if self.writes else None,
+        )
+
+    def _tell(self, name: str, step: int, steps: int, loss: float | None, passes: int) -> None:
+        self.progress.passes(passes)
+        self.progress.step(name, step, steps, loss)
+
+    def keep(self, k: int, task: Task) -> None:
+        """Remember examples of the k-th task and write everything as it is now; the record comes last."""
+        if self.remembers:
+            self.memory.add(task)
+        if self.writes:
+            self.snapshots.save(k, self.model, self.method, self.memory)
+        self.save()
+
+    def take_over(self, k: int, adapter: Path, task: Task) -> None:
+        """Make an adapter from elsewhere the outcome of the k-th task, as if it had been trained here."""
+        load_adapter_weights(self.model, adapter)
+        self.keep(k, task)
+
+    def score(self, after: int, index: int, task: Task) -> Cell | None:
+        """Score a task (0-based index) after some tasks were learned, unless the record has it already."""
+        if any((s.after, s.task) == (after, index) for s in self.record.scores):
+            return None
+        cell = self.evaluator.score(
+            task, after, lambda done, total: self.progress.scoring(task.name, done, total)
+        )
+        self.record.tasks[index].cut_test_inputs = cell.cut
+        self.record.scores.append(
+            ScoreRecord(
+                after=after, task=index, score=cell.score, valid=cell.valid, n=cell.n, seconds=cell.seconds
+            )
+        )
+        self.save()
+        self.progress.scored(after, task.name, cell)
+        return cell
+
+    def report(self) -> None:
+        """Draw the page of the run anew; a page that cannot be drawn stops nothing, and is told."""
+        if self.writes:
+            problem = refresh_report(self.folder)
+            if problem:
+                self.progress.say(problem)
+
+    def save(self) -> None:
+        """Write the record."""
+        self.record.peak_memory_mb = max(self.record.peak_memory_mb or 0.0, peak_memory_mb())
+        self.record.memory = {"examples": len(self.memory), "tasks": list(self.memory.tasks)}
+        if self.writes:
+            self.record.save(self.folder)

@@ -1,0 +1,53 @@
+"""Ctrl-C while a task trains: the step is finished, its state is kept, and the user learns how to go on."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""The user's Ctrl-C, and the notice that a cluster gives before it takes a machine back."""
+
+
+class Patience:
+    """Notes the first wish to stop, and grants it between two steps; a second one is granted at once.
+
+    Args:
+        say: Told what is going on.
+    """
+
+    def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
+        self.asked = False
+        self.say = say
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle the signals for as long as the block runs; does nothing outside the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.say("stopping after this step; press Ctrl-C again to stop at once, without saving it")
+
+    def check(self, step: int) -> None:
+        """Stop now if it was asked for.
+
+        Raises:
+            KeyboardInterrupt: It was.
+        """
+        if self.asked:
+            self.say(f"stopped and saved after step {step}; the same command goes on from there")
+            raise KeyboardInterrupt

@@ -1,0 +1,56 @@
+"""One process at a time writes to a run's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from kifuse.errors import RunError
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for as long as the block runs.
+
+    The operating system gives the lock back when the process ends, however it ends: after a crash or a
+    reboot nothing is in the way. The lock file itself stays, and means nothing.
+
+    Args:
+        folder: The run's folder; made if it is not there.
+
+    Raises:
+        RunError: Another process holds it, or the folder cannot be written to.
+    """
+    lock, owner = folder / ".lock", folder / ".lock.owner"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock)
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(
+            f"output: {folder} is being written to by another process ({_owner(owner)}); wait until it has "
+            "ended, or name another folder."
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"output: {folder} cannot be written to: {reason}; name another folder.") from error
+    try:
+        with contextlib.suppress(OSError):  # only tells the others who it is
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            owner.unlink()
+        held.release()
+
+
+def _owner(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")[:200].strip() or "unknown"
+    except OSError:
+        return "unknown"

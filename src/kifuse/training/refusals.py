@@ -1,0 +1,141 @@
+"""Trainer set-ups in which a method cannot work, each with its reason and what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from kifuse.errors import RunError
+from kifuse.methods.base import Method
+
+Setup = tuple[Callable[[Any], Any], str]
+"""Whether a Trainer is set up so, and what to say."""
+
+
+def _flag(name: str) -> Callable[[Any], bool]:
+    return lambda trainer: bool(getattr(trainer.args, name, False))
+
+
+def _optimizer_name(trainer: Any) -> str:
+    name = getattr(trainer.args, "optim", "")
+    return str(getattr(name, "value", name))
+
+
+def _steps_in_backward(trainer: Any) -> bool:
+    name = _optimizer_name(trainer)
+    return name in ("lomo", "adalomo") or name.endswith("layerwise")
+
+
+REFUSED: tuple[Setup, ...] = (
+    (
+        lambda trainer: trainer.args.deepspeed or getattr(trainer, "is_deepspeed_enabled", False),
+        "deepspeed: its engine steps inside the backward pass, before a method can see the gradients; use "
+        "plain data parallelism (torchrun, accelerate launch) instead.",
+    ),
+    (
+        lambda trainer: getattr(trainer, "is_fsdp_enabled", False) or trainer.args.fsdp,
+        "fsdp: it cuts the trained tensors into pieces (version 1 melts them into one flat one), so that no "
+        "process sees the tensors that a method scores and fuses; use plain data parallelism (torchrun, "
+        "accelerate launch) and, for a large base model, its quantised form.",
+    ),
+    (
+        _flag("load_best_model_at_end"),
+        "load_best_model_at_end: it would replace the weights without the method's state; turn it off.",
+    ),
+    (
+        lambda trainer: trainer.args.n_gpu > 1,
+        "several GPUs in one process (DataParallel) split batches inside the model; start one process per "
+        "GPU with torchrun or accelerate launch, or show the process one GPU (CUDA_VISIBLE_DEVICES).",
+    ),
+    (
+        _flag("auto_find_batch_size"),
+        "auto_find_batch_size: when memory runs out it begins the task anew with weights that have moved on, "
+        "which the method would take for those before the task; turn it off and set "
+        "per_device_train_batch_size and gradient_accumulation_steps.",
+    ),
+    (
+        _flag("enable_jit_checkpoint"),
+        "enable_jit_checkpoint: it saves in the middle of a step, before the method has seen it; turn it off "
+        "and set save_steps.",
+    ),
+    (
+        _steps_in_backward,
+        "optim: this optimizer steps inside the backward pass, before a method can see the gradients; use "
+        "another one, such as adamw_torch.",
+    ),
+)
+
+
+def refuse(trainer: Any) -> None:
+    """Refuse a Trainer in which methods cannot work, before its first step.
+
+    Raises:
+        RunError: Its set-up is one of `REFUSED`.
+    """
+    for is_so, message in REFUSED:
+        if is_so(trainer):
+            raise RunError(message)
+
+
+def refuse_method(method: Method, memory: Any) -> None:
+    """Refuse a method that no callback can drive.
+
+    Args:
+        method: The method.
+        memory: Rows of earlier tasks that are to be given to it, or None.
+
+    Raises:
+        RunError: The method needs other data than a callback can give it, or reads no old data.
+    """
+    kind = type(method).__name__
+    if method.old_data == "mixed":
+        raise RunError(
+            f"{kind} mixes rows of earlier tasks into the task's own batches, which no callback can change: "
+            "put them into train_dataset yourself, or run it with kifuse.run or 'kifuse run'."
+        )
+    if method.old_data == "all":
+        raise RunError(
+            f"{kind} trains on all tasks at once, which no callback can bring about: put all of them into "
+            "train_dataset, or run it with kifuse.run or 'kifuse run'."
+        )
+    if method.old_data == "none" and memory is not None:
+        raise RunError(f"memory: {kind} reads no old data with these settings; leave memory= out.")
+
+
+_TRAINED_IN: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def refuse_other_precision(trainer: Any, model: nn.Module) -> None:
+    """Refuse to train a model in another precision than an earlier Trainer of this process did.
+
+    The first Trainer patches the model's forward pass for its precision, and later ones leave that as it is:
+    they would train in the old precision, or without any, and say nothing.
+
+    Args:
+        trainer: A Trainer that has prepared its model.
+        model: Its model without wrappers.
+
+    Raises:
+        RunError: The precisions differ.
+    """
+    accelerator = trainer.accelerator
+    wanted = str(accelerator.mixed_precision)
+    found = "no"
+    if "_original_forward" in vars(model):
+        found = _TRAINED_IN.get(model, wanted if accelerator.native_amp else "mixed precision")
+    elif not accelerator.native_amp:
+        found = wanted
+    if found != wanted:
+        raise RunError(
+            f"this Trainer is to train in {_words(wanted)}, but an earlier one of this process has left the "
+            f"model's forward pass in {_words(found)}, and no later one changes that; keep one precision for "
+            "a model, or start a new process."
+        )
+    _TRAINED_IN[model] = wanted
+
+
+def _words(precision: str) -> str:
+    return "full precision" if precision == "no" else precision

@@ -1,0 +1,175 @@
+"""A folder of state that is there whole or not at all: JSON, safetensors and text, with their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kifuse.errors import RunError
+from kifuse.methods.base import Method, Parameters
+from kifuse.models.names import file_name
+from kifuse.storage import read_json, read_tensors, sha256_file, write_json, write_tensors, write_text
+
+FORMAT = 1
+STATE = "state.json"
+"""The file that describes a folder; without it the folder does not count."""
+
+
+@dataclass
+class StateFolder:
+    """What a folder of state holds.
+
+    Attributes:
+        values: What `state.json` says.
+        tensors: By the name of their file without its ending, then by their own.
+        texts: By the name of their file.
+    """
+
+    values: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+def write_state(folder: Path, content: StateFolder) -> None:
+    """Write a folder of state, in place of one of that name.
+
+    Raises:
+        RunError: It cannot be written.
+        KifuseError: A file in it cannot be written.
+    """
+    partial, old = (folder.with_name(f".{folder.name}.{mark}") for mark in ("partial", "old"))
+    try:
+        for left in (partial, old):
+            if left.exists():
+                shutil.rmtree(left)
+        for name, tensors in content.tensors.items():
+            write_tensors(partial / f"{name}.safetensors", tensors)
+        for name, text in content.texts.items():
+            write_text(partial / name, text)
+        partial.mkdir(parents=True, exist_ok=True)
+        files = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
+        write_json(partial / STATE, {"format": FORMAT, **content.values, "files": files})
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        _sync(folder.parent)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written: {error.strerror or error}.") from error
+
+
+def read_state(folder: Path, *, without: frozenset[str] = frozenset()) -> StateFolder:
+    """Read a folder of state, and make sure that every file is as it was written.
+
+    Args:
+        folder: Where.
+        without: Names of files that are not needed.
+
+    Raises:
+        RunError: A file is missing, damaged, or of another format; the message names it.
+        KifuseError: `state.json` is missing or no JSON.
+    """
+    file = folder / STATE
+    values = read_json(file)
+    if not isinstance(values, dict) or values.get("format") != FORMAT or "files" not in values:
+        raise RunError(
+            f"{file}: not a state of format {FORMAT}; it is damaged or of another version of kifuse."
+        )
+    found = StateFolder(values)
+    for name, expected in values["files"].items():
+        if name in without:
+            continue
+        path = folder / name
+        if path.parent != folder or not path.is_file():
+            raise RunError(f"{path}: is missing, though {STATE} beside it names it; restore it from a copy.")
+        if sha256_file(path) != expected:
+            raise RunError(
+                f"{path}: its content is not what was written (SHA-256 differs); restore it from a copy."
+            )
+        if path.suffix == ".safetensors":
+            found.tensors[path.stem] = read_tensors(path)[0]
+        else:
+            found.texts[name] = path.read_text(encoding="utf-8")
+    return found
+
+
+def after_folder(state_dir: Path, k: int) -> Path:
+    """Folder of the state after k tasks."""
+    return state_dir / f"after-{k}"
+
+
+def newest_state(state_dir: Path) -> int:
+    """After how many tasks the newest state is; 0 if there is none."""
+    numbers = [path.parent.name.removeprefix("after-") for path in state_dir.glob(f"after-*/{STATE}")]
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Make a folder, and make sure that files can be written in it: better now than after the training.
+
+    Raises:
+        KifuseError: They cannot.
+    """
+    probe = folder / ".probe"
+    write_text(probe, "")
+    probe.unlink(missing_ok=True)
+
+
+def describe(method: Method) -> dict[str, Any]:
+    """What a method's state depends on, as JSON."""
+    settings = json.loads(json.dumps(method.settings(), default=str))
+    return {"method": type(method).__name__, "version": method.version, "settings": settings}
+
+
+def refuse_other_method(file: Path, values: Mapping[str, Any], method: Method) -> None:
+    """Refuse a state that another method, version or setting wrote.
+
+    Raises:
+        RunError: It is not this method's; names the first thing that differs.
+    """
+    own = describe(method)
+    pairs = [(key, values.get(key), own[key]) for key in ("method", "version")]
+    kept = values.get("settings") or {}
+    # a setting that the writer did not know yet has its default
+    pairs += [(f"setting {key}", kept[key], value) for key, value in own["settings"].items() if key in kept]
+    for what, found, expected in pairs:
+        if found != expected:
+            raise RunError(
+                f"{file}: {what} is {found!r}, but {expected!r} now; go on with the method and the settings "
+                "that wrote it, or name a new folder."
+            )
+
+
+def weights_of(params: Parameters) -> dict[str, Tensor]:
+    """The trained tensors by the names that an adapter's file gives them."""
+    return {file_name(name): p.detach() for name, p in sorted(zip(params.names, params.tensors, strict=True))}
+
+
+@torch.no_grad()
+def fingerprint(params: Parameters) -> str:
+    """A hash of the trained tensors: names, shapes and values, whatever precision they are held in."""
+    digest = hashlib.sha256()
+    for name, tensor in weights_of(params).items():
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        # half precisions come back from float32 bit for bit
+        wide = tensor.cpu() if tensor.dtype == torch.float64 else tensor.cpu().float()
+        digest.update(wide.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

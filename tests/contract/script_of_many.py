@@ -1,0 +1,77 @@
+"""One process of several that run a user's script together."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kifuse.training.loss import TargetLoss
+from tests.months import OWN, make_trainer, method_of, new_model, rows, weights
+from tests.runs import TASKS
+from tests.tiny import build_tokenizer
+
+NAMES = ["recurrent-kif", "kif-m"]
+
+
+class BrokenOnOne(TargetLoss):
+    """A loss that is NaN, with the usual gradient, on the second process in the second step."""
+
+    count = 0
+
+    def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        self.count += 1
+        loss = super().__call__(outputs, labels, num_items_in_batch)
+        return loss + math.nan if self.count == 2 and os.environ.get("RANK") == "1" else loss
+
+
+def train(
+    folder: Path, name: str, tasks: int = 2, **changes: Any
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Learn two tasks with batches of four over all processes; the weights, and the counts of the guard."""
+    tokenizer = build_tokenizer()
+    model = new_model(tokenizer, dropout=0.0)
+    callback = method_of(OWN[name]).callback(state_dir=folder / "state", per_task=5)
+    for task in TASKS[:tasks]:
+        data = rows(tokenizer, task)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        make_trainer(
+            tokenizer,
+            model,
+            folder / task,
+            data,
+            [callback],
+            per_device_train_batch_size=4 // processes,
+            gradient_accumulation_steps=1,
+            train_sampling_strategy="sequential",
+            save_strategy="no",
+            ddp_find_unused_parameters=False,
+            **changes,
+        ).train()
+    return weights(model), callback.guard.state()
+
+
+def main(output: str) -> None:
+    """Train with each method, and once with a loss that breaks on one process."""
+    torch.set_num_threads(1)
+    gc.freeze()
+    rank = os.environ["RANK"]
+    for name in NAMES:
+        found, _ = train(Path(output) / name, name)
+        save_file(found, Path(output) / name / f"{rank}.safetensors")
+    loss = BrokenOnOne(shift=True)
+    found, counts = train(Path(output) / "broken", "sequential", tasks=1, compute_loss_func=loss)
+    save_file(found, Path(output) / "broken" / f"{rank}.safetensors")
+    (Path(output) / "broken" / f"{rank}.json").write_text(json.dumps(counts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

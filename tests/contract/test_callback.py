@@ -1,0 +1,226 @@
+"""What every method promises as one callback more in somebody's own Trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from kifuse.tasks.collator import Collator
+from kifuse.tasks.schedule import training_order
+from kifuse.training.batches import ModelCollator
+from kifuse.training.loss import TargetLoss
+from tests.contract import script_of_many
+from tests.contract.test_contract import _hooks
+from tests.months import OWN, Died, make_trainer, method_of, new_model, rows, same, script, weights
+from tests.runs import TASKS
+from tests.two_tasks import adapted, encoded, learn, load
+
+pytestmark = pytest.mark.usefixtures("quick")
+EVERY = pytest.mark.parametrize("name", OWN)
+REPLAYING = [name for name, settings in OWN.items() if method_of(settings).old_data == "steps"]
+PLAIN = {
+    "sequential": {"name": "sequential"},
+    "kif that fuses nothing": {"name": "kif", "fusion": "none"},
+    "kif that keeps the new": {"name": "kif", "fusion": "average", "average": 0.0},
+    "kiflora that fuses nothing": {"name": "kiflora", "fusion": "none", "orthogonality": 0.0},
+}
+Script = Callable[..., dict[str, Tensor]]
+
+
+@pytest.fixture
+def month(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Script:
+    """Runs the script of one month in a folder."""
+
+    def go(
+        number: int, settings: dict[str, Any], *, folder: Path = tmp_path, **changes: Any
+    ) -> dict[str, Tensor]:
+        return script(tiny_tokenizer, folder, number, settings, **changes)
+
+    return go
+
+
+@EVERY
+def test_months_apart_are_as_months_in_one_process(
+    month: Script, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str
+):
+    """The folder carries all that the next task needs: nothing is lost with the process."""
+    apart = [month(number, OWN[name], save_strategy="no") for number in (1, 2)]
+    model = new_model(tiny_tokenizer)
+    callback = method_of(OWN[name]).callback(per_task=5)
+    for place, task in enumerate(TASKS[:2]):
+        data = rows(tiny_tokenizer, task)
+        folder = tmp_path / "one" / task
+        make_trainer(tiny_tokenizer, model, folder, data, [callback], save_strategy="no").train()
+        assert same(weights(model), apart[place])
+    assert [task["name"] for task in callback.learned] == ["task-1", "task-2"]
+
+
+@EVERY
+def test_going_on_in_the_middle_of_a_task_ends_bit_identical(month: Script, tmp_path: Path, name: str):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    month(1, OWN[name], folder=whole, save_strategy="no")
+    shutil.copytree(whole, cut)
+    expected = month(2, OWN[name], folder=whole, save_strategy="no")
+    # in the middle of a round of Recurrent-KIF, and after one
+    for dies_at in (3, 5):
+        with pytest.raises(Died):
+            month(2, OWN[name], folder=cut, dies_at=dies_at, resume=dies_at > 3)
+    assert same(month(2, OWN[name], folder=cut, resume=True), expected)
+    for file in ("method.safetensors", "memory.jsonl", "weights.safetensors"):
+        kept = whole / "state" / "after-2" / file
+        assert kept.is_file() == (cut / "state" / "after-2" / file).is_file()
+        assert not kept.is_file() or kept.read_bytes() == (cut / "state" / "after-2" / file).read_bytes()
+    told = [json.loads((f / "state" / "after-2" / "state.json").read_text("utf-8")) for f in (whole, cut)]
+    assert told[0]["events"] == told[1]["events"]
+
+
+def test_a_task_that_ended_is_ended_again_from_its_last_checkpoint(month: Script, tmp_path: Path):
+    """The process may end after the task and before the script has saved the adapter."""
+    settings = OWN["kiflora-m"]
+    month(1, settings)
+    expected = month(2, settings)
+    assert same(month(2, settings, resume=True), expected)
+
+
+@EVERY
+def test_nothing_is_left_on_model_and_trainer(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str
+):
+    model = new_model(tiny_tokenizer)
+    callback = method_of(OWN[name]).callback(per_task=5)
+    before = _hooks(model)
+    for task in TASKS[:2]:
+        data = rows(tiny_tokenizer, task)
+        trainer = make_trainer(tiny_tokenizer, model, tmp_path / task, data, [callback])
+        trainer.train()
+        for holder, called in ((trainer, "training_step"), (trainer.accelerator, "clip_grad_norm_")):
+            assert getattr(holder, called) == getattr(type(holder), called).__get__(holder)
+    assert _hooks(model) == before
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+def test_one_callback_more_without_strength_is_plain_training(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str, optim: str
+):
+    models = [new_model(tiny_tokenizer), new_model(tiny_tokenizer)]
+    callback = method_of(PLAIN[name]).callback()
+    for task in TASKS[:2]:
+        data = rows(tiny_tokenizer, task)
+        for model, more in zip(models, ([], [callback]), strict=True):
+            trainer = make_trainer(tiny_tokenizer, model, tmp_path / task, data, more, optim=optim)
+            trainer.train()
+    assert same(*map(weights, models))
+
+
+@EVERY
+def test_the_same_batches_give_the_same_weights_as_kifuse_s_own_training(
+    tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path, name: str
+):
+    backbone = load(tiny_folder_llama)
+    expected, _ = learn(backbone, tiny_stream, OWN[name], tmp_path)
+    mine = adapted(backbone)
+    first, second, memory = encoded(mine, tiny_stream)
+    collate = ModelCollator(
+        Collator(mine.tokenizer.pad_token_id, encoder_decoder=False, accepts=set(mine.accepts)),
+        constants={"use_cache": False},
+    )
+    method = method_of(OWN[name])
+    callback = method.callback() if method.old_data == "none" else None
+    for index, examples in enumerate((first, second)):
+        # the same order as kifuse's own, laid out as rows of a data set
+        order = training_order([e.length for e in examples], epochs=2, batch_size=4, seed=index)
+        driver = callback or method.callback(memory=_AsRows(memory if index else []))
+        trainer = make_trainer(
+            mine.tokenizer,
+            mine.model,
+            tmp_path / "own",
+            _AsRows([examples[place] for place in order]),
+            [driver],
+            data_collator=lambda batch: collate([row["example"] for row in batch]),
+            compute_loss_func=TargetLoss(shift=True),
+            num_train_epochs=1,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=1,
+            learning_rate=1e-3,
+            seed=index,
+            train_sampling_strategy="sequential",
+            remove_unused_columns=False,
+            save_strategy="no",
+        )
+        trainer.train()
+    for value, wanted in zip(weights(mine.model).values(), expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=0, atol=0)
+
+
+class _AsRows(list):
+    """Encoded examples as rows of a data set."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
+        return {"example": super().__getitem__(index)}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes run the script together, on one machine and without a GPU."""
+    folder = tmp_path_factory.mktemp("script")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    network = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.contract.script_of_many", str(folder)],
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, **network, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
+    return folder
+
+
+@pytest.mark.parametrize("name", script_of_many.NAMES)
+def test_a_script_on_two_processes_learns_what_one_does(two_processes: Path, tmp_path: Path, name: str):
+    expected, _ = script_of_many.train(tmp_path, name)
+    found = [load_file(two_processes / name / f"{rank}.safetensors") for rank in range(2)]
+    assert same(*found)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[0][key], value, rtol=1e-4, atol=1e-5)
+    memory = [folder / "state" / "after-2" / "memory.jsonl" for folder in (two_processes / name, tmp_path)]
+    assert memory[0].read_bytes() == memory[1].read_bytes()
+
+
+def test_a_loss_that_breaks_on_one_process_skips_the_step_on_all(two_processes: Path):
+    found = [load_file(two_processes / "broken" / f"{rank}.safetensors") for rank in range(2)]
+    assert same(*found) and all(bool(torch.isfinite(value).all()) for value in found[0].values())
+    for rank in range(2):
+        counts = json.loads((two_processes / "broken" / f"{rank}.json").read_text("utf-8"))
+        assert counts["bad"] == {"task": 1, "memory": 0}

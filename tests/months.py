@@ -1,0 +1,153 @@
+"""A user's own script: a stock Trainer on a tiny model, one task a month, and perhaps one callback more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from kifuse.methods.base import Method
+from kifuse.registry import build_method
+from tests.runs import LABELS, METHODS, TASKS
+from tests.tiny import build_llama
+
+NOT_HERE = {"joint", "replay", "tasl"}
+"""Methods that need other data than a callback can give, and another name of one that is here."""
+OWN = {name: settings for name, settings in METHODS.items() if settings["name"] not in NOT_HERE}
+"""Every method that works as a callback, with the settings of `tests.runs.METHODS`."""
+
+
+def method_of(settings: dict[str, Any]) -> Method:
+    """Make a method from its name and settings."""
+    return build_method(settings["name"], {key: value for key, value in settings.items() if key != "name"})
+
+
+def rows(tokenizer: PreTrainedTokenizerFast, task: str, count: int = 12) -> Dataset:
+    """Tokenised examples of unlike lengths, as a user prepares them."""
+    made = []
+    for number in range(count):
+        prompt = tokenizer(f"Which {task}? {'harbour ' * (number % 4)}{number}")["input_ids"]
+        target = [*tokenizer(" " + LABELS[task][number % 2])["input_ids"], 2]
+        ids = [*prompt, *target]
+        made.append(
+            {
+                "input_ids": ids,
+                "attention_mask": [1] * len(ids),
+                "labels": [-100] * len(prompt) + target,
+                "number": number,
+            }
+        )
+    return Dataset.from_list(made)
+
+
+def new_model(
+    tokenizer: PreTrainedTokenizerFast, adapter: Path | None = None, dropout: float = 0.1
+) -> PeftModel:
+    """A tiny model with a fresh adapter, or with one that was saved."""
+    base = build_llama(len(tokenizer))
+    if adapter is not None:
+        return PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=2,
+        lora_alpha=8,
+        lora_dropout=dropout,
+        target_modules=["q_proj", "v_proj"],
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(base, config)
+
+
+class Die(TrainerCallback):
+    """Stands for the end of the process at the beginning of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise Died
+
+
+class Died(Exception):
+    """The process ended here."""
+
+
+def make_trainer(
+    tokenizer: PreTrainedTokenizerFast,
+    model: Any,
+    folder: Path,
+    data: Any,
+    callbacks: Sequence[TrainerCallback] = (),
+    **changes: Any,
+) -> Trainer:
+    """The Trainer of one month: six steps of four rows, a checkpoint at every second."""
+    given = {key: changes.pop(key) for key in ("compute_loss_func", "data_collator") if key in changes}
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-2,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "optim": "adamw_torch",
+    }
+    arguments = TrainingArguments(
+        output_dir=str(folder), use_cpu=True, report_to=[], disable_tqdm=True, **{**settings, **changes}
+    )
+    return Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        callbacks=list(callbacks),
+        **{"data_collator": DataCollatorForSeq2Seq(tokenizer), **given},
+    )
+
+
+def script(
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    month: int,
+    settings: dict[str, Any],
+    *,
+    dies_at: int | None = None,
+    resume: bool = False,
+    **changes: Any,
+) -> dict[str, Tensor]:
+    """One run of the script in its own process: load last month's adapter, train, save.
+
+    Returns:
+        The trained tensors.
+    """
+    adapter = folder / f"month-{month - 1}" / "adapter" if month > 1 else None
+    model = new_model(tokenizer, adapter)
+    callback = method_of(settings).callback(state_dir=folder / "state", per_task=5)
+    dying = [Die(dies_at)] if dies_at is not None else []
+    output = folder / f"month-{month}"
+    data = rows(tokenizer, TASKS[month - 1])
+    trainer = make_trainer(tokenizer, model, output, data, [callback, *dying], **changes)
+    trainer.train(resume_from_checkpoint=resume or None)
+    trainer.save_model(str(output / "adapter"))
+    return weights(model)
+
+
+def weights(model: Any) -> dict[str, Tensor]:
+    """Copy the trained tensors."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Whether all tensors are equal bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,175 @@
+"""Drives a method's hooks on plain tensors: no model, no Trainer, a loss that is a formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kifuse.methods.base import Method, Parameters, TaskInfo
+
+Values = dict[str, Tensor]
+Batch = tuple[Tensor, Tensor]
+
+SHAPES = {
+    f"layers.{layer}.{module}.lora_{side}.weight": shape
+    for layer in (0, 1)
+    for module in ("q", "v")
+    for side, shape in (("A", (2, 4)), ("B", (4, 2)))
+}
+"""Two layers of two linear modules, each adapted at rank 2."""
+
+
+def values(seed: int = 0) -> Values:
+    """Starting values by name, float64."""
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(shape, dtype=torch.float64, generator=draw) / 2 for name, shape in SHAPES.items()
+    }
+
+
+def batches(count: int, seed: int = 1) -> list[Batch]:
+    """Inputs and targets of a regression, five examples each."""
+    draw = torch.Generator().manual_seed(seed)
+    shape = (5, 4)
+    return [
+        (
+            torch.randn(shape, dtype=torch.float64, generator=draw),
+            torch.randn(shape, dtype=torch.float64, generator=draw),
+        )
+        for _ in range(count)
+    ]
+
+
+def loss(theta: Values, batch: Batch) -> Tensor:
+    """Squared error of two residual layers."""
+    x, target = batch
+    for layer in (0, 1):
+        for module in ("q", "v"):
+            a, b = (theta[f"layers.{layer}.{module}.lora_{side}.weight"] for side in "AB")
+            x = x + torch.tanh(x @ a.mT @ b.mT)
+    return ((x - target) ** 2).mean()
+
+
+class ByHand:
+    """Trains one task; implements `kifuse.methods.base.StepContext`.
+
+    Args:
+        method: The method, which may be exchanged between steps.
+        theta: Starting values by name.
+        current: The task's batches, one for each step.
+        memory: Batches of the memory, taken in turn.
+        rates: Learning rate of each step; one number for all.
+        index: 0-based position of the task.
+        total_steps: What the method is told; the number of batches if None.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        theta: Values,
+        current: Sequence[Batch],
+        memory: Sequence[Batch],
+        *,
+        rates: float | Sequence[float] = 0.02,
+        index: int = 1,
+        total_steps: int | None = None,
+    ) -> None:
+        self.method = method
+        self.params = Parameters((name, nn.Parameter(value.clone())) for name, value in theta.items())
+        self.current, self.memory = list(current), list(memory)
+        self.rates = [rates] * len(self.current) if isinstance(rates, float) else list(rates)
+        self.total_steps = len(self.current) if total_steps is None else total_steps
+        self.task = TaskInfo(index, f"task {index}", self.total_steps)
+        self.step, self.lr, self.base_lr = 0, 0.0, self.rates[0]
+        self.optimizer, self.own = (
+            torch.optim.AdamW(self.params.tensors, lr=self.base_lr, weight_decay=0.01) for _ in range(2)
+        )
+        self.events: list[dict[str, Any]] = []
+        self.measured: dict[str, Tensor] = {}
+        self.memory_rates: list[float] = []
+        self.before_memory: Values = {}
+        self.after_memory: Values = {}
+        self._drawn = 0
+
+    @property
+    def memory_size(self) -> int:
+        """Examples in the memory."""
+        return 5 * len(self.memory)
+
+    @property
+    def memory_batches(self) -> int:
+        """Batches in one pass over the memory."""
+        return len(self.memory)
+
+    def values(self) -> Values:
+        """Copies of the values by name."""
+        return dict(zip(self.params.names, self.params.clone(), strict=True))
+
+    def steps(self) -> Iterator[int]:
+        """Begin the task and take its steps, one after another; the task's end is not told."""
+        self.method.begin_task(self.task, self.params)
+        for batch, rate in zip(self.current, self.rates, strict=True):
+            self._gradients(batch)
+            self.method.on_gradients(self.params)
+            self.lr = rate
+            self._move(self.optimizer, rate)
+            self.method.on_update(self.params)
+            self.optimizer.zero_grad()
+            self.step += 1
+            self.before_memory = {}
+            self.method.on_step(self)
+            yield self.step
+
+    def train(self) -> list[Values]:
+        """Train the whole task; the values after each step."""
+        reached = [self.values() for _ in self.steps()]
+        self.method.end_task(self.task, self)
+        return reached
+
+    def _gradients(self, batch: Batch) -> None:
+        loss(dict(zip(self.params.names, self.params.tensors, strict=True)), batch).backward()
+
+    def _move(self, optimizer: torch.optim.Optimizer, rate: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+
+    def memory_step(
+        self,
+        *,
+        lr: float | None = None,
+        optimizer: str = "shared",
+        before: Callable[[Parameters], None] | None = None,
+    ) -> None:
+        """One step on the next memory batch."""
+        self.before_memory = self.before_memory or self.values()
+        rate = self.lr if lr is None else lr
+        self._gradients(self.memory[self._drawn % len(self.memory)])
+        self._drawn += 1
+        if before is not None:
+            before(self.params)
+        self._move(self.optimizer if optimizer == "shared" else self.own, rate)
+        self.optimizer.zero_grad()
+        self.memory_rates.append(rate)
+        self.after_memory = self.values()
+
+    def reset_moments(self) -> None:
+        """Forget the moments of both optimizers."""
+        self.optimizer.state.clear()
+        self.own.state.clear()
+
+    def log(self, **values: float) -> None:
+        """Nobody reads the log."""
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Keep what happened."""
+        self.events.append({"kind": kind, "step": self.step, **values})
+
+    def measure(self, **series: Tensor) -> None:
+        """Keep what was measured."""
+        for name, each in series.items():
+            assert each.shape == (len(self.params.names),)
+            self.measured[name] = each.detach().clone()

@@ -1,0 +1,121 @@
+"""What a run was made of, as the page tells it."""
+
+from __future__ import annotations
+
+from kifuse.reporting.settings import (
+    cost_sheet,
+    data_sheet,
+    events_sheet,
+    facts,
+    history_sheet,
+    meta,
+    notices,
+    settings,
+)
+from tests.unit.reporting.measured_runs import kif_record, rounds_record
+from tests.unit.reporting.runs import make_record
+
+
+def test_the_methods_settings_are_those_that_were_used():
+    record = make_record(
+        "kif", config={"method": {"name": "kif"}, "training": {"epochs": 2, "nested": {"x": None}}}
+    )
+    record.method.settings = {"gamma": 0.7, "units": "matrix"}
+    assert dict(settings(record)) == {
+        "method": [("name", "kif"), ("gamma", "0.7"), ("units", "matrix")],
+        "training": [("epochs", "2"), ("nested.x", "none")],
+    }
+
+
+def test_the_line_below_the_title_says_model_adapter_seed_and_date():
+    model = {"name": "t5", "parameters": 737_000_000}
+    adapter = {"model": {"adapter": {"kind": "dora", "rank": 8}}}
+    assert meta(make_record(model=model, config=adapter)) == [
+        "t5 (737.0 million parameters)",
+        "dora, rank 8",
+        "training seed 0",
+        "replay-free",
+        "2026-01-01",
+    ]
+    assert meta(make_record(config={"model": {"adapter": {"kind": "full", "rank": 8}}}))[1] == "full"
+    assert meta(make_record(config={"model": "odd"}))[0] == "tiny"
+
+
+def test_costs_add_up():
+    sheet = cost_sheet(make_record(tasks=["a", "b"]))
+    assert [str(cell) for cell in sheet.rows[0]] == ["1 a", "4", "\u2013", "3", "\u2013", "1.5", "\u2013"]
+    assert sheet.total is not None
+    assert [cell.value for cell in sheet.total] == [None, 8.0, None, 6.0, None, 3.0, None]
+    assert cost_sheet(make_record(tasks=["a"])).total is None
+
+
+def test_data_are_told_with_their_full_hashes():
+    (train, test, *_) = data_sheet(kif_record(tasks=["a"])).rows
+    assert [str(cell) for cell in train] == ["1 a", "training", "8", "exact_match", "2", "a" * 64]
+    assert str(test[-1]) == "0" * 64
+    assert train[4].note == "a, b"
+
+
+def test_what_was_noted_is_told_in_the_methods_own_words():
+    sheet = events_sheet(rounds_record(tasks=["a", "b"]))
+    assert sheet is not None
+    assert [str(cell) for cell in sheet.rows[0]] == [
+        "2 b",
+        "4",
+        "fusions",
+        "rounds 2; steps 2, 4; mask_overlap 0.1",
+    ]
+    assert events_sheet(make_record()) is None
+
+
+def test_very_many_entries_are_counted_not_shown():
+    record = make_record(tasks=["a"])
+    record.tasks[0].events = [{"kind": "bad step", "step": i, "first": list(range(100))} for i in range(500)]
+    sheet = events_sheet(record)
+    assert sheet is not None
+    assert len(sheet.rows) == 40
+    assert sheet.notes == ["1 a: 460 more entries in the record."]
+    assert "(100 in all)" in str(sheet.rows[0][-1])
+
+
+def test_everything_to_beware_of_is_said():
+    record = make_record(tasks=["a", "b"], warnings=["odd data"], notes=["a note"])
+    record.overlaps = [{"task_a": "a", "split_a": "dev", "task_b": "b", "split_b": "test", "count": 13}]
+    record.tasks[0].loss = [(1, None)]
+    record.tasks[0].cut_test_inputs = 2
+    record.tasks[1].events = [
+        {"kind": "bad step"},
+        {"kind": "bad step"},
+        {"kind": "fp16 overflows", "skipped_steps": 3},
+    ]
+    record.tasks[1].notes = ["of the task"]
+    assert notices(record) == [
+        "odd data",
+        "13 inputs of a (validation) also in b (test)",
+        "a: 1 recorded loss not finite",
+        "a: 2 test inputs lost their middle to fit",
+        "b: 2 steps with a loss or gradient not finite moved nothing",
+        "b: 3 steps skipped by an fp16 overflow",
+        "b: of the task",
+        "a note",
+    ]
+    assert notices(make_record()) == []
+
+
+def test_versions_machine_and_times_are_told():
+    found = dict(facts(make_record(versions={"torch": "2.13"}, machine={"memory_gb": 1_000_000})))
+    assert ("torch", "2.13") in found["versions"]
+    assert ("kifuse", "0.1.0") in found["versions"]
+    assert ("memory_gb", "1,000,000") in found["machine"]
+    assert ("finished", "not yet") in found["time"]
+
+
+def test_a_history_tells_the_score_of_the_task_and_the_worst_of_the_others():
+    scores = {"before": {"a": 90.0, "b": 50.0}, "after": {"a": 70.0, "b": 55.0, "c": 88.0}}
+    record = make_record(
+        lineage=[{"event": "learned", "when": "now", "task": "c", **scores}, {"event": "odd"}]
+    )
+    sheet = history_sheet(record)
+    assert sheet is not None
+    assert [str(cell) for cell in sheet.rows[0]] == ["now", "learned", "c", "88.0", "a \u221220.0", ""]
+    assert history_sheet(make_record()) is None
