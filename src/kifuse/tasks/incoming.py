@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from kifuse.errors import DataError
-from kifuse.tasks.readers import read_task
+from kifuse.tasks.readers import read_task, repeated_ids
 from kifuse.tasks.readers.jsonl import task_from_rows
 from kifuse.tasks.sampling import visiting_order
 from kifuse.tasks.task import SPLITS, Metric, Task
@@ -65,6 +65,7 @@ def as_task(
         options = {"instruction": instruction, "list_labels": list_labels, "metric": metric}
         splits = _splits(data, test)
         task = task_from_rows(name, splits, labels=None if labels is None else list(labels), **options)
+        task = replace(task, warnings=(*task.warnings, *repeated_ids(task)))
     if not task.train:
         raise DataError(f"Task '{task.name}': it has no training examples, so there is nothing to learn.")
     return task if task.test else _hold_out(task, seed)

@@ -118,4 +118,4 @@ def load_state(folder: Path, method: Method) -> MemoryBuffer:
             f"{folder / 'method.safetensors'}: holds {sorted(tensors)}, expected {described['tensors']}."
         )
     method.load_state(MethodState(tensors, described["values"]))
-    return MemoryBuffer.from_state(read_json(folder / "memory.json"))
+    return MemoryBuffer.from_state(read_json(folder / "memory.json"), where=folder / "memory.json")
