@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +21,7 @@ from kifuse.training.loss import TargetLoss
 from tests.contract import script_of_many
 from tests.contract.test_contract import _hooks
 from tests.months import OWN, Died, make_trainer, method_of, new_model, rows, same, script, weights
+from tests.processes import run_two
 from tests.runs import TASKS
 from tests.two_tasks import adapted, encoded, learn, load
 
@@ -183,32 +180,7 @@ class _AsRows(list):
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes run the script together, on one machine and without a GPU."""
     folder = tmp_path_factory.mktemp("script")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    network = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-    }
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.contract.script_of_many", str(folder)],
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, **network, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
+    run_two("tests.contract.script_of_many", str(folder), timeout=120)
     return folder
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +17,7 @@ from kifuse.training.batches import MemoryBatches, ModelCollator
 from kifuse.training.loss import TargetLoss
 from kifuse.training.runner import run
 from tests.invariants.one_of_many import SECTIONS
+from tests.processes import run_two
 from tests.runs import METHODS, TASKS, adapter, make_config, write_stream
 from tests.two_tasks import adapted, encoded, learn, load, values
 
@@ -31,7 +28,6 @@ TOGETHER = [
     "kif, single examples",
     "recurrent-kif, own optimizer",
 ]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", params=["llama", "t5"])
@@ -62,29 +58,8 @@ def two_processes(tiny_folder_llama: Path, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("two")
     # fourteen: the last batch of four is short, so that the processes have unequal shares of it
     stream = write_stream(folder / "stream", train=14)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.invariants.one_of_many"]
-    command += [str(tiny_folder_llama), str(stream), str(folder), json.dumps(TOGETHER)]
-    network = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    started = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **network, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=400)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
+    given = (str(tiny_folder_llama), str(stream), str(folder), json.dumps(TOGETHER))
+    run_two("tests.invariants.one_of_many", *given, timeout=400)
     return stream, folder
 
 

@@ -137,4 +137,4 @@ def masks(
     """
     limits = thresholds(scores, fraction=fraction, share=share, groups=groups)
     each = limits.expand(len(scores)) if limits.dim() == 0 else limits
-    return [score > limit.to(score.device) for score, limit in zip(scores, each, strict=True)]
+    return [above([score], limit)[0] for score, limit in zip(scores, each, strict=True)]

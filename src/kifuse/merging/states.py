@@ -11,7 +11,7 @@ from torch import Tensor
 from kifuse.errors import ConfigError, ModelError, did_you_mean
 from kifuse.knowledge.fusion import adaptive_weights, blend, masked_sum, static_weights
 from kifuse.knowledge.importance import min_max
-from kifuse.knowledge.selection import above, top_fraction_threshold
+from kifuse.knowledge.selection import masks as select
 from kifuse.knowledge.skill_units import Level, SkillUnits
 from kifuse.merging.importance import Importance, Scores, by_file_name
 from kifuse.methods.recurrent_kif import BOTH_AND_NEITHER
@@ -135,7 +135,7 @@ def fuse_masked(
     for which, scores in (("inner_scores", inner_scores), ("outer_scores", outer_scores)):
         spread = _spread(which, scores, names, [tuple(base[name].shape) for name in names])
         try:
-            marked = above(spread, top_fraction_threshold(spread, 1.0 - quantile))
+            marked = select(spread, fraction=1.0 - quantile)
         except ValueError as error:
             raise ModelError(f"{which}: {error}") from error
         masks.append([mask.to(base[name].device) for name, mask in zip(names, marked, strict=True)])

@@ -16,13 +16,11 @@ KIF with `fusion: average` or `fusion: ema` gives the same weights, and identifi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import field
 from typing import Any, final
 
 import torch
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from kifuse.knowledge.fusion import ParameterAverage, blend
 from kifuse.methods.base import (
@@ -63,7 +61,7 @@ class WeightEnsemble(Method):
 
     def end_task(self, task: TaskInfo, ctx: StepContext) -> None:
         """Average the two models, from the second task on."""
-        _measure_movement(self._previous, ctx)
+        ctx.measure(moved=ctx.params.moved_from(self._previous))
         if not task.first:
             params = ctx.params
             weights = [torch.tensor(self.average)] * len(params.tensors)
@@ -114,7 +112,7 @@ class EMA(Method):
 
     def end_task(self, task: TaskInfo, ctx: StepContext) -> None:
         """Replace the model by the average, from the second task on."""
-        _measure_movement(self._previous, ctx)
+        ctx.measure(moved=ctx.params.moved_from(self._previous))
         if self._running is not None:
             ctx.params.assign(self._running.average())
             _note(self.decay**self._running.steps, ctx)
@@ -132,12 +130,6 @@ class EMA(Method):
     def load_state(self, state: MethodState) -> None:
         """Take back the model before the task and the average."""
         self._resumed, self._previous, self._running = dict(state.tensors), None, None
-
-
-@torch.no_grad()
-def _measure_movement(previous: Sequence[Tensor], ctx: StepContext) -> None:
-    moved = [(p - old).abs_() for p, old in zip(ctx.params.tensors, previous, strict=True)]
-    ctx.measure(moved=ctx.params.means(moved))
 
 
 def _note(weight: float, ctx: StepContext) -> None:

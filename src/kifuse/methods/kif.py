@@ -212,7 +212,7 @@ class KIF(Method):
             orthogonality_penalty(a.detach(), b.detach(), squared=self.orthogonality_squared)
             for a, b in self._pairs
         ]
-        return self.orthogonality * sum(float(term) for term in terms) / len(terms)
+        return self.orthogonality * float(torch.stack(terms).mean())
 
     def _identify(self, params: Parameters) -> None:
         if self.needs_squares and params.squares is None:
@@ -228,7 +228,7 @@ class KIF(Method):
         scores = self._tracker.scores(last=True)
         self._current = current = self._units.reduce(scores, how)
         self._note(ctx)
-        ctx.measure(importance=ctx.params.means(scores), moved=self._moved(ctx.params))
+        ctx.measure(importance=ctx.params.means(scores), moved=ctx.params.moved_from(self._previous))
         del scores
         if task.first or self._history is None:
             self._history = current.clone()
@@ -251,11 +251,6 @@ class KIF(Method):
             ctx.event("importance", skipped_steps=self._tracker.skipped)
         if self._pairs:
             ctx.event("orthogonality", weighted_penalty=self._penalty())
-
-    @torch.no_grad()
-    def _moved(self, params: Parameters) -> Tensor:
-        pairs = zip(params.tensors, self._previous, strict=True)
-        return torch.stack([(p - old).abs_().float().mean() for p, old in pairs])
 
     def _per_tensor(self, values: Tensor, ctx: StepContext) -> Tensor:
         """Unit values as one number per trainable tensor, the mean over its scalars."""

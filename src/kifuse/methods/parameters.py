@@ -76,6 +76,21 @@ class Parameters:
         )
 
     @torch.no_grad()
+    def moved_from(self, previous: Sequence[Tensor]) -> Tensor:
+        """How far each parameter is from earlier values, as the mean over its scalars.
+
+        Made for `StepContext.measure`.
+
+        Args:
+            previous: One tensor per parameter, of its shape; each is compared on its own device.
+
+        Returns:
+            float32 `(parameters,)`.
+        """
+        pairs = zip(self.tensors, previous, strict=True)
+        return torch.stack([(p.to(old.device) - old).abs_().float().mean() for p, old in pairs])
+
+    @torch.no_grad()
     def assign(self, values: Sequence[Tensor]) -> None:
         """Overwrite all values in place, so that optimizer and model keep their references."""
         torch._foreach_copy_([p.data for p in self.tensors], list(values))

@@ -272,15 +272,13 @@ class RecurrentKIF(Method):
             skipped_outer=task.outer.skipped,
         )
         self._log_masks(ctx)
-        now = [p.detach().cpu().float() for p in ctx.params.tensors]
-        changes = torch._foreach_sub(now, [start.float() for start in task.task_start])
         ctx.measure(
             inner_importance=task.score_means[0],
             outer_importance=task.score_means[1],
             mask_in=mask_in,
             mask_out=mask_out,
             mask_both=both,
-            moved=ctx.params.means(torch._foreach_abs(changes)),
+            moved=ctx.params.moved_from(task.task_start),
         )
 
     def state(self) -> MethodState:
