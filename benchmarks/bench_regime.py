@@ -77,8 +77,13 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "share-90": {"threshold": "share"},
     "by-module": {"scope": "module"},
     "by-layer": {"scope": "layer"},
+    "reset": {"moments": "reset"},
+    "outer-1e-3": {"outer_lr": 1e-3},
 }
-"""Recurrent-KIF with one thing changed: its Table 2, and our adaptive threshold and scopes."""
+"""Recurrent-KIF with one thing changed: its Table 2, our adaptive threshold and scopes, and two open defaults.
+
+`reset` starts the optimizer's moments afresh at each fusion; `outer-1e-3` keeps the memory step's rate constant.
+"""
 
 OF_KIFLORA: dict[str, dict[str, Any]] = {
     "first-order": {"order": "first"},
