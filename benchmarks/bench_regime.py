@@ -80,9 +80,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "reset": {"moments": "reset"},
     "outer-1e-3": {"outer_lr": 1e-3},
 }
-"""Recurrent-KIF with one thing changed: its Table 2, our adaptive threshold and scopes, and two open defaults.
+"""Recurrent-KIF with one thing changed: its Table 2, our adaptive threshold and scopes, two open defaults.
 
-`reset` starts the optimizer's moments afresh at each fusion; `outer-1e-3` keeps the memory step's rate constant.
+`reset` starts the optimizer's moments afresh at each fusion; `outer-1e-3` holds the memory step's rate.
 """
 
 OF_KIFLORA: dict[str, dict[str, Any]] = {
