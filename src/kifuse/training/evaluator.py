@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from kifuse.evaluation.generation import greedy_generate
 from kifuse.evaluation.scoring import is_valid_label, score_one
 from kifuse.models.loading import Backbone
 from kifuse.storage import write_text
-from kifuse.tasks.encoding import Encoder
+from kifuse.tasks.encoding import Encoded, Encoder
 from kifuse.tasks.task import Task
 
 
@@ -76,16 +76,7 @@ class Evaluator:
         """Score one task after `after` tasks have been learned; `keep` writes the predictions."""
         start = time.monotonic()
         encoded = self.encoder.encode_many(task.test)
-        with self.backbone.autocast():
-            predictions = greedy_generate(
-                self.model,
-                self.backbone.tokenizer,
-                [item.input_ids for item in encoded],
-                encoder_decoder=self.backbone.encoder_decoder,
-                max_new_tokens=self._limit(task),
-                batch_tokens=self.batch_tokens,
-                progress=progress,
-            )
+        predictions = self.answers(task, encoded, progress)
         rows, total, valid = [], 0.0, 0
         for example, prediction in zip(task.test, predictions, strict=True):
             points = score_one(prediction, example.references, task.metric)
@@ -113,6 +104,22 @@ class Evaluator:
             seconds=time.monotonic() - start,
             cut=sum(item.cut for item in encoded),
         )
+
+    def answers(
+        self, task: Task, encoded: Sequence[Encoded], progress: Callable[[int, int], None] | None = None
+    ) -> list[str]:
+        """The model's answers to a task's test examples, given as token ids, in their order."""
+        with self.backbone.autocast():
+            return greedy_generate(
+                self.model,
+                self.backbone.tokenizer,
+                [item.input_ids for item in encoded],
+                encoder_decoder=self.backbone.encoder_decoder,
+                max_new_tokens=self._limit(task),
+                batch_tokens=self.batch_tokens,
+                likely=[item.target_ids[:-1] for item in encoded] if task.labels else (),
+                progress=progress,
+            )
 
     def _limit(self, task: Task) -> int:
         """Tokens to generate at most.

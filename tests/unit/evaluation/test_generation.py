@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import (
     GPT2Config,
@@ -18,6 +20,7 @@ from transformers import (
 )
 
 from kifuse.errors import ConfigError, DataError
+from kifuse.evaluation import session
 from kifuse.evaluation.generation import greedy_generate
 
 NEW = 12
@@ -130,9 +133,12 @@ class Passes:
 
     def __init__(self, model: Any, kind: str = "input_ids") -> None:
         self.shapes: list[tuple[int, int]] = []
+        self.count = 0
 
         def note(_module: Any, _args: Any, inputs: dict[str, Any]) -> None:
-            self.shapes.append(tuple(inputs[kind].shape))
+            self.count += 1
+            if inputs.get(kind) is not None:
+                self.shapes.append(tuple(inputs[kind].shape))
 
         model.register_forward_pre_hook(note, with_kwargs=True)
 
@@ -148,27 +154,36 @@ def tokenizer() -> Any:
     return build_tokenizer("bytes")  # a fresh one: end_somewhere changes it
 
 
-@pytest.mark.parametrize("prefix", [0, 10])
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "sliding window", "mamba", "t5", "lora", "lora t5"])
-def test_equals_generate_on_each_prompt_alone(
-    kind: str, prefix: int, tokenizer: Any, tiny_llama: Any, tiny_t5: Any
-) -> None:
-    size = len(tokenizer)
+KINDS = ["llama", "gpt2", "sliding window", "mamba", "t5", "lora", "lora t5"]
+
+
+def build(kind: str, size: int, tiny_llama: Any, tiny_t5: Any) -> tuple[Any, Any]:
+    """A model of random weights, and the same with a random adapter where the kind says so."""
     builders: dict[str, Callable[[int], Any]] = {
         "gpt2": build_gpt2,
         "sliding window": build_mistral,
         "mamba": build_mamba,
     }
-    encoder_decoder = kind.endswith("t5")
-    base = builders[kind](size) if kind in builders else (tiny_t5 if encoder_decoder else tiny_llama)
-    model = shake(base)
+    t5 = kind.endswith("t5")
+    base = model = shake(builders[kind](size) if kind in builders else (tiny_t5 if t5 else tiny_llama))
     if kind.startswith("lora"):
-        names = ["q", "v"] if encoder_decoder else ["q_proj", "v_proj"]
-        task = "SEQ_2_SEQ_LM" if encoder_decoder else "CAUSAL_LM"
+        names = ["q", "v"] if t5 else ["q_proj", "v_proj"]
+        task = "SEQ_2_SEQ_LM" if t5 else "CAUSAL_LM"
         model = get_peft_model(
             model,
             LoraConfig(r=2, target_modules=names, init_lora_weights=False, lora_dropout=0.5, task_type=task),
         )
+    return base, model
+
+
+@pytest.mark.parametrize("prefix", [0, 10])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_generate_on_each_prompt_alone(
+    kind: str, prefix: int, tokenizer: Any, tiny_llama: Any, tiny_t5: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(tokenizer)
+    encoder_decoder = kind.endswith("t5")
+    base, model = build(kind, size, tiny_llama, tiny_t5)
     prompts = ragged_prompts(size, prefix=prefix)
     if prefix:
         prompts.append(prompts[0][:prefix])  # a prompt that is nothing but the shared start
@@ -176,10 +191,64 @@ def test_equals_generate_on_each_prompt_alone(
     expected = plain_texts(model, tokenizer, prompts, encoder_decoder)
     assert len(set(expected)) > len(prompts) // 2
     model.train()
-    found = greedy_generate(
-        model, tokenizer, prompts, encoder_decoder=encoder_decoder, max_new_tokens=NEW, batch_tokens=120
+    for at_once in (session._CPU_TOKENS, 40):  # in one piece, and in pieces of some rows
+        monkeypatch.setattr(session, "_CPU_TOKENS", at_once)
+        found = greedy_generate(
+            model, tokenizer, prompts, encoder_decoder=encoder_decoder, max_new_tokens=NEW, batch_tokens=120
+        )
+        assert found == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_likely_answers_change_nothing_but_the_number_of_passes(
+    kind: str, tokenizer: Any, tiny_llama: Any, tiny_t5: Any
+) -> None:
+    encoder_decoder = kind.endswith("t5")
+    base, model = build(kind, len(tokenizer), tiny_llama, tiny_t5)
+    prompts = ragged_prompts(len(tokenizer), prefix=10)
+    end_somewhere(base, tokenizer, prompts, encoder_decoder)
+    expected = plain_texts(model, tokenizer, prompts, encoder_decoder)
+    true = [plain_ids(model, prompt, encoder_decoder) for prompt in prompts]
+    wrong = [[*ids[:3], FIRST, FIRST + 1, FIRST + 2] for ids in true]
+    some = [ids[:-2] for ids in true[::3]] + wrong[1::2] + [[]]
+    passes = Passes(base)
+    counts = []
+    for likely in ([], true, wrong, some):
+        passes.count = 0
+        found = greedy_generate(
+            model,
+            tokenizer,
+            prompts,
+            encoder_decoder=encoder_decoder,
+            max_new_tokens=NEW,
+            likely=likely,
+        )
+        assert found == expected
+        counts.append(passes.count)
+    if kind not in ("sliding window", "mamba"):
+        assert counts[1] < counts[0]
+        assert max(counts) == counts[0]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.integers(FIRST, 40), max_size=NEW + 3), max_size=6), st.integers(1, NEW))
+def test_no_guess_changes_an_answer(shaken: Any, likely: list[list[int]], most: int) -> None:
+    model, tokenizer, prompts = shaken
+    without, with_them = (
+        greedy_generate(model, tokenizer, prompts, encoder_decoder=False, max_new_tokens=most, likely=guessed)
+        for guessed in ([], likely)
     )
-    assert found == expected
+    assert with_them == without
+
+
+@pytest.fixture
+def shaken(tiny_llama: Any, tokenizer: Any) -> tuple[Any, Any, list[list[int]]]:
+    """A model that says few different tokens, so that random guesses are right now and then."""
+    model = shake(tiny_llama)
+    with torch.no_grad():
+        model.lm_head.weight[40:] = 0.0
+        model.lm_head.weight[:FIRST] = 0.0
+    return model, tokenizer, ragged_prompts(40, 6, prefix=9)
 
 
 def test_settings_that_are_more_than_an_argmax_are_respected(tiny_llama: Any, tokenizer: Any) -> None:

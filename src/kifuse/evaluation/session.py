@@ -1,0 +1,105 @@
+"""What stays the same over all batches of one generation: the model, its special tokens, what it accepts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Tokens of prompts that a CPU reads at once: more, and what a layer hands to the next leaves its caches.
+_CPU_TOKENS = 768
+# Settings of a generation config that make `generate` more than an argmax, and where they have no effect.
+# fmt: off
+_SHAPING = (
+    "bad_words_ids", "begin_suppress_tokens", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
+    "exponential_decay_length_penalty", "forced_bos_token_id", "forced_decoder_ids", "forced_eos_token_id",
+    "guidance_scale", "min_length", "min_new_tokens", "no_repeat_ngram_size", "remove_invalid_values",
+    "repetition_penalty", "sequence_bias", "stop_strings", "suppress_tokens", "watermarking_config",
+)
+# fmt: on
+_NEUTRAL = {"encoder_repetition_penalty": 1.0, "guidance_scale": 1.0, "repetition_penalty": 1.0}
+
+
+class OtherCacheError(Exception):
+    """The model keeps its past in something other than per-row keys and values."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What stays the same over all batches of one call."""
+
+    model: Any
+    encoder_decoder: bool
+    accepts: frozenset[str]
+    device: torch.device
+    pad: int
+    eos: tuple[int, ...]
+    start: int
+    max_new: int
+    plain: bool
+    read_at_once: int | None
+
+    @classmethod
+    def build(cls, model: Any, tokenizer: Any, encoder_decoder: bool, max_new: int) -> Session:
+        """Look up what the model and its tokenizer say."""
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        config = getattr(base, "generation_config", None) or base.config
+        eos = _ids(getattr(config, "eos_token_id", None)) + _ids(getattr(tokenizer, "eos_token_id", None))
+        pad = next((ids[0] for ids in (_ids(tokenizer.pad_token_id), eos) if ids), 0)
+        starts = _ids(getattr(config, "decoder_start_token_id", None))
+        starts += _ids(getattr(base.config, "decoder_start_token_id", None))
+        starts += (*_ids(getattr(config, "bos_token_id", None)), pad)
+        device = next(model.parameters()).device
+        adapter = getattr(model, "active_peft_config", None)
+        shaped = any(getattr(config, name, None) not in (None, _NEUTRAL.get(name, 0)) for name in _SHAPING)
+        return cls(
+            model=model,
+            encoder_decoder=encoder_decoder,
+            accepts=frozenset(inspect.signature(base.forward).parameters),
+            device=device,
+            pad=pad,
+            eos=tuple(sorted(set(eos))),
+            start=starts[0],
+            max_new=max_new,
+            # Virtual prompt tokens need PEFT's own preparation of the inputs.
+            plain=shaped or bool(getattr(adapter, "is_prompt_learning", False)),
+            read_at_once=_CPU_TOKENS if device.type == "cpu" else None,
+        )
+
+    def last_logits(self, columns: int, **inputs: Tensor | Any) -> tuple[Tensor, Any]:
+        """Logits of the last positions, (rows, columns, vocabulary), and the whole output."""
+        if "logits_to_keep" in self.accepts:
+            inputs["logits_to_keep"] = columns
+        out = self.model(**inputs, use_cache=True, return_dict=True)
+        return out.logits[:, -columns:], out
+
+    def ended(self, answer: list[int]) -> bool:
+        """Whether an answer is complete or as long as it may be."""
+        return len(answer) >= self.max_new or answer[-1] in self.eos
+
+    def without_end(self, answer: list[int]) -> list[int]:
+        """An answer without its end token."""
+        return answer[:-1] if answer[-1] in self.eos else answer
+
+
+def _ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+@contextmanager
+def eval_mode(model: Any) -> Any:
+    """Put every module in eval mode, and back in the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
