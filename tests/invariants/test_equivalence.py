@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from kifuse.config import TrainingConfig
+from kifuse.methods.sequential import Sequential
 from kifuse.models.loading import Backbone
 from kifuse.tasks.collator import Collator
 from kifuse.tasks.encoding import Encoded
 from kifuse.tasks.schedule import training_order
 from kifuse.training.batches import MemoryBatches, ModelCollator
 from kifuse.training.loss import TargetLoss
+from kifuse.training.one_task import train_task
 from kifuse.training.runner import run
 from tests.invariants.one_of_many import SECTIONS
 from tests.processes import run_two
@@ -50,6 +54,45 @@ def test_a_step_is_the_same_in_one_part_or_in_many(
         torch.testing.assert_close(found, whole, rtol=1e-5, atol=2e-6)
         assert (its_cost.steps, its_cost.examples_seen) == (cost.steps, cost.examples_seen)
         assert (its_cost.replayed, its_cost.extra_passes) == (cost.replayed, cost.extra_passes)
+
+
+@pytest.mark.parametrize(
+    "name", ["sequential", "kif, single examples", "recurrent-kif", "migu", "ogd", "o-lora", "osf"]
+)
+def test_layers_computed_again_give_the_same_bit_for_bit(
+    backbone: Backbone, tiny_stream: Path, tmp_path: Path, name: str
+):
+    (kept, _), (again, _) = (
+        learn(backbone, tiny_stream, METHODS[name], tmp_path, gradient_checkpointing=on)
+        for on in (False, True)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(kept, again, strict=True))
+
+
+def test_layers_are_computed_again_when_asked_for_and_only_then(
+    backbone: Backbone, tiny_stream: Path, tmp_path: Path
+):
+    examples, *_ = encoded(backbone, tiny_stream)
+    passes = []
+    for on in (False, True, False):
+        mine = adapted(backbone)
+        calls: list[bool] = []
+        layer = next(m for name, m in mine.model.named_modules() if re.search(r"(block|layers)\.0$", name))
+        # what stands in the layer, since the layer itself is what is wrapped
+        next(layer.children()).register_forward_pre_hook(lambda *_: calls.append(True))  # noqa: B023
+        train_task(
+            mine.model,
+            mine,
+            Sequential(),
+            TrainingConfig(epochs=1, batch_size=4, gradient_checkpointing=on),
+            index=0,
+            name="first",
+            current=examples,
+            folder=tmp_path,
+        )
+        passes.append(len(calls))
+        assert not any(getattr(m, "gradient_checkpointing", False) for m in mine.model.modules())
+    assert passes[1] == 2 * passes[0] == 2 * passes[2]
 
 
 @pytest.fixture(scope="module")

@@ -208,6 +208,11 @@ class TrainingConfig(Section):
         ge=1,
         description="Parts in which a device computes its batch. Larger: less memory, same result.",
     )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Keep only what enters each layer, and compute the rest again in the backward pass: less "
+        "memory, slower, same result.",
+    )
     scheduler: Literal["linear", "constant"] = Field(
         default="linear", description="The rate over a task's steps: falling to 0, or the same."
     )

@@ -6,10 +6,12 @@ import hashlib
 import json
 from array import array
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from kifuse.tasks.encoding import Encoded, Encoder
 from kifuse.tasks.task import Example
+from kifuse.tasks.token_files import TokenFiles
 
 
 class _Kept(NamedTuple):
@@ -43,16 +45,32 @@ class CachingEncoder(Encoder):
         source: Name of the model that the tokenizer is of.
         cache: Where token ids are kept, for this encoder and others of the same model and settings; None:
             nowhere.
+        folder: Where token ids are kept for the next process; None: nowhere, and nowhere beside a cache.
+        writes: Whether this process writes files there.
         settings: Of `Encoder`.
     """
 
-    def __init__(self, tokenizer: Any, *, source: str, cache: TokenCache | None, **settings: Any) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        source: str,
+        cache: TokenCache | None,
+        folder: Path | None = None,
+        writes: bool = True,
+        **settings: Any,
+    ) -> None:
         super().__init__(tokenizer, **settings)
         self._cache = None if cache is None else cache.part(source, settings)
+        self._files: TokenFiles | None = None
+        if cache is None and folder is not None:
+            self._files = TokenFiles(folder, tokenizer, settings, writes=writes)
 
     def encode_many(self, examples: Sequence[Example]) -> list[Encoded]:
         """Tokenise many examples; see `Encoder.encode_many`, which gives the same."""
         kept = self._cache
+        if self._files is not None:
+            return self._files.encoded(examples, super().encode_many)
         if kept is None:
             return super().encode_many(examples)
         keys = [_key(example) for example in examples]

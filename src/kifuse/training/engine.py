@@ -86,6 +86,8 @@ class Engine:
             backbone.tokenizer,
             source=backbone.source,
             cache=tokens,
+            folder=self.folder / "tokens",
+            writes=self.writes,
             encoder_decoder=backbone.encoder_decoder,
             max_input=config.data.max_input,
             max_target=config.data.max_target,

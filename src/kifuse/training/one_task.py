@@ -29,6 +29,7 @@ from kifuse.training.batches import MemoryBatches, ModelCollator, OrderedExample
 from kifuse.training.callback import MethodCallback
 from kifuse.training.loss import TargetLoss
 from kifuse.training.middle import Middle, MiddleKeeper, identity_of
+from kifuse.training.recomputing import recomputing, stop_recomputing
 
 StepListener = Callable[[int, int, float | None, int], None]
 """Called with (steps taken, steps in all, loss or None, passes taken in all)."""
@@ -168,7 +169,11 @@ def train_task(
     if keeper:
         keeper.trainer = trainer
     start = time.monotonic()
-    trainer.train()
+    try:
+        trainer.train()
+    finally:
+        if settings.gradient_checkpointing:
+            stop_recomputing(model)
     seconds = keeper.total_seconds() if keeper else time.monotonic() - start
     context = driver.context
     if context is None:
@@ -237,6 +242,7 @@ def training_arguments(
         # kifuse.training.tracking sees to these, for all Trainers of a run together
         report_to=[],
         disable_tqdm=True,
+        **recomputing(settings.gradient_checkpointing),
         **more,
     )
     shares = arguments.world_size * settings.accumulation

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kifuse.errors import DataError
+from kifuse.storage import write_tensors
 from kifuse.tasks.encoding import Encoder
 from kifuse.tasks.task import Example
 from kifuse.tasks.token_cache import CachingEncoder, TokenCache
+from kifuse.tasks.token_files import WORTH
 from tests.tiny import build_tokenizer
 
 EXAMPLES = [
@@ -73,3 +78,68 @@ def test_other_limits_models_and_parts_of_an_input_share_nothing() -> None:
     assert not roomy.encode(long).cut
     pieces = CachingEncoder(build_tokenizer("pieces"), source="b", cache=cache, **LIMITS)
     assert pieces.encode(long).input_ids != encoder.encode(long).input_ids
+
+
+MANY = [
+    Example("Which? ", f"the harbour opens again {'and again ' * (i % 9)} {i}", "\nAnswer:", ("World",))
+    for i in range(WORTH)
+]
+
+
+def test_the_next_process_tokenises_nothing_that_a_folder_holds(tmp_path: Path) -> None:
+    plain = Encoder(build_tokenizer(), **LIMITS).encode_many(MANY)
+    assert any(each.cut for each in plain) and not all(each.cut for each in plain)
+    for started in range(2):
+        tokenizer = Counting()
+        encoder = CachingEncoder(tokenizer, source="a", cache=None, folder=tmp_path, **LIMITS)
+        before = tokenizer.texts
+        assert encoder.encode_many(MANY) == plain
+        assert (tokenizer.texts == before) == bool(started)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_few_examples_are_worth_no_file(tmp_path: Path) -> None:
+    CachingEncoder(build_tokenizer(), source="a", cache=None, folder=tmp_path, **LIMITS).encode_many(MANY[1:])
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_texts_limits_and_tokenizers_have_files_of_their_own(tmp_path: Path) -> None:
+    other = build_tokenizer("bytes")
+    changed = [*MANY[:-1], replace(MANY[-1], references=("Sports",))]
+    runs: list[tuple[Any, dict[str, Any], list[Example]]] = [
+        (build_tokenizer(), LIMITS, MANY),
+        (build_tokenizer(), LIMITS, changed),
+        (build_tokenizer(), LIMITS, MANY[::-1]),
+        (build_tokenizer(), {**LIMITS, "max_input": 21}, MANY),
+        (other, {**LIMITS, "max_input": 90}, MANY),
+    ]
+    for tokenizer, limits, examples in runs:
+        found = CachingEncoder(tokenizer, source="a", cache=None, folder=tmp_path, **limits)
+        assert found.encode_many(examples) == Encoder(tokenizer, **limits).encode_many(examples)
+    assert len(list(tmp_path.iterdir())) == len(runs)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "one byte", "other tensors", "empty"])
+def test_a_damaged_file_is_made_anew(damage: str, tmp_path: Path) -> None:
+    def encode() -> list[Any]:
+        encoder = CachingEncoder(build_tokenizer(), source="a", cache=None, folder=tmp_path, **LIMITS)
+        return encoder.encode_many(MANY)
+
+    first = encode()
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    if damage == "other tensors":
+        write_tensors(file, {"ids": torch.zeros(3)}, {})
+    else:
+        flipped = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
+        file.write_bytes({"cut short": whole[:-9], "one byte": flipped, "empty": b""}[damage])
+    assert encode() == first
+    assert file.read_bytes() == whole
+
+
+def test_a_template_that_writes_the_date_keeps_nothing(tmp_path: Path) -> None:
+    tokenizer: Any = build_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d') }}" + tokenizer.chat_template
+    limits = {**LIMITS, "max_input": 60, "chat_template": True}
+    CachingEncoder(tokenizer, source="a", cache=None, folder=tmp_path, **limits).encode_many(MANY)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,113 @@
+"""Token ids that are kept in a run's folder, so that its next start does not tokenise the same data again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kifuse.errors import KifuseError
+from kifuse.storage import read_tensors, write_tensors
+from kifuse.tasks.encoding import Encoded
+from kifuse.tasks.task import Example
+
+FORMAT = 1
+"""Raised when the same examples come to other token ids, or when the files look different."""
+
+WORTH = 500
+"""Fewer examples are tokenised faster than it is worth a file."""
+
+
+class TokenFiles:
+    """Token ids of lists of examples, by a hash of the tokenizer, its settings and all texts.
+
+    A file that is missing, of another format or damaged is made anew; what is read is checked by its hash.
+
+    Args:
+        folder: Where the files are.
+        tokenizer: The tokenizer; one that cannot be told from another keeps nothing.
+        settings: Of the `Encoder`.
+        writes: Whether this process writes files.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Any, settings: dict[str, Any], *, writes: bool) -> None:
+        self._folder = folder
+        self._writes = writes
+        self._base = _fingerprint(tokenizer, settings)
+
+    def encoded(
+        self, examples: Sequence[Example], make: Callable[[Sequence[Example]], list[Encoded]]
+    ) -> list[Encoded]:
+        """The token ids of examples: those kept, or those that `make` gives, which are kept then."""
+        if self._base is None or len(examples) < WORTH:
+            return make(examples)
+        name = _name(self._base, examples)
+        found = self._read(name, len(examples))
+        if found is None:
+            found = make(examples)
+            if self._writes:
+                self._write(name, found)
+        return found
+
+    def _read(self, name: str, count: int) -> list[Encoded] | None:
+        path = self._folder / f"{name}.safetensors"
+        if not path.is_file():
+            return None
+        try:
+            tensors, metadata = read_tensors(path)
+            ids, lengths, cuts = (tensors[key] for key in ("ids", "lengths", "cuts"))
+        except (KifuseError, KeyError):
+            return None
+        if metadata.get("sha256") != _digest(ids, lengths, cuts) or len(lengths) != 2 * count:
+            return None
+        parts = [part.tolist() for part in ids.split(lengths.tolist())]
+        return [
+            Encoded(prompt, target, cut=bool(cut), target_cut=bool(target_cut))
+            for prompt, target, (cut, target_cut) in zip(parts[::2], parts[1::2], cuts.tolist(), strict=True)
+        ]
+
+    def _write(self, name: str, encoded: Sequence[Encoded]) -> None:
+        import torch
+
+        parts = [part for one in encoded for part in (one.input_ids, one.target_ids)]
+        ids = torch.tensor([token for part in parts for token in part], dtype=torch.int32)
+        lengths = torch.tensor([len(part) for part in parts], dtype=torch.int64)
+        cuts = torch.tensor([[one.cut, one.target_cut] for one in encoded], dtype=torch.uint8)
+        write_tensors(
+            self._folder / f"{name}.safetensors",
+            {"ids": ids, "lengths": lengths, "cuts": cuts},
+            {"sha256": _digest(ids, lengths, cuts)},
+        )
+
+
+def _fingerprint(tokenizer: Any, settings: dict[str, Any]) -> bytes | None:
+    """Hash what token ids depend on beside the texts; None where that cannot be known."""
+    import tokenizers
+    import transformers
+
+    rules = getattr(tokenizer, "backend_tokenizer", None)
+    template = str(getattr(tokenizer, "chat_template", None)) if settings.get("chat_template") else ""
+    # such a template writes today's date into the prompt
+    if rules is None or "strftime_now" in template:
+        return None
+    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    parts = [FORMAT, type(tokenizer).__name__, settings, special, template]
+    versions = [tokenizers.__version__, transformers.__version__]
+    text = json.dumps([parts, versions], sort_keys=True) + rules.to_str()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _name(base: bytes, examples: Sequence[Example]) -> str:
+    found = hashlib.sha256(base)
+    for one in examples:
+        found.update(json.dumps([one.head, one.body, one.tail, one.target]).encode("ascii"))
+    return found.hexdigest()[:32]
+
+
+def _digest(*tensors: Any) -> str:
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()

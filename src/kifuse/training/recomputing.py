@@ -1,0 +1,24 @@
+"""Gradient checkpointing: what enters a layer is kept, the rest computed again in the backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainingArguments
+
+# transformers 6 knows the newer name only
+_NAME = (
+    "activation_checkpointing"
+    if "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+    else "gradient_checkpointing"
+)
+
+
+def recomputing(on: bool) -> dict[str, Any]:
+    """The Trainer's arguments for it; recomputation goes through the modules, and so through their hooks."""
+    return {_NAME: True, f"{_NAME}_kwargs": {"use_reentrant": False}} if on else {}
+
+
+def stop_recomputing(model: Any) -> None:
+    """Take it off a model again, which the Trainer leaves on."""
+    getattr(model, f"{_NAME}_disable")()
