@@ -114,8 +114,12 @@ RIVALS = (
     "vr-mcl",
     "weight-ensemble",
     "ema",
+    "osf",
 )
 """The other methods, with their defaults."""
+
+ADAPTERS: dict[str, dict[str, Any]] = {"osf": {"kind": "osf"}}
+"""What is trained where it is not LoRA: smaller singular directions of the same projections."""
 
 ROWS |= {name: {"name": name} for name in RIVALS}
 ROWS |= {f"rkif-{label}": {"name": "recurrent-kif", **change} for label, change in ABLATIONS.items()}
@@ -124,9 +128,11 @@ ROWS |= {f"kiflora-{label}": {"name": "kiflora", **change} for label, change in 
 
 def config(row: str, seed: int, data: Path, folder: Path, threads: int | None, order: int = 1) -> RunConfig:
     """The regime with one row's method."""
+    model = REGIME["model"]
     return RunConfig.model_validate(
         {
             **REGIME,
+            "model": {**model, "adapter": ADAPTERS.get(row, model["adapter"])},
             "data": {**REGIME["data"], "path": data, "order": order},
             "training": {**REGIME["training"], "seed": seed, "threads": threads},
             "method": ROWS[row],
