@@ -15,7 +15,7 @@ from kifuse.cli.group import EPILOG_GAP, KifuseGroup
 from kifuse.cli.ls import ls_app
 from kifuse.cli.report import report
 from kifuse.cli.run import run
-from kifuse.cli.show import show_app
+from kifuse.cli.show_memory import show_app
 from kifuse.cli.table import table
 from kifuse.cli.validate import validate
 

@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from kifuse.models.outline import Outline, UnitRow
 
 show_app = typer.Typer(
-    help="Show what a run would train.",
+    help="Show what a run would train, and what memory it takes.",
     epilog=EPILOG_GAP.join(
-        ["[bold]Example[/bold]", "kifuse show units --model smollm2-135m --level rank --rank 8"]
+        [
+            "[bold]Examples[/bold]",
+            "kifuse show units --model smollm2-135m --level rank --rank 8",
+            "kifuse show memory --model smollm2-135m",
+        ]
     ),
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -65,8 +69,8 @@ def units(
 
     from kifuse.cli.group import split_names
 
-    adapter = _adapter(kind, rank, list(split_names(target)) if target is not None else None)
-    _known("--level", level, MEANING)
+    adapter = chosen_adapter(kind, rank, list(split_names(target)) if target is not None else None)
+    known_value("--level", level, MEANING)
 
     from kifuse.cli.quiet import quieten
     from kifuse.models.outline import outline, unit_rows
@@ -76,7 +80,7 @@ def units(
     console = Console(highlight=False)
     if not console.is_terminal:  # a file or a pipe has no width to fit
         console.width = 240
-    what = f"{kind} of rank {rank}" if "rank" in _settings_of(kind) else kind
+    what = f"{kind} of rank {rank}" if "rank" in settings_of(kind) else kind
     console.print(
         f"{model} ({found.family}), {what}: {len(found.tensors):,} trainable tensors with "
         f"{found.trainable:,} numbers; the model has {found.parameters:,}.",
@@ -90,18 +94,19 @@ def units(
     console.print(_levels(found, level))
 
 
-def _settings_of(kind: str) -> Sequence[str]:
+def settings_of(kind: str) -> Sequence[str]:
+    """Settings of an adapter's kind that are worth saying."""
     return () if kind in ("ia3", "full", "osf") else ("rank",)
 
 
-def _adapter(kind: str, rank: int, targets: list[str] | None) -> object:
+def chosen_adapter(kind: str, rank: int, targets: list[str] | None) -> object:
     """The adapter's configuration; every setting checked as the run's configuration checks it."""
     from typing import get_args
 
     from kifuse.config import AdapterConfig
     from kifuse.errors import ConfigError
 
-    _known("--kind", kind, get_args(AdapterConfig.model_fields["kind"].annotation))
+    known_value("--kind", kind, get_args(AdapterConfig.model_fields["kind"].annotation))
     if targets is not None and not targets:
         raise ConfigError(
             "--target: found no name, expected at least one layer, e.g. --target q_proj,v_proj."
@@ -109,7 +114,12 @@ def _adapter(kind: str, rank: int, targets: list[str] | None) -> object:
     return AdapterConfig.model_validate({"kind": kind, "rank": rank, "target_modules": targets})
 
 
-def _known(option: str, value: str, names: Iterable[str]) -> None:
+def known_value(option: str, value: str, names: Iterable[str]) -> None:
+    """Refuse what an option does not know.
+
+    Raises:
+        ConfigError: The value is none of the names.
+    """
     from kifuse.errors import ConfigError, did_you_mean
 
     known = list(names)

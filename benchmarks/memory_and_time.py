@@ -1,0 +1,198 @@
+"""Memory and time of a training step by the size of the model: counted, and measured on this machine's CPU.
+
+    python benchmarks/memory_and_time.py [--only count,measure]
+
+Counted: `kifuse.models.memory` on the shapes of published models, up to 70 billion parameters, for a GPU.
+Measured: models of random weights, each in a process of its own; the peak of its memory over some steps, and
+the time of a step. Records in benchmarks/results/memory-and-time.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, T5Config
+
+from kifuse.config import AdapterConfig
+from kifuse.models.adapters import add_adapter
+from kifuse.models.loading import shrink_frozen
+from kifuse.models.memory import COPIES, needs_of
+
+RESULTS = Path(__file__).parent / "results" / "memory-and-time.json"
+GIB = 2**30
+
+
+def llama(hidden: int, inner: int, layers: int, heads: int, kv: int, words: int, **more: Any) -> LlamaConfig:
+    """A configuration by its sizes."""
+    return LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        vocab_size=words,
+        max_position_embeddings=4096,
+        **more,
+    )
+
+
+def t5(width: int, inner: int, layers: int, heads: int, size: int = 64) -> T5Config:
+    """A configuration by its sizes."""
+    return T5Config(
+        d_model=width, d_ff=inner, num_layers=layers, num_heads=heads, d_kv=size, vocab_size=32128
+    )
+
+
+MODELS: dict[str, Any] = {
+    "SmolLM2-135M": llama(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True),
+    "SmolLM2-360M": llama(960, 2560, 32, 15, 5, 49152, tie_word_embeddings=True),
+    "T5-large (0.7B)": t5(1024, 4096, 24, 16),
+    "LLaMA of 1.1B": llama(2048, 5632, 22, 32, 4, 32000),
+    "T5-XL (3B)": t5(1024, 16384, 24, 32, 128),
+    "LLaMA-2-7B": llama(4096, 11008, 32, 32, 32, 32000),
+    "LLaMA-2-13B": llama(5120, 13824, 40, 40, 40, 32000),
+    "LLaMA-2-70B": llama(8192, 28672, 80, 64, 8, 32000),
+}
+MEASURED = ("SmolLM2-135M", "SmolLM2-360M", "LLaMA of 1.1B")
+ROWS, TOKENS, TARGET = 8, 512, 16
+FEW = 128  # tokens of an example where it is measured
+
+
+def empty(config: Any) -> tuple[Any, bool]:
+    """A model of shapes with the default adapter, and whether it is an encoder-decoder."""
+    pair = isinstance(config, T5Config)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = (AutoModelForSeq2SeqLM if pair else AutoModelForCausalLM).from_config(config)
+        model.tie_weights()
+        adapted = add_adapter(model, AdapterConfig(dropout=0.0), encoder_decoder=pair, seed=0)
+    return adapted, pair
+
+
+def counted(name: str, quantization: Any, checkpointing: bool) -> dict[str, Any]:
+    """What a device needs."""
+    model, pair = empty(MODELS[name])
+    parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    needs = needs_of(
+        model,
+        pair,
+        rows=ROWS,
+        tokens=TOKENS,
+        target=TARGET,
+        precision="bf16",
+        quantization=quantization,
+        checkpointing=checkpointing,
+    )
+    return {
+        "model": name,
+        "parameters": parameters,
+        "quantization": quantization,
+        "checkpointing": checkpointing,
+        "frozen_gib": needs.frozen / GIB,
+        "trainable": needs.trainable,
+        "activations_gib": needs.activations / GIB,
+        "total_gib": needs.total(COPIES["Recurrent-KIF"]) / GIB,
+    }
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Peak memory and time of a step, in this process."""
+    import time
+
+    from kifuse.training.loss import TargetLoss
+
+    torch.manual_seed(0)
+    config = MODELS[name]
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.bfloat16)
+    model.get_input_embeddings().float()
+    model = add_adapter(model, AdapterConfig(dropout=0.0), encoder_decoder=False, seed=0).train()
+    shrink_frozen(model, "bf16")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+    ids = torch.randint(10, config.vocab_size, (ROWS, FEW))
+    labels = torch.full((ROWS, TARGET + 1), -100)
+    labels[:, 1:] = ids[:, -TARGET:]
+    loss_of, times = TargetLoss(shift=True), []
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    for _ in range(4):
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                use_cache=False,
+                logits_to_keep=TARGET + 1,
+            )
+            loss = loss_of(out, labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        times.append(time.perf_counter() - began)
+    shapes, pair = empty(config)
+    shapes.get_base_model().set_attn_implementation("eager")
+    needs = needs_of(shapes, pair, rows=ROWS, tokens=FEW, target=TARGET, precision="bf16")
+    frozen = {id(p): p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad}
+    return {
+        "model": name,
+        "rows": ROWS,
+        "tokens": FEW,
+        "parameters": sum(p.numel() for p in model.parameters() if not p.requires_grad),
+        "step_seconds": min(times[1:]),
+        "all_seconds": times,
+        "peak_above_weights_gib": (_memory("VmHWM") - before) / GIB,
+        "counted_above_weights_gib": (needs.activations + 12 * needs.trainable) / GIB,
+        "weights_gib": sum(frozen.values()) / GIB,
+        "counted_weights_gib": needs.frozen / GIB,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _memory(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(key)
+
+
+def main() -> None:
+    """Count, measure, keep, show."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="count,measure")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(arguments.one)))
+        return
+    found: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
+    if "count" in arguments.only:
+        found["counted"] = [
+            counted(name, quantization, checkpointing)
+            for name in MODELS
+            for quantization in ("none", "8bit", "4bit")
+            for checkpointing in (False, True)
+        ]
+    if "measure" in arguments.only:
+        found["measured"] = [
+            json.loads(
+                subprocess.run(
+                    [sys.executable, __file__, "--one", name], check=True, capture_output=True, text=True
+                ).stdout.splitlines()[-1]
+            )
+            for name in MEASURED
+        ]
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for part in ("counted", "measured"):
+        for row in found.get(part, []):
+            print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()})
+
+
+if __name__ == "__main__":
+    main()
