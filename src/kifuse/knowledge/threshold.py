@@ -8,7 +8,7 @@ the leading bits of their sort keys; only those that share the leading bits are 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -156,13 +156,12 @@ def _rank_by_counting(tensors: Sequence[Tensor], rank: int) -> Tensor:
         counts += _count(_keys(chunk) >> (bits - _DIGIT))
     digit, rank = _locate(counts, rank)
     prefix = digit - (1 << (_DIGIT - 1))
-    shift = bits - _DIGIT
-    left = _starting_with(tensors, prefix, shift)
-    while shift > 0:
-        shift -= _DIGIT
-        digit, rank = _locate(_count(_next_digit(left, prefix, shift)), rank)
+    for shift in range(bits - 2 * _DIGIT, -1, -_DIGIT):
+        counts = torch.zeros_like(counts)
+        for keys in _starting_with(tensors, prefix, shift + _DIGIT):
+            counts += _count(_next_digit(keys, prefix, shift))
+        digit, rank = _locate(counts, rank)
         prefix = (prefix << _DIGIT) + digit
-        left = left[(left >> shift) == prefix]
     return _value(prefix, tensors[0].dtype)
 
 
@@ -182,14 +181,12 @@ def _carrier_by_counting(tensors: Sequence[Tensor], share: float, scale: float) 
         sums += _sum(_keys(chunk) >> (bits - _DIGIT), chunk, scale)
     digit, needed = _locate(sums, _to_carry(share, sums.flip(0).cumsum(0)))
     prefix = digit - (1 << (_DIGIT - 1))
-    shift = bits - _DIGIT
-    left = _starting_with(tensors, prefix, shift)
-    while shift > 0:
-        shift -= _DIGIT
-        sums = _sum(_next_digit(left, prefix, shift), _flip(left, bits).view(dtype), scale)
+    for shift in range(bits - 2 * _DIGIT, -1, -_DIGIT):
+        sums = torch.zeros_like(sums)
+        for keys in _starting_with(tensors, prefix, shift + _DIGIT):
+            sums += _sum(_next_digit(keys, prefix, shift), _flip(keys, bits).view(dtype), scale)
         digit, needed = _locate(sums, needed)
         prefix = (prefix << _DIGIT) + digit
-        left = left[(left >> shift) == prefix]
     return _value(prefix, dtype)
 
 
@@ -200,16 +197,26 @@ def _to_carry(share: float, carried: Tensor) -> float:
 
 def _chunks(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
     """Yield all scalars as flat pieces of bounded size, many small tensors joined into one piece."""
+    return _joined(piece for tensor in tensors for piece in tensor.detach().reshape(-1).split(_CHUNK))
+
+
+def _starting_with(tensors: Sequence[Tensor], prefix: int, shift: int) -> Iterator[Tensor]:
+    """Yield the keys whose bits from ``shift`` up are ``prefix``, in pieces of bounded size."""
+    # looked for anew in each pass: kept, they could be as many as the scalars themselves
+    return _joined(keys[(keys >> shift) == prefix] for keys in map(_keys, _chunks(tensors)))
+
+
+def _joined(pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Join pieces of a device as long as they stay small."""
     waiting: list[Tensor] = []
     size = 0
-    for tensor in tensors:
-        for piece in tensor.detach().reshape(-1).split(_CHUNK):
-            if waiting and (size + piece.numel() > _CHUNK or waiting[0].device != piece.device):
-                yield torch.cat(waiting)
-                waiting, size = [], 0
-            if piece.numel():
-                waiting.append(piece)
-                size += piece.numel()
+    for piece in pieces:
+        if waiting and (size + piece.numel() > _CHUNK or waiting[0].device != piece.device):
+            yield torch.cat(waiting)
+            waiting, size = [], 0
+        if piece.numel():
+            waiting.append(piece)
+            size += piece.numel()
     if waiting:
         yield torch.cat(waiting) if len(waiting) > 1 else waiting[0]
 
@@ -228,13 +235,6 @@ def _flip(bits: Tensor, width: int) -> Tensor:
     """Reverse the order of the negative floats' bit patterns; its own inverse."""
     flipped = bits >> (width - 1)  # all ones where negative
     return flipped.bitwise_and_((1 << (width - 1)) - 1).bitwise_xor_(bits)
-
-
-def _starting_with(tensors: Sequence[Tensor], prefix: int, shift: int) -> Tensor:
-    """Gather the keys whose bits from ``shift`` up are ``prefix``; none if there are no lower bits."""
-    if shift <= 0:
-        return torch.empty(0, dtype=_BITS[tensors[0].dtype])
-    return torch.cat([keys[(keys >> shift) == prefix].cpu() for keys in map(_keys, _chunks(tensors))])
 
 
 def _next_digit(keys: Tensor, prefix: int, shift: int) -> Tensor:

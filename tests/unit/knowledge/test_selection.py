@@ -353,3 +353,25 @@ def test_every_group_selects_at_most_its_fraction(seed, fraction, scope):
 def test_unusable_rules_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         masks(_scores(), **given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_that_are_all_alike_are_looked_at_in_pieces_too(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    sizes: list[int] = []
+    count = module._count
+
+    def counting(digits: torch.Tensor) -> torch.Tensor:
+        sizes.append(digits.numel())
+        return count(digits)
+
+    monkeypatch.setattr(module, "_FEW", 0)
+    monkeypatch.setattr(module, "_CHUNK", 64)
+    monkeypatch.setattr(module, "_count", counting)
+    scores = [torch.full((5000,), 0.3, dtype=dtype), torch.full((7, 11), 0.3, dtype=dtype)]
+    found = top_fraction_threshold(scores, 0.2)
+    assert found == scores[0][0]
+    assert max(sizes) <= 64
+    # once for each 16 bits: nothing is left out, and nothing is kept from one pass to the next
+    assert sum(sizes) == 5077 * torch.finfo(dtype).bits // 16
