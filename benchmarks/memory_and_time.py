@@ -1,16 +1,19 @@
 """Memory and time of a training step by the size of the model: counted, and measured on this machine's CPU.
 
-    python benchmarks/memory_and_time.py [--only count,measure]
+    python benchmarks/memory_and_time.py [--only count,time,memory]
 
 Counted: `kifuse.models.memory` on the shapes of published models, up to 70 billion parameters, for a GPU.
-Measured: models of random weights, each in a process of its own; the peak of its memory over some steps, and
-the time of a step. Records in benchmarks/results/memory-and-time.json.
+Measured: models of random weights, each in a process of its own, once for the time of a step and once for the
+peak of its memory, with every tensor in pages of its own, which are given back when it is freed. Records in
+benchmarks/results/memory-and-time.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,14 +103,14 @@ def counted(name: str, quantization: Any, checkpointing: bool) -> dict[str, Any]
     }
 
 
-def measure(name: str) -> dict[str, Any]:
-    """Peak memory and time of a step, in this process."""
+def measure(name: str, memory: bool) -> dict[str, Any]:
+    """Time of a step, or the peak of its memory, in this process."""
     import time
 
     from kifuse.training.loss import TargetLoss
 
     torch.manual_seed(0)
-    config = MODELS[name]
+    config = copy.deepcopy(MODELS[name])  # making a model notes its dtype there
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.bfloat16)
     model.get_input_embeddings().float()
     model = add_adapter(model, AdapterConfig(dropout=0.0), encoder_decoder=False, seed=0).train()
@@ -134,23 +137,39 @@ def measure(name: str) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         times.append(time.perf_counter() - began)
-    shapes, pair = empty(config)
+    shapes, pair = empty(MODELS[name])
     shapes.get_base_model().set_attn_implementation("eager")
     needs = needs_of(shapes, pair, rows=ROWS, tokens=FEW, target=TARGET, precision="bf16")
     frozen = {id(p): p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad}
+    parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    what = {"model": name, "rows": ROWS, "tokens": FEW, "parameters": parameters}
+    if not memory:
+        return {
+            **what,
+            "step_seconds": min(times[1:]),
+            "all_seconds": times,
+            "threads": torch.get_num_threads(),
+        }
     return {
-        "model": name,
-        "rows": ROWS,
-        "tokens": FEW,
-        "parameters": sum(p.numel() for p in model.parameters() if not p.requires_grad),
-        "step_seconds": min(times[1:]),
-        "all_seconds": times,
+        **what,
         "peak_above_weights_gib": (_memory("VmHWM") - before) / GIB,
         "counted_above_weights_gib": (needs.activations + 12 * needs.trainable) / GIB,
         "weights_gib": sum(frozen.values()) / GIB,
         "counted_weights_gib": needs.frozen / GIB,
-        "threads": torch.get_num_threads(),
     }
+
+
+def _alone(name: str, what: str) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    more = {"MALLOC_MMAP_THRESHOLD_": "65536"} if what == "memory" else {}
+    done = subprocess.run(
+        [sys.executable, __file__, "--one", name, what],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **more},
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _memory(key: str) -> int:
@@ -165,11 +184,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="count,measure")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--only", default="count,time,memory")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure(arguments.one)))
+        name, what = arguments.one
+        print(json.dumps(measure(name, what == "memory")))
         return
     found: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
     if "count" in arguments.only:
@@ -179,17 +199,11 @@ def main() -> None:
             for quantization in ("none", "8bit", "4bit")
             for checkpointing in (False, True)
         ]
-    if "measure" in arguments.only:
-        found["measured"] = [
-            json.loads(
-                subprocess.run(
-                    [sys.executable, __file__, "--one", name], check=True, capture_output=True, text=True
-                ).stdout.splitlines()[-1]
-            )
-            for name in MEASURED
-        ]
+    for what in ("time", "memory"):
+        if what in arguments.only:
+            found[what] = [_alone(name, what) for name in MEASURED]
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for part in ("counted", "measured"):
+    for part in ("counted", "time", "memory"):
         for row in found.get(part, []):
             print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()})
 

@@ -143,7 +143,8 @@ def saved_bytes(
     def keep(tensor: Tensor) -> Tensor:
         place = tensor.untyped_storage()._cdata
         if place not in held:
-            saved.setdefault(place, (tensor, inside[-1] if inside else ""))
+            # without its graph, which holds this function and would never be freed
+            saved.setdefault(place, (tensor.detach(), inside[-1] if inside else ""))
         return tensor
 
     handles = _watch_layers(model, entered, inside) if checkpointing else []
