@@ -66,16 +66,12 @@ def decode(session: Session, rows: CausalRows | EncoderDecoderRows, guesses: Gue
             rows.keep(torch.tensor(alive, device=session.device))
             running = [running[place] for place in alive]
             alive = list(range(len(running)))
-        most = session.max_new - 1 - done
-        if not rows.takes_back:
-            most = 1
-        room = _MOST_LOGITS // (len(running) * rows.logits.shape[-1])
+        most = _most_columns(session, rows, len(running), done)
         fed: list[list[int]] = [[] for _ in running]
         for place in alive:
             known = answers[running[place]]
-            tokens = known[done:]
-            tokens += guesses.after(known)[: max(room - len(tokens), 0)]
-            fed[place] = tokens[:most]
+            guess = guesses.after(known)
+            fed[place] = (known[done:] + guess)[: max(most, len(known) - done)]
         width = max(map(len, fed))
         padded = [tokens + [session.pad] * (width - len(tokens)) for tokens in fed]
         found = rows.extend(torch.tensor(padded, device=session.device)).argmax(dim=-1).tolist()
@@ -90,6 +86,14 @@ def decode(session: Session, rows: CausalRows | EncoderDecoderRows, guesses: Gue
             if session.ended(answers[running[place]]):
                 guesses.saw(session.without_end(answers[running[place]]))
     return [session.without_end(answer) for answer in answers]
+
+
+def _most_columns(session: Session, rows: CausalRows | EncoderDecoderRows, running: int, done: int) -> int:
+    """How many tokens of a row may go through the model at once; what is known always may."""
+    if not rows.takes_back:
+        return 1
+    room = _MOST_LOGITS // (running * rows.logits.shape[-1])
+    return min(session.max_new - 1 - done, room)
 
 
 def _accept(session: Session, answer: list[int], fed: list[int], found: list[int], done: int) -> None:
