@@ -90,6 +90,7 @@ OF_KIFLORA: dict[str, dict[str, Any]] = {
     "gradient": {"order": "gradient"},
     "magnitude": {"order": "magnitude"},
     "no-smoothing": {"smoothing": False, "uncertainty": False},
+    "no-uncertainty": {"uncertainty": False},
     "per-example": {"fisher": "per_example"},
     "mean-score": {"unit_score": "mean"},
     "matrix-units": {"units": "matrix"},

@@ -4,7 +4,7 @@
 - `my-tasks`, `data` and the published benchmarks are a few made-up examples; a built-in benchmark that is
   trained on is cut to as many.
 - `kifuse run` is told to make one pass over them, and to answer in two tokens (`SHORT`).
-- `kifuse show units` gets SmolLM2's config.json without weights, so that its output is the real one.
+- `kifuse show` gets SmolLM2's config.json without weights, so that its output is the real one.
 - `benchmarks` is that of the repository.
 - Names that a snippet takes for given come from `given`.
 """
@@ -121,7 +121,7 @@ class Stands:
         import kifuse.streams
         from kifuse.benchmarks.catalog import load_benchmark
 
-        self.bundled = self.outline if words[1:3] == ("show", "units") else self.llama
+        self.bundled = self.outline if words[1] == "show" else self.llama
         if words[1] != "run":
             return []
 
