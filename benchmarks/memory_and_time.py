@@ -23,7 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, T5Config
 
 from kifuse.config import AdapterConfig
-from kifuse.models.adapters import add_adapter
+from kifuse.models.adapters import add_adapter, add_empty_adapter
 from kifuse.models.loading import shrink_frozen
 from kifuse.models.memory import COPIES, needs_of
 
@@ -70,11 +70,10 @@ FEW = 128  # tokens of an example where it is measured
 def empty(config: Any) -> tuple[Any, bool]:
     """A model of shapes with the default adapter, and whether it is an encoder-decoder."""
     pair = isinstance(config, T5Config)
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with torch.device("meta"):
         model = (AutoModelForSeq2SeqLM if pair else AutoModelForCausalLM).from_config(config)
-        model.tie_weights()
-        adapted = add_adapter(model, AdapterConfig(dropout=0.0), encoder_decoder=pair, seed=0)
-    return adapted, pair
+    model.tie_weights()
+    return add_empty_adapter(model, AdapterConfig(dropout=0.0), encoder_decoder=pair), pair
 
 
 def counted(name: str, quantization: Any, checkpointing: bool) -> dict[str, Any]:

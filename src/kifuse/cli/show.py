@@ -67,9 +67,7 @@ def units(
     """
     from rich.console import Console
 
-    from kifuse.cli.group import split_names
-
-    adapter = chosen_adapter(kind, rank, list(split_names(target)) if target is not None else None)
+    adapter = chosen_adapter(kind, rank, target)
     known_value("--level", level, MEANING)
 
     from kifuse.cli.quiet import quieten
@@ -80,7 +78,7 @@ def units(
     console = Console(highlight=False)
     if not console.is_terminal:  # a file or a pipe has no width to fit
         console.width = 240
-    what = f"{kind} of rank {rank}" if "rank" in settings_of(kind) else kind
+    what = kind_in_words(kind, rank)
     console.print(
         f"{model} ({found.family}), {what}: {len(found.tensors):,} trainable tensors with "
         f"{found.trainable:,} numbers; the model has {found.parameters:,}.",
@@ -94,19 +92,21 @@ def units(
     console.print(_levels(found, level))
 
 
-def settings_of(kind: str) -> Sequence[str]:
-    """Settings of an adapter's kind that are worth saying."""
-    return () if kind in ("ia3", "full", "osf") else ("rank",)
+def kind_in_words(kind: str, rank: int) -> str:
+    """An adapter's kind, with its rank where it has one."""
+    return kind if kind in ("ia3", "full", "osf") else f"{kind} of rank {rank}"
 
 
-def chosen_adapter(kind: str, rank: int, targets: list[str] | None) -> object:
+def chosen_adapter(kind: str, rank: int, target: str | None) -> object:
     """The adapter's configuration; every setting checked as the run's configuration checks it."""
     from typing import get_args
 
+    from kifuse.cli.group import split_names
     from kifuse.config import AdapterConfig
     from kifuse.errors import ConfigError
 
     known_value("--kind", kind, get_args(AdapterConfig.model_fields["kind"].annotation))
+    targets = None if target is None else list(split_names(target))
     if targets is not None and not targets:
         raise ConfigError(
             "--target: found no name, expected at least one layer, e.g. --target q_proj,v_proj."

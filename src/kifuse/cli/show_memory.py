@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kifuse.cli.group import EPILOG_GAP, split_names
-from kifuse.cli.show import chosen_adapter, known_value, settings_of, show_app
+from kifuse.cli.group import EPILOG_GAP
+from kifuse.cli.show import chosen_adapter, kind_in_words, known_value, show_app
 
 if TYPE_CHECKING:
     from kifuse.models.memory import MemoryNeeds
@@ -65,7 +65,7 @@ def memory(
         from kifuse.errors import ConfigError
 
         raise ConfigError("--quantization: quantised weights stay frozen; use an adapter, e.g. --kind lora.")
-    adapter = chosen_adapter(kind, rank, list(split_names(target)) if target is not None else None)
+    adapter = chosen_adapter(kind, rank, target)
 
     from kifuse.cli.quiet import quieten
     from kifuse.models.memory import memory_needs
@@ -82,11 +82,10 @@ def memory(
         checkpointing=checkpointing,
     )
     console = Console(highlight=False)
-    what = f"{kind} of rank {rank}" if "rank" in settings_of(kind) else kind
     again = ", layers computed again" if checkpointing else ""
     console.print(
-        f"{model}, {what}: {needs.trainable:,} trained numbers; {rows} examples of {tokens} tokens at "
-        f"once{again}.",
+        f"{model}, {kind_in_words(kind, rank)}: {needs.trainable:,} trained numbers; "
+        f"{rows} examples of {tokens} tokens at once{again}.",
         soft_wrap=True,
         markup=False,
     )

@@ -61,6 +61,12 @@ LORA_KINDS: dict[str, dict[str, Any]] = {
 KINDS = (*LORA_KINDS, "ia3", "full", "osf")
 
 
+def add_empty_adapter(model: Any, config: Any, *, encoder_decoder: bool) -> Any:
+    """`add_adapter` for a model without weights, on the meta device; leaves the random numbers alone."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return add_adapter(model, config, encoder_decoder=encoder_decoder, seed=0)
+
+
 def adaptable_modules(model: nn.Module) -> Counter[str]:
     """Last name parts of the model's linear layers, with how often each occurs."""
     from transformers.pytorch_utils import Conv1D

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kifuse.models.adapters import add_adapter
+from kifuse.models.adapters import add_empty_adapter
 from kifuse.models.loading import Precision, Quantization, empty_model, shrink_frozen
 
 QUANTISED = {"none": None, "8bit": 1.0, "4bit": 0.5 + 4 / 64}
@@ -84,10 +84,8 @@ def memory_needs(
         ModelError: There is no such model, or the adapter cannot be put on it.
     """
     model, encoder_decoder = empty_model(name, trust_remote_code=trust_remote_code)
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        adapted = add_adapter(model, adapter, encoder_decoder=encoder_decoder, seed=0)
     return needs_of(
-        adapted,
+        add_empty_adapter(model, adapter, encoder_decoder=encoder_decoder),
         encoder_decoder,
         rows=rows,
         tokens=tokens,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kifuse.knowledge.skill_units import Level, SkillUnits
-from kifuse.models.adapters import add_adapter
+from kifuse.models.adapters import add_empty_adapter
 from kifuse.models.loading import empty_model
 from kifuse.models.names import short_name
 
@@ -89,8 +89,7 @@ def outline(name: str, adapter: Any, *, trust_remote_code: bool = False) -> Outl
     model, encoder_decoder = empty_model(name, trust_remote_code=trust_remote_code)
     parameters = sum(p.numel() for p in model.parameters())
     family = model.config.model_type
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        adapted = add_adapter(model, adapter, encoder_decoder=encoder_decoder, seed=0)
+    adapted = add_empty_adapter(model, adapter, encoder_decoder=encoder_decoder)
     return Outline(
         family,
         parameters,

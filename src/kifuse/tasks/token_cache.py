@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from kifuse.tasks.encoding import Encoded, Encoder
 from kifuse.tasks.task import Example
-from kifuse.tasks.token_files import TokenFiles
+from kifuse.tasks.token_files import TokenFiles, texts_of
 
 
 class _Kept(NamedTuple):
@@ -73,15 +73,9 @@ class CachingEncoder(Encoder):
             return self._files.encoded(examples, super().encode_many)
         if kept is None:
             return super().encode_many(examples)
-        keys = [_key(example) for example in examples]
+        keys = [hashlib.sha256(texts_of(example)).digest() for example in examples]
         missing = {key: each for key, each in zip(keys, examples, strict=True) if key not in kept}
         for key, made in zip(missing, super().encode_many(list(missing.values())), strict=True):
             ids, target = array("i", made.input_ids), array("i", made.target_ids)
             kept[key] = _Kept(ids, target, made.cut, made.target_cut)
         return [kept[key].encoded() for key in keys]
-
-
-def _key(example: Example) -> bytes:
-    """Hash what an example's token ids depend on: its parts, which are cut unlike, and its target."""
-    parts = [example.head, example.body, example.tail, example.target]
-    return hashlib.sha256(json.dumps(parts).encode("ascii")).digest()

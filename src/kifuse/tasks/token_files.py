@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,18 @@ class TokenFiles:
     def __init__(self, folder: Path, tokenizer: Any, settings: dict[str, Any], *, writes: bool) -> None:
         self._folder = folder
         self._writes = writes
-        self._base = _fingerprint(tokenizer, settings)
+        self._tokenizer, self._settings = tokenizer, settings
+
+    @cached_property
+    def _base(self) -> bytes | None:
+        # not before there is something to keep: reading a tokenizer's rules takes time
+        return _fingerprint(self._tokenizer, self._settings)
 
     def encoded(
         self, examples: Sequence[Example], make: Callable[[Sequence[Example]], list[Encoded]]
     ) -> list[Encoded]:
         """The token ids of examples: those kept, or those that `make` gives, which are kept then."""
-        if self._base is None or len(examples) < WORTH:
+        if len(examples) < WORTH or self._base is None:
             return make(examples)
         name = _name(self._base, examples)
         found = self._read(name, len(examples))
@@ -99,10 +105,15 @@ def _fingerprint(tokenizer: Any, settings: dict[str, Any]) -> bytes | None:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
+def texts_of(example: Example) -> bytes:
+    """What an example's token ids depend on: its parts, which are cut unlike, and its target."""
+    return json.dumps([example.head, example.body, example.tail, example.target]).encode("ascii")
+
+
 def _name(base: bytes, examples: Sequence[Example]) -> str:
     found = hashlib.sha256(base)
     for one in examples:
-        found.update(json.dumps([one.head, one.body, one.tail, one.target]).encode("ascii"))
+        found.update(texts_of(one))
     return found.hexdigest()[:32]
 
 
