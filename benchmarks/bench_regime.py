@@ -150,8 +150,7 @@ def measure(row: str, seed: int, arguments: argparse.Namespace, console: Console
     if kept.is_file():
         return
     folder = arguments.runs / f"{row}{place}-seed{seed}"
-    first = arguments.runs / f"sequential{place}-seed{seed}"
-    reuse = first if row != "sequential" and (first / "record.json").is_file() else None
+    reuse = [other for other in sorted(arguments.runs.glob("*-seed*")) if other != folder]
     progress = ConsoleProgress(console, prefix=f"{row} seed {seed}: ")
     try:
         settings = config(row, seed, arguments.data, folder, arguments.threads, order)

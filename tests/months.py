@@ -124,6 +124,7 @@ def script(
     *,
     dies_at: int | None = None,
     resume: bool = False,
+    dropout: float = 0.1,
     **changes: Any,
 ) -> dict[str, Tensor]:
     """One run of the script in its own process: load last month's adapter, train, save.
@@ -132,7 +133,7 @@ def script(
         The trained tensors.
     """
     adapter = folder / f"month-{month - 1}" / "adapter" if month > 1 else None
-    model = new_model(tokenizer, adapter)
+    model = new_model(tokenizer, adapter, dropout)
     callback = method_of(settings).callback(state_dir=folder / "state", per_task=5)
     dying = [Die(dies_at)] if dies_at is not None else []
     output = folder / f"month-{month}"

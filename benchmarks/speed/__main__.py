@@ -1,6 +1,7 @@
 """Run the comparisons and show what changed since the last committed figures.
 
-    python -m benchmarks.speed [--quick] [--only identification,selection,training,evaluation,start]
+    python -m benchmarks.speed [--quick] [--only identification,selection,training,evaluation,growth,start]
+    python -m benchmarks.speed --only published_tasks --data FOLDER
 
 Every figure is a ratio: the time of the alternative by kifuse's own, above 1 where kifuse is the faster,
 measured in turn in the same process. They are written to benchmarks/results/speed.json; the table names the
@@ -22,6 +23,8 @@ from rich.table import Table
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed.json"
 COMPARISONS = ("identification", "selection", "training", "evaluation")
+WITH_DATA = "published_tasks"
+"""The comparison that needs the papers' data, which is not kifuse's to bring along."""
 GROWTH = (1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 
 
@@ -32,6 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="few repetitions; the results are not kept")
     parser.add_argument("--only", default=",".join((*COMPARISONS, "growth", "start")))
+    parser.add_argument("--data", type=Path, help=f"folder with the long_sequence data, for {WITH_DATA}")
     arguments = parser.parse_args()
     console = Console(width=150)
     chosen = arguments.only.split(",")
@@ -42,6 +46,14 @@ def main() -> None:
             console.print(f"measuring {part} ...")
             compare: Callable[[bool], list[Any]] = import_module(f"benchmarks.speed.{part}").compare
             found[part] = [one.json() for one in compare(arguments.quick)]
+    if WITH_DATA in chosen:
+        if arguments.data is None:
+            parser.error(f"--only {WITH_DATA} needs --data, the folder with the long_sequence data")
+        console.print(f"measuring {WITH_DATA} ...")
+        found[WITH_DATA] = [
+            one.json()
+            for one in import_module(f"benchmarks.speed.{WITH_DATA}").compare(arguments.quick, arguments.data)
+        ]
     if "growth" in chosen:
         console.print("measuring growth ...")
         growth = import_module("benchmarks.speed.selection").growth
@@ -58,7 +70,7 @@ def main() -> None:
 def show(console: Console, found: dict[str, Any], before: dict[str, Any]) -> None:
     """The table of ratios, then the absolute figures."""
     table = Table("what", "ours", "against", "ratio", "10-90%", "ours ms", "last", "note")
-    for part in COMPARISONS:
+    for part in (*COMPARISONS, WITH_DATA):
         last = {one["name"]: one["ratio"] for one in before.get(part, [])}
         for one in found.get(part, []):
             known = last.get(one["name"])

@@ -3,7 +3,7 @@
 A model learns one task with labels and one with free answers, a minute each. It then answers both, and a task
 that it has not learned yet, as a stream's evaluation does. The alternative is what a user of PEFT and Trainer
 runs: float32 weights under the same autocast, batches of eight in the order of the data, padded on the left,
-`model.generate` with room for the task's longest target; and the same with one prompt at a time.
+`model.generate` with as many new tokens as kifuse allows the task; and the same with one prompt at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from peft import PeftModel
 from kifuse import ContinualLearner
 from kifuse.benchmarks.catalog import load_benchmark
 from kifuse.evaluation.scoring import score_one
-from kifuse.models.loading import load_backbone, shrink_frozen
+from kifuse.models.loading import Backbone, load_backbone, shrink_frozen
 from kifuse.tasks.encoding import Encoder
 from kifuse.tasks.incoming import as_task
 from kifuse.tasks.task import Task
@@ -57,7 +57,7 @@ def tasks() -> list[Task]:
     return found
 
 
-def plainly(model: Any, tokenizer: Any, prompts: list[list[int]], rows: int) -> list[str]:
+def plainly(model: Any, tokenizer: Any, prompts: list[list[int]], rows: int, most: int) -> list[str]:
     """What a user writes: batches in the order of the data, padded on the left, `model.generate`."""
     found = []
     tokenizer.padding_side = "left"
@@ -66,7 +66,7 @@ def plainly(model: Any, tokenizer: Any, prompts: list[list[int]], rows: int) -> 
         with torch.inference_mode():
             out = model.generate(
                 **batch,
-                max_new_tokens=MOST,
+                max_new_tokens=most,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
@@ -93,24 +93,30 @@ def compare(quick: bool) -> list[Ratio]:
     """Time the answers to a learned task with labels, one not yet learned, and one with free answers."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        adapter = learned(Path(folder), quick)
-        plain, ours = load_backbone("smollm2-135m"), load_backbone("smollm2-135m")
-        theirs = PeftModel.from_pretrained(plain.model, str(adapter)).eval()
-        model = PeftModel.from_pretrained(ours.model, str(adapter)).eval()
-    shrink_frozen(model, ours.precision)
-    encoder = Encoder(ours.tokenizer, encoder_decoder=False, max_input=128, max_target=MOST)
-    evaluator = Evaluator(model, ours, encoder, folder=None, max_new_tokens=MOST, batch_tokens=4096)
+        theirs, plain, evaluator = pair(learned(Path(folder), quick), 128)
     kinds = ("labels, learned", "labels, not yet learned", "free answers, learned")
     for task, kind in zip(tasks(), kinds, strict=True):
         some = Task(**{**vars(task), "test": task.test[: 8 if quick else 64]})
         for rows in (BATCH, 1):
-            found.append(_compare_one(some, kind, evaluator, theirs, plain, rows, 2 if quick else 5))
+            found.append(compare_one(some, kind, evaluator, theirs, plain, rows, 2 if quick else 5)[0])
     return found
 
 
-def _compare_one(
-    task: Task, kind: str, evaluator: Evaluator, theirs: Any, plain: Any, rows: int, pairs: int
-) -> Ratio:
+def pair(adapter: Path, max_input: int) -> tuple[Any, Backbone, Evaluator]:
+    """The model as a user of PEFT has it, with what it was made of, and kifuse's evaluator of another one."""
+    plain, ours = load_backbone("smollm2-135m"), load_backbone("smollm2-135m")
+    theirs = PeftModel.from_pretrained(plain.model, str(adapter)).eval()
+    model = PeftModel.from_pretrained(ours.model, str(adapter)).eval()
+    shrink_frozen(model, ours.precision)
+    encoder = Encoder(ours.tokenizer, encoder_decoder=False, max_input=max_input, max_target=MOST)
+    evaluator = Evaluator(model, ours, encoder, folder=None, max_new_tokens=MOST, batch_tokens=4096)
+    return theirs, plain, evaluator
+
+
+def compare_one(
+    task: Task, kind: str, evaluator: Evaluator, theirs: Any, plain: Backbone, rows: int, pairs: int
+) -> tuple[Ratio, list[tuple[float, float]]]:
+    """Time the answers to one task; the ratio, and the pairs of seconds that it sums up."""
     encoded = evaluator.encoder.encode_many(task.test)
     prompts = [item.input_ids for item in encoded]
     texts: dict[str, list[str]] = {}
@@ -120,7 +126,7 @@ def _compare_one(
 
     def plainly_so() -> None:
         with plain.autocast():
-            texts["theirs"] = plainly(theirs, plain.tokenizer, prompts, rows)
+            texts["theirs"] = plainly(theirs, plain.tokenizer, prompts, rows, evaluator.limit(task))
 
     times = in_turn(ours, plainly_so, pairs)
     same = sum(a == b for a, b in zip(texts["ours"], texts["theirs"], strict=True))
@@ -129,10 +135,11 @@ def _compare_one(
         for answers in (texts["ours"], texts["theirs"])
     ]
     alike = sum(a == b for a, b in zip(*scores, strict=True))
-    return ratio(
+    found = ratio(
         f"answers of {task.name} ({kind})",
         "Evaluator",
         f"model.generate, batches of {rows}" if rows > 1 else "model.generate, one prompt at a time",
         times,
         f"{len(prompts)} prompts, {evaluator.backbone.precision}; {same} texts and {alike} scores the same",
     )
+    return found, times

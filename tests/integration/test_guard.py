@@ -28,6 +28,7 @@ from kifuse.training.context import TrainerContext
 from kifuse.training.guard import Guard, largest_gradients
 from kifuse.training.loss import TargetLoss
 from kifuse.training.runner import run
+from kifuse.training.shards import Shards
 from tests.months import OWN, make_trainer, method_of, new_model, rows, same, weights
 from tests.runs import make_config
 
@@ -306,7 +307,7 @@ def test_an_fp16_overflow_is_kept_from_the_method_and_is_no_bad_step(fused: bool
     callback = MethodCallback(method, index=0, name="task", max_bad_steps=3)
     callback.trainer = trainer
     callback.guard.watch(trainer, Parameters(layer.named_parameters()))
-    callback.context = callback._new_context(Parameters(layer.named_parameters()))
+    callback.context = callback._new_context(Shards(layer.named_parameters()))
     state, moved = TrainerState(), []
     for factor in (1.0, 1e38, 1.0, 1e38):
         before = weights(layer)
@@ -382,11 +383,10 @@ class Scaled:
 def test_memory_steps_under_fp16_are_unscaled_and_survive_overflows(optimizer: Any, max_grad_norm: float):
     AcceleratorState()
     trainer, read = Scaled(max_grad_norm), []
-    params = Parameters(trainer.layer.named_parameters())
     factors = [1.0, 1e38, 0.5]
     batches = MemoryBatches([{"factor": factor} for factor in factors for _ in range(2)], 2, 0)
     batches._index = lambda position: position
-    context = TrainerContext(trainer, params, batches)
+    context = TrainerContext(trainer, Shards(trainer.layer.named_parameters()), batches)
     moved = []
     for _ in factors:
         before = weights(trainer.layer)

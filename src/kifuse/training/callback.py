@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainerCallback
 
 from kifuse.errors import RunError
-from kifuse.methods.base import Method, MethodState, Parameters, TaskInfo
+from kifuse.methods.base import Method, MethodState, TaskInfo
 from kifuse.models.osf import frozen_factors
 from kifuse.models.stack import frozen_pairs
 from kifuse.training.batches import MemoryBatches
@@ -18,7 +18,8 @@ from kifuse.training.context import TrainerContext
 from kifuse.training.guard import MAX_BAD_STEPS, Guard, drop_gradients, largest_gradients
 from kifuse.training.magnitudes import StepMagnitudes
 from kifuse.training.passes import StepInputs
-from kifuse.training.refusals import refuse, refuse_other_precision, refuse_parameters
+from kifuse.training.refusals import refuse, refuse_other_precision, refuse_parameters, refuse_shards
+from kifuse.training.shards import Shards
 from kifuse.training.squares import StepSquares
 
 
@@ -35,6 +36,9 @@ class MethodCallback(TrainerCallback):
 
     Call `attach(trainer)` after the Trainer is made and before `trainer.train()`.
     """
+
+    by_engine: ClassVar[bool] = True
+    """Whether kifuse makes the Trainer, evaluates and saves, and not a user's script."""
 
     def __init__(
         self,
@@ -84,17 +88,20 @@ class MethodCallback(TrainerCallback):
         refuse_other_precision(self.trainer, model)
         past = frozen_pairs(model) if self.method.stacks else {}
         past = frozen_factors(model) if self.method.renews else past
-        params = Parameters(model.named_parameters(), past)
+        shards = Shards(model.named_parameters(), past)
+        params = shards.params
+        if shards.cut:
+            refuse_shards(self.method, by_engine=self.by_engine)
         refuse_parameters(self.method, params)
         self._release()
         if self.method.needs_squares:
             self._squares = StepSquares(self.trainer, model, params)
         if self.method.needs_magnitudes:
             self._magnitudes = StepMagnitudes(self.trainer, model, params)
-        self.guard.watch(self.trainer, params)
+        self.guard.watch(self.trainer, shards.own)
         if self.method.needs_batch:
             self._inputs = StepInputs(self.trainer, model, curvature=self.method.needs_curvature)
-        self.context = self._new_context(params)
+        self.context = self._new_context(shards)
         self.context.total_steps = state.max_steps
         self.context.heard = self.heard
         self.task = TaskInfo(self.index, self.name, state.max_steps, self._batch_size(args))
@@ -103,16 +110,17 @@ class MethodCallback(TrainerCallback):
     def _batch_size(self, args: Any) -> int:
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
-    def _new_context(self, params: Parameters) -> TrainerContext:
-        return TrainerContext(self.trainer, params, self.memory, guard=self.guard, examples=self.examples)
+    def _new_context(self, shards: Shards) -> TrainerContext:
+        return TrainerContext(self.trainer, shards, self.memory, guard=self.guard, examples=self.examples)
 
     def _begin(self, task: TaskInfo, context: TrainerContext) -> None:
-        if self.resume is None:
-            return self.method.begin_task(task, context.params)
-        (method, training), self.resume = self.resume, None
-        context.load_state(training)
-        self.method.load_state(method)
-        self.method.continue_task(task, context.params)
+        with context.shards.whole() as params:
+            if self.resume is None:
+                return self.method.begin_task(task, params)
+            (method, training), self.resume = self.resume, None
+            context.load_state(training)
+            self.method.load_state(method)
+            self.method.continue_task(task, params)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget what memory steps left in the hooks."""
@@ -130,7 +138,7 @@ class MethodCallback(TrainerCallback):
         context = self._context()
         # the rate is read here: after the step a schedule has already moved on
         context.lr = float(optimizer.param_groups[0]["lr"])
-        seen = self.guard.take(context.params)
+        seen = self.guard.take(context.shards.own)
         in_a_row = self.guard.in_a_row["task"]
         self._healthy = self.guard.passes(context, "task", state.global_step + 1, *seen)
         if self._healthy and self._inputs is not None:
@@ -144,11 +152,12 @@ class MethodCallback(TrainerCallback):
         if not self._healthy:
             drop_gradients(optimizer)
             return
-        if self._squares is not None:
-            context.params.squares = self._squares.take()
-        if self._magnitudes is not None:
-            context.params.magnitudes = self._magnitudes.take()
-        self.method.on_gradients(context.params)
+        with context.shards.whole() as params:
+            if self._squares is not None:
+                params.squares = self._squares.take()
+            if self._magnitudes is not None:
+                params.magnitudes = self._magnitudes.take()
+            self.method.on_gradients(params)
 
     def on_optimizer_step(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
@@ -156,14 +165,16 @@ class MethodCallback(TrainerCallback):
         """The optimizer has moved, unless the step was not finite."""
         # a fused optimizer skips an fp16 overflow by itself and says nothing
         if self._healthy and not getattr(optimizer, "step_was_skipped", False):
-            self.method.on_update(self._context().params)
+            with self._context().shards.whole() as params:
+                self.method.on_update(params)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The gradients are gone, the schedule has moved."""
         context = self._context()
         context.step = state.global_step
         context.params.squares = context.params.magnitudes = None
-        self.method.on_step(context)
+        with context.shards.whole():
+            self.method.on_step(context)
         if not self._healthy:
             context.log(skipped_steps=self.guard.bad["task"])
 
@@ -181,7 +192,7 @@ class MethodCallback(TrainerCallback):
         self._release()
         if self.task is None:
             return
-        with torch.enable_grad():
+        with torch.enable_grad(), context.shards.whole():
             self.method.end_task(self.task, context)
         self.guard.note(context)
 

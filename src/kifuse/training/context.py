@@ -18,6 +18,7 @@ from kifuse.training.guard import Guard, drop_gradients
 from kifuse.training.moments import forget_moments, load_moments, moments
 from kifuse.training.passes import TrainerPasses
 from kifuse.training.probes import Probes
+from kifuse.training.shards import Shards
 
 IGNORED = -100
 
@@ -28,7 +29,7 @@ class TrainerContext:
     Args:
         trainer: The Trainer; its optimizer, accelerator, collator and loss are used, so that memory steps are
             right under accumulation, mixed precision and several processes.
-        params: The trainable parameters.
+        shards: The trainable parameters.
         memory: Batches of the memory buffer, or None for a method that may not see old data.
         guard: Judges the memory steps; None for one of its own.
         collate: Makes a batch of memory examples; None for the Trainer's own collator.
@@ -38,7 +39,7 @@ class TrainerContext:
     def __init__(
         self,
         trainer: Any,
-        params: Parameters,
+        shards: Shards,
         memory: MemoryBatches | None,
         *,
         guard: Guard | None = None,
@@ -46,7 +47,8 @@ class TrainerContext:
         examples: Sequence[Any] | None = None,
     ) -> None:
         self.trainer = trainer
-        self.params = params
+        self.shards = shards
+        self.params = shards.params
         self.memory = memory
         self.guard = Guard() if guard is None else guard
         self.collate = trainer.data_collator if collate is None else collate
@@ -92,21 +94,36 @@ class TrainerContext:
         if self.memory is None or not self.memory.encoded:
             raise RunError("a memory step was asked for, but the method has no memory to step on.")
         batch = self.memory.next()
+        with self.shards.apart() as own:
+            self._step_on(batch, own, self.lr if lr is None else lr, optimizer, before)
+        self.replayed += len(batch)
+        self.extra_passes += 1
+
+    def _step_on(
+        self,
+        batch: Sequence[Any],
+        own: Parameters,
+        lr: float,
+        optimizer: Literal["shared", "own"],
+        before: Callable[[Parameters], None] | None,
+    ) -> None:
+        """One step of the model's own tensors on a global batch."""
         with torch.enable_grad():
             losses = self._backward(batch)
-        _, largest = self.guard.take(self.params)
+        _, largest = self.guard.take(own)
         accelerator, limit = self.trainer.accelerator, self.trainer.args.max_grad_norm
         scaler = getattr(accelerator, "scaler", None)
         if limit and limit > 0:
-            accelerator.clip_grad_norm_(self.params.tensors, limit)
+            accelerator.clip_grad_norm_(own.tensors, limit)
         elif scaler is not None:
             # clips nothing, but takes the scale off the gradients
-            accelerator.clip_grad_norm_(self.params.tensors, math.inf)
+            accelerator.clip_grad_norm_(own.tensors, math.inf)
         stepper = self.trainer.optimizer if optimizer == "shared" else self._own_optimizer()
         if self.guard.passes(self, "memory", self.step, losses, largest):
             if before is not None:
-                before(self.params)
-            with _at_rate(stepper, self.lr if lr is None else lr):
+                with self.shards.whole() as params:
+                    before(params)
+            with _at_rate(stepper, lr):
                 stepper.step()
         elif scaler is not None and optimizer == "shared":
             drop_gradients(stepper)
@@ -115,8 +132,6 @@ class TrainerContext:
             # the scale belongs to the shared optimizer, which took no step to bring it up to date
             scaler.update()
         stepper.zero_grad()
-        self.replayed += len(batch)
-        self.extra_passes += 1
 
     def _backward(self, batch: Sequence[Any]) -> list[Tensor]:
         """Accumulate the gradient of one global batch, reduced over processes; the loss of each part."""
@@ -161,7 +176,7 @@ class TrainerContext:
         if self._own is None:
             args = self.trainer.args
             self._own = torch.optim.AdamW(
-                self.params.tensors,
+                self.shards.own.tensors,
                 lr=args.learning_rate,
                 betas=(args.adam_beta1, args.adam_beta2),
                 eps=args.adam_epsilon,
@@ -229,7 +244,7 @@ class TrainerContext:
         Returns:
             The place in the memory, the moments of the memory steps' own optimizer, counts and records.
         """
-        tensors = {} if self._own is None else moments(self._own, self.params.pairs)
+        tensors = {} if self._own is None else moments(self._own, self.shards.own.pairs)
         values = {
             "step": self.step,
             "lr": self.lr,
@@ -255,7 +270,7 @@ class TrainerContext:
         self.guard.load_state(values["guard"])
         self.passes.load_state(values["passes"])
         if values["own_optimizer"]:
-            load_moments(self._own_optimizer(), self.params.pairs, state.tensors)
+            load_moments(self._own_optimizer(), self.shards.own.pairs, state.tensors)
 
 
 @contextlib.contextmanager

@@ -115,13 +115,13 @@ class Evaluator:
                 self.backbone.tokenizer,
                 [item.input_ids for item in encoded],
                 encoder_decoder=self.backbone.encoder_decoder,
-                max_new_tokens=self._limit(task),
+                max_new_tokens=self.limit(task),
                 batch_tokens=self.batch_tokens,
                 likely=[item.target_ids[:-1] for item in encoded] if task.labels else (),
                 progress=progress,
             )
 
-    def _limit(self, task: Task) -> int:
+    def limit(self, task: Task) -> int:
         """Tokens to generate at most.
 
         With labels, two tokens beyond the longest label settle that an output is no label, so the rest of a

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from kifuse.errors import RunError
 from kifuse.methods.base import Parameters
+from kifuse.training.shards import piece_of
 
 if TYPE_CHECKING:
     from kifuse.training.context import TrainerContext
@@ -173,21 +174,25 @@ class Guard:
 def largest_gradients(params: Parameters) -> Tensor:
     """The largest absolute gradient of each parameter, NaN where one is NaN, 0 where there is none.
 
+    Of a tensor that is cut, only this process's piece is looked at.
+
     Returns:
         float32 `(parameters,)` on the first parameter's device; nothing is read from it.
     """
     device = params.tensors[0].device
-    grads = [g for g in params.grads if g is not None]
+    pieces = [None if g is None else piece_of(g) for g in params.grads]
+    grads = [g for g in pieces if g is not None and g.numel()]
     fused = device.type != "cpu" and bool(grads)
     found = iter(torch._foreach_norm(grads, math.inf) if fused else _largest_on_cpu(grads))
     zero = torch.zeros((), device=device)
-    return torch.stack([zero if g is None else next(found).to(device, torch.float32) for g in params.grads])
+    empty = [g is None or not g.numel() for g in pieces]
+    return torch.stack([zero if nothing else next(found).to(device, torch.float32) for nothing in empty])
 
 
 def _largest_on_cpu(grads: Sequence[Tensor]) -> Iterator[Tensor]:
     """The same as the fused norm, which has no fast kernel on a CPU."""
     for grad in grads:
-        low, high = torch.aminmax(grad) if grad.numel() else (grad.sum(), grad.sum())
+        low, high = torch.aminmax(grad)
         yield torch.maximum(-low, high)
 
 

@@ -36,10 +36,12 @@ REFUSED: tuple[Setup, ...] = (
         "plain data parallelism (torchrun, accelerate launch) instead.",
     ),
     (
-        lambda trainer: getattr(trainer, "is_fsdp_enabled", False) or trainer.args.fsdp,
-        "fsdp: it cuts the trained tensors into pieces (version 1 melts them into one flat one), so that no "
-        "process sees the tensors that a method scores and fuses; use plain data parallelism (torchrun, "
-        "accelerate launch) and, for a large base model, its quantised form.",
+        lambda trainer: (
+            (getattr(trainer, "is_fsdp_enabled", False) or trainer.args.fsdp)
+            and not getattr(trainer.accelerator, "is_fsdp2", False)
+        ),
+        "fsdp: version 1 melts the trained tensors into one flat one, in which a method cannot find what it "
+        "scores and fuses; set fsdp_version: 2, or use plain data parallelism (torchrun, accelerate launch).",
     ),
     (
         _flag("load_best_model_at_end"),
@@ -78,6 +80,31 @@ def refuse(trainer: Any) -> None:
     for is_so, message in REFUSED:
         if is_so(trainer):
             raise RunError(message)
+
+
+def refuse_shards(method: Method, *, by_engine: bool) -> None:
+    """Refuse to train what FSDP2 has cut into pieces where that cannot be right.
+
+    Args:
+        method: The method.
+        by_engine: Whether kifuse's own engine made the Trainer.
+
+    Raises:
+        RunError: It is so, or the method looks into the model's layers, or at the step's batch again.
+    """
+    if by_engine:
+        raise RunError(
+            "fsdp: kifuse's own runs answer test examples and save adapters with the whole model on each "
+            "process; use plain data parallelism (torchrun, accelerate launch), or your own Trainer script "
+            "with the method's callback, which works under FSDP version 2."
+        )
+    wants = ("needs_squares", "needs_magnitudes", "needs_examples", "needs_batch")
+    if any(getattr(method, name) for name in wants):
+        raise RunError(
+            f"fsdp: with these settings {type(method).__name__} looks into single layers or examples, or at "
+            "the step's batch again, which is not possible where the layers are in pieces; use plain data "
+            "parallelism (torchrun, accelerate launch) and, for a large base model, its quantised form."
+        )
 
 
 def refuse_method(method: Method, memory: Any) -> None:

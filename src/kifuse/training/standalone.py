@@ -34,6 +34,7 @@ from kifuse.training.guard import MAX_BAD_STEPS, Guard
 from kifuse.training.probes import examples_of
 from kifuse.training.refusals import refuse_method
 from kifuse.training.rows import Row, RowMemory, fingerprint_of, given_rows, plain
+from kifuse.training.shards import Shards
 from kifuse.training.state_folder import (
     STATE,
     StateFolder,
@@ -77,6 +78,8 @@ class StandaloneCallback(MethodCallback):
     Raises:
         RunError: The method cannot work as a callback, or `memory` is given to one that reads no old data.
     """
+
+    by_engine = False
 
     def __init__(
         self,
@@ -140,7 +143,7 @@ class StandaloneCallback(MethodCallback):
         if self.state_dir is not None and args.should_save:
             refuse_unwritable(self.state_dir)
         self._loader = kwargs.get("train_dataloader")
-        params = Parameters(model.named_parameters())
+        params = Shards(model.named_parameters()).params
         middle = self._read_checkpoint(state) if state.global_step else None
         self._take_up(params, middle)
         self.name = self._asked_name or f"task-{self.index + 1}"
@@ -155,11 +158,11 @@ class StandaloneCallback(MethodCallback):
         self.guard, self.losses, self.rates = Guard(self.guard.limit), [], []
         super().on_train_begin(args, state, control, model=model, **kwargs)
 
-    def _new_context(self, params: Parameters) -> TrainerContext:
+    def _new_context(self, shards: Shards) -> TrainerContext:
         collate = getattr(self._loader, "collate_fn", None)
         examples = examples_of(self._loader) if self.method.needs_examples else None
         return TrainerContext(
-            self.trainer, params, self.memory, guard=self.guard, collate=collate, examples=examples
+            self.trainer, shards, self.memory, guard=self.guard, collate=collate, examples=examples
         )
 
     def _take_up(self, params: Parameters, middle: StateFolder | None) -> None:
@@ -281,9 +284,10 @@ class StandaloneCallback(MethodCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the method's state beside the Trainer's checkpoint."""
+        context, method = self._context(), self.method.state()
+        training = context.state()  # on every process, since some of it may have to be put together
         if not args.should_save:
             return
-        context, method, training = self._context(), self.method.state(), self._context().state()
         values = {
             **describe(self.method),
             "index": self.index,

@@ -1,0 +1,168 @@
+"""Trained tensors that FSDP2 has cut into pieces, made whole where a method sees them.
+
+A method scores units and fuses tensors that it sees as a whole, so every process holds whole copies of what
+is trained. They are filled from the pieces of all processes before each of the method's hooks, in one
+collective call, and every process writes its own piece back after it. All processes compute the same from
+the same numbers, and so stay alike.
+
+What is trained is held whole beside the pieces: meant for adapters, not for training all of a large model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+from kifuse.errors import RunError
+from kifuse.methods.parameters import Parameters
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How one tensor is cut along its first dimension, into as many pieces as there are processes.
+
+    Attributes:
+        rows: Of a piece; those of the last processes may be fewer, or none.
+        width: Scalars of a row.
+    """
+
+    rows: int
+    width: int
+
+    def padded(self, piece: Tensor) -> Tensor:
+        """A piece as a flat tensor, with zeros below where it has fewer rows."""
+        missing = self.rows * self.width - piece.numel()
+        flat = piece.reshape(-1)
+        return torch.cat([flat, flat.new_zeros(missing)]) if missing else flat
+
+
+class Shards:
+    """The trained tensors of a model, cut or not, and what a method sees of them.
+
+    Args:
+        named: `(name, parameter)` pairs, as from `model.named_parameters()`; frozen ones are left out.
+        past: See `Parameters`.
+
+    Raises:
+        RunError: A tensor is cut in another way than FSDP2 does it.
+
+    Attributes:
+        own: The model's own tensors, which an optimizer moves.
+        params: What a method sees: the same, or whole copies where they are cut.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], past: Any = None) -> None:
+        self.own = Parameters(named, past)
+        self.cut = any(isinstance(p, DTensor) for p in self.own.tensors)
+        self.params = self.own
+        if not self.cut:
+            return
+        self._group, self._size, self._rank = _division(self.own)
+        self._cuts = [_Cut(-(-p.shape[0] // self._size), p.numel() // p.shape[0]) for p in self.own.tensors]
+        whole = [torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in self.own.tensors]
+        copies = zip(self.own.names, map(nn.Parameter, whole), strict=True)
+        self.params = Parameters(copies, past)
+        self.gather()
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[Parameters]:
+        """What a method sees, filled from the model; what it changed is written back at the end."""
+        self.gather()
+        yield self.params
+        self.scatter()
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[Parameters]:
+        """The model's own tensors in the middle of `whole`, for a step that moves them."""
+        self.scatter()
+        yield self.own
+        self.gather()
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Fill the whole copies, and their gradients, from the pieces of all processes."""
+        if not self.cut:
+            return
+        values = self._gathered([p.detach() for p in self.own.tensors])
+        present = [place for place, grad in enumerate(self.own.grads) if grad is not None]
+        found = self._gathered([self.own.grads[place] for place in present], present)
+        grads = dict(zip(present, found, strict=True))
+        for place, (p, value) in enumerate(zip(self.params.tensors, values, strict=True)):
+            p.data.copy_(value)
+            p.grad = grads.get(place)
+
+    @torch.no_grad()
+    def scatter(self) -> None:
+        """Write this process's piece of the whole copies, and of their gradients, back."""
+        if not self.cut:
+            return
+        for cut, mine, p in zip(self._cuts, self.own.tensors, self.params.tensors, strict=True):
+            start = self._rank * cut.rows
+            piece = piece_of(mine)
+            piece.copy_(p.data[start : start + piece.shape[0]])
+            if p.grad is None:
+                mine.grad = None
+            elif mine.grad is None:
+                mine.grad = spread(p.grad, mine)
+            else:
+                piece_of(mine.grad).copy_(p.grad[start : start + piece.shape[0]])
+
+    def _gathered(self, tensors: list[Any], places: list[int] | None = None) -> list[Tensor]:
+        """Whole tensors of what is cut, through one collective call for each dtype."""
+        cuts = self._cuts if places is None else [self._cuts[place] for place in places]
+        whole: dict[int, Tensor] = {}
+        for dtype in sorted({t.dtype for t in tensors}, key=str):
+            chosen = [i for i, t in enumerate(tensors) if t.dtype == dtype]
+            flat = torch.cat([cuts[i].padded(piece_of(tensors[i])) for i in chosen])
+            out = flat.new_empty(self._size * flat.numel())
+            dist.all_gather_single(out, flat, group=self._group)
+            pieces = out.view(self._size, -1).split([cuts[i].rows * cuts[i].width for i in chosen], dim=1)
+            for i, piece in zip(chosen, pieces, strict=True):
+                shape = tensors[i].shape
+                whole[i] = piece.reshape(-1, *shape[1:])[: shape[0]].contiguous()
+        return [whole[i] for i in range(len(tensors))]
+
+
+def spread(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, the same on all processes, cut as another one is; itself where that is not cut."""
+    if not isinstance(like, DTensor):
+        return whole
+    # no process has to be asked: each cuts its own piece
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def joined(tensor: Tensor) -> Tensor:
+    """A tensor as a whole, on every process; itself where it is not cut."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def piece_of(tensor: Any) -> Tensor:
+    """This process's piece, as a view."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _division(own: Parameters) -> tuple[Any, int, int]:
+    """The processes among which every tensor is cut, their number, and which of them this one is."""
+    first: Any = own.tensors[0]
+    for name, parameter in own.pairs:
+        p: Any = parameter
+        placements = p.placements if isinstance(p, DTensor) else ()
+        cut = [place for place in placements if place != Replicate()]
+        alike = isinstance(p, DTensor) and isinstance(first, DTensor)
+        alike = alike and (p.device_mesh, p.placements) == (first.device_mesh, first.placements)
+        if cut != [Shard(0)] or not alike:
+            found = f"cut as {placements}" if placements else "not cut"
+            raise RunError(
+                f"{name}: {found}, expected every trained tensor to be cut along its first dimension, as "
+                "FSDP2 does it (Shard(dim=0), perhaps replicated beside it); tensor parallelism is not "
+                "supported."
+            )
+    mesh, dim = first.device_mesh, first.placements.index(Shard(0))
+    return mesh.get_group(dim), mesh.size(dim), mesh.get_local_rank(dim)

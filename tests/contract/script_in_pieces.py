@@ -1,0 +1,185 @@
+"""One process of two that run a user's script together, with a model that FSDP2 has cut into pieces."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+from kifuse.errors import RunError
+from kifuse.training.guard import largest_gradients
+from kifuse.training.moments import load_moments, moments
+from kifuse.training.shards import Shards, joined
+from tests.months import OWN, Died, script
+from tests.tiny import build_tokenizer
+
+INTERRUPTED = "recurrent-kif, own optimizer"
+NAMES = ["sequential", "kif", "kif-m", "kiflora", "ema", "recurrent-kif", INTERRUPTED, "aimmerging", "slao"]
+"""Of the others these, which among them use every hook, both optimizers of a memory step, and averages."""
+SHAPES = [(5, 3), (1, 4), (2, 7, 2), (6,), (3, 1)]
+"""Of tensors that two processes cut evenly, unevenly, and so that one of them has nothing."""
+
+
+def cut_by_accelerate() -> None:
+    """Have every later Trainer of this process cut its model with FSDP2, as `accelerate launch` sets it up.
+
+    Accelerate does it for processes with a device of their own only; here it is told that these are such.
+    """
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        state_dict_type="FULL_STATE_DICT",
+        cpu_ram_efficient_loading=False,
+    )
+    original = AcceleratorState.__init__
+
+    def made(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.fsdp_plugin = plugin
+        for state in (AcceleratorState._shared_state, PartialState._shared_state):
+            state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = made  # type: ignore[method-assign]
+
+
+def months(folder: Path, name: str, *, dies_at: int | None = None) -> dict[str, Tensor]:
+    """Two months of a script with batches of four over all processes, the second perhaps interrupted once.
+
+    Returns:
+        The whole weights after the second.
+    """
+    changes: dict[str, Any] = {
+        "per_device_train_batch_size": 4 // (dist.get_world_size() if dist.is_initialized() else 1),
+        "gradient_accumulation_steps": 1,
+        "train_sampling_strategy": "sequential",
+    }
+    go = partial(script, build_tokenizer(), folder, settings=OWN[name], dropout=0.0, **changes)
+    go(month=1)
+    _together()
+    if dies_at is not None:
+        with contextlib.suppress(Died):
+            go(month=2, dies_at=dies_at)
+        _together()
+    found = go(month=2, resume=dies_at is not None)
+    return {name: joined(tensor).clone() for name, tensor in found.items()}
+
+
+def _together() -> None:
+    """Wait for what the other process writes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def cut_parameters(mesh: DeviceMesh) -> tuple[list[Tensor], list[nn.Parameter]]:
+    """Tensors with gradients, the last without, whole and cut."""
+    torch.manual_seed(0)
+    whole = [torch.randn(shape) for shape in SHAPES]
+    cut = [nn.Parameter(distribute_tensor(value, mesh, [Shard(0)])) for value in whole]
+    for value, p in zip(whole[:-1], cut, strict=False):
+        p.grad = distribute_tensor(value * 2, mesh, [Shard(0)])
+    return whole, cut
+
+
+def check_pieces(mesh: DeviceMesh) -> None:
+    """What a method sees is whole, and what it changes arrives in the pieces, gradients too."""
+    whole, cut = cut_parameters(mesh)
+    shards = Shards((str(place), p) for place, p in enumerate(cut))
+    assert shards.cut and shards.params.shapes == [tuple(value.shape) for value in whole]
+    with shards.whole() as params:
+        for value, p in zip(whole, params.tensors, strict=True):
+            assert torch.equal(p.detach(), value)
+        for value, grad in zip(whole[:-1], params.grads, strict=False):
+            assert grad is not None and torch.equal(grad, value * 2)
+        assert params.grads[-1] is None
+        params.assign([value + 1 for value in whole])
+        params.tensors[0].grad = None
+        params.grads[1].mul_(3)
+        params.tensors[-1].grad = whole[-1] * 5
+        with shards.apart() as own:
+            assert torch.equal(joined(own.tensors[0].detach()), whole[0] + 1)
+            with torch.no_grad():
+                piece = own.tensors[0].to_local()
+                piece.add_(1)
+        assert torch.equal(params.tensors[0].detach(), whole[0] + 2)
+    assert cut[0].grad is None
+    assert torch.equal(joined(cut[1].grad), whole[1] * 6)
+    assert torch.equal(joined(cut[-1].grad), whole[-1] * 5)
+    largest = largest_gradients(shards.own)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    expected = [0.0, *(float(g.abs().max()) for g in (whole[1] * 6, *(v * 2 for v in whole[2:4])))]
+    assert largest.tolist() == [*expected, float((whole[-1] * 5).abs().max())]
+
+
+def check_moments(mesh: DeviceMesh) -> None:
+    """The moments of pieces are kept whole, and come back as pieces."""
+    _, cut = cut_parameters(mesh)
+    named = [(str(place), p) for place, p in enumerate(cut)]
+    optimizer, other = torch.optim.AdamW(cut), torch.optim.AdamW(cut)
+    optimizer.step()
+    kept = moments(optimizer, named)
+    assert {n: t.shape for n, t in kept.items() if n.endswith("exp_avg")} == {
+        f"{place} exp_avg": torch.Size(shape) for place, shape in enumerate(SHAPES[:-1])
+    }
+    load_moments(other, named, kept)
+    for p in cut[:-1]:
+        for key in ("exp_avg", "exp_avg_sq"):
+            found, expected = other.state[p][key], optimizer.state[p][key]
+            assert torch.equal(found.to_local(), expected.to_local())
+
+
+def check_refusals(folder: Path, mesh: DeviceMesh) -> None:
+    """What cannot be right is refused, with a way out."""
+    for name in ("ewc", "vr-mcl", "migu", "kif, single examples"):
+        assert "plain data parallelism" in _refused(lambda name=name: months(folder / name, name))
+    columns = nn.Parameter(distribute_tensor(torch.zeros(4, 4), mesh, [Shard(1)]))
+    assert "the.weight: cut as" in _refused(lambda: Shards([("the.weight", columns)]))
+    same = nn.Parameter(distribute_tensor(torch.zeros(4, 4), mesh, [Replicate()]))
+    assert "the.weight: cut as" in _refused(lambda: Shards([("the.weight", same)]))
+    _, cut = cut_parameters(mesh)
+    mixed = [("cut", cut[0]), ("plain", nn.Parameter(torch.zeros(2)))]
+    assert "plain: not cut" in _refused(lambda: Shards(mixed))
+
+
+def _refused(call: Any) -> str:
+    try:
+        call()
+    except RunError as error:
+        return str(error)
+    raise AssertionError("it was not refused")
+
+
+def main(output: str) -> None:
+    """Check the pieces, then train with each method."""
+    torch.set_num_threads(1)
+    gc.freeze()
+    dist.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (2,))
+    check_pieces(mesh)
+    check_moments(mesh)
+    cut_by_accelerate()
+    check_refusals(Path(output) / "refused", mesh)
+    for name in NAMES:
+        save_file(months(Path(output) / name, name), Path(output) / name / f"{dist.get_rank()}.safetensors")
+    again = months(Path(output) / "again", INTERRUPTED, dies_at=5)
+    save_file(again, Path(output) / "again" / f"{dist.get_rank()}.safetensors")
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # threads that gloo leaves behind with pieces abort the interpreter's own end
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

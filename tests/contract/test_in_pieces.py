@@ -1,0 +1,50 @@
+"""A user's script whose model FSDP2 has cut into pieces, on two processes of this machine without a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.contract import script_in_pieces
+from tests.months import same
+from tests.processes import run_two
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture(scope="module")
+def in_pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes check what pieces must do, and run the script with every method that can."""
+    folder = tmp_path_factory.mktemp("pieces")
+    run_two("tests.contract.script_in_pieces", str(folder), timeout=180)
+    return folder
+
+
+@pytest.mark.parametrize("name", script_in_pieces.NAMES)
+def test_a_model_in_pieces_learns_what_a_whole_one_does(in_pieces: Path, tmp_path: Path, name: str):
+    expected = script_in_pieces.months(tmp_path, name)
+    found = [load_file(in_pieces / name / f"{rank}.safetensors") for rank in range(2)]
+    assert same(*found)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[0][key], value, rtol=1e-4, atol=1e-5)
+    memory = [folder / "state" / "after-2" / "memory.jsonl" for folder in (in_pieces / name, tmp_path)]
+    assert memory[0].is_file() == memory[1].is_file()
+    assert not memory[1].is_file() or memory[0].read_bytes() == memory[1].read_bytes()
+
+
+@pytest.mark.parametrize("name", script_in_pieces.NAMES)
+def test_the_state_of_a_model_in_pieces_holds_the_whole_weights(in_pieces: Path, name: str):
+    kept = load_file(in_pieces / name / "state" / "after-2" / "weights.safetensors")
+    found = load_file(in_pieces / name / "0.safetensors")
+    assert {key.replace(".default", ""): value.tolist() for key, value in found.items()} == {
+        key: value.tolist() for key, value in kept.items()
+    }
+
+
+def test_a_model_in_pieces_goes_on_from_a_checkpoint_bit_for_bit(in_pieces: Path):
+    for rank in range(2):
+        found = load_file(in_pieces / "again" / f"{rank}.safetensors")
+        assert same(found, load_file(in_pieces / script_in_pieces.INTERRUPTED / f"{rank}.safetensors"))
