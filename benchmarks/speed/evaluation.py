@@ -114,7 +114,14 @@ def pair(adapter: Path, max_input: int) -> tuple[Any, Backbone, Evaluator]:
 
 
 def compare_one(
-    task: Task, kind: str, evaluator: Evaluator, theirs: Any, plain: Backbone, rows: int, pairs: int
+    task: Task,
+    kind: str,
+    evaluator: Evaluator,
+    theirs: Any,
+    plain: Backbone,
+    rows: int,
+    pairs: int,
+    warm_up: int = 1,
 ) -> tuple[Ratio, list[tuple[float, float]]]:
     """Time the answers to one task; the ratio, and the pairs of seconds that it sums up."""
     encoded = evaluator.encoder.encode_many(task.test)
@@ -128,7 +135,7 @@ def compare_one(
         with plain.autocast():
             texts["theirs"] = plainly(theirs, plain.tokenizer, prompts, rows, evaluator.limit(task))
 
-    times = in_turn(ours, plainly_so, pairs)
+    times = in_turn(ours, plainly_so, pairs, warm_up)
     same = sum(a == b for a, b in zip(texts["ours"], texts["theirs"], strict=True))
     scores = [
         [score_one(text, one.references, task.metric) for text, one in zip(answers, task.test, strict=True)]

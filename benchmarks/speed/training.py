@@ -18,7 +18,7 @@ from kifuse.models.loading import Backbone, load_backbone
 from kifuse.registry import build_method
 from kifuse.tasks.collator import Collator
 from kifuse.tasks.encoding import Encoded
-from kifuse.training.batches import ModelCollator, OrderedExamples
+from kifuse.training.batches import MemoryBatches, ModelCollator, OrderedExamples
 from kifuse.training.callback import MethodCallback
 from kifuse.training.loss import TargetLoss
 
@@ -86,13 +86,96 @@ class InTurn(MethodCallback):
             self.inside += time.perf_counter() - began
 
 
+class Rounds(MethodCallback):
+    """Drives a method with memory steps, and times its steps and what its hooks take beside the passes."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.times: list[tuple[float, float]] = []
+        """(seconds of a step, of these in hooks but not in a memory step's forward and backward)."""
+        self._began = self._beside = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Have the passes of memory steps counted apart."""
+        super().on_train_begin(args, state, control, **kwargs)
+        context = self._context()
+        backward = context._backward
+
+        def counted(batch: Any) -> Any:
+            began = time.perf_counter()
+            found = backward(batch)
+            self._beside -= time.perf_counter() - began
+            return found
+
+        context._backward = counted
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._began, self._beside = time.perf_counter(), 0.0
+        super().on_step_begin(args, state, control, **kwargs)
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The hook."""
+        self._timed(super().on_pre_optimizer_step, *args, **kwargs)
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The hook."""
+        self._timed(super().on_optimizer_step, *args, **kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The hook, memory steps and all; stop the clock."""
+        self._timed(super().on_step_end, args, state, control, **kwargs)
+        self.times.append((time.perf_counter() - self._began, self._beside))
+
+    def _timed(self, hook: Any, *args: Any, **kwargs: Any) -> None:
+        began = time.perf_counter()
+        hook(*args, **kwargs)
+        self._beside += time.perf_counter() - began
+
+
+def rounds(name: str, count: int) -> Ratio:
+    """Rounds of Recurrent-KIF, memory steps and fusions, beside their forward and backward passes alone."""
+    base, model = backbone(name)
+    encoded = examples(base.model.config.vocab_size, ROWS * 2)
+    method = build_method("recurrent-kif", {})
+    length = method.settings()["inner_steps"]
+    memory = MemoryBatches(encoded, ROWS, seed=0)
+    driver = Rounds(method, index=1, name="b", memory=memory)
+    train(driver, base, model, encoded, length * (count + 1))
+    steps = driver.times[length:]  # the first round warms up
+    each = [steps[at : at + length] for at in range(0, len(steps), length)]
+    whole = [(sum(a for a, _ in one), sum(a - b for a, b in one)) for one in each]
+    share = 100 * sum(b for _, b in steps) / sum(a for a, _ in steps)
+    return ratio(
+        "a round of recurrent-kif",
+        f"{length} steps, memory step, fusion",
+        "the same passes and steps without what its hooks do beside them",
+        whole,
+        f"{ROWS} x {LENGTH} tokens, {base.precision}; {share:.2f}% of it in hooks beside passes",
+    )
+
+
 def overhead(name: str, method: str, pairs: int) -> Ratio:
     """Plain steps of PEFT and Trainer beside steps with a method, in turn, in one training."""
     base, model = backbone(name)
     encoded = examples(base.model.config.vocab_size, ROWS * 2)
     driver = InTurn(build_method(method, {}), index=1, name="b")
     driver.method.begin_task(TaskInfo(0, "a", 1), Parameters(model.named_parameters()))
-    steps = 2 * pairs + 4
+    train(driver, base, model, encoded, 2 * pairs + 4)
+    on = [t for active, t in driver.times[4:] if active]
+    off = [t for active, t in driver.times[4:] if not active]
+    share = 100 * driver.inside / sum(t for active, t in driver.times if active)
+    return ratio(
+        f"a step with {method}",
+        f"kifuse, {method}",
+        "PEFT and Trainer alone",
+        list(zip(on, off, strict=True)),
+        f"{ROWS} x {LENGTH} tokens, {base.precision}; {share:.2f}% of the step inside the method's hooks",
+    )
+
+
+def train(driver: MethodCallback, base: Backbone, model: Any, encoded: list[Encoded], steps: int) -> None:
+    """Train with a callback that looks at the clock."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
@@ -106,16 +189,6 @@ def overhead(name: str, method: str, pairs: int) -> Ratio:
         )
         driver.attach(trainer)
         trainer.train()
-    on = [t for active, t in driver.times[4:] if active]
-    off = [t for active, t in driver.times[4:] if not active]
-    share = 100 * driver.inside / sum(t for active, t in driver.times if active)
-    return ratio(
-        f"a step with {method}",
-        f"kifuse, {method}",
-        "PEFT and Trainer alone",
-        list(zip(on, off, strict=True)),
-        f"{ROWS} x {LENGTH} tokens, {base.precision}; {share:.2f}% of the step inside the method's hooks",
-    )
 
 
 def arguments(folder: Path, base: Backbone, steps: int) -> TrainingArguments:
@@ -178,4 +251,5 @@ def compare(quick: bool, name: str = "smollm2-135m") -> list[Ratio]:
     """Time them."""
     pairs = 3 if quick else 30
     found = [overhead(name, method, pairs) for method in ("sequential", "kif", "kiflora")]
+    found.append(rounds(name, 1 if quick else 6))
     return [*found, target_positions(name, max(3, pairs // 3))]
