@@ -129,7 +129,7 @@ def test_one_callback_more_without_strength_is_plain_training(
 
 
 # what looks at examples by number sees others where a data set holds each pass over them
-@pytest.mark.parametrize("name", [n for n in OWN if not method_of(OWN[n]).needs_examples])
+@pytest.mark.parametrize("name", [n for n in OWN if "examples" not in method_of(OWN[n]).needs])
 def test_the_same_batches_give_the_same_weights_as_kifuse_s_own_training(
     tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path, name: str
 ):

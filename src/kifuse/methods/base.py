@@ -7,7 +7,7 @@ the training engine: the same object runs in kifuse's own runner and in anybody'
 | --- | --- | --- |
 | `begin_task` | before training of a task | copy weights, prepare statistics |
 | `continue_task` | instead, when training goes on in its middle | take the statistics up again |
-| `on_batch` | the same moment, for a method that `needs_batch` | ask for gradients at other weights |
+| `on_batch` | the same moment, for a method that needs `batch` | ask for gradients at other weights |
 | `on_gradients` | gradients complete, reduced, unscaled, clipped; weights not moved yet | read, change |
 | `on_update` | the optimizer has really moved | read or correct the update |
 | `on_step` | after each step | take memory steps, fuse, log |
@@ -39,6 +39,13 @@ DataClass = Literal["replay-free", "real replay", "generated replay", "task id g
 
 Real replay keeps examples of earlier tasks, generated replay has a model write them; a method that is told
 which task a test example is of may choose among adapters. All data at once is the upper bound.
+"""
+
+Need = Literal["squares", "magnitudes", "examples", "batch", "curvature"]
+"""What the engine gathers for methods that ask for it, since it costs time, or not every set-up can give it.
+
+In this order: `Parameters.squares`; `Parameters.magnitudes`; gradients of single examples at the end of a
+task; `on_batch`, with gradients on the step's own batch; there, gradients of gradients too.
 """
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -267,9 +274,9 @@ class Method(ABC):
         return "replay-free" if self.old_data == "none" else "real replay"
 
     @property
-    def needs_squares(self) -> bool:
-        """Whether the method reads `Parameters.squares`, which the engine then gathers with hooks."""
-        return False
+    def needs(self) -> frozenset[Need]:
+        """What the engine must gather with these settings, beside gradients and weights."""
+        return frozenset()
 
     def preserved(self, index: int, start: float) -> float:
         """For a method that `renews`: the share of each weight's singular directions that a task freezes.
@@ -286,26 +293,6 @@ class Method(ABC):
         Raises:
             ValueError: The method cannot work with these parameters; the message begins with the setting.
         """
-
-    @property
-    def needs_magnitudes(self) -> bool:
-        """Whether the method reads `Parameters.magnitudes`, which the engine then gathers with hooks."""
-        return False
-
-    @property
-    def needs_examples(self) -> bool:
-        """Whether the method asks for gradients of single examples at the end of a task."""
-        return False
-
-    @property
-    def needs_batch(self) -> bool:
-        """Whether the method asks in `on_batch` for gradients on the step's own batch."""
-        return False
-
-    @property
-    def needs_curvature(self) -> bool:
-        """Whether it asks there for gradients of gradients, which not every model and set-up can give."""
-        return False
 
     def settings(self) -> dict[str, Any]:
         """The method's settings, as they were given or defaulted."""
@@ -351,7 +338,7 @@ class Method(ABC):
         self.begin_task(task, params)
 
     def on_batch(self, ctx: StepContext) -> None:  # noqa: B027 - optional hook
-        """Called before `on_gradients` for a method that `needs_batch`; `ctx.passes` knows the step's batch.
+        """Called before `on_gradients` for a method that needs `batch`; `ctx.passes` knows the step's batch.
 
         A gradient that it leaves non-finite makes the step a bad one: nothing is moved.
         """

@@ -45,6 +45,7 @@ from kifuse.methods.base import (
     SETTINGS,
     Method,
     MethodState,
+    Need,
     Parameters,
     StepContext,
     TaskInfo,
@@ -79,9 +80,9 @@ class EWC(Method):
         return value
 
     @property
-    def needs_examples(self) -> bool:
+    def needs(self) -> frozenset[Need]:
         """The Fisher information is that of single examples."""
-        return True
+        return frozenset({"examples"})
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
         """One pass over the examples that F is the mean of."""

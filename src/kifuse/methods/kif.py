@@ -51,6 +51,7 @@ from kifuse.methods.base import (
     Fraction,
     Method,
     MethodState,
+    Need,
     NotNegative,
     OldData,
     Parameters,
@@ -142,9 +143,9 @@ class KIF(Method):
         return "steps" if self.replay_epochs else "none"
 
     @property
-    def needs_squares(self) -> bool:
-        """The Fisher information of single examples is made of them."""
-        return self.fisher == "per_example"
+    def needs(self) -> frozenset[Need]:
+        """The Fisher information of single examples is made of squares."""
+        return frozenset({"squares"}) if self.fisher == "per_example" else frozenset()
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
         """The replay stage, from the second task on."""
@@ -215,10 +216,10 @@ class KIF(Method):
         return self.orthogonality * float(torch.stack(terms).mean())
 
     def _identify(self, params: Parameters) -> None:
-        if self.needs_squares and params.squares is None:
+        if self.needs and params.squares is None:
             raise ValueError(
                 "fisher 'per_example' needs the squared gradients of single examples in Parameters.squares, "
-                "which the training engine gathers for a method that needs_squares; found none."
+                "which the training engine gathers for a method that needs squares; found none."
             )
         self._tracker.update(params.tensors, params.grads, fisher=params.squares)
 

@@ -34,7 +34,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from kifuse.methods.base import SETTINGS, Method, MethodState, Parameters, TaskInfo
+from kifuse.methods.base import SETTINGS, Method, MethodState, Need, Parameters, TaskInfo
 
 
 @final
@@ -49,9 +49,9 @@ class MIGU(Method):
     _held: Any = field(default=(), init=False, repr=False)
 
     @property
-    def needs_magnitudes(self) -> bool:
-        """The masks are made of them."""
-        return True
+    def needs(self) -> frozenset[Need]:
+        """The masks are made of magnitudes."""
+        return frozenset({"magnitudes"})
 
     def begin_task(self, task: TaskInfo, params: Parameters) -> None:
         """The first task is ordinary training."""
@@ -65,7 +65,7 @@ class MIGU(Method):
         if params.magnitudes is None:
             raise ValueError(
                 "MIGU needs the magnitudes of output units in Parameters.magnitudes, which the training "
-                "engine gathers for a method that needs_magnitudes; found none."
+                "engine gathers for a method that needs magnitudes; found none."
             )
         held = held_back(params.magnitudes, self.quantile)
         masked = [(p, m) for p, m in zip(params.tensors, held, strict=True) if m is not None]

@@ -41,6 +41,7 @@ from kifuse.methods.base import (
     SETTINGS,
     Method,
     MethodState,
+    Need,
     Parameters,
     StepContext,
     TaskInfo,
@@ -68,9 +69,9 @@ class OGD(Method):
     plain_first_task = False
 
     @property
-    def needs_examples(self) -> bool:
+    def needs(self) -> frozenset[Need]:
         """The directions are gradients of single examples."""
-        return self.basis > 0
+        return frozenset({"examples"}) if self.basis else frozenset()
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
         """One pass over the examples whose gradients are kept."""

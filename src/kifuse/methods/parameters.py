@@ -31,11 +31,11 @@ class Parameters:
         self.squares: list[Tensor] | None = None
         """Sum over the step's examples j of the squared g_j, each g_j the example's share of the step's
         gradient (sum_j g_j = g); in the shapes of the parameters, valid from `on_gradients` to `on_update`
-        for a method that `needs_squares`, None elsewhere."""
+        for a method that needs `squares`, None elsewhere."""
         self.magnitudes: list[Tensor | None] | None = None
         """n_j = sum over the step's real tokens of |y_j|, for each output unit j of each trainable linear
         weight: float32, `(out, 1)` for a weight `(out, in)`, `(1, out)` for a transposed one; None for any
-        other parameter. Valid from `on_gradients` to `on_update` for a method that `needs_magnitudes`."""
+        other parameter. Valid from `on_gradients` to `on_update` for a method that needs `magnitudes`."""
 
     @property
     def pairs(self) -> Iterable[tuple[str, nn.Parameter]]:

@@ -32,7 +32,7 @@ class Passes(Protocol):
     """
 
     def step_batch(self) -> Batch:
-        """The step's own batch, all micro-batches of it. In `on_batch` of a method that `needs_batch`."""
+        """The step's own batch, all micro-batches of it. In `on_batch` of a method that needs `batch`."""
         ...
 
     def draw_memory(self) -> Batch:

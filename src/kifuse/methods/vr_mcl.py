@@ -49,6 +49,7 @@ from kifuse.methods.base import (
     SETTINGS,
     Method,
     MethodState,
+    Need,
     NotNegative,
     OldData,
     Past,
@@ -90,14 +91,9 @@ class VRMCL(Method):
         return "steps"
 
     @property
-    def needs_batch(self) -> bool:
-        """The step's batch is looked at again at other weights."""
-        return True
-
-    @property
-    def needs_curvature(self) -> bool:
-        """Only second order differentiates gradients."""
-        return self.second_order
+    def needs(self) -> frozenset[Need]:
+        """The step's batch is looked at again at other weights; second order differentiates twice."""
+        return frozenset({"batch", "curvature"}) if self.second_order else frozenset({"batch"})
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
         """At each of two points K inner minibatches, and K times batch and memory batch."""

@@ -94,13 +94,13 @@ class MethodCallback(TrainerCallback):
             refuse_shards(self.method, by_engine=self.by_engine)
         refuse_parameters(self.method, params)
         self._release()
-        if self.method.needs_squares:
+        if "squares" in self.method.needs:
             self._squares = StepSquares(self.trainer, model, params)
-        if self.method.needs_magnitudes:
+        if "magnitudes" in self.method.needs:
             self._magnitudes = StepMagnitudes(self.trainer, model, params)
         self.guard.watch(self.trainer, shards.own)
-        if self.method.needs_batch:
-            self._inputs = StepInputs(self.trainer, model, curvature=self.method.needs_curvature)
+        if "batch" in self.method.needs:
+            self._inputs = StepInputs(self.trainer, model, curvature="curvature" in self.method.needs)
         self.context = self._new_context(shards)
         self.context.total_steps = state.max_steps
         self.context.heard = self.heard

@@ -24,7 +24,7 @@ OF_THE_ENCODER = {"k", "v", "k_proj", "v_proj", "key", "value"}
 
 
 class StepMagnitudes:
-    """What `Parameters.magnitudes` holds in each optimizer step, for a method that `needs_magnitudes`.
+    """What `Parameters.magnitudes` holds in each optimizer step, for a method that needs `magnitudes`.
 
     Args:
         trainer: A Trainer that is about to train.

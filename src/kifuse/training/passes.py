@@ -181,7 +181,7 @@ class TrainerPasses:
             RunError: No step's batch was kept.
         """
         if self._batch is None:
-            raise RunError("a step's batch is known in on_batch only, for a method that needs_batch.")
+            raise RunError("a step's batch is known in on_batch only, for a method that needs it.")
         return self._batch
 
     def draw_memory(self) -> TrainerBatch:

@@ -98,8 +98,7 @@ def refuse_shards(method: Method, *, by_engine: bool) -> None:
             "process; use plain data parallelism (torchrun, accelerate launch), or your own Trainer script "
             "with the method's callback, which works under FSDP version 2."
         )
-    wants = ("needs_squares", "needs_magnitudes", "needs_examples", "needs_batch")
-    if any(getattr(method, name) for name in wants):
+    if method.needs:
         raise RunError(
             f"fsdp: with these settings {type(method).__name__} looks into single layers or examples, or at "
             "the step's batch again, which is not possible where the layers are in pieces; use plain data "

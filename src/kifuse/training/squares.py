@@ -13,7 +13,7 @@ from kifuse.methods.base import Parameters
 
 
 class StepSquares:
-    """What `Parameters.squares` holds in each optimizer step, for a method that `needs_squares`.
+    """What `Parameters.squares` holds in each optimizer step, for a method that needs `squares`.
 
     The squares are brought to the scale of the step's gradient, g = sum_j g_j over the examples j of all
     micro-batches and processes: clipping multiplies g, and so each g_j, by a factor c, and the squares by

@@ -160,7 +160,7 @@ class StandaloneCallback(MethodCallback):
 
     def _new_context(self, shards: Shards) -> TrainerContext:
         collate = getattr(self._loader, "collate_fn", None)
-        examples = examples_of(self._loader) if self.method.needs_examples else None
+        examples = examples_of(self._loader) if "examples" in self.method.needs else None
         return TrainerContext(
             self.trainer, shards, self.memory, guard=self.guard, collate=collate, examples=examples
         )

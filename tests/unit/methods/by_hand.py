@@ -117,7 +117,7 @@ class ByHand:
         for batch, rate in zip(self.current, self.rates, strict=True):
             self.batch = batch
             self._gradients(batch)
-            if self.method.needs_batch:
+            if "batch" in self.method.needs:
                 self.method.on_batch(self)
             self.method.on_gradients(self.params)
             self.lr = rate

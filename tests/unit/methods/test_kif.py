@@ -29,7 +29,7 @@ class Learning(ByHand):
 
     def _gradients(self, batch: Batch) -> None:
         super()._gradients(batch)
-        if self.method.needs_squares:
+        if "squares" in self.method.needs:
             theta, (x, target) = dict(zip(self.params.names, self.params.tensors, strict=True)), batch
             shares = [
                 lambda row=row: loss(theta, (x[row : row + 1], target[row : row + 1])) / len(x)
@@ -253,7 +253,7 @@ def test_a_history_of_other_units_is_refused():
 
 def test_single_examples_need_an_engine_that_gathers_them():
     method = _method({"name": "kiflora", "fisher": "per_example"})
-    assert method.needs_squares and not _method({"name": "kiflora"}).needs_squares
+    assert method.needs == {"squares"} and not _method({"name": "kiflora"}).needs
     with pytest.raises(ValueError, match=r"Parameters\.squares"):
         ByHand(method, values(), batches(1), []).train()
 

@@ -123,7 +123,7 @@ def test_a_basis_of_nothing_is_plain_training():
 
     expected = LookingBack(Sequential(), values(), batches(STEPS), [], index=1).train()[-1]
     assert all(torch.equal(end[n], expected[n]) for n in end)
-    assert not plain.events and not OGD(basis=0).needs_examples
+    assert not plain.events and not OGD(basis=0).needs
 
 
 @pytest.mark.parametrize("project", ["update", "gradient"])

@@ -209,4 +209,4 @@ def test_the_cost_is_counted(settings: dict[str, Any], passes: int):
 def test_the_defaults_are_those_established():
     made = VRMCL()
     assert (made.inner_size, made.alpha, made.alpha_lr, made.momentum, made.clip) == (8, 0.1, 0.25, 0.15, 1.0)
-    assert not made.second_order and made.needs_batch and not made.needs_curvature
+    assert not made.second_order and made.needs == {"batch"}

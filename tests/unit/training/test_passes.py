@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kifuse.config import TrainingConfig
 from kifuse.errors import RunError
-from kifuse.methods.base import SETTINGS, Method, MethodState, OldData, StepContext
+from kifuse.methods.base import SETTINGS, Method, MethodState, Need, OldData, StepContext
 from kifuse.models.loading import Backbone
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.one_task import TaskTraining, train_task
@@ -41,12 +41,9 @@ class Looking(Method):
         return "steps"
 
     @property
-    def needs_batch(self) -> bool:
-        return self.at_batch is not None
-
-    @property
-    def needs_curvature(self) -> bool:
-        return self.curvature
+    def needs(self) -> frozenset[Need]:
+        wanted: dict[Need, bool] = {"batch": self.at_batch is not None, "curvature": self.curvature}
+        return frozenset(need for need, is_so in wanted.items() if is_so)
 
     def on_batch(self, ctx: StepContext) -> None:
         self.at_batch(ctx)
