@@ -119,23 +119,28 @@ RIVALS = (
 )
 """The other methods, with their defaults."""
 
-ADAPTERS: dict[str, dict[str, Any]] = {"osf": {"kind": "osf"}}
+ADAPTERS: dict[str, dict[str, Any]] = {"osf": {"kind": "osf"}, "osf-own-rate": {"kind": "osf"}}
 """What is trained where it is not LoRA: smaller singular directions of the same projections."""
 
+RATES = {"osf-own-rate": 5e-5}
+"""Learning rates other than the regime's, which is one for LoRA: the one of OSF's paper."""
+
 ROWS |= {name: {"name": name} for name in RIVALS}
+ROWS["osf-own-rate"] = {"name": "osf"}
 ROWS |= {f"rkif-{label}": {"name": "recurrent-kif", **change} for label, change in ABLATIONS.items()}
 ROWS |= {f"kiflora-{label}": {"name": "kiflora", **change} for label, change in OF_KIFLORA.items()}
 
 
 def config(row: str, seed: int, data: Path, folder: Path, threads: int | None, order: int = 1) -> RunConfig:
     """The regime with one row's method."""
-    model = REGIME["model"]
+    model, training = REGIME["model"], REGIME["training"]
+    rate = RATES.get(row, training["learning_rate"])
     return RunConfig.model_validate(
         {
             **REGIME,
             "model": {**model, "adapter": ADAPTERS.get(row, model["adapter"])},
             "data": {**REGIME["data"], "path": data, "order": order},
-            "training": {**REGIME["training"], "seed": seed, "threads": threads},
+            "training": {**training, "learning_rate": rate, "seed": seed, "threads": threads},
             "method": ROWS[row],
             "output": folder,
         }
