@@ -27,8 +27,8 @@ from tests.months import OWN, Died, script
 from tests.tiny import build_tokenizer
 
 INTERRUPTED = "recurrent-kif, own optimizer"
-NAMES = ["sequential", "kif", "kif-m", "kiflora", "ema", "recurrent-kif", INTERRUPTED, "aimmerging", "slao"]
-"""Of the others these, which among them use every hook, both optimizers of a memory step, and averages."""
+NAMES = ["sequential", "kif-m", "kiflora", "recurrent-kif", INTERRUPTED, "aimmerging", "slao"]
+"""Of the others these, which among them use every hook, and both optimizers of a memory step."""
 SHAPES = [(5, 3), (1, 4), (2, 7, 2), (6,), (3, 1)]
 """Of tensors that two processes cut evenly, unevenly, and so that one of them has nothing."""
 
@@ -56,15 +56,18 @@ def cut_by_accelerate() -> None:
     AcceleratorState.__init__ = made  # type: ignore[method-assign]
 
 
-def months(folder: Path, name: str, *, dies_at: int | None = None) -> dict[str, Tensor]:
+def months(
+    folder: Path, name: str, *, dies_at: int | None = None, accumulation: int = 1
+) -> dict[str, Tensor]:
     """Two months of a script with batches of four over all processes, the second perhaps interrupted once.
 
     Returns:
         The whole weights after the second.
     """
+    processes = dist.get_world_size() if dist.is_initialized() else 1
     changes: dict[str, Any] = {
-        "per_device_train_batch_size": 4 // (dist.get_world_size() if dist.is_initialized() else 1),
-        "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": 4 // processes // accumulation,
+        "gradient_accumulation_steps": accumulation,
         "train_sampling_strategy": "sequential",
     }
     go = partial(script, build_tokenizer(), folder, settings=OWN[name], dropout=0.0, **changes)
@@ -176,6 +179,8 @@ def main(output: str) -> None:
         save_file(months(Path(output) / name, name), Path(output) / name / f"{dist.get_rank()}.safetensors")
     again = months(Path(output) / "again", INTERRUPTED, dies_at=5)
     save_file(again, Path(output) / "again" / f"{dist.get_rank()}.safetensors")
+    gathered = months(Path(output) / "gathered", "recurrent-kif", accumulation=2)
+    save_file(gathered, Path(output) / "gathered" / f"{dist.get_rank()}.safetensors")
     dist.barrier()
     sys.stdout.flush()
     os._exit(0)  # threads that gloo leaves behind with pieces abort the interpreter's own end

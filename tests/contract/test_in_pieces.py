@@ -48,3 +48,10 @@ def test_a_model_in_pieces_goes_on_from_a_checkpoint_bit_for_bit(in_pieces: Path
     for rank in range(2):
         found = load_file(in_pieces / "again" / f"{rank}.safetensors")
         assert same(found, load_file(in_pieces / script_in_pieces.INTERRUPTED / f"{rank}.safetensors"))
+
+
+def test_gradients_are_accumulated_over_pieces(in_pieces: Path):
+    for rank in range(2):
+        found = load_file(in_pieces / "gathered" / f"{rank}.safetensors")
+        expected = load_file(in_pieces / "recurrent-kif" / f"{rank}.safetensors")
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
