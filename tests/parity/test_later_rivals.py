@@ -94,7 +94,14 @@ def test_aimmerging_merges_where_the_code_does(
 def test_vr_mcl_takes_the_meta_gradient_of_the_equations(
     backbone: Backbone, tiny_stream: Path, tmp_path: Path, second: bool, accumulation: int
 ):
-    settings = {"name": "vr-mcl", "second_order": second, "inner_size": 3, "alpha": 0.5, "clip": 2.0}
+    settings = {
+        "name": "vr-mcl",
+        "second_order": second,
+        "inner_size": 3,
+        "alpha": 0.5,
+        "alpha_lr": 0.25,
+        "clip": 2.0,
+    }
     reached, done = driven(
         backbone,
         tiny_stream,

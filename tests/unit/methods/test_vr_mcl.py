@@ -31,8 +31,11 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+RATES = {"alpha": 0.1, "alpha_lr": 0.25}
+
+
 def method(**settings: Any) -> VRMCL:
-    return VRMCL(**{"inner_size": SIZE, **settings})
+    return VRMCL(**{"inner_size": SIZE, **RATES, **settings})
 
 
 def training_of(made: VRMCL, index: int = 1, limit: float | None = None) -> ByHand:
@@ -48,7 +51,7 @@ def joined(first: Any, second: Any) -> Any:
 
 
 def literal(second: bool, limit: float | None, **settings: Any) -> list[Any]:
-    given = {"inner_size": SIZE, "alpha": 0.1, "alpha_lr": 0.25, "momentum": 0.15, "clip": 1.0, **settings}
+    given = {"inner_size": SIZE, **RATES, "momentum": 0.15, "clip": 1.0, **settings}
     size = given["inner_size"]
     return reference.vr_mcl(
         values(),
@@ -208,5 +211,6 @@ def test_the_cost_is_counted(settings: dict[str, Any], passes: int):
 
 def test_the_defaults_are_those_established():
     made = VRMCL()
-    assert (made.inner_size, made.alpha, made.alpha_lr, made.momentum, made.clip) == (8, 0.1, 0.25, 0.15, 1.0)
+    assert (made.inner_size, made.momentum, made.clip) == (8, 0.15, 1.0)
+    assert (made.alpha, made.alpha_lr) == (0.1 / 100, 0.25 / 100)  # ours for adapters
     assert not made.second_order and made.needs == {"batch"}
