@@ -31,7 +31,7 @@ class CausalRows:
         self._length = shared + width
         self._positions = (shared + seen.cumsum(dim=-1) - 1).clamp(min=0)
         self._next = self._positions[:, -1:] + 1
-        some = rows if session.read_at_once is None else max(session.read_at_once // width, 1)
+        some = session.rows_at_once(rows, width)
         parts = [self._read(ids, range(at, min(at + some, rows)), prefix) for at in range(0, rows, some)]
         if len(parts) > 1 and _slides(parts[0][1]):
             parts = [self._read(ids, range(rows), prefix)]

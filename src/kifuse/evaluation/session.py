@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Tokens of prompts that a CPU reads at once: more, and what a layer hands to the next leaves its caches.
-_CPU_TOKENS = 768
+# Tokens of prompts that a CPU reads at once: more, and what a layer hands to the next leaves its caches. Of
+# long prompts up to four, within the second number: fewer rows leave its matrix products short of work.
+_CPU_TOKENS, _CPU_MOST_TOKENS, _CPU_ROWS = 768, 1440, 4
 # Settings of a generation config that make `generate` more than an argmax, and where they have no effect.
 # fmt: off
 _SHAPING = (
@@ -42,7 +43,6 @@ class Session:
     start: int
     max_new: int
     plain: bool
-    read_at_once: int | None
 
     @classmethod
     def build(cls, model: Any, tokenizer: Any, encoder_decoder: bool, max_new: int) -> Session:
@@ -68,8 +68,13 @@ class Session:
             max_new=max_new,
             # Virtual prompt tokens need PEFT's own preparation of the inputs.
             plain=shaped or bool(getattr(adapter, "is_prompt_learning", False)),
-            read_at_once=_CPU_TOKENS if device.type == "cpu" else None,
         )
+
+    def rows_at_once(self, rows: int, width: int) -> int:
+        """How many of a batch's prompts, padded to `width` tokens, are read together."""
+        if self.device.type != "cpu":
+            return rows
+        return max(_CPU_TOKENS // width, min(_CPU_ROWS, _CPU_MOST_TOKENS // width), 1)
 
     def last_logits(self, columns: int, **inputs: Tensor | Any) -> tuple[Tensor, Any]:
         """Logits of the last positions, (rows, columns, vocabulary), and the whole output."""

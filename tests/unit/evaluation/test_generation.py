@@ -191,8 +191,9 @@ def test_equals_generate_on_each_prompt_alone(
     expected = plain_texts(model, tokenizer, prompts, encoder_decoder)
     assert len(set(expected)) > len(prompts) // 2
     model.train()
-    for at_once in (session._CPU_TOKENS, 40):  # in one piece, and in pieces of some rows
+    for at_once, least in ((session._CPU_TOKENS, 4), (40, 1)):  # in one piece, and in pieces of some rows
         monkeypatch.setattr(session, "_CPU_TOKENS", at_once)
+        monkeypatch.setattr(session, "_CPU_ROWS", least)
         found = greedy_generate(
             model, tokenizer, prompts, encoder_decoder=encoder_decoder, max_new_tokens=NEW, batch_tokens=120
         )
