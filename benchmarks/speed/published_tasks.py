@@ -42,11 +42,8 @@ def compare(quick: bool, data: Path) -> list[Ratio]:
         learner.learn(mixed)
         theirs, plain, evaluator = pair(learner.adapter, 512)
     chosen = [replace(task, test=task.test[: 4 if quick else ASKED]) for task in tasks]
-    single = [
-        # one task warms up for all, whose answers take minutes
-        compare_one(task, "labels", evaluator, theirs, plain, BATCH, 1, 0)
-        for number, task in enumerate(chosen)
-    ]
+    # once each: the answers take minutes
+    single = [compare_one(task, "labels", evaluator, theirs, plain, BATCH, 1, 0) for task in chosen]
     turns = zip(*(pairs for _, pairs in single), strict=True)
     whole = [(math.fsum(a for a, _ in turn), math.fsum(b for _, b in turn)) for turn in turns]
     note = f"{sum(len(task.test) for task in chosen)} prompts; {evaluator.backbone.precision}"
