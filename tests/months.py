@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -142,6 +143,31 @@ def script(
     trainer.train(resume_from_checkpoint=resume or None)
     trainer.save_model(str(output / "adapter"))
     return weights(model)
+
+
+def of_both(folder: Path) -> list[dict[str, Tensor]]:
+    """What each of two processes has saved in a folder."""
+    return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
+
+
+def check_two_learned_as_one(two: Path, one: Path, expected: dict[str, Tensor], name: str) -> None:
+    """Two processes ended alike, with the weights and the memory of one.
+
+    Args:
+        two: What they wrote, `state` among it.
+        one: What one process wrote.
+        expected: Its weights.
+        name: Of the method, a key of `OWN`.
+    """
+    found = of_both(two)
+    assert same(*found)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[0][key], value, rtol=1e-4, atol=1e-5)
+    memory = [folder / "state" / "after-2" / "memory.jsonl" for folder in (two, one)]
+    if method_of(OWN[name]).old_data == "steps":
+        assert memory[0].read_bytes() == memory[1].read_bytes()
+    else:
+        assert not any(file.exists() for file in memory)
 
 
 def weights(model: Any) -> dict[str, Tensor]:

@@ -46,25 +46,25 @@ def backbone(name: str) -> tuple[Backbone, Any]:
     return found, add_adapter(found.model, adapter, encoder_decoder=found.encoder_decoder, seed=0)
 
 
-class InTurn(MethodCallback):
-    """Drives a method in every other step, and times all steps; the steps between are plain training."""
+class Clocked(MethodCallback):
+    """Drives a method and takes the time of its hooks.
+
+    Attributes:
+        active: Whether the hooks are on in this step.
+        inside: Seconds in hooks since `on_step_begin`.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.times: list[tuple[bool, float]] = []
-        self.inside = 0.0
         self.active = True
-        self._began = 0.0
+        self.inside = 0.0
+        self.began = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock; every other step is plain."""
-        self._began = time.perf_counter()
-        self.active = state.global_step % 2 == 0
+        """Start the clock."""
+        self.began, self.inside = time.perf_counter(), 0.0
         if self.active:
-            self.guard.watch(self.trainer, self._context().params)
             super().on_step_begin(args, state, control, **kwargs)
-        else:
-            self.guard.release()
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The hook, where it is on."""
@@ -74,10 +74,14 @@ class InTurn(MethodCallback):
         """The hook, where it is on."""
         self._timed(super().on_optimizer_step, *args, **kwargs)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """The hook, where it is on; stop the clock."""
-        self._timed(super().on_step_end, args, state, control, **kwargs)
-        self.times.append((self.active, time.perf_counter() - self._began))
+        self._timed(super().on_step_end, *args, **kwargs)
+        self.stopped(time.perf_counter() - self.began)
+
+    def stopped(self, seconds: float) -> None:
+        """A step has taken so long."""
+        raise NotImplementedError
 
     def _timed(self, hook: Any, *args: Any, **kwargs: Any) -> None:
         if self.active:
@@ -86,14 +90,36 @@ class InTurn(MethodCallback):
             self.inside += time.perf_counter() - began
 
 
-class Rounds(MethodCallback):
-    """Drives a method with memory steps, and times its steps and what its hooks take beside the passes."""
+class InTurn(Clocked):
+    """Drives a method in every other step; the steps between are plain training."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.times: list[tuple[bool, float]] = []
+        self.hooks = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Every other step is plain."""
+        self.active = state.global_step % 2 == 0
+        super().on_step_begin(args, state, control, **kwargs)
+        if self.active:
+            self.guard.watch(self.trainer, self._context().params)
+        else:
+            self.guard.release()
+
+    def stopped(self, seconds: float) -> None:
+        """Keep whether the hooks were on, too."""
+        self.times.append((self.active, seconds))
+        self.hooks += self.inside
+
+
+class Rounds(Clocked):
+    """Drives a method with memory steps, whose forward and backward passes do not count as hooks."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.times: list[tuple[float, float]] = []
-        """(seconds of a step, of these in hooks but not in a memory step's forward and backward)."""
-        self._began = self._beside = 0.0
+        """(seconds of a step, of these in hooks beside passes)."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Have the passes of memory steps counted apart."""
@@ -104,33 +130,14 @@ class Rounds(MethodCallback):
         def counted(batch: Any) -> Any:
             began = time.perf_counter()
             found = backward(batch)
-            self._beside -= time.perf_counter() - began
+            self.inside -= time.perf_counter() - began
             return found
 
         context._backward = counted
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self._began, self._beside = time.perf_counter(), 0.0
-        super().on_step_begin(args, state, control, **kwargs)
-
-    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The hook."""
-        self._timed(super().on_pre_optimizer_step, *args, **kwargs)
-
-    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The hook."""
-        self._timed(super().on_optimizer_step, *args, **kwargs)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The hook, memory steps and all; stop the clock."""
-        self._timed(super().on_step_end, args, state, control, **kwargs)
-        self.times.append((time.perf_counter() - self._began, self._beside))
-
-    def _timed(self, hook: Any, *args: Any, **kwargs: Any) -> None:
-        began = time.perf_counter()
-        hook(*args, **kwargs)
-        self._beside += time.perf_counter() - began
+    def stopped(self, seconds: float) -> None:
+        """Keep what the hooks took, too."""
+        self.times.append((seconds, self.inside))
 
 
 def rounds(name: str, count: int) -> Ratio:
@@ -164,7 +171,7 @@ def overhead(name: str, method: str, pairs: int) -> Ratio:
     train(driver, base, model, encoded, 2 * pairs + 4)
     on = [t for active, t in driver.times[4:] if active]
     off = [t for active, t in driver.times[4:] if not active]
-    share = 100 * driver.inside / sum(t for active, t in driver.times if active)
+    share = 100 * driver.hooks / sum(t for active, t in driver.times if active)
     return ratio(
         f"a step with {method}",
         f"kifuse, {method}",

@@ -175,12 +175,11 @@ def main(output: str) -> None:
     check_moments(mesh)
     cut_by_accelerate()
     check_refusals(Path(output) / "refused", mesh)
-    for name in NAMES:
-        save_file(months(Path(output) / name, name), Path(output) / name / f"{dist.get_rank()}.safetensors")
-    again = months(Path(output) / "again", INTERRUPTED, dies_at=5)
-    save_file(again, Path(output) / "again" / f"{dist.get_rank()}.safetensors")
-    gathered = months(Path(output) / "gathered", "recurrent-kif", accumulation=2)
-    save_file(gathered, Path(output) / "gathered" / f"{dist.get_rank()}.safetensors")
+    cases: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in NAMES}
+    cases |= {"again": (INTERRUPTED, {"dies_at": 5}), "gathered": ("recurrent-kif", {"accumulation": 2})}
+    for case, (name, changes) in cases.items():
+        folder = Path(output) / case
+        save_file(months(folder, name, **changes), folder / f"{dist.get_rank()}.safetensors")
     dist.barrier()
     sys.stdout.flush()
     os._exit(0)  # threads that gloo leaves behind with pieces abort the interpreter's own end

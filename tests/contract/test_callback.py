@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -20,7 +19,19 @@ from kifuse.training.batches import ModelCollator
 from kifuse.training.loss import TargetLoss
 from tests.contract import script_of_many
 from tests.contract.test_contract import _hooks
-from tests.months import OWN, Died, make_trainer, method_of, new_model, rows, same, script, weights
+from tests.months import (
+    OWN,
+    Died,
+    check_two_learned_as_one,
+    make_trainer,
+    method_of,
+    new_model,
+    of_both,
+    rows,
+    same,
+    script,
+    weights,
+)
 from tests.processes import run_two
 from tests.runs import TASKS
 from tests.two_tasks import adapted, encoded, learn, load
@@ -187,16 +198,11 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", script_of_many.NAMES)
 def test_a_script_on_two_processes_learns_what_one_does(two_processes: Path, tmp_path: Path, name: str):
     expected, _ = script_of_many.train(tmp_path, name)
-    found = [load_file(two_processes / name / f"{rank}.safetensors") for rank in range(2)]
-    assert same(*found)
-    for key, value in expected.items():
-        torch.testing.assert_close(found[0][key], value, rtol=1e-4, atol=1e-5)
-    memory = [folder / "state" / "after-2" / "memory.jsonl" for folder in (two_processes / name, tmp_path)]
-    assert memory[0].read_bytes() == memory[1].read_bytes()
+    check_two_learned_as_one(two_processes / name, tmp_path, expected, name)
 
 
 def test_a_loss_that_breaks_on_one_process_skips_the_step_on_all(two_processes: Path):
-    found = [load_file(two_processes / "broken" / f"{rank}.safetensors") for rank in range(2)]
+    found = of_both(two_processes / "broken")
     assert same(*found) and all(bool(torch.isfinite(value).all()) for value in found[0].values())
     for rank in range(2):
         counts = json.loads((two_processes / "broken" / f"{rank}.json").read_text("utf-8"))

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.contract import script_in_pieces
-from tests.months import same
+from tests.months import check_two_learned_as_one, of_both, same
 from tests.processes import run_two
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture(scope="module")
 def in_pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two processes check what pieces must do, and run the script with every method that can."""
+    """Two processes check what pieces must do, and run the script with several methods."""
     folder = tmp_path_factory.mktemp("pieces")
     run_two("tests.contract.script_in_pieces", str(folder), timeout=180)
     return folder
@@ -26,13 +26,7 @@ def in_pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", script_in_pieces.NAMES)
 def test_a_model_in_pieces_learns_what_a_whole_one_does(in_pieces: Path, tmp_path: Path, name: str):
     expected = script_in_pieces.months(tmp_path, name)
-    found = [load_file(in_pieces / name / f"{rank}.safetensors") for rank in range(2)]
-    assert same(*found)
-    for key, value in expected.items():
-        torch.testing.assert_close(found[0][key], value, rtol=1e-4, atol=1e-5)
-    memory = [folder / "state" / "after-2" / "memory.jsonl" for folder in (in_pieces / name, tmp_path)]
-    assert memory[0].is_file() == memory[1].is_file()
-    assert not memory[1].is_file() or memory[0].read_bytes() == memory[1].read_bytes()
+    check_two_learned_as_one(in_pieces / name, tmp_path, expected, name)
 
 
 @pytest.mark.parametrize("name", script_in_pieces.NAMES)
@@ -45,13 +39,13 @@ def test_the_state_of_a_model_in_pieces_holds_the_whole_weights(in_pieces: Path,
 
 
 def test_a_model_in_pieces_goes_on_from_a_checkpoint_bit_for_bit(in_pieces: Path):
-    for rank in range(2):
-        found = load_file(in_pieces / "again" / f"{rank}.safetensors")
-        assert same(found, load_file(in_pieces / script_in_pieces.INTERRUPTED / f"{rank}.safetensors"))
+    whole = of_both(in_pieces / script_in_pieces.INTERRUPTED)
+    for found, expected in zip(of_both(in_pieces / "again"), whole, strict=True):
+        assert same(found, expected)
 
 
 def test_gradients_are_accumulated_over_pieces(in_pieces: Path):
-    for rank in range(2):
-        found = load_file(in_pieces / "gathered" / f"{rank}.safetensors")
-        expected = load_file(in_pieces / "recurrent-kif" / f"{rank}.safetensors")
+    for found, expected in zip(
+        of_both(in_pieces / "gathered"), of_both(in_pieces / "recurrent-kif"), strict=True
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
