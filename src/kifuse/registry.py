@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
@@ -309,7 +310,9 @@ def _try_build(name: str, given: dict[str, Any]) -> tuple[Any, list[Problem]]:
     module, _, attribute = entry.target.partition(":")
     cls: Any = _OWN.get(entry.target) or getattr(import_module(module), attribute)
     fields: dict[str, FieldInfo] = {
-        key: each for key, each in cls.__pydantic_fields__.items() if each.init is not False
+        key: _preset(each, entry.preset[key]) if key in entry.preset else each
+        for key, each in cls.__pydantic_fields__.items()
+        if each.init is not False
     }
     problems = [unknown_key((key,), value, fields) for key, value in given.items() if key not in fields]
     known = {key: value for key, value in given.items() if key in fields}
@@ -324,6 +327,13 @@ def _try_build(name: str, given: dict[str, Any]) -> tuple[Any, list[Problem]]:
         made = None
         problems += from_pydantic(error.errors(include_url=False), fields, {**entry.preset, **good})
     return made, [_under_method(problem) for problem in problems]
+
+
+def _preset(wanted: FieldInfo, value: Any) -> FieldInfo:
+    """A class may bear several names; advice tells the default of the name that the user wrote."""
+    found = copy(wanted)
+    found.default = value
+    return found
 
 
 def _is_stray_bool(value: Any, wanted: FieldInfo) -> bool:

@@ -98,6 +98,12 @@ def test_all_wrong_settings_come_at_once(toy: str) -> None:
     assert sorted(keys) == [("method", "bata"), ("method", "beta"), ("method", "steps")]
 
 
+@pytest.mark.parametrize(("name", "default"), [("kif", "matrix"), ("kiflora", "rank")])
+def test_advice_names_the_default_of_the_name_that_was_written(name: str, default: str) -> None:
+    (problem,) = check_settings(name, {"units": "foo"})
+    assert f"({default})" in problem.advice
+
+
 def test_an_exponent_without_a_dot_is_a_number(toy: str) -> None:
     assert build_method(toy, {"rate": "1e-3"}).rate == 0.001  # type: ignore[attr-defined]
 
