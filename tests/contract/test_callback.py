@@ -21,6 +21,7 @@ from tests.contract import script_of_many
 from tests.contract.test_contract import _hooks
 from tests.months import (
     OWN,
+    Die,
     Died,
     check_two_learned_as_one,
     make_trainer,
@@ -93,6 +94,32 @@ def test_going_on_in_the_middle_of_a_task_ends_bit_identical(month: Script, tmp_
         assert not kept.is_file() or kept.read_bytes() == (cut / "state" / "after-2" / file).read_bytes()
     told = [json.loads((f / "state" / "after-2" / "state.json").read_text("utf-8")) for f in (whole, cut)]
     assert told[0]["events"] == told[1]["events"]
+
+
+@pytest.mark.parametrize("name", ["slao", "vr-mcl", "kif", "forever"])
+@pytest.mark.parametrize("kept", [True, False], ids=["with a state folder", "without"])
+def test_a_task_cut_short_is_begun_anew_with_the_same_callback(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str, kept: bool
+):
+    """As in a notebook: training breaks off, the weights are put back, the next Trainer starts over."""
+
+    def months(folder: Path, dies_at: int | None) -> dict[str, Tensor]:
+        state_dir = folder / "state" if kept else None
+        callback = method_of(OWN[name]).callback(per_task=5, state_dir=state_dir)
+        model = new_model(tiny_tokenizer)
+        for number, task in enumerate(TASKS[:3], start=1):
+            data, before = rows(tiny_tokenizer, task), weights(model)
+            for step in [dies_at] if dies_at is not None and number != 2 else []:
+                callbacks = [callback, Die(step)]
+                with pytest.raises(Died):
+                    make_trainer(
+                        tiny_tokenizer, model, folder / f"{task}-short", data, callbacks, save_strategy="no"
+                    ).train()
+                model.load_state_dict(before, strict=False)
+            make_trainer(tiny_tokenizer, model, folder / task, data, [callback], save_strategy="no").train()
+        return weights(model)
+
+    assert same(months(tmp_path / "short", 4), months(tmp_path / "whole", None))
 
 
 def test_a_task_that_ended_is_ended_again_from_its_last_checkpoint(month: Script, tmp_path: Path):

@@ -15,6 +15,7 @@ and beside each checkpoint of the Trainer: `checkpoint-<step>/kifuse/`, for goin
 
 from __future__ import annotations
 
+import copy
 import datetime
 import logging
 import os
@@ -107,6 +108,8 @@ class StandaloneCallback(MethodCallback):
         self._rows: list[Row] = []
         self._loader: Any = None
         self._finished: Any = None
+        self._under_way = False
+        self._before = MethodState()
 
     @property
     def _draws(self) -> bool:
@@ -156,6 +159,7 @@ class StandaloneCallback(MethodCallback):
             self.resume = (_method_state(middle, params.tensors[0].device), training)
         _log.info("task %d, %r: %d rows remembered", self.index + 1, self.name, len(self._rows))
         self.guard, self.losses, self.rates = Guard(self.guard.limit), [], []
+        self._under_way = True
         super().on_train_begin(args, state, control, model=model, **kwargs)
 
     def _new_context(self, shards: Shards) -> TrainerContext:
@@ -174,10 +178,14 @@ class StandaloneCallback(MethodCallback):
                 self._load(after_folder(self.state_dir, self.index), device)
             return
         newest = newest_state(self.state_dir) if self.state_dir is not None else 0
-        # in a later Trainer of the same process everything is here already
-        if self.state_dir is not None and newest and not self.learned:
+        # in a later Trainer of the same process everything is here already, unless a training was cut short
+        if self.state_dir is not None and newest and (self._under_way or not self.learned):
             self._load(after_folder(self.state_dir, newest), device)
             self._count = newest
+        elif self._under_way:
+            self.method.load_state(_copied(self._before, device))
+        if not newest:
+            self._before = _copied(self.method.state(), torch.device("cpu"))
         self.index = self._count
         if self.learned:
             self._check_weights(params)
@@ -322,7 +330,7 @@ class StandaloneCallback(MethodCallback):
         }
         self.learned = [*(task for task in self.learned if task["number"] <= self.index), done]
         self._count = self.index + 1
-        self._finished = self.trainer
+        self._finished, self._under_way = self.trainer, False
         if self.state_dir is not None and args.should_save:
             self._write(self.state_dir, context)
 
@@ -369,6 +377,12 @@ def _method_state(found: StateFolder, device: torch.device) -> MethodState:
     """What a method is given back, where the model is."""
     tensors = {name: tensor.to(device) for name, tensor in found.tensors.get("method", {}).items()}
     return MethodState(tensors, found.values["state"])
+
+
+def _copied(state: MethodState, device: torch.device) -> MethodState:
+    """A state that shares nothing with what a method goes on changing."""
+    tensors = {name: tensor.detach().to(device, copy=True) for name, tensor in state.tensors.items()}
+    return MethodState(tensors, copy.deepcopy(state.values))
 
 
 def _first_row(loader: Any) -> Any:
