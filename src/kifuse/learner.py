@@ -8,14 +8,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import torch
 
 from kifuse.config import to_yaml
 from kifuse.errors import ConfigError, DataError, RunError, did_you_mean
 from kifuse.evaluation.generation import greedy_generate
-from kifuse.learner_config import learner_config
-from kifuse.lineage import LearnReport, event
-from kifuse.live import ConsoleProgress
+from kifuse.learner_config import (
+    checked_points,
+    learner_config,
+    moved_model,
+    refuse_all_at_once,
+    refuse_stream,
+)
+from kifuse.lineage import LearnReport, event, is_settled, last_event, put_aside
+from kifuse.live import listener
 from kifuse.methods.base import TaskInfo
 from kifuse.models.given import given_backbone, given_name
 from kifuse.reporting.page import write_report
@@ -24,7 +30,7 @@ from kifuse.storage import write_text
 from kifuse.streams import own_steps
 from kifuse.tasks.incoming import as_task
 from kifuse.tasks.kept import keep_task, kept_task
-from kifuse.tasks.task import Example, Task
+from kifuse.tasks.task import Example, Task, check_different
 from kifuse.training.engine import Engine
 from kifuse.training.environment import is_main_process
 from kifuse.training.lock import exclusive
@@ -69,23 +75,21 @@ class ContinualLearner:
         settings: Mapping[str, Any] | None = None,
         max_forgetting: float | None = None,
         progress: bool | Progress = True,
+        _elsewhere: bool = False,
     ) -> None:
-        if not str(output_dir):
-            raise ConfigError("output_dir: found nothing, expected the folder that keeps what is learned.")
-        if max_forgetting is not None and not max_forgetting >= 0:
-            raise ConfigError(
-                f"max_forgetting: found {max_forgetting}, expected points of 0 or more, or None."
-            )
         given = not isinstance(model, (str, Path))
         name = given_name(model) if given else str(model)
-        self.folder = Path(output_dir)
-        self.config = learner_config(name, method, settings or {}, self.folder)
-        self.max_forgetting = max_forgetting
+        self.config = learner_config(name, method, settings or {}, output_dir)
+        self.folder = Path(self.config.output)
+        self.max_forgetting = checked_points(max_forgetting)
         require_trackers(self.config)
-        self._log = RunLog(self.folder, _listener(progress), writes=is_main_process())
+        if self.config.training.threads:
+            torch.set_num_threads(self.config.training.threads)
+        self._log = RunLog(self.folder, listener(progress), writes=is_main_process())
         with contextlib.ExitStack() as stack:
             stack.enter_context(exclusive(self.folder))
-            record = open_run(self.folder, self.config)
+            record = open_run(self.folder, self.config, but=("model.name ",) if _elsewhere else ())
+            refuse_stream(record, self.folder)
             stack.enter_context(self._log.writing(*opening_lines(self.config, record)))
             built = open_method(self.config)
             backbone = (
@@ -93,15 +97,14 @@ class ContinualLearner:
                 if given
                 else open_backbone(self.config, self._log.say)
             )
-            if built.old_data == "all":
-                raise ConfigError(
-                    f"method: {self.config.method.name!r} trains on all tasks at once; tasks that arrive one "
-                    "by one need another. See 'kifuse ls methods'."
-                )
+            refuse_all_at_once(built, self.config.method.name)
             if record is None:
                 record = new_record(self.config, None, built, backbone)
                 record.model["given"] = given
                 write_text(self.folder / "config.yaml", to_yaml(self.config))
+                record.save(self.folder)
+            elif _elsewhere:
+                moved_model(record, name, backbone)
                 record.save(self.folder)
             self._engine = Engine(self.config, record, built, backbone, self._log)
             if self.learned:
@@ -113,13 +116,14 @@ class ContinualLearner:
 
         Args:
             output_dir: Its folder.
-            model: The model again, if it was given as an object; else it is loaded by its name.
-            options: `tokenizer`, `max_forgetting`, `progress`.
+            model: The model again, if it was given as an object, or its folder, if that has moved; None: it
+                is loaded by its name.
+            options: `tokenizer`, `max_forgetting` (which is not kept in the folder), `progress`.
 
         Raises:
-            RunError: The folder holds no learner, or its model must be given.
+            RunError: The folder holds no learner, its model must be given, or another model is.
         """
-        record = RunRecord.load(output_dir)
+        record = RunRecord.load(Path(output_dir).expanduser())
         if model is None and record.model.get("given"):
             raise RunError(
                 f"{output_dir}: this learner was made from a model object ({record.model['name']}); give it "
@@ -127,7 +131,10 @@ class ContinualLearner:
             )
         sections = {k: v for k, v in record.config.items() if k != "method"}
         chosen = model if model is not None else record.config["model"]["name"]
-        return cls(chosen, record.config["method"], output_dir, settings=sections, **options)
+        moved = model is not None
+        return cls(
+            chosen, record.config["method"], output_dir, settings=sections, _elsewhere=moved, **options
+        )
 
     @property
     def record(self) -> RunRecord:
@@ -137,6 +144,7 @@ class ContinualLearner:
     @property
     def model(self) -> Any:
         """The PEFT model as it is now."""
+        self._engine.settle(self.learned)
         return self._engine.model
 
     @property
@@ -185,8 +193,12 @@ class ContinualLearner:
         )
         with self._alone(), self._engine.tracked():
             interrupted = self._settle()
-            if interrupted is not None and interrupted.task == chosen.name:
+            if interrupted is not None and last_event(self.record) == (
+                chosen.name,
+                chosen.split_hash("train"),
+            ):
                 return interrupted
+            check_different([*dict.fromkeys([*self.tasks, chosen.name])], f"{self.folder}: the learner")
             if chosen.name in self.tasks:
                 return self._again(chosen)
             self._begin(chosen)
@@ -200,7 +212,8 @@ class ContinualLearner:
         """Score tasks with the model as it is now.
 
         Args:
-            tasks: Names of learned tasks, `Task`s or paths; None: all that were learned.
+            tasks: Names of learned tasks, `Task`s or paths; None: all that were learned and have test
+                examples.
 
         Returns:
             Score (0 to 100) by name.
@@ -208,12 +221,15 @@ class ContinualLearner:
         Raises:
             DataError: A name is not of a learned task, or a task has no test examples.
         """
+        self._engine.settle(self.learned)
         scores = {}
-        for each in self.tasks if tasks is None else tasks:
+        tested = [task.name for task in self.record.tasks[: self.learned] if task.sizes["test"]]
+        for each in tested if tasks is None else [tasks] if isinstance(tasks, str) else tasks:
             known = isinstance(each, str) and each in self.tasks
             task = self._kept(self.tasks.index(each)) if known else self._foreign(each)
-            cell = self._engine.evaluator.score(task, self.learned, keep=False)
-            scores[task.name] = cell.score
+            if not task.test:
+                raise DataError(f"Task {task.name!r}: it has no test examples to score.")
+            scores[task.name] = self._engine.evaluator.score(task, self.learned, keep=False).score
         return scores
 
     def generate(self, texts: Sequence[str | Example], max_new_tokens: int | None = None) -> list[str]:
@@ -225,8 +241,16 @@ class ContinualLearner:
 
         Returns:
             One answer for each.
+
+        Raises:
+            ConfigError: `texts` is a single text, or `max_new_tokens` below 1.
         """
+        if isinstance(texts, str):
+            raise ConfigError("generate(): found a text, expected a list of texts.")
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens: found {max_new_tokens}, expected at least 1, or None.")
         engine = self._engine
+        engine.settle(self.learned)
         examples = [t if isinstance(t, Example) else Example("", t, "", ("",)) for t in texts]
         with engine.backbone.autocast():
             return greedy_generate(
@@ -264,20 +288,22 @@ class ContinualLearner:
                     f"{', '.join(self.tasks) or 'none yet'}.{did_you_mean(to, self.tasks)}"
                 )
             to = self.tasks.index(to) + 1
-        if not 0 <= to <= self.learned:
-            raise RunError(f"rollback: found {to}, expected a number of tasks from 0 to {self.learned}.")
+        if not isinstance(to, int) or not 0 <= to <= self.learned:
+            raise RunError(f"rollback: found {to!r}, expected a number of tasks from 0 to {self.learned}.")
         with self._alone():
             undone = self.tasks[to:]
             self._back_to(to, event("rolled back", now(), to=to, tasks=undone))
+            self._engine.report()
 
     def _again(self, task: Task) -> LearnReport:
         """The report of a task that was learned before."""
         index = self.tasks.index(task.name)
-        if self.record.tasks[index].hashes["train"] != task.split_hash("train"):
-            raise DataError(
-                f"Task {task.name!r}: a task of this name was learned from other data; "
-                "give this one another name."
-            )
+        for split in ("train", "test"):
+            if self.record.tasks[index].hashes[split] != task.split_hash(split):
+                raise DataError(
+                    f"Task {task.name!r}: a task of this name was learned with other {split} examples; "
+                    "give this one another name."
+                )
         self._engine.progress.say(f"{task.name} was learned already; nothing to do")
         return LearnReport.of(self.record, index, self._engine.snapshots.adapter(index + 1))
 
@@ -310,7 +336,7 @@ class ContinualLearner:
     def _settle(self) -> LearnReport | None:
         """Score all tasks after the last one, accept it or take it back; finishes what a crash cut short."""
         record, k = self.record, self.learned
-        if not k or self._settled():
+        if not k or is_settled(record, self.tasks[-1]):
             return None
         tested = [i for i in range(k) if record.tasks[i].sizes["test"]]
         if any([self._engine.score(k, i, self._kept(i)) is not None for i in tested]):
@@ -318,8 +344,7 @@ class ContinualLearner:
         report = LearnReport.of(record, k - 1, self._engine.snapshots.adapter(k))
         loss = report.worst
         scores = {"before": report.before, "after": report.after}
-        entry = record.tasks[k - 1]
-        facts = {"task": entry.name, "data": entry.hashes["train"], **scores}
+        facts = {"task": report.task, "data": record.tasks[k - 1].hashes["train"], **scores}
         if self.max_forgetting is not None and loss is not None and loss[1] > self.max_forgetting:
             report = report.refused(*loss, self.max_forgetting)
             self._back_to(k - 1, event("refused", now(), **facts, reason=report.reason))
@@ -333,12 +358,6 @@ class ContinualLearner:
         self._engine.progress.finish()
         return report
 
-    def _settled(self) -> bool:
-        """Whether the history says that the last task learned was accepted."""
-        name = self.tasks[-1]
-        about = [e for e in self.record.lineage if name == e.get("task") or name in e.get("tasks", ())]
-        return bool(about) and about[-1]["event"] == "learned"
-
     def _back_to(self, k: int, what: dict[str, Any]) -> None:
         """Make the state after k tasks the present one; the record says so before any file moves."""
         record = self.record
@@ -351,12 +370,8 @@ class ContinualLearner:
         record.lineage.append(what)
         record.status, record.finished = "finished", now()
         self._engine.save()
-        for j in later:
-            for part in ("adapters", "state", "predictions"):
-                source = self.folder / part / f"after-{j}"
-                if source.is_dir():
-                    (aside / part).mkdir(parents=True, exist_ok=True)
-                    source.rename(aside / part / source.name)
+        files = [self.folder / p / f"after-{j}" for j in later for p in ("adapters", "state", "predictions")]
+        put_aside([*files, *(self._kept_file(j - 1) for j in later)], aside)
 
     def _kept_file(self, index: int) -> Path:
         return self.folder / "tasks" / f"{index + 1}.json"
@@ -370,10 +385,7 @@ class ContinualLearner:
                 f"evaluate(): no task {each!r} was learned and there is no such path; learned are "
                 f"{', '.join(self.tasks) or 'none yet'}.{did_you_mean(each, self.tasks)}"
             )
-        task = as_task(each, seed=self.config.training.seed)
-        if not task.test:
-            raise DataError(f"Task {task.name!r}: it has no test examples to score.")
-        return task
+        return as_task(each, to_learn=False)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -386,9 +398,3 @@ class ContinualLearner:
                 )
             with self._log.writing():
                 yield
-
-
-def _listener(progress: bool | Progress) -> Progress:
-    if isinstance(progress, Progress):
-        return progress
-    return ConsoleProgress(Console()) if progress else Progress()

@@ -9,14 +9,26 @@ from typing import Any
 from pydantic import ValidationError
 
 from kifuse.config import RunConfig
-from kifuse.errors import ConfigError
+from kifuse.errors import ConfigError, RunError
 from kifuse.methods.base import Method
+from kifuse.models.loading import Backbone
 from kifuse.problems import from_pydantic
 from kifuse.registry import name_of
+from kifuse.reporting.record import RunRecord
+from kifuse.training.opening import OPEN_STREAM
 
 
-def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: Path) -> RunConfig:
-    """The run's configuration; every problem with it in one message."""
+def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: str | Path) -> RunConfig:
+    """The run's configuration; every problem with it in one message.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    if not str(folder):
+        raise ConfigError("output_dir: found nothing, expected the folder that keeps what is learned.")
+    for section, values in settings.items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"settings: {section}: found {values!r}, expected keys and values.")
     if isinstance(method, Method):
         chosen = {"name": name_of(method), **method.settings()}
     else:
@@ -28,3 +40,53 @@ def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: 
     except ValidationError as error:
         problems = from_pydantic(error.errors(include_url=False), RunConfig.model_fields, data)
         raise ConfigError("\n".join(problem.render("settings") for problem in problems)) from error
+
+
+def checked_points(limit: Any) -> float | None:
+    """The most points that a task may cost, or None for no limit.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if limit is None or (isinstance(limit, int | float) and not isinstance(limit, bool) and limit >= 0):
+        return limit
+    raise ConfigError(f"max_forgetting: found {limit!r}, expected points of 0 or more, or None.")
+
+
+def moved_model(record: RunRecord, name: str, backbone: Backbone) -> None:
+    """Put on record that a learner's model is in another place now.
+
+    Raises:
+        RunError: It is another kind of model, or of another size.
+    """
+    found = (backbone.model.config.model_type, sum(p.numel() for p in backbone.model.parameters()))
+    expected = (record.model["family"], record.model["parameters"])
+    if found != expected:
+        raise RunError(
+            f"model: {name} is a {found[0]} model of {found[1]:,} parameters, expected the {expected[0]} "
+            f"model of {expected[1]:,} that this learner began with."
+        )
+    record.model["name"] = record.config["model"]["name"] = name
+
+
+def refuse_stream(record: RunRecord | None, folder: Path) -> None:
+    """Refuse the folder of a run on a stream that was known beforehand.
+
+    Raises:
+        RunError: It holds one.
+    """
+    if record is not None and record.stream != OPEN_STREAM:
+        raise RunError(f"{folder}: holds a run on {record.stream}, not a learner; name another folder.")
+
+
+def refuse_all_at_once(method: Method, name: str) -> None:
+    """Refuse a method that cannot learn tasks one by one.
+
+    Raises:
+        ConfigError: It needs all at once.
+    """
+    if method.old_data == "all":
+        raise ConfigError(
+            f"method: {name!r} trains on all tasks at once; tasks that arrive one by one need another. See "
+            "'kifuse ls methods'."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,23 @@ class LearnReport:
 def event(kind: str, when: str, **facts: Any) -> dict[str, Any]:
     """An entry of the history."""
     return {"event": kind, "when": when, **facts}
+
+
+def is_settled(record: RunRecord, name: str) -> bool:
+    """Whether the history says that a task was accepted, and not taken back later."""
+    about = [e for e in record.lineage if name == e.get("task") or name in e.get("tasks", ())]
+    return bool(about) and about[-1]["event"] == "learned"
+
+
+def last_event(record: RunRecord) -> tuple[Any, Any]:
+    """Task, and hash of its training examples, that the history's last entry is about."""
+    last = record.lineage[-1] if record.lineage else {}
+    return last.get("task"), last.get("data")
+
+
+def put_aside(paths: Iterable[Path], aside: Path) -> None:
+    """Move files and folders that are there to `aside/<their folder's name>/`."""
+    for source in paths:
+        if source.exists():
+            (aside / source.parent.name).mkdir(parents=True, exist_ok=True)
+            source.rename(aside / source.parent.name / source.name)

@@ -167,3 +167,10 @@ class ConsoleProgress(Progress):
 
     def _share(self) -> None:
         self.view.share = min(self.done / self.total, 1.0) if self.total else 1.0
+
+
+def listener(progress: bool | Progress) -> Progress:
+    """Who is told what is going on: the one given, a view in the terminal, or nobody."""
+    if isinstance(progress, Progress):
+        return progress
+    return ConsoleProgress(Console()) if progress else Progress()

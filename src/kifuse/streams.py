@@ -25,7 +25,7 @@ def open_stream(data: DataConfig, seed: int) -> TaskStream:
         The stream.
 
     Raises:
-        DataError: The data is missing or wrong.
+        DataError: The data is missing or wrong, or a task has nothing to train on.
     """
     if data.benchmark is not None:
         stream = load_benchmark(data.benchmark, data.order, data.path)
@@ -35,6 +35,9 @@ def open_stream(data: DataConfig, seed: int) -> TaskStream:
     else:
         raise DataError("data: found neither benchmark nor path, expected at least one of them.")
     sizes = {"train": data.train_examples, "dev": data.dev_examples, "test": data.test_examples}
+    for task in stream.tasks:
+        if not task.train:
+            raise DataError(f"Task '{task.name}': it has no training examples, so there is nothing to learn.")
     return TaskStream(stream.name, tuple(task.subset(**sizes, seed=seed) for task in stream.tasks))
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 
+from kifuse.errors import RunError
 from kifuse.tasks.collator import Collator
 from kifuse.tasks.schedule import training_order
 from kifuse.training.batches import ModelCollator
@@ -120,6 +121,29 @@ def test_a_task_cut_short_is_begun_anew_with_the_same_callback(
         return weights(model)
 
     assert same(months(tmp_path / "short", 4), months(tmp_path / "whole", None))
+
+
+def test_two_scripts_on_one_state_folder_do_not_write_over_each_other(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+):
+    state_dir = tmp_path / "state"
+    data = rows(tiny_tokenizer, TASKS[0])
+
+    class Meanwhile(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                other = method_of(OWN["kif"]).callback(state_dir=state_dir, name="theirs")
+                model = new_model(tiny_tokenizer)
+                make_trainer(tiny_tokenizer, model, tmp_path / "theirs", data, [other]).train()
+
+    mine = method_of(OWN["kif"]).callback(state_dir=state_dir, name="mine")
+    trainer = make_trainer(
+        tiny_tokenizer, new_model(tiny_tokenizer), tmp_path / "mine", data, [mine, Meanwhile()]
+    )
+    with pytest.raises(RunError, match="another script has written after-1 since this task began"):
+        trainer.train()
+    kept = json.loads((state_dir / "after-1" / "state.json").read_text("utf-8"))
+    assert [task["name"] for task in kept["learned"]] == ["theirs"]
 
 
 def test_a_task_that_ended_is_ended_again_from_its_last_checkpoint(month: Script, tmp_path: Path):

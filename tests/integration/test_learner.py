@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kifuse import ContinualLearner, RunRecord, Task, read_stream
+from kifuse import ContinualLearner, RunRecord, Task
 from kifuse.errors import ConfigError, DataError, ModelError, RunError
 from kifuse.training.progress import Progress
-from tests.runs import StopIn, Stopped, make_config
+from tests.learners import METHOD, Make, settings_of
+from tests.runs import StopIn, Stopped
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-Make = Callable[..., ContinualLearner]
-METHOD = {"name": "recurrent-kif", "inner_steps": 2}
-
-
-def _settings(model: Path, stream: Path) -> dict[str, Any]:
-    config = make_config(model, stream, Path("unused"), METHOD).model_dump()
-    sections = {name: config[name] for name in ("model", "memory", "training", "evaluation")}
-    return {**sections, "data": {"max_input": 64, "max_target": 8}}
-
-
-@pytest.fixture
-def make(tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path) -> Make:
-    def new(method: Any = METHOD, **options: Any) -> ContinualLearner:
-        options = {"progress": False, **options}
-        settings = _settings(tiny_folder_llama, tiny_stream)
-        return ContinualLearner(
-            str(tiny_folder_llama), method, tmp_path / "learner", settings=settings, **options
-        )
-
-    return new
-
-
-@pytest.fixture
-def tasks(tiny_stream: Path) -> list[Task]:
-    return list(read_stream(tiny_stream))
 
 
 def _weights(learner: ContinualLearner) -> dict[str, torch.Tensor]:
@@ -250,7 +224,7 @@ def test_learning_a_task_twice_does_nothing_and_another_of_its_name_is_refused(m
     assert learner.learn(tasks[0]) == first
     assert _same(_weights(learner), before)
     other = Task("colour", tasks[1].train, (), tasks[1].test, None, "exact_match")
-    with pytest.raises(DataError, match="'colour': a task of this name was learned from other data"):
+    with pytest.raises(DataError, match=r"'colour': .* was learned with other train examples"):
         learner.learn(other)
 
 
@@ -275,7 +249,7 @@ def test_a_given_model_is_used_and_asked_for_again(
 ):
     model = AutoModelForCausalLM.from_pretrained(tiny_folder_llama)
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder_llama)
-    settings = _settings(tiny_folder_llama, tiny_stream)
+    settings = settings_of(tiny_folder_llama, tiny_stream)
     del settings["model"]["name"]
     folder = tmp_path / "given"
     learner = ContinualLearner(model, METHOD, folder, tokenizer=tokenizer, settings=settings, progress=False)
@@ -292,7 +266,7 @@ def test_a_given_model_is_used_and_asked_for_again(
 def test_all_weights_of_a_model_are_learned_and_taken_up_again(
     tiny_folder_llama: Path, tiny_stream: Path, tasks: list[Task], tmp_path: Path
 ):
-    settings = _settings(tiny_folder_llama, tiny_stream)
+    settings = settings_of(tiny_folder_llama, tiny_stream)
     settings["model"]["adapter"] = {"kind": "full"}
     learner = ContinualLearner(
         str(tiny_folder_llama), METHOD, tmp_path / "full", settings=settings, progress=False

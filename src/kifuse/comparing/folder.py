@@ -52,7 +52,7 @@ def open_folder(grid: Grid) -> Grid:
         rows = (*section.rows, *(row for row in rows if row.label not in labels))
         orders = list(dict.fromkeys([*section.orders, *orders]))
         seeds = list(dict.fromkeys([*section.seeds, *seeds]))
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(path.suffix != ".tmp" for path in folder.iterdir()):
         raise RunError(f"output: {folder} is not empty and holds no comparison; name a new or empty folder.")
     section = {"methods": [row.as_entry() for row in rows], "orders": orders, "seeds": seeds}
     plain = {**_common(grid), "output": str(folder), SECTION: {k: v for k, v in section.items() if v}}

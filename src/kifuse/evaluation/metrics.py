@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,12 @@ class ScoreMatrix:
     The papers' a_{k,i} (score on the i-th task after learning the k-th, both from 1) is ``get(k, i - 1)``.
     """
 
-    def __init__(self, tasks: Sequence[str]) -> None:
+    def __init__(self, tasks: Sequence[str], untested: Collection[int] = ()) -> None:
         """Start an empty matrix.
 
         Args:
             tasks: The names of the tasks in the order of learning.
+            untested: Indices of those without test examples, which no metric counts.
 
         Raises:
             RunError: If there are no tasks, or two of one name.
@@ -61,6 +62,7 @@ class ScoreMatrix:
         twice = next((name for name in self.tasks if self.tasks.count(name) > 1), None)
         if twice is not None:
             raise RunError(f"task '{twice}' appears twice in the stream; expected every name once.")
+        self._untested = frozenset(untested)
         self._cells: dict[tuple[int, int], float] = {}
 
     def set(self, after: int, task: int, score: float) -> None:
@@ -107,7 +109,7 @@ class ScoreMatrix:
             The metric, from 0 to 100.
         """
         last = self._last(learned)
-        cells = [(last, task) for task in range(last)]
+        cells = [(last, task) for task in self._tested(0, last)]
         return self._metric(cells, lambda: [self._cells[cell] for cell in cells])
 
     def forward_transfer(self, learned: int | None = None) -> Metric:
@@ -122,7 +124,7 @@ class ScoreMatrix:
         last = self._last(learned)
         if last < 2:
             return _NEEDS_TWO
-        cells = [(task, task) for task in range(1, last)]
+        cells = [(task, task) for task in self._tested(1, last)]
         return self._metric(cells, lambda: [self._cells[cell] for cell in cells])
 
     def backward_transfer(self, learned: int | None = None) -> Metric:
@@ -137,7 +139,7 @@ class ScoreMatrix:
         last = self._last(learned)
         if last < 2:
             return _NEEDS_TWO
-        pairs = [((last, task), (task + 1, task)) for task in range(last - 1)]
+        pairs = [((last, task), (task + 1, task)) for task in self._tested(0, last - 1)]
         return self._metric(
             [cell for pair in pairs for cell in pair],
             lambda: [self._cells[end] - self._cells[start] for end, start in pairs],
@@ -157,7 +159,8 @@ class ScoreMatrix:
         last = self._last(learned)
         if last < 2:
             return _NEEDS_TWO
-        past = {task: [(after, task) for after in range(task + 1, last)] for task in range(last - 1)}
+        earlier = self._tested(0, last - 1)
+        past = {task: [(after, task) for after in range(task + 1, last)] for task in earlier}
         return self._metric(
             [cell for task in past for cell in (*past[task], (last, task))],
             lambda: [
@@ -206,7 +209,12 @@ class ScoreMatrix:
             more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
             return Metric(None, f"not scored: {named}{more}")
         found = values()
+        if not found:
+            return Metric(None, "no task that counts here has test examples")
         return Metric(math.fsum(found) / len(found))
+
+    def _tested(self, low: int, high: int) -> list[int]:
+        return [task for task in range(low, high) if task not in self._untested]
 
     def _last(self, learned: int | None) -> int:
         if learned is None:

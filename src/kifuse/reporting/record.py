@@ -189,7 +189,8 @@ class RunRecord(_Part):
         Raises:
             RunError: A score is of a task that the record does not have.
         """
-        matrix = ScoreMatrix([task.name for task in self.tasks])
+        untested = [i for i, task in enumerate(self.tasks) if task.sizes.get("test") == 0]
+        matrix = ScoreMatrix([task.name for task in self.tasks], untested)
         for cell in self.scores:
             matrix.set(cell.after, cell.task, cell.score)
         return matrix

@@ -32,6 +32,7 @@ def as_task(
     list_labels: bool = False,
     metric: Metric | None = None,
     seed: int = 0,
+    to_learn: bool = True,
 ) -> Task:
     """Make a task of a `Task`, a path, a `datasets.Dataset` or `DatasetDict`, or a list of rows.
 
@@ -45,13 +46,18 @@ def as_task(
         list_labels: For rows.
         metric: For rows.
         seed: Of the draw of the test set, where there is none: a tenth of the training examples, 200 at most.
+        to_learn: Whether it must have training examples; without, it is taken as it is.
 
     Returns:
         A task with training and, if there are at least two training examples, test examples.
 
     Raises:
-        DataError: The data is of no known kind, has no name, or a row is wrong.
+        DataError: The data is of no known kind, has no name, or a row is wrong; or an option is given with a
+            task or path, which say it themselves.
     """
+    options = {"instruction": instruction, "list_labels": list_labels, "metric": metric}
+    if isinstance(data, (Task, str, os.PathLike)):
+        _refuse_options({"test": test, "labels": labels, **options})
     if isinstance(data, Task):
         task = data if name is None else replace(data, name=name)
     elif isinstance(data, (str, os.PathLike)):
@@ -62,13 +68,23 @@ def as_task(
             raise DataError(
                 "learn(): rows have no name of their own; say name='...', which the record will show."
             )
-        options = {"instruction": instruction, "list_labels": list_labels, "metric": metric}
         splits = _splits(data, test)
         task = task_from_rows(name, splits, labels=None if labels is None else list(labels), **options)
         task = replace(task, warnings=(*task.warnings, *repeated_ids(task)))
+    if not to_learn:
+        return task
     if not task.train:
         raise DataError(f"Task '{task.name}': it has no training examples, so there is nothing to learn.")
     return task if task.test else _hold_out(task, seed)
+
+
+def _refuse_options(options: Mapping[str, Any]) -> None:
+    given = [name for name, value in options.items() if value is not None and value is not False]
+    if given:
+        raise DataError(
+            f"learn(): found {', '.join(given)} with a task or path, expected them with rows only; a task's "
+            "folder holds test.jsonl and task.json, and a Task has fields for them."
+        )
 
 
 def _splits(data: Any, test: Any) -> dict[str, list[Any]]:

@@ -120,7 +120,10 @@ class MethodCallback(TrainerCallback):
             (method, training), self.resume = self.resume, None
             context.load_state(training)
             self.method.load_state(method)
-            self.method.continue_task(task, params)
+            try:
+                self.method.continue_task(task, params)
+            except ValueError as error:
+                raise RunError(f"task {task.name!r}, in its middle: {error}") from error
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget what memory steps left in the hooks."""

@@ -30,7 +30,7 @@ from kifuse.tasks.encoding import Encoded
 from kifuse.tasks.leaks import check_memory, check_training
 from kifuse.tasks.task import Task
 from kifuse.tasks.token_cache import CachingEncoder, TokenCache
-from kifuse.training.environment import is_main_process, peak_memory_mb
+from kifuse.training.environment import is_main_process, peak_memory_mb, process_count
 from kifuse.training.evaluator import Cell, Evaluator
 from kifuse.training.interrupt import Patience
 from kifuse.training.middle import Middle
@@ -171,6 +171,7 @@ class Engine:
         """
         if k:
             self.memory = self.snapshots.load(k, self.model, self.method)
+            self._cut_short = False
             return
         if self.method.stacks:
             drop_past(self.model)
@@ -181,6 +182,16 @@ class Engine:
         self.method = build_method(self.config.method.name, self.config.method.settings)
         self.memory = empty_memory(self.config)
         set_learned_weights(self.model, self._untrained)
+        self._cut_short = False
+
+    def settle(self, k: int) -> None:
+        """Put the state after k tasks back if a training in this process did not come to its end.
+
+        Raises:
+            RunError: As `restore`.
+        """
+        if self._cut_short:
+            self.restore(k)
 
     def passes(self, tasks: Sequence[TaskInfo], sizes: Sequence[int]) -> int:
         """Forward and backward passes that training on tasks of these training set sizes will take."""
@@ -198,7 +209,9 @@ class Engine:
         Raises:
             RunError: Anything but training examples would be trained on or is in the memory.
         """
+        self.settle(k - 1)
         entry = self.record.tasks[k - 1]
+        as_before = entry.model_copy()
         sources = [*earlier, task] if jointly else [task]
         name = "all tasks" if jointly else task.name
         examples = [e for t in sources for e in t.train]
@@ -220,19 +233,17 @@ class Engine:
             patience,
             self.progress.say,
         )
-        if self._cut_short:
-            self.restore(k - 1)  # an earlier training in this process did not come to its end
         self._cut_short = True
         if self.method.stacks and k > 1:
             # of each task its own, and within what every generator takes
             grow(self.model, (self.config.training.seed * 1000 + k - 1) % 2**32)
         if self.method.renews:
             open_factors(self.model, self.method.preserved(k - 1, self.config.model.adapter.preserve))
-        with patience.listening():
+        # several processes keep nothing of a task's middle: they stop at once, as by themselves
+        with patience.listening() if process_count() == 1 else contextlib.nullcontext():
             done = self._train(k, name, current, old, middle)
         if self.method.renews:
             close_factors(self.model)
-        self._cut_short = False
         # with what a method did after the last step
         self.progress.passes(done.steps + done.extra_passes)
         # the record changes when the task is learned, not before: a training cut short leaves it as it was
@@ -249,9 +260,15 @@ class Engine:
             "per_tensor": done.per_tensor,
         }.items():
             setattr(entry, key, value)
-        self.keep(k, task)
+        try:
+            self.keep(k, task)
+        except BaseException:
+            self.record.tasks[k - 1] = as_before
+            raise
+        self._cut_short = False
         if self.writes:
             middle.forget()
+        patience.check_task(name)
 
     def _train(
         self, k: int, name: str, current: list[Encoded], old: list[Encoded], middle: Middle

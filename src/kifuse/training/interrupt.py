@@ -43,11 +43,22 @@ class Patience:
         self.say("stopping after this step; press Ctrl-C again to stop at once, without saving it")
 
     def check(self, step: int) -> None:
-        """Stop now if it was asked for.
+        """Stop between two steps if it was asked for.
 
         Raises:
             KeyboardInterrupt: It was.
         """
+        self._stop(f"step {step}")
+
+    def check_task(self, name: str) -> None:
+        """Stop at a task's end if it was asked for after the last step.
+
+        Raises:
+            KeyboardInterrupt: It was.
+        """
+        self._stop(f"the training on {name}")
+
+    def _stop(self, place: str) -> None:
         if self.asked:
-            self.say(f"stopped and saved after step {step}; the same command goes on from there")
+            self.say(f"stopped and saved after {place}; the same command goes on from there")
             raise KeyboardInterrupt

@@ -17,10 +17,10 @@ def write_manifest(file: Path, folders: Sequence[Path]) -> None:
 
     Args:
         file: The manifest; the folders are kept relative to its folder's parent's parent, the run.
-        folders: Read recursively; the manifest itself is left out.
+        folders: Read recursively; the manifest itself and what training does not read back are left out.
     """
     root = _root(file)
-    files = sorted(p for folder in folders for p in folder.rglob("*") if p.is_file() and p != file)
+    files = sorted(p for folder in folders for p in folder.rglob("*") if p.is_file() and _counts(p, file))
     entries = {
         p.relative_to(root).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files
     }
@@ -40,7 +40,14 @@ def check_manifest(file: Path) -> None:
         raise RunError(f"{file}: not a list of files of format {FORMAT}; the file is damaged.")
     root = _root(file)
     for name, expected in files.items():
+        if not _counts(root / name, file):
+            continue
         check_file(root / name, expected.get("sha256"), str(file), size=expected.get("bytes"))
+
+
+def _counts(path: Path, file: Path) -> bool:
+    """A model card is its reader's to edit, and what a crash left of a write is nobody's."""
+    return path != file and path.name != "README.md" and path.suffix != ".tmp"
 
 
 def _root(file: Path) -> Path:

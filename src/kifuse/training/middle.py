@@ -111,6 +111,10 @@ class MiddleKeeper(TrainerCallback):
         """Steps taken before; 0 for a fresh start."""
         return 0 if self.found is None else int(self.found.values["step"])
 
+    @property
+    def _scaler(self) -> Any:
+        return getattr(self.trainer.accelerator, "scaler", None)
+
     def on_train_begin(
         self,
         args: Any,
@@ -140,6 +144,8 @@ class MiddleKeeper(TrainerCallback):
         self.driver.losses = [(int(step), float(loss)) for step, loss in values["losses"]]
         self.driver.rates = [(int(step), float(rate)) for step, rate in values["rates"]]
         self.seconds = values["seconds"]
+        if self._scaler is not None and values.get("scaler") is not None:
+            self._scaler.load_state_dict(values["scaler"])
         self._random = {**values["random"], **tensors["random"]}
         self.found = None
 
@@ -170,6 +176,8 @@ class MiddleKeeper(TrainerCallback):
             "rates": self.driver.rates,
             "seconds": self.total_seconds(),
             "random": numbers,
+            # of fp16: the scale, and how long it has held
+            "scaler": None if self._scaler is None else self._scaler.state_dict(),
             "method": method.values,
             "training": training.values,
         }

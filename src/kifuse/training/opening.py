@@ -33,8 +33,13 @@ WITHOUT_EFFECT = ("training.checkpoint_minutes ", "training.max_bad_steps ", "tr
 """Settings that change no result, and so may change when a run goes on."""
 
 
-def open_run(folder: Path, config: RunConfig) -> RunRecord | None:
+def open_run(folder: Path, config: RunConfig, *, but: tuple[str, ...] = ()) -> RunRecord | None:
     """The record of an earlier start of the same run, or None for an empty folder.
+
+    Args:
+        folder: The run's.
+        config: Its configuration.
+        but: Keys, each with a space after it, that may differ too.
 
     Raises:
         RunError: The folder holds something else.
@@ -48,7 +53,8 @@ def open_run(folder: Path, config: RunConfig) -> RunRecord | None:
             raise RunError(f"output: {folder} is not empty and holds no run; name a new or empty folder.")
         return None
     record = RunRecord.load(folder)
-    changed = [d for d in differences(record.config, config_json(config)) if not d.startswith(WITHOUT_EFFECT)]
+    harmless = (*WITHOUT_EFFECT, *but)
+    changed = [d for d in differences(record.config, config_json(config)) if not d.startswith(harmless)]
     if changed:
         raise RunError(
             f"output: {folder} holds another run, which differs in {', '.join(changed)}; "
@@ -61,15 +67,26 @@ def check_data(folder: Path, record: RunRecord, stream: TaskStream) -> None:
     """Make sure that a run goes on with the data it began with.
 
     Raises:
-        RunError: A task's examples are not those of the run's start.
+        RunError: There are other tasks, or a task's examples, labels or metric are not those of the start.
     """
+    remedy = "put the data back as it was, or name a new output folder."
+    names, begun = [task.name for task in stream.tasks], [entry.name for entry in record.tasks]
+    if names != begun:
+        raise RunError(
+            f"{folder}: the tasks are {', '.join(names)}; when this run began they were {', '.join(begun)}; "
+            f"{remedy}"
+        )
     for task, entry in zip(stream.tasks, record.tasks, strict=True):
-        for split, begun in entry.hashes.items():
-            if task.split_hash(split) != begun:
-                raise RunError(
-                    f"{folder}: the {split} examples of task {task.name!r} have changed since this run "
-                    "began; put the data back as it was, or name a new output folder."
-                )
+        now_there = task_record(task)
+        changed = [
+            f"{split} examples" for split, old in entry.hashes.items() if now_there.hashes[split] != old
+        ]
+        changed += [key for key in ("labels", "metric") if getattr(now_there, key) != getattr(entry, key)]
+        if changed:
+            raise RunError(
+                f"{folder}: the {' and '.join(changed)} of task {task.name!r} have changed since this run "
+                f"began; {remedy}"
+            )
 
 
 def open_method(config: RunConfig) -> Method:
@@ -194,7 +211,8 @@ def new_record(config: RunConfig, stream: TaskStream | None, method: Method, bac
         },
         method=MethodRecord(
             name=config.method.name,
-            settings=method.settings(),
+            # as it will be read back
+            settings=json.loads(json.dumps(method.settings())),
             data_class=method.data_class,
         ),
         stream=stream.name if stream else OPEN_STREAM,

@@ -10,6 +10,7 @@ from torch import nn
 
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, Parameters
+from kifuse.models.names import file_name
 
 Setup = tuple[Callable[[Any], Any], str]
 """Whether a Trainer is set up so, and what to say."""
@@ -146,8 +147,16 @@ def refuse_parameters(method: Method, params: Parameters) -> None:
     """Refuse what a method cannot work with, before its first step.
 
     Raises:
-        RunError: See `Method.check`.
+        RunError: See `Method.check`; or two adapters are trained at once, which have one name on disk.
     """
+    by_file: dict[str, str] = {}
+    for name in params.names:
+        other = by_file.setdefault(file_name(name), name)
+        if other != name:
+            raise RunError(
+                f"{other} and {name} are both trained, as parts of two adapters; a method works with one: "
+                "model.set_adapter(...) picks the one that learns."
+            )
     try:
         method.check(params)
     except ValueError as error:

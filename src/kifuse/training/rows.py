@@ -233,3 +233,12 @@ def _encoded(memory: MemoryBuffer, trainer: Any) -> list[Row]:
         labels = target if encoder_decoder else [-100] * len(prompt) + target
         rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
     return rows
+
+
+def first_row(loader: Any) -> Any:
+    """A row of a data loader's data set, or None of a stream."""
+    dataset = getattr(loader, "dataset", None)
+    try:
+        return dataset[0] if len(dataset) else None  # type: ignore[arg-type, index]
+    except TypeError:
+        return None

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from kifuse.config import RunConfig, to_yaml
+from kifuse.errors import DataError
 from kifuse.reporting.record import RunRecord
 from kifuse.storage import write_text
 from kifuse.tasks.task import TaskStream
@@ -56,11 +57,11 @@ def run(
         KifuseError: The configuration, the data, the model or the output folder is not as it must be, or
             another process is writing to the folder.
     """
-    progress = progress or Progress()
+    progress, shared = progress or Progress(), shared or Shared(keeps=False)
     folder = Path(config.output)
     record = open_run(folder, config)
     if record is not None and record.status == "finished":
-        progress.say(f"{folder} holds this run already, finished; nothing to do")
+        _check_finished(config, record, shared, progress)
         return record
     require_trackers(config)
     with exclusive(folder) if is_main_process() else contextlib.nullcontext():
@@ -68,7 +69,18 @@ def run(
         others = [reuse] if isinstance(reuse, Path) else reuse or ()
         log = RunLog(folder, progress, writes=is_main_process())
         with log.writing(*opening_lines(config, record)):
-            return _run(config, record, log, others, shared or Shared(keeps=False))
+            return _run(config, record, log, others, shared)
+
+
+def _check_finished(config: RunConfig, record: RunRecord, shared: Shared, progress: Progress) -> None:
+    """Say that there is nothing to do, unless the scores are of other data than there is now."""
+    try:
+        stream = shared.stream(config.data, config.training.seed)
+    except DataError as error:  # the data may be gone: the run is done
+        progress.say(f"note: the data cannot be compared with that of the run: {error}")
+    else:
+        check_data(Path(config.output), record, stream)
+    progress.say(f"{config.output} holds this run already, finished; nothing to do")
 
 
 def _run(
@@ -98,7 +110,7 @@ class _StreamRun:
         self.engine, self.tasks = engine, stream.tasks
         self.config, self.record, self.progress = engine.config, engine.record, engine.progress
         self.joint = engine.method.old_data == "all"
-        self.cells = cells_to_score(engine.config, engine.method, len(self.tasks))
+        self.cells = cells_to_score(engine.config, engine.method, self.tasks)
 
     def go(self, reuse: Sequence[Path]) -> RunRecord:
         """Do what is not done yet."""

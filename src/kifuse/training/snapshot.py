@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, MethodState
 from kifuse.models.adapters import load_adapter_weights, save_adapter
@@ -52,7 +54,7 @@ class Snapshots:
         manifest.unlink(missing_ok=True)
         try:
             (save_stack if method.stacks else save_adapter)(model, self.adapter(k))
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise RunError(f"{self.adapter(k)}: the adapter cannot be written: {reason}.") from error
         save_state(self.state(k), method, memory)

@@ -15,7 +15,6 @@ and beside each checkpoint of the Trainer: `checkpoint-<step>/kifuse/`, for goin
 
 from __future__ import annotations
 
-import copy
 import datetime
 import logging
 import os
@@ -34,12 +33,13 @@ from kifuse.training.finding import calling_trainer
 from kifuse.training.guard import MAX_BAD_STEPS, Guard
 from kifuse.training.probes import examples_of
 from kifuse.training.refusals import refuse_method
-from kifuse.training.rows import Row, RowMemory, fingerprint_of, given_rows, plain
+from kifuse.training.rows import Row, RowMemory, fingerprint_of, first_row, given_rows, plain
 from kifuse.training.shards import Shards
 from kifuse.training.state_folder import (
     STATE,
     StateFolder,
     after_folder,
+    copied,
     describe,
     fingerprint,
     newest_state,
@@ -110,6 +110,7 @@ class StandaloneCallback(MethodCallback):
         self._finished: Any = None
         self._under_way = False
         self._before = MethodState()
+        self._newest = 0
 
     @property
     def _draws(self) -> bool:
@@ -172,20 +173,20 @@ class StandaloneCallback(MethodCallback):
     def _take_up(self, params: Parameters, middle: StateFolder | None) -> None:
         """Find out which task this is, and load what the earlier ones left."""
         device = params.tensors[0].device
+        newest = self._newest = newest_state(self.state_dir) if self.state_dir is not None else 0
         if middle is not None:
             self.index = int(middle.values["index"])
             if self.state_dir is not None and self.index:
                 self._load(after_folder(self.state_dir, self.index), device)
             return
-        newest = newest_state(self.state_dir) if self.state_dir is not None else 0
         # in a later Trainer of the same process everything is here already, unless a training was cut short
         if self.state_dir is not None and newest and (self._under_way or not self.learned):
             self._load(after_folder(self.state_dir, newest), device)
             self._count = newest
         elif self._under_way:
-            self.method.load_state(_copied(self._before, device))
+            self.method.load_state(copied(self._before, device))
         if not newest:
-            self._before = _copied(self.method.state(), torch.device("cpu"))
+            self._before = copied(self.method.state(), torch.device("cpu"))
         self.index = self._count
         if self.learned:
             self._check_weights(params)
@@ -229,7 +230,7 @@ class StandaloneCallback(MethodCallback):
     def _memory_rows(self) -> list[Row]:
         if self.method.old_data != "steps":
             return []
-        sample = _first_row(self._loader)
+        sample = first_row(self._loader)
         if self._given is not None:
             rows = given_rows(self._given, self.trainer, sample)
         else:
@@ -332,7 +333,17 @@ class StandaloneCallback(MethodCallback):
         self._count = self.index + 1
         self._finished, self._under_way = self.trainer, False
         if self.state_dir is not None and args.should_save:
+            self._refuse_other_writer(self.state_dir)
             self._write(self.state_dir, context)
+
+    def _refuse_other_writer(self, state_dir: Path) -> None:
+        newest = newest_state(state_dir)
+        if newest != self._newest:
+            raise RunError(
+                f"{state_dir}: another script has written {after_folder(state_dir, newest).name} since this "
+                "task began; its state is kept, and that of this task is not written. Train one task after "
+                "another, or give each script its own state_dir."
+            )
 
     def _write(self, state_dir: Path, context: TrainerContext) -> None:
         method = self.method.state()
@@ -377,18 +388,3 @@ def _method_state(found: StateFolder, device: torch.device) -> MethodState:
     """What a method is given back, where the model is."""
     tensors = {name: tensor.to(device) for name, tensor in found.tensors.get("method", {}).items()}
     return MethodState(tensors, found.values["state"])
-
-
-def _copied(state: MethodState, device: torch.device) -> MethodState:
-    """A state that shares nothing with what a method goes on changing."""
-    tensors = {name: tensor.detach().to(device, copy=True) for name, tensor in state.tensors.items()}
-    return MethodState(tensors, copy.deepcopy(state.values))
-
-
-def _first_row(loader: Any) -> Any:
-    """A row of a data loader's data set, or None of a stream."""
-    dataset = getattr(loader, "dataset", None)
-    try:
-        return dataset[0] if len(dataset) else None  # type: ignore[arg-type, index]
-    except TypeError:
-        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from kifuse.errors import RunError
 from kifuse.folders import check_file, replace_folder
-from kifuse.methods.base import Method, Parameters
+from kifuse.methods.base import Method, MethodState, Parameters
 from kifuse.models.names import file_name
 from kifuse.storage import read_json, read_tensors, sha256_file, write_json, write_tensors, write_text
 
@@ -154,3 +155,9 @@ def fingerprint(params: Parameters) -> str:
         wide = tensor.cpu() if tensor.dtype == torch.float64 else tensor.cpu().float()
         digest.update(wide.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def copied(state: MethodState, device: torch.device) -> MethodState:
+    """A state that shares nothing with what a method goes on changing."""
+    tensors = {name: tensor.detach().to(device, copy=True) for name, tensor in state.tensors.items()}
+    return MethodState(tensors, copy.deepcopy(state.values))

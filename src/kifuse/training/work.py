@@ -25,11 +25,16 @@ def empty_memory(config: RunConfig) -> MemoryBuffer:
     )
 
 
-def cells_to_score(config: RunConfig, method: Method, count: int) -> list[tuple[int, int]]:
+def cells_to_score(config: RunConfig, method: Method, tasks: Sequence[Task]) -> list[tuple[int, int]]:
     """The cells (after, task) of the score matrix; joint training has no moment but the end."""
-    if method.old_data == "all":
-        return [(count, i) for i in range(count)]
-    return needed_cells(count, full=config.evaluation.full_matrix)
+    count = len(tasks)
+    jointly = method.old_data == "all"
+    cells = (
+        [(count, i) for i in range(count)]
+        if jointly
+        else needed_cells(count, full=config.evaluation.full_matrix)
+    )
+    return [(after, i) for after, i in cells if tasks[i].test]
 
 
 def passes(config: RunConfig, method: Method, tasks: Sequence[TaskInfo], sizes: Sequence[int]) -> int:
@@ -66,5 +71,5 @@ def plan_of(config: RunConfig, method: Method, tasks: Sequence[Task]) -> Plan:
         )
         for i, size in enumerate(trainings)
     ]
-    scored = sum(len(tasks[i].test) for _, i in cells_to_score(config, method, len(tasks)))
+    scored = sum(len(tasks[i].test) for _, i in cells_to_score(config, method, tasks))
     return Plan(passes(config, method, infos, trainings), scored)

@@ -42,6 +42,17 @@ def test_in_one_s_own_trainer(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path:
     assert all(torch.equal(p, b) for p, b in zip(now, before, strict=True))
 
 
+def test_two_adapters_at_once(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path):
+    model = new_model(tiny_tokenizer)
+    model.add_adapter("other", model.peft_config["default"])
+    model.base_model.set_adapter(["default", "other"])
+    trainer = make_trainer(
+        tiny_tokenizer, model, tmp_path, rows(tiny_tokenizer, TASKS[0]), [VRMCL().callback()]
+    )
+    with pytest.raises(RunError, match=r"default\.weight and .*other\.weight are both trained"):
+        trainer.train()
+
+
 def test_gradients_at_other_weights_in_one_s_own_trainer(
     tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ):

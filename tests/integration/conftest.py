@@ -1,0 +1,26 @@
+"""A learner on a tiny model, for the tests that need one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kifuse import ContinualLearner, Task, read_stream
+from tests.learners import METHOD, Make, settings_of
+
+
+@pytest.fixture
+def make(tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path) -> Make:
+    def new(method: Any = METHOD, **options: Any) -> ContinualLearner:
+        options = {"progress": False, "settings": settings_of(tiny_folder_llama, tiny_stream), **options}
+        folder = options.pop("output_dir", tmp_path / "learner")
+        return ContinualLearner(str(tiny_folder_llama), method, folder, **options)
+
+    return new
+
+
+@pytest.fixture
+def tasks(tiny_stream: Path) -> list[Task]:
+    return list(read_stream(tiny_stream))
