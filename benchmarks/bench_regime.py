@@ -128,6 +128,7 @@ RATES = {"osf-own-rate": 5e-5}
 ROWS |= {name: {"name": name} for name in RIVALS}
 ROWS["osf-own-rate"] = {"name": "osf"}
 ROWS["vr-mcl-vision"] = {"name": "vr-mcl", "alpha": 0.1, "alpha_lr": 0.25}
+ROWS["vr-mcl-fast-rates"] = {"name": "vr-mcl", "alpha_lr": 0.0025}
 ROWS |= {f"rkif-{label}": {"name": "recurrent-kif", **change} for label, change in ABLATIONS.items()}
 ROWS |= {f"kiflora-{label}": {"name": "kiflora", **change} for label, change in OF_KIFLORA.items()}
 

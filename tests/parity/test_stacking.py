@@ -117,6 +117,18 @@ def test_training_is_what_the_equations_say(backbone: Backbone, tiny_stream: Pat
         learned.append(end)
 
 
+def test_the_second_penalty_of_o_lora_is_on_record(backbone: Backbone, tiny_stream: Path, tmp_path: Path):
+    settings = {"name": "o-lora", "orthogonality": 0.0, "norm": 0.3}
+    for number, (_, end, done, _) in enumerate(_train(backbone, tiny_stream, settings, tmp_path)):
+        noted = [event for event in done.events if event["kind"] == "norm penalty"]
+        if not number:
+            assert not noted
+            continue
+        size = sum(float(value.norm()) for value in end.values())
+        assert noted[0]["value"] == pytest.approx(size)
+        assert noted[0]["weighted"] == pytest.approx(0.3 * size)
+
+
 @pytest.mark.parametrize("name", [n for n in VARIANTS if n != "inclora"])
 def test_the_noted_size_is_that_of_the_penalty(
     backbone: Backbone, tiny_stream: Path, tmp_path: Path, name: str

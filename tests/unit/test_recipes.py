@@ -301,7 +301,7 @@ def test_the_later_rivals_recipes_have_the_values_that_are_known() -> None:
     assert (forever.schedule, forever.clip) == ((1, 2, 4, 7, 15, 30), (0.5, 3.0))
     assert (slao.start, slao.keep_function) == ("last-fine-tuned", False)
     vr_mcl = method_of("rkif-vr-mcl")
-    assert (vr_mcl.alpha, vr_mcl.alpha_lr, vr_mcl.momentum) == (0.001, 0.0025, 0.15)
+    assert (vr_mcl.alpha, vr_mcl.alpha_lr, vr_mcl.momentum) == (0.001, 2.5e-5, 0.15)
     assert not vr_mcl.second_order
     for name, batch, rate in (("aimmerging", 32, 3e-4), ("slao", 8, 1e-4)):
         training = yaml.safe_load(read_recipe(name))["training"]

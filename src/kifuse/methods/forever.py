@@ -84,14 +84,23 @@ class ModelTime:
         if self.steps < self.day_steps or not self.day:
             return False
         before = self.reached
-        days = self.elapsed / self.day * (1.0 + ROUNDING)
+        days = self.days * (1.0 + ROUNDING)
         self.reached = sum(mark <= days for mark in self.schedule)
         return self.reached > before
 
     @property
+    def days(self) -> float:
+        """tau_t in days; within the first one, whose length is not known yet, the share of its steps."""
+        if self.steps < self.day_steps or not self.day:
+            return min(self.steps / self.day_steps, 1.0)
+        return self.elapsed / self.day
+
+    @property
     def ratio(self) -> float:
-        """r_t: the pace of late in that of the first day."""
-        return self.pace * self.day_steps / self.day if self.day else 1.0
+        """r_t: the pace of late in that of the first day; 1 until that is over."""
+        if self.steps < self.day_steps or not self.day:
+            return 1.0
+        return self.pace * self.day_steps / self.day
 
     def state(self) -> dict[str, Any]:
         """All of it, as JSON."""
@@ -185,8 +194,8 @@ class Forever(Method):
 
     def on_step(self, ctx: StepContext) -> None:
         """Replay, when it is time."""
-        if self._time is not None and self._time.day and ctx.logging:
-            ctx.log(days=self._time.elapsed / self._time.day, pace=self._time.ratio)
+        if self._time is not None and ctx.logging:
+            ctx.log(days=self._time.days, pace=self._time.ratio)
         if self._due and ctx.memory_size:
             self._replay(ctx)
         self._due = False
@@ -210,7 +219,7 @@ class Forever(Method):
         ctx.event(
             "replay event",
             mark=self.schedule[self._time.reached - 1],
-            days=self._time.elapsed / self._time.day,
+            days=self._time.days,
             ratio=ratio,
             anchor=strength,
             penalty=strength * distance**2,
@@ -223,8 +232,8 @@ class Forever(Method):
 
     def end_task(self, task: TaskInfo, ctx: StepContext) -> None:
         """Record how many days the task had."""
-        if self._time is not None and self._time.day:
-            ctx.event("model time", days=self._time.elapsed / self._time.day, day=self._time.day)
+        if self._time is not None:
+            ctx.event("model time", days=self._time.days, day=self._time.day)
         self._time = self._anchor = self._last = None
 
     def state(self) -> MethodState:

@@ -24,7 +24,7 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from kifuse.methods.base import SETTINGS, NotNegative
+from kifuse.methods.base import SETTINGS, NotNegative, StepContext, TaskInfo
 from kifuse.methods.pairs import Pair, PairPenalty, PenaltyNotes, add_gradient, named_pairs
 from kifuse.methods.parameters import Parameters
 
@@ -70,3 +70,25 @@ class OLoRA(PairPenalty):
                 # d ||P||_F / d P = P / ||P||_F; 0 where P is 0, as B is at first
                 length = p.norm()
                 add_gradient(p, torch.where(length > 0, p / length, 0.0), self.norm)
+
+    def on_step(self, ctx: StepContext) -> None:
+        """Log the second penalty beside the first."""
+        super().on_step(ctx)
+        size = self._norms(ctx.params) if ctx.logging else None
+        if size is not None:
+            ctx.log(norm_penalty=size, weighted_norm_penalty=self.norm * size)
+
+    def end_task(self, task: TaskInfo, ctx: StepContext) -> None:
+        """Put both penalties on record; of the second its size at the end."""
+        super().end_task(task, ctx)
+        size = self._norms(ctx.params)
+        if size is not None:
+            ctx.event("norm penalty", weight=self.norm, value=size, weighted=self.norm * size)
+
+    @torch.no_grad()
+    def _norms(self, params: Parameters) -> float | None:
+        """sum_layers (||A_t||_F + ||B_t||_F); None where it is no part of the objective."""
+        pairs = [pair for _, pair in named_pairs(params) if pair.past_a is not None]
+        if not self.norm or not pairs:
+            return None
+        return float(torch.stack([p.float().norm() for pair in pairs for p in (pair.a, pair.b)]).sum())

@@ -22,17 +22,19 @@ b_1..b_K, and a memory batch M_t:
 | first or second order | `second_order` |
 
 The values are those of the paper's vision experiments; no code for language models is known. The inner rates
-are a hundredth of theirs (0.1 and 0.25), at which an adapter's loss grew in the bench regime. There the outer
-step is plain SGD and the buffer is filled online. Here, as for every method: the Trainer's optimizer, and the
-memory of the finished tasks. So the first task is plain training, m starts anew with each task, and alpha is
-carried on. The authors' code also has the mean over k for the sum, an alpha for each entry, which may become
+are not: at theirs (0.1, and 0.25 to learn it), and at a hundredth of both, an adapter's loss grew in the
+bench regime, since what is trained is good one inner step on, not where it is. So alpha starts at a hundredth
+of theirs, and is learned so slowly that it stays of that size over a hundred steps. There the outer step is
+plain SGD and the buffer is filled online. Here, as for every method: the Trainer's optimizer, and the memory
+of the finished tasks. So the first task is plain training, m starts anew with each task, and alpha is carried
+on. The authors' code also has the mean over k for the sum, an alpha for each entry, which may become
 negative, half the weight for memory examples, h at both points added, and several meta-steps on a batch.
 
 Cost: g_t takes one pass over the batch in minibatches, and K over batch and memory batch together: 1 + 2K
 passes over a batch of the step's size. m_t takes it at two points: 2 (1 + 2K) passes a step on top of the
 Trainer's own, whose gradient serves its log and the check for broken numbers only. Second order doubles the
-inner passes and keeps the graphs of all K. Copies of the trained parameters: two from step to step, and about
-four in it; between tasks one number a tensor.
+inner passes and keeps the graphs of all K. Copies of the trained parameters: two from step to step, and up to
+eight more in it; between tasks one number a tensor.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ class VRMCL(Method):
     second_order: bool = False
     inner_size: Annotated[int, Field(ge=1)] = 8
     alpha: NotNegative = 0.001
-    alpha_lr: NotNegative = 0.0025
+    alpha_lr: NotNegative = 2.5e-5
     momentum: Past = 0.15
     clip: Positive | None = 1.0
 

@@ -54,6 +54,8 @@ def test_the_anchor_stays_between_its_bounds(sizes: list[int], day_steps: int, g
     for count, size in enumerate(sizes, start=1):
         time.step(float(size))
         strength = min(max(1 + gamma * (time.ratio - 1), 0.5), 3.0)
+        if count < day_steps:
+            assert (time.days, time.ratio) == (count / day_steps, 1.0)
         if count == day_steps:
             assert math.isclose(strength, 1.0)
         if count >= day_steps:

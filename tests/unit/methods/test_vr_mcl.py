@@ -212,5 +212,5 @@ def test_the_cost_is_counted(settings: dict[str, Any], passes: int):
 def test_the_defaults_are_those_established():
     made = VRMCL()
     assert (made.inner_size, made.momentum, made.clip) == (8, 0.15, 1.0)
-    assert (made.alpha, made.alpha_lr) == (0.1 / 100, 0.25 / 100)  # ours for adapters
+    assert (made.alpha, made.alpha_lr) == (0.1 / 100, 0.25 / 10_000)  # ours for adapters
     assert not made.second_order and made.needs == {"batch"}
