@@ -60,7 +60,7 @@ class ModelTime:
 
     Args:
         day_steps: S.
-        schedule: The marks d_j in days, growing.
+        schedule: The marks d_j in days, from 1 on, growing.
         smoothing: lambda.
     """
 
@@ -137,8 +137,8 @@ class Forever(Method):
     @field_validator("schedule")
     @classmethod
     def _marks_grow(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or any(a >= b for a, b in pairwise(value)):
-            raise ValueError("marks in days, each later than the one before")
+        if not value or value[0] < 1.0 or any(a >= b for a, b in pairwise(value)):
+            raise ValueError("marks in days from 1 on, each later than the one before")
         return value
 
     @field_validator("clip")

@@ -60,6 +60,10 @@ class SLAO(Method):
                 f"{len(others) - 1} more are trained beside them; use kind lora or rslora."
             )
         for name, pair in pairs.items():
+            if pair.a.dim() != 2:
+                raise ValueError(
+                    f"model.adapter.target_modules: SLAO merges LoRA of linear layers, and {name} is none."
+                )
             rank, inputs = pair.a.shape
             if rank > inputs:
                 raise ValueError(

@@ -196,6 +196,7 @@ def test_a_state_of_another_moment_is_refused():
     ("settings", "message"),
     [
         ({"schedule": [2, 1]}, "method.schedule: found the list [2, 1]"),
+        ({"schedule": [0.5, 1]}, "method.schedule: found the list [0.5, 1]"),
         ({"schedule": []}, "method.schedule: found the list []"),
         ({"clip": [3, 1]}, "method.clip: found the list [3, 1]"),
         ({"day_steps": 0}, "method.day_steps: found 0"),

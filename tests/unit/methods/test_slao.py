@@ -195,6 +195,7 @@ def test_a_state_of_another_moment_is_refused():
             "kind",
         ),
         ({"q.lora_A.weight": (5, 4), "q.lora_B.weight": (4, 5)}, "model.adapter.rank: 5 rows"),
+        ({"c.lora_A.weight": (2, 4, 3, 3), "c.lora_B.weight": (4, 2, 1, 1)}, "LoRA of linear layers"),
     ],
 )
 def test_anything_but_pairs_is_refused(named: dict[str, tuple[int, ...]], message: str):
