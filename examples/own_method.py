@@ -1,4 +1,4 @@
-"""Your own method in 60 lines: pull the adapter back, in every step, to where it stood before the task.
+"""Your own method in one short file: pull the adapter back, in every step, to where it stood before the task.
 
     python examples/own_method.py
 

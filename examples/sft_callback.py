@@ -1,8 +1,9 @@
 """Your own SFTTrainer script (TRL), with one callback more: a task a month, and nothing is forgotten.
 
-    pip install 'kifuse[trl]'
     python examples/sft_callback.py --task 01-queue       # January
     python examples/sft_callback.py --task 02-urgency     # February: the same script, other data
+
+It needs TRL, which `make setup` installs; elsewhere it is kifuse's extra `trl`.
 
 The data set holds plain prompts and completions; TRL tokenises them, and the callback keeps rows as TRL made
 them. The folder `--out` carries everything from one month to the next.

@@ -34,7 +34,7 @@ Cost: g_t takes one pass over the batch in minibatches, and K over batch and mem
 passes over a batch of the step's size. m_t takes it at two points: 2 (1 + 2K) passes a step on top of the
 Trainer's own, whose gradient serves its log and the check for broken numbers only. Second order doubles the
 inner passes and keeps the graphs of all K. Copies of the trained parameters: two from step to step, and up to
-eight more in it; between tasks one number a tensor.
+ten more in it; between tasks one number a tensor.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def quantization_config(quantization: str, precision: Precision) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
             f"model.quantization: {quantization!r} needs the package bitsandbytes, which is not installed; "
-            "run: pip install 'kifuse[quantization]'"
+            "run: pip install bitsandbytes"
         )
     from transformers import BitsAndBytesConfig
 

@@ -72,7 +72,7 @@ def write_figures(plots: Iterable[Plot | Missing], folder: Path) -> list[Path]:
         from matplotlib import font_manager
     except ImportError as error:
         raise RunError(
-            "figures as files need matplotlib, which is not installed: pip install 'kifuse[figures]'."
+            "figures as files need matplotlib, which is not installed: pip install matplotlib."
         ) from error
     files = []
     wide = [name for name in ("Noto Sans CJK JP", "Noto Sans") if name in font_manager.get_font_names()]
