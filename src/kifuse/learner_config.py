@@ -15,6 +15,7 @@ from kifuse.models.loading import Backbone
 from kifuse.problems import from_pydantic
 from kifuse.registry import name_of
 from kifuse.reporting.record import RunRecord
+from kifuse.training.environment import process_count
 from kifuse.training.opening import OPEN_STREAM
 
 
@@ -23,7 +24,13 @@ def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: 
 
     Raises:
         ConfigError: There is one.
+        RunError: It would be used in several processes.
     """
+    if process_count() > 1:
+        raise RunError(
+            "ContinualLearner works in one process; with several use 'kifuse run', or a method's callback in "
+            "a script of your own."
+        )
     if not str(folder):
         raise ConfigError("output_dir: found nothing, expected the folder that keeps what is learned.")
     for section, values in settings.items():

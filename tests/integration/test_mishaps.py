@@ -228,6 +228,23 @@ def test_a_task_with_nothing_to_train_on_is_refused_before_the_first(tiny_folder
     assert not (tmp_path / "run" / "record.json").exists()
 
 
+def test_an_instruction_that_is_too_long_is_said_before_the_first_task(
+    tiny_folder_llama: Path, tmp_path: Path
+):
+    stream = write_stream(tmp_path / "stream")
+    settings = '{"instruction": "' + "Which weather is it there? " * 40 + '", "labels": ["sun", "rain"]}'
+    (stream / "weather" / "task.json").write_text(settings, encoding="utf-8")
+    with pytest.raises(DataError, match=r"Example weather-.*: the instruction and the answer cue alone take"):
+        run(make_config(tiny_folder_llama, stream, tmp_path / "run", PLAIN))
+    assert not (tmp_path / "run" / "record.json").exists()
+
+
+def test_a_learner_in_several_processes_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="works in one process; with several use 'kifuse run'"):
+        make()
+
+
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "stopped"])
 @pytest.mark.parametrize("change", ["a task more", "other labels", "other rows"])
 def test_other_data_than_at_the_start_is_refused(

@@ -102,6 +102,16 @@ class Engine:
             batch_tokens=config.evaluation.batch_tokens,
         )
 
+    def check_lengths(self, tasks: Sequence[Task]) -> None:
+        """Refuse a task whose instruction alone is too long, before an earlier one is trained.
+
+        Raises:
+            DataError: There is one.
+        """
+        for split in (split for task in tasks for split in (task.train, task.test) if split):
+            # where the longest input fits when it is cut, all do
+            self.encoder.prompt(max(split, key=lambda example: len(example.input)))
+
     def _trackers(self) -> Tracking | None:
         training = self.config.training
         if not training.report_to or not self.writes:

@@ -97,6 +97,7 @@ def _run(
     if record is None:
         record = new_record(config, stream, method, backbone)
     engine = Engine(config, record, method, backbone, progress, tokens=shared.tokens)
+    engine.check_lengths(stream.tasks)
     with engine.tracked():
         record = _StreamRun(engine, stream).go(reuse)
     shared.give_back(backbone, engine.model)
