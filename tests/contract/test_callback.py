@@ -97,7 +97,7 @@ def test_going_on_in_the_middle_of_a_task_ends_bit_identical(month: Script, tmp_
     assert told[0]["events"] == told[1]["events"]
 
 
-@pytest.mark.parametrize("name", ["slao", "vr-mcl", "kif", "forever"])
+@pytest.mark.parametrize("name", ["slao", "vr-mcl"])
 @pytest.mark.parametrize("kept", [True, False], ids=["with a state folder", "without"])
 def test_a_task_cut_short_is_begun_anew_with_the_same_callback(
     tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str, kept: bool

@@ -57,7 +57,9 @@ def test_less_is_shown_for_what_takes_less(seven_billion: Path) -> None:
 
 def test_what_fits_nowhere_is_said(seven_billion: Path) -> None:
     config = json.loads((seven_billion / "config.json").read_text())
-    (seven_billion / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 600}))
+    (seven_billion / "config.json").write_text(
+        json.dumps({**config, "hidden_size": 32768, "intermediate_size": 65536})
+    )
     done = show("--model", seven_billion, "--rows", 1, "--tokens", 64)
     assert done.exit_code == 0, done.output
     assert "no device of up to 192 GiB is enough" in done.output

@@ -27,7 +27,7 @@ def test_without_bitsandbytes_the_message_says_how_to_get_it(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *more: None if name == "bitsandbytes" else find(name, *more)
     )
-    with pytest.raises(ModelError, match=r"'4bit' needs .* pip install 'kifuse\[quantization\]'"):
+    with pytest.raises(ModelError, match=r"'4bit' needs .* pip install bitsandbytes"):
         load_backbone(str(tiny_folder_llama), quantization="4bit", device=CPU)
     assert load_backbone(str(tiny_folder_llama), quantization="none", device=CPU).model is not None
 
