@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kifuse.config import to_yaml
 from kifuse.errors import ConfigError, DataError, RunError, did_you_mean
 from kifuse.evaluation.generation import greedy_generate
@@ -83,8 +81,6 @@ class ContinualLearner:
         self.folder = Path(self.config.output)
         self.max_forgetting = checked_points(max_forgetting)
         require_trackers(self.config)
-        if self.config.training.threads:
-            torch.set_num_threads(self.config.training.threads)
         self._log = RunLog(self.folder, listener(progress), writes=is_main_process())
         with contextlib.ExitStack() as stack:
             stack.enter_context(exclusive(self.folder))

@@ -16,7 +16,7 @@ from kifuse.problems import from_pydantic
 from kifuse.registry import name_of
 from kifuse.reporting.record import RunRecord
 from kifuse.training.environment import process_count
-from kifuse.training.opening import OPEN_STREAM
+from kifuse.training.opening import OPEN_STREAM, model_facts
 
 
 def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: str | Path) -> RunConfig:
@@ -66,12 +66,11 @@ def moved_model(record: RunRecord, name: str, backbone: Backbone) -> None:
     Raises:
         RunError: It is another kind of model, or of another size.
     """
-    found = (backbone.model.config.model_type, sum(p.numel() for p in backbone.model.parameters()))
-    expected = (record.model["family"], record.model["parameters"])
-    if found != expected:
+    found, expected = model_facts(name, backbone), record.model
+    if any(found[key] != expected[key] for key in ("family", "parameters")):
         raise RunError(
-            f"model: {name} is a {found[0]} model of {found[1]:,} parameters, expected the {expected[0]} "
-            f"model of {expected[1]:,} that this learner began with."
+            f"model: {name} is a {found['family']} model of {found['parameters']:,} parameters, expected the "
+            f"{expected['family']} model of {expected['parameters']:,} that this learner began with."
         )
     record.model["name"] = record.config["model"]["name"] = name
 

@@ -29,6 +29,14 @@ pytestmark = pytest.mark.usefixtures("quick")
 PLAIN = {"name": "sequential"}
 
 
+class StopLate(Progress):
+    """Ends the run in the last step of its first task."""
+
+    def step(self, task: str, step: int, steps: int, loss: float | None) -> None:
+        if step == steps:
+            raise Stopped
+
+
 def _weights(learner: ContinualLearner) -> list[torch.Tensor]:
     return [p.detach().clone() for p in learner.model.parameters() if p.requires_grad]
 
@@ -314,11 +322,6 @@ def test_the_scale_of_fp16_goes_on_with_the_task(
     # without a GPU no training has one of its own
     monkeypatch.setattr(MiddleKeeper, "_scaler", property(lambda _: scaler))
 
-    class StopLate(Progress):
-        def step(self, task: str, step: int, steps: int, loss: float | None) -> None:
-            if step == steps and task == "colour":
-                raise Stopped
-
     scaler.scale(torch.ones(1))  # the scale exists from the first use on
     with pytest.raises(Stopped):
         run(config, progress=StopLate())
@@ -332,11 +335,6 @@ def test_singular_directions_that_come_out_otherwise_are_said(
 ):
     sections = {"training": {"checkpoint_minutes": 0}}
     config = make_config(tiny_folder_llama, tiny_stream, tmp_path / "run", {"name": "osf"}, **sections)
-
-    class StopLate(Progress):
-        def step(self, task: str, step: int, steps: int, loss: float | None) -> None:
-            if step == steps:
-                raise Stopped
 
     with pytest.raises(Stopped):
         run(config, progress=StopLate())

@@ -81,7 +81,7 @@ class ModelTime:
             self.pace = self.elapsed / self.steps
         else:
             self.pace += self.smoothing * (size - self.pace)
-        if self.steps < self.day_steps or not self.day:
+        if self._first_day:
             return False
         before = self.reached
         days = self.days * (1.0 + ROUNDING)
@@ -89,16 +89,21 @@ class ModelTime:
         return self.reached > before
 
     @property
+    def _first_day(self) -> bool:
+        """Whether the unit of time is not known yet: too few steps, or no movement in them."""
+        return self.steps < self.day_steps or not self.day
+
+    @property
     def days(self) -> float:
         """tau_t in days; within the first one, whose length is not known yet, the share of its steps."""
-        if self.steps < self.day_steps or not self.day:
+        if self._first_day:
             return min(self.steps / self.day_steps, 1.0)
         return self.elapsed / self.day
 
     @property
     def ratio(self) -> float:
         """r_t: the pace of late in that of the first day; 1 until that is over."""
-        if self.steps < self.day_steps or not self.day:
+        if self._first_day:
             return 1.0
         return self.pace * self.day_steps / self.day
 

@@ -134,8 +134,7 @@ def load_backbone(
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    if name.startswith("~"):
-        name = str(Path(name).expanduser())
+    name = os.path.expanduser(name)
     _check_name(name)
     device = device or pick_device()
     chosen = pick_precision(precision, device)

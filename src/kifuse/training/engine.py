@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from kifuse.config import RunConfig
@@ -67,6 +68,8 @@ class Engine:
         *,
         tokens: TokenCache | None = None,
     ) -> None:
+        if config.training.threads:
+            torch.set_num_threads(config.training.threads)
         self.config, self.record, self.method = config, record, method
         self.backbone, self.progress = backbone, progress
         self.folder = Path(config.output)

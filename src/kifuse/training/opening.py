@@ -197,18 +197,12 @@ def now() -> str:
 def new_record(config: RunConfig, stream: TaskStream | None, method: Method, backbone: Backbone) -> RunRecord:
     """The record of a run that has not learned anything yet; without a stream its tasks come later."""
     overlaps = stream.overlaps() if stream else []
-    inner = backbone.model
     return RunRecord(
         kifuse_version=__version__,
         status="running",
         created=now(),
         config=config_json(config),
-        model={
-            "name": config.model.name,
-            "family": inner.config.model_type,
-            "parameters": sum(p.numel() for p in inner.parameters()),
-            "encoder_decoder": backbone.encoder_decoder,
-        },
+        model=model_facts(config.model.name, backbone),
         method=MethodRecord(
             name=config.method.name,
             # as it will be read back
@@ -228,6 +222,16 @@ def new_record(config: RunConfig, stream: TaskStream | None, method: Method, bac
             if "train" in (o.split_a, o.split_b) and "test" in (o.split_a, o.split_b)
         ],
     )
+
+
+def model_facts(name: str, backbone: Backbone) -> dict[str, Any]:
+    """What a record says of a base model."""
+    return {
+        "name": name,
+        "family": backbone.model.config.model_type,
+        "parameters": sum(p.numel() for p in backbone.model.parameters()),
+        "encoder_decoder": backbone.encoder_decoder,
+    }
 
 
 def _overlap_json(overlap: Any) -> dict[str, Any]:

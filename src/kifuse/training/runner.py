@@ -7,8 +7,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from kifuse.config import RunConfig, to_yaml
 from kifuse.errors import DataError
 from kifuse.reporting.record import RunRecord
@@ -86,8 +84,6 @@ def _check_finished(config: RunConfig, record: RunRecord, shared: Shared, progre
 def _run(
     config: RunConfig, record: RunRecord | None, progress: Progress, reuse: Sequence[Path], shared: Shared
 ) -> RunRecord:
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
     reset_peak_memory()
     stream = shared.stream(config.data, config.training.seed)
     if record is not None:
