@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -119,7 +120,7 @@ class ContinualLearner:
         Raises:
             RunError: The folder holds no learner, its model must be given, or another model is.
         """
-        record = RunRecord.load(Path(output_dir).expanduser())
+        record = RunRecord.load(os.path.expanduser(output_dir))
         if model is None and record.model.get("given"):
             raise RunError(
                 f"{output_dir}: this learner was made from a model object ({record.model['name']}); give it "

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from typer.testing import CliRunner
 
 from kifuse import ContinualLearner, RunRecord, Task
-from kifuse.errors import ConfigError, DataError, RunError
+from kifuse.cli import app
+from kifuse.errors import ConfigError, DataError, KifuseError, ModelError, RunError
 from kifuse.methods import osf
 from kifuse.models.loading import load_backbone
 from kifuse.training import snapshot
@@ -349,3 +351,16 @@ def test_a_model_under_the_home_folder_is_found(
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(tiny_folder_llama, tmp_path / "model")
     assert load_backbone("~/model").model.config.model_type == "llama"
+
+
+def test_the_home_folder_of_nobody_is_no_folder(tmp_path: Path, tiny_stream: Path):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model: {{name: ~nobody-here/model}}\ndata: {{path: {tiny_stream}}}\n", encoding="utf-8"
+    )
+    done = CliRunner().invoke(app, ["validate", str(config), "--set", f"output={tmp_path / 'out'}"])
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    with pytest.raises(ModelError, match="~nobody-here/model: no such folder"):
+        load_backbone("~nobody-here/model")
+    with pytest.raises(KifuseError, match="nobody-here"):
+        ContinualLearner.load("~nobody-here/desk", progress=False)

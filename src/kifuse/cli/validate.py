@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,7 +75,7 @@ def _kind_of_model(name: str) -> str:
 
     if name in BUNDLED:
         return "from 'kifuse ls models'"
-    if Path(name).expanduser().is_dir():
+    if Path(os.path.expanduser(name)).is_dir():
         return "a folder"
     return "a hub id, not checked" + did_you_mean(name, BUNDLED)
 

@@ -19,11 +19,19 @@ from kifuse.storage import sha256_file
 
 
 def cache_folder() -> Path:
-    """Where models are kept: `$KIFUSE_CACHE`, or `kifuse` in the user's cache folder."""
+    """Where models are kept: `$KIFUSE_CACHE`, or `kifuse` in the user's cache folder.
+
+    Raises:
+        ModelError: The folder is named by a user's home folder that is not known.
+    """
     explicit = os.environ.get("KIFUSE_CACHE")
-    if explicit:
-        return Path(explicit).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kifuse"
+    folder = Path(explicit) if explicit else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "kifuse"
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise ModelError(
+            f"{folder}: no home folder is known for it; set KIFUSE_CACHE to the folder where models are kept"
+        ) from error
 
 
 def bundled_model(name: str, say: Callable[[str], None] = lambda _: None) -> Path:

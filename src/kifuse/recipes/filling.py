@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -147,7 +148,7 @@ def _model_changes(paper: Paper, model: str) -> dict[str, tuple[Any, str]]:
     known = models.get(paper.name, models["others"])
     if model in known:
         return {key: (entry["value"], entry["from"]) for key, entry in known[model].items()}
-    if model in BUNDLED or "/" in model or Path(model).expanduser().is_dir():
+    if model in BUNDLED or "/" in model or Path(os.path.expanduser(model)).is_dir():
         return {
             "model.name": (model, _BY_USER),
             "model.precision": ("auto", "kifuse's default, as the model is not one of the paper's"),

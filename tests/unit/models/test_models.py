@@ -27,7 +27,7 @@ from kifuse.config import AdapterConfig
 from kifuse.errors import ModelError
 from kifuse.models import bundled, loading
 from kifuse.models.adapters import add_adapter, load_adapter_weights, save_adapter, target_modules
-from kifuse.models.bundled import bundled_model
+from kifuse.models.bundled import bundled_model, cache_folder
 from kifuse.models.catalog import BUNDLED
 from kifuse.models.loading import load_backbone, pick_precision, shrink_frozen
 from tests.runs import METHODS
@@ -351,6 +351,12 @@ def test_a_cache_that_cannot_be_written_is_named(
     monkeypatch.setenv("KIFUSE_CACHE", str(tmp_path / "file"))
     with pytest.raises(ModelError, match="KIFUSE_CACHE"):
         bundled_model(NAME)
+
+
+def test_a_cache_in_the_home_folder_of_nobody_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KIFUSE_CACHE", "~nobody-here/cache")
+    with pytest.raises(ModelError, match="KIFUSE_CACHE"):
+        cache_folder()
 
 
 def test_a_bundled_name_loads_the_converted_folder(tiny_folder_llama: Path, monkeypatch: pytest.MonkeyPatch):
