@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kifuse.errors import ConfigError, DataError
+from kifuse.evaluation.attention import grouped_attention
 from kifuse.evaluation.decoding import Guesses, decode
 from kifuse.evaluation.rows import CausalRows, EncoderDecoderRows, SharedPrefix
 from kifuse.evaluation.session import OtherCacheError, Session, eval_mode
@@ -61,7 +62,7 @@ def greedy_generate(
     session = Session.build(model, tokenizer, encoder_decoder, max_new_tokens)
     if not encoder_decoder:
         _check_positions(session, prompts)
-    with torch.inference_mode(), eval_mode(model):
+    with torch.inference_mode(), eval_mode(model), grouped_attention(session.base):
         try:
             outputs = _run(session, prompts, batch_tokens, likely, progress)
         except OtherCacheError:

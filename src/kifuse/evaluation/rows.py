@@ -141,9 +141,7 @@ class SharedPrefix:
             return None
         ids = torch.tensor([prompts[0][:length]], device=session.device)
         positions = torch.arange(length, device=session.device)[None]
-        _, out = session.last_logits(
-            1, input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions
-        )
+        out = session.cached(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions)
         cache = _row_cache(out)
         # The padding comes between prefix and rest: a sliding window would count it as text.
         return None if _slides(cache) else cls(length, cache)

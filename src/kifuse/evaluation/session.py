@@ -35,6 +35,7 @@ class Session:
     """What stays the same over all batches of one call."""
 
     model: Any
+    base: Any
     encoder_decoder: bool
     accepts: frozenset[str]
     device: torch.device
@@ -59,6 +60,7 @@ class Session:
         shaped = any(getattr(config, name, None) not in (None, _NEUTRAL.get(name, 0)) for name in _SHAPING)
         return cls(
             model=model,
+            base=base,
             encoder_decoder=encoder_decoder,
             accepts=frozenset(inspect.signature(base.forward).parameters),
             device=device,
@@ -82,6 +84,13 @@ class Session:
             inputs["logits_to_keep"] = columns
         out = self.model(**inputs, use_cache=True, return_dict=True)
         return out.logits[:, -columns:], out
+
+    def cached(self, **inputs: Tensor) -> Any:
+        """The output after some tokens whose logits nobody needs: the model's head is left out."""
+        body = getattr(self.base, "base_model", self.base)
+        takes = inspect.signature(body.forward).parameters
+        model = body if all(name in takes for name in inputs) else self.model
+        return model(**inputs, use_cache=True, return_dict=True)
 
     def ended(self, answer: list[int]) -> bool:
         """Whether an answer is complete or as long as it may be."""

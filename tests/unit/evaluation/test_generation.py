@@ -154,7 +154,7 @@ def tokenizer() -> Any:
     return build_tokenizer("bytes")  # a fresh one: end_somewhere changes it
 
 
-KINDS = ["llama", "gpt2", "sliding window", "mamba", "t5", "lora", "lora t5"]
+KINDS = ["llama", "plain attention", "gpt2", "sliding window", "mamba", "t5", "lora", "lora t5"]
 
 
 def build(kind: str, size: int, tiny_llama: Any, tiny_t5: Any) -> tuple[Any, Any]:
@@ -166,6 +166,8 @@ def build(kind: str, size: int, tiny_llama: Any, tiny_t5: Any) -> tuple[Any, Any
     }
     t5 = kind.endswith("t5")
     base = model = shake(builders[kind](size) if kind in builders else (tiny_t5 if t5 else tiny_llama))
+    if kind == "plain attention":
+        base.set_attn_implementation("eager")
     if kind.startswith("lora"):
         names = ["q", "v"] if t5 else ["q_proj", "v_proj"]
         task = "SEQ_2_SEQ_LM" if t5 else "CAUSAL_LM"
@@ -274,9 +276,10 @@ def test_end_tokens_of_the_tokenizer_end_an_output_too(tiny_llama: Any, tokenize
 
 def test_a_shared_start_goes_through_the_model_once(tiny_llama: Any, tokenizer: Any) -> None:
     prompts = ragged_prompts(len(tokenizer), 10, prefix=40)
-    passes = Passes(tiny_llama)
+    passes, with_logits = Passes(tiny_llama.model), Passes(tiny_llama)
     greedy_generate(tiny_llama, tokenizer, prompts, encoder_decoder=False, max_new_tokens=1)
     assert passes.shapes[0] == (1, 40)
+    assert with_logits.shapes == passes.shapes[1:]
     assert passes.tokens < 40 + 10 * 20
 
 

@@ -1,0 +1,111 @@
+"""Grouped-query attention that reads each key once, for generation on a CPU.
+
+With fewer key than query heads (GQA, Ainslie et al. 2023, arXiv 2305.13245), transformers' plain attention
+first copies every key and value once for each query head of its group. In a decoding step that copy, of all
+that the cache holds, takes longer than the layer's own products. Here the query heads of a group are rows of
+one product instead, with the same sums.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_NAME = "kifuse_grouped"
+
+
+@contextmanager
+def grouped_attention(model: Any) -> Iterator[None]:
+    """Let a model attend without copies of its keys; afterwards it attends as before.
+
+    A model that is not on a CPU, whose heads have keys of their own, or whose attention is not the plain one
+    of transformers' LLaMA to the letter, is left alone.
+
+    Args:
+        model: A transformers model, without PEFT's wrapper.
+    """
+    if not _can_be_grouped(model):
+        yield
+        return
+    _register()
+    model.set_attn_implementation(_NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation("eager")
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """softmax(scaling · Q Kᵀ + mask) V, where query head h goes with key head h // (heads / groups).
+
+    Args:
+        module: The attention, not looked at.
+        query: (rows, heads, columns, size).
+        key: (rows, groups, length, size).
+        value: As `key`.
+        attention_mask: (rows, 1, columns, length), added to the products; None for none.
+        scaling: Of the products.
+
+    Returns:
+        The attended values, (rows, columns, heads, size), and the weights, (rows, heads, columns, length).
+    """
+    rows, heads, columns, size = query.shape
+    groups, length = key.shape[1:3]
+    together = query.reshape(rows, groups, -1, size)
+    weights = torch.matmul(together, key.transpose(2, 3)).view(rows, heads, columns, length) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = torch.nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    found = torch.matmul(weights.view(rows, groups, -1, length), value).view(rows, heads, columns, -1)
+    return found.transpose(1, 2).contiguous(), weights
+
+
+def _can_be_grouped(model: Any) -> bool:
+    config = model.config
+    heads, groups = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
+    if model.device.type != "cpu" or getattr(config, "_attn_implementation", None) != "eager":
+        return False
+    if not isinstance(heads, int) or not isinstance(groups, int) or heads == groups:
+        return False
+    # a family keeps its plain attention in the module of its layers, most of them a copy of LLaMA's
+    files = (sys.modules.get(type(module).__module__) for module in model.modules())
+    plain = {getattr(file, "eager_attention_forward", None) for file in files} - {None}
+    return bool(plain) and all(_is_llamas(function) for function in plain)
+
+
+def _is_llamas(function: Any) -> bool:
+    """Whether an attention function does, step by step, what LLaMA's does."""
+    from transformers.models.llama import modeling_llama as llama
+
+    if not isinstance(function, FunctionType):
+        return False
+    copies = function.__globals__.get("repeat_kv")
+    known = llama.eager_attention_forward
+    return _code(function) == _code(known) and _code(copies) == _code(llama.repeat_kv)
+
+
+def _code(function: Any) -> tuple[Any, ...]:
+    code = getattr(function, "__code__", None)
+    return () if code is None else (code.co_code, code.co_names, code.co_consts)
+
+
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(_NAME, attend)
+    AttentionMaskInterface.register(_NAME, eager_mask)

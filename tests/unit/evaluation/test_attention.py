@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama import modeling_llama
+
+from kifuse.evaluation.attention import attend, grouped_attention
+from kifuse.evaluation.generation import greedy_generate
+
+
+def current(model: Any) -> str:
+    return model.config._attn_implementation
+
+
+@given(
+    rows=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    each=st.integers(1, 4),
+    columns=st.integers(1, 5),
+    before=st.integers(0, 6),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    masked=st.booleans(),
+)
+def test_equals_attention_over_copied_keys(
+    rows: int, groups: int, each: int, columns: int, before: int, dtype: torch.dtype, masked: bool
+):
+    generator = torch.Generator().manual_seed(columns)
+    size, length = 8, before + columns
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    # as the layers have it: heads and columns changed places in a view
+    query = numbers(rows, columns, groups * each, size).transpose(1, 2)
+    key, value = numbers(rows, groups, length, size), numbers(rows, groups, length, size)
+    mask = torch.full((columns, length), -torch.inf).triu(before + 1).to(dtype) if masked else None
+    layer = SimpleNamespace(num_key_value_groups=each, training=False)
+    inputs = (layer, query, key, value, None if mask is None else mask.expand(rows, 1, -1, -1), 0.3)
+    found = attend(*inputs)
+    expected = modeling_llama.eager_attention_forward(*inputs)  # pyright: ignore[reportArgumentType]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_generation_copies_no_keys(
+    tiny_llama: LlamaForCausalLM, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+):
+    tiny_llama.set_attn_implementation("eager")
+    prompts = [[7, 8, 9, 10], [11, 12], [13] * 6]
+
+    def answers() -> list[str]:
+        return greedy_generate(tiny_llama, tiny_tokenizer, prompts, encoder_decoder=False, max_new_tokens=5)
+
+    expected = answers()
+    monkeypatch.setattr(modeling_llama, "repeat_kv", lambda *_: pytest.fail("the keys were copied"))
+    assert answers() == expected
+    with torch.no_grad(), pytest.raises(pytest.fail.Exception):
+        tiny_llama(torch.tensor([[7, 8]]))
+
+
+def test_a_model_attends_afterwards_as_before(tiny_llama: LlamaForCausalLM):
+    tiny_llama.set_attn_implementation("eager")
+    with pytest.raises(KeyError), grouped_attention(tiny_llama):
+        assert current(tiny_llama) not in ("eager", "sdpa")
+        raise KeyError
+    assert current(tiny_llama) == "eager"
+
+
+def test_a_users_choice_of_attention_stays(tiny_llama: LlamaForCausalLM, tiny_t5: Any):
+    tiny_llama.set_attn_implementation("sdpa")
+    before = current(tiny_t5)
+    with grouped_attention(tiny_llama), grouped_attention(tiny_t5):
+        assert current(tiny_llama) == "sdpa"
+        assert current(tiny_t5) == before
+
+
+def test_a_family_with_an_attention_of_its_own_keeps_it(tiny_tokenizer: Any):
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        attn_logit_softcapping=0.1,
+    )
+    model = Gemma2ForCausalLM(config)
+    model.set_attn_implementation("eager")
+    with grouped_attention(model):
+        assert current(model) == "eager"
+
+
+def test_heads_with_keys_of_their_own_need_no_grouping(tiny_tokenizer: Any):
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tiny_tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+        )
+    )
+    model.set_attn_implementation("eager")
+    with grouped_attention(model):
+        assert current(model) == "eager"
