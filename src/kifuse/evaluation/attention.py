@@ -75,11 +75,11 @@ def attend(
 
 
 def _can_be_grouped(model: Any) -> bool:
-    config = model.config
-    heads, groups = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
-    if model.device.type != "cpu" or getattr(config, "_attn_implementation", None) != "eager":
+    heads, groups = (getattr(model.config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
+    if model.device.type != "cpu" or not isinstance(heads, int) or not isinstance(groups, int):
         return False
-    if not isinstance(heads, int) or not isinstance(groups, int) or heads == groups:
+    configs = [module.config for module in model.modules() if hasattr(module, "config")]
+    if heads == groups or any(getattr(one, "_attn_implementation", None) != "eager" for one in configs):
         return False
     # a family keeps its plain attention in the module of its layers, most of them a copy of LLaMA's
     files = (sys.modules.get(type(module).__module__) for module in model.modules())
