@@ -71,8 +71,10 @@ def build_tokenizer(
     return tokenizer
 
 
-def build_llama(vocabulary: int, *, pad: int = 0, bos: int = 1, eos: int = 2) -> LlamaForCausalLM:
-    """Build a decoder-only model with fixed random weights."""
+def build_llama(
+    vocabulary: int, *, pad: int = 0, bos: int = 1, eos: int = 2, groups: int = 2
+) -> LlamaForCausalLM:
+    """Build a decoder-only model with fixed random weights; `groups` heads of four have keys of their own."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = LlamaConfig(
@@ -81,7 +83,7 @@ def build_llama(vocabulary: int, *, pad: int = 0, bos: int = 1, eos: int = 2) ->
             intermediate_size=64,
             num_hidden_layers=2,
             num_attention_heads=4,
-            num_key_value_heads=2,
+            num_key_value_heads=groups,
             max_position_embeddings=1024,
             pad_token_id=pad,
             bos_token_id=bos,

@@ -18,7 +18,7 @@ from kifuse import ContinualLearner, RunRecord, Task
 from kifuse.cli import app
 from kifuse.errors import ConfigError, DataError, KifuseError, ModelError, RunError
 from kifuse.methods import osf
-from kifuse.models.loading import load_backbone
+from kifuse.models.loading import empty_model, load_backbone
 from kifuse.training import snapshot
 from kifuse.training.middle import MiddleKeeper
 from kifuse.training.progress import Progress
@@ -351,6 +351,7 @@ def test_a_model_under_the_home_folder_is_found(
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(tiny_folder_llama, tmp_path / "model")
     assert load_backbone("~/model").model.config.model_type == "llama"
+    assert empty_model("~/model")[0].config.model_type == "llama"
 
 
 def test_the_home_folder_of_nobody_is_no_folder(tmp_path: Path, tiny_stream: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,11 +70,11 @@ def _facts(config: RunConfig) -> list[tuple[str, str]]:
 
 def _kind_of_model(name: str) -> str:
     from kifuse.errors import did_you_mean
-    from kifuse.models.catalog import BUNDLED
+    from kifuse.models.catalog import BUNDLED, is_model_folder
 
     if name in BUNDLED:
         return "from 'kifuse ls models'"
-    if Path(os.path.expanduser(name)).is_dir():
+    if is_model_folder(name):
         return "a folder"
     return "a hub id, not checked" + did_you_mean(name, BUNDLED)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,8 @@ BUNDLED: dict[str, BundledModel] = {
 def model_names() -> list[str]:
     """Names of the bundled models."""
     return sorted(BUNDLED)
+
+
+def is_model_folder(name: str) -> bool:
+    """Whether a model's name is that of a folder; `~` may stand for a home folder that nobody has."""
+    return Path(os.path.expanduser(name)).is_dir()

@@ -8,7 +8,6 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 
 from kifuse.errors import ModelError, did_you_mean
 from kifuse.models.bundled import bundled_model
-from kifuse.models.catalog import BUNDLED, model_names
+from kifuse.models.catalog import BUNDLED, is_model_folder, model_names
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Quantization = Literal["none", "8bit", "4bit"]
@@ -134,8 +133,7 @@ def load_backbone(
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    name = os.path.expanduser(name)
-    _check_name(name)
+    name = _checked_name(name)
     device = device or pick_device()
     chosen = pick_precision(precision, device)
     quantized = quantization_config(quantization, chosen)
@@ -182,7 +180,7 @@ def empty_model(name: str, *, trust_remote_code: bool = False) -> tuple[Any, boo
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    _check_name(name)
+    name = _checked_name(name)
     source = str(bundled_model(name)) if name in BUNDLED else name
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -219,20 +217,25 @@ def shrink_frozen(model: nn.Module, precision: Precision) -> None:
             module.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
 
 
-def _check_name(name: str) -> None:
-    """Refuse what can be no model before the hub is asked, which takes long without a network."""
-    if name in BUNDLED or Path(name).is_dir():
-        return
+def _checked_name(name: str) -> str:
+    """A model's name with `~` written out.
+
+    What can be no model is refused before the hub is asked, which takes long without a network.
+    """
+    name = os.path.expanduser(name)
+    if name in BUNDLED or is_model_folder(name):
+        return name
     if name.startswith((".", "/", "~")):
         raise ModelError(f"model.name: {name}: no such folder. Expected a folder with a model in it.")
     near = "" if "/" in name else did_you_mean(name, model_names())
     if near:
         raise ModelError(f"model.name: {name!r} is neither a folder nor a model of 'kifuse ls models'.{near}")
+    return name
 
 
 def _cannot_load(name: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(name).is_dir():
+    if is_model_folder(name):
         return f"model.name: {name}: not a model folder that transformers can load: {first}"
     return (
         f"model.name: cannot load {name!r}: {first} Expected a folder, a hub id or one of "

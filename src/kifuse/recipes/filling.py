@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any
 
 from kifuse.benchmarks.catalog import BENCHMARKS
 from kifuse.errors import ConfigError, did_you_mean
-from kifuse.models.catalog import BUNDLED
+from kifuse.models.catalog import BUNDLED, is_model_folder
 from kifuse.recipes.catalog import WRITTEN_FOR, Paper, read_data, read_recipe, recipe_paper
 from kifuse.recipes.lines import Line, as_yaml, format_recipe, parse_recipe
 
@@ -148,7 +147,7 @@ def _model_changes(paper: Paper, model: str) -> dict[str, tuple[Any, str]]:
     known = models.get(paper.name, models["others"])
     if model in known:
         return {key: (entry["value"], entry["from"]) for key, entry in known[model].items()}
-    if model in BUNDLED or "/" in model or Path(os.path.expanduser(model)).is_dir():
+    if model in BUNDLED or "/" in model or is_model_folder(model):
         return {
             "model.name": (model, _BY_USER),
             "model.precision": ("auto", "kifuse's default, as the model is not one of the paper's"),

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
 from kifuse.evaluation.attention import attend, grouped_attention
 from kifuse.evaluation.generation import greedy_generate
+from tests.tiny import build_llama
 
 
 def current(model: Any) -> str:
@@ -101,16 +102,7 @@ def test_a_family_with_an_attention_of_its_own_keeps_it(tiny_tokenizer: Any):
 
 
 def test_heads_with_keys_of_their_own_need_no_grouping(tiny_tokenizer: Any):
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tiny_tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-        )
-    )
+    model = build_llama(len(tiny_tokenizer), groups=4)
     model.set_attn_implementation("eager")
     with grouped_attention(model):
         assert current(model) == "eager"

@@ -17,7 +17,7 @@ from tests.unit.methods.by_hand import ByHand, batches, values
 
 READS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__")
 NAMES = {getattr(Tensor, name): name for name in READS} | {torch.equal: "equal", torch.nonzero: "nonzero"}
-HOOKS = ("on_gradients", "on_update", "on_step")
+HOOKS = ("on_batch", "on_gradients", "on_update", "on_step")
 
 
 class Reads(TorchFunctionMode):
@@ -41,7 +41,7 @@ class Watched(ByHand):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
-        self.reads: list[list[str]] = []
+        self.reads: list[list[str]] = [[] for _ in self.current]
         real = self.method
 
         def watched(hook: Callable[..., None], *given: Any) -> None:
@@ -55,7 +55,6 @@ class Watched(ByHand):
                 return (lambda *given: watched(found, *given)) if name in HOOKS else found
 
         self.method: Any = Seen()
-        self.reads = [[] for _ in self.current]
 
     @property
     def logging(self) -> bool:
@@ -95,6 +94,11 @@ def test_a_step_reads_nothing(name: str):
 def test_recurrent_kif_reads_where_it_fuses():
     found = learn_two("recurrent-kif", 8, inner_steps=4)
     assert [step for step, reads in enumerate(found) if reads] == [8 + 3, 8 + 7]
+
+
+@pytest.mark.parametrize("name", ["forever", "aimmerging", "vr-mcl"])
+def test_methods_that_look_at_a_number_read_it_alone(name: str):
+    assert [len(reads) for reads in learn_two(name, 4)] == [0] * 4 + [1] * 4
 
 
 def test_the_guard_reads_once():
