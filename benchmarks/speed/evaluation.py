@@ -109,7 +109,7 @@ def pair(adapter: Path, max_input: int) -> tuple[Any, Backbone, Evaluator]:
     model = PeftModel.from_pretrained(ours.model, str(adapter)).eval()
     shrink_frozen(model, ours.precision)
     encoder = Encoder(ours.tokenizer, encoder_decoder=False, max_input=max_input, max_target=MOST)
-    evaluator = Evaluator(model, ours, encoder, folder=None, max_new_tokens=MOST, batch_tokens=4096)
+    evaluator = Evaluator(model, ours, encoder, folder=None, max_new_tokens=MOST, batch_tokens=8192)
     return theirs, plain, evaluator
 
 

@@ -254,7 +254,7 @@ class EvaluationConfig(Section):
         description="Most tokens generated for an answer; null: as many as data.max_target.",
     )
     batch_tokens: int = Field(
-        default=4096, ge=1, description="Tokens generated from at once. Larger: faster, more memory."
+        default=8192, ge=1, description="Tokens generated from at once. Larger: faster, more memory."
     )
 
 

@@ -3,7 +3,8 @@
 With fewer key than query heads (GQA, Ainslie et al. 2023, arXiv 2305.13245), transformers' plain attention
 first copies every key and value once for each query head of its group. In a decoding step that copy, of all
 that the cache holds, takes longer than the layer's own products. Here the query heads of a group are rows of
-one product instead, with the same sums.
+one product instead, with the same sums. What lies between the two products is done in parts that stay in the
+processor's caches, with the same steps.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor
 
 _NAME = "kifuse_grouped"
+# Weights that are masked and normalised at once: 1 MiB of float32.
+_PART = 2**18
 
 
 @contextmanager
-def grouped_attention(model: Any) -> Iterator[None]:
+def grouped_attention(model: Any) -> Iterator[torch.dtype | None]:
     """Let a model attend without copies of its keys; afterwards it attends as before.
 
     A model that is not on a CPU, whose heads have keys of their own, or whose attention is not the plain one
@@ -29,14 +32,18 @@ def grouped_attention(model: Any) -> Iterator[None]:
 
     Args:
         model: A transformers model, without PEFT's wrapper.
+
+    Yields:
+        The type to which keys and values may be rounded once, when they are cached, since every product with
+        them would round them so; None if they should stay as they are.
     """
     if not _can_be_grouped(model):
-        yield
+        yield None
         return
     _register()
     model.set_attn_implementation(_NAME)
     try:
-        yield
+        yield torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     finally:
         model.set_attn_implementation("eager")
 
@@ -66,12 +73,25 @@ def attend(
     rows, heads, columns, size = query.shape
     groups, length = key.shape[1:3]
     together = query.reshape(rows, groups, -1, size)
-    weights = torch.matmul(together, key.transpose(2, 3)).view(rows, heads, columns, length) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = torch.nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    # a part of a larger cache would be copied with its axes changed places, which takes twice as long
+    weights = torch.matmul(together, key.contiguous().transpose(2, 3))
+    weights = weights.view(rows, heads, columns, length).mul_(scaling)
+    mask = weights.new_zeros(()) if attention_mask is None else attention_mask
+    _normalise(weights, mask.expand(rows, 1, columns, length))
     found = torch.matmul(weights.view(rows, groups, -1, length), value).view(rows, heads, columns, -1)
     return found.transpose(1, 2).contiguous(), weights
+
+
+def _normalise(weights: Tensor, mask: Tensor) -> None:
+    """softmax(weights + mask) in float32, in place, part by part; shapes as in `attend`."""
+    rows, heads, columns, length = weights.shape
+    some_rows = max(_PART // (heads * columns * length), 1)
+    some_heads = min(max(_PART // (columns * length), 1), heads)
+    for row in range(0, rows, some_rows):
+        for head in range(0, heads, some_heads):
+            part = weights[row : row + some_rows, head : head + some_heads]
+            masked = part + mask[row : row + some_rows]
+            part.copy_(torch.nn.functional.softmax(masked, dim=-1, dtype=torch.float32))
 
 
 def _can_be_grouped(model: Any) -> bool:

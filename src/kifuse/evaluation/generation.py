@@ -11,7 +11,7 @@ import torch
 from kifuse.errors import ConfigError, DataError
 from kifuse.evaluation.attention import grouped_attention
 from kifuse.evaluation.decoding import Guesses, decode
-from kifuse.evaluation.rows import CausalRows, EncoderDecoderRows, SharedPrefix
+from kifuse.evaluation.rows import CausalRows, EncoderDecoderRows, Start
 from kifuse.evaluation.session import OtherCacheError, Session, eval_mode
 
 
@@ -22,7 +22,7 @@ def greedy_generate(
     *,
     encoder_decoder: bool,
     max_new_tokens: int,
-    batch_tokens: int = 4096,
+    batch_tokens: int = 8192,
     likely: Sequence[Sequence[int]] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
@@ -62,7 +62,8 @@ def greedy_generate(
     session = Session.build(model, tokenizer, encoder_decoder, max_new_tokens)
     if not encoder_decoder:
         _check_positions(session, prompts)
-    with torch.inference_mode(), eval_mode(model), grouped_attention(session.base):
+    with torch.inference_mode(), eval_mode(model), grouped_attention(session.base) as cache_type:
+        session = replace(session, cache_type=cache_type)
         try:
             outputs = _run(session, prompts, batch_tokens, likely, progress)
         except OtherCacheError:
@@ -78,7 +79,7 @@ def _run(
     progress: Callable[[int, int], None] | None,
 ) -> list[list[int]]:
     """Generate for all prompts, batch by batch; returns the new ids without their end id."""
-    prefix = None if session.plain or session.encoder_decoder else SharedPrefix.compute(session, prompts)
+    start = None if session.plain or session.encoder_decoder else Start.read(session, prompts)
     guesses = Guesses(likely)
 
     def generate(batch: list[list[int]]) -> list[list[int]]:
@@ -86,7 +87,7 @@ def _run(
             return _generate_plain(session, batch)
         if session.encoder_decoder:
             return decode(session, EncoderDecoderRows(session, batch), guesses)
-        return decode(session, CausalRows(session, batch, prefix), guesses)
+        return decode(session, CausalRows(session, batch, start), guesses)
 
     # Without position ids a model may count its positions from the padding, so its rows get none.
     padded = not session.plain and (session.encoder_decoder or "position_ids" in session.accepts)

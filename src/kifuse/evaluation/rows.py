@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kifuse.evaluation.session import OtherCacheError, Session
+from kifuse.evaluation.caches import part_of, row_cache, slides, whole, with_room
+from kifuse.evaluation.session import Session
 
 # A shared prefix shorter than this is not worth a forward pass of its own.
 _MIN_SHARED_PREFIX = 8
@@ -19,37 +19,39 @@ _MIN_SHARED_PREFIX = 8
 class CausalRows:
     """A running batch of a decoder-only model: cached keys and values, mask and next positions."""
 
-    def __init__(self, session: Session, prompts: Sequence[list[int]], prefix: SharedPrefix | None) -> None:
+    def __init__(self, session: Session, prompts: Sequence[list[int]], start: Start | None) -> None:
         self._session = session
-        shared = prefix.length if prefix is not None else 0
+        shared = start.length if start is not None else 0
         rests = [prompt[shared:] for prompt in prompts]
         ids, seen = pad_rows(rests, session.pad, left=True, device=session.device)
         rows, width = ids.shape
-        # Columns: the shared prefix, the left padded rest of the prompts, room for what will be generated.
-        self._mask = seen.new_ones(rows, shared + width + session.max_new)
-        self._mask[:, shared : shared + width] = seen
         self._length = shared + width
         self._positions = (shared + seen.cumsum(dim=-1) - 1).clamp(min=0)
         self._next = self._positions[:, -1:] + 1
-        some = session.rows_at_once(rows, width)
-        parts = [self._read(ids, range(at, min(at + some, rows)), prefix) for at in range(0, rows, some)]
-        if len(parts) > 1 and _slides(parts[0][1]):
-            parts = [self._read(ids, range(rows), prefix)]
-        self.logits = torch.cat([logits for logits, _ in parts])
-        self._cache = _joined([cache for _, cache in parts], shared)
-        self.takes_back = not _slides(self._cache)
+        # Columns: padding of a piece, the shared start, the left padded rest of its prompts, the answers.
+        self._mask = seen.new_ones(rows, self._length + session.max_new)
+        room = self._length + session.max_new
+        self._cache: Any = None if start is None else start.room(session, rows, room)
+        pieces = [slice(0, rows)] if start is None else session.pieces([len(rest) for rest in rests])
+        self.logits = torch.cat([self._read(ids[part], seen[part], part, start) for part in pieces])
+        if start is not None:
+            self._cache = whole(self._cache, self._length)
+        self.takes_back = not slides(self._cache)
 
-    def _read(self, ids: Tensor, rows: range, prefix: SharedPrefix | None) -> tuple[Tensor, Any]:
-        """Read the prompts of some rows, without columns that are padding in all of them."""
-        part = slice(rows.start, rows.stop)
-        shared = self._length - ids.shape[1]
-        gap = int(self._mask[part, shared : self._length].sum(dim=-1).max())
-        rest = slice(ids.shape[1] - gap, None)
+    def _read(self, ids: Tensor, seen: Tensor, part: slice, start: Start | None) -> Tensor:
+        """Read the prompts of some rows, without columns that are padding in all of them; the last logits."""
+        gap = int(seen.sum(dim=-1).max())
+        shared = start.length if start is not None else 0
+        first = self._length - gap - shared
         mask = self._mask[part, : self._length]
-        mask = torch.cat([mask[:, :shared], mask[:, shared:][:, rest]], dim=-1)
-        cache = prefix.expand(len(rows)) if prefix is not None else None
-        logits, cache = self._forward(1, ids[part, rest], mask, self._positions[part, rest], cache)
-        return logits[:, 0], cache
+        mask[:, :first] = 0
+        mask[:, first + shared :] = seen[:, -gap:]
+        cache = None if start is None else start.of(self._cache, part, first)
+        positions = self._positions[part, -gap:]
+        logits, cache = self._forward(1, ids[:, -gap:], mask[:, first:], positions, cache)
+        if start is None:
+            self._cache = cache
+        return logits[:, 0]
 
     def _forward(
         self, columns: int, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
@@ -61,7 +63,7 @@ class CausalRows:
         if cache is not None:
             inputs["past_key_values"] = cache
         logits, out = self._session.last_logits(columns, **inputs)
-        return logits, _row_cache(out)
+        return logits, row_cache(out)
 
     def extend(self, tokens: Tensor) -> Tensor:
         """Append tokens (rows, columns); returns the logits after each, (rows, columns, vocabulary)."""
@@ -98,8 +100,8 @@ class EncoderDecoderRows:
         )
         self.logits = logits[:, 0]
         self._states: Tensor = out.encoder_last_hidden_state
-        self._cache = _row_cache(out)
-        self.takes_back = not _slides(self._cache.self_attention_cache)
+        self._cache = row_cache(out)
+        self.takes_back = not slides(self._cache.self_attention_cache)
 
     def extend(self, tokens: Tensor) -> Tensor:
         """Append tokens (rows, columns); returns the logits after each, (rows, columns, vocabulary)."""
@@ -127,33 +129,39 @@ class EncoderDecoderRows:
 
 
 @dataclass(frozen=True)
-class SharedPrefix:
-    """Keys and values, for one row, of the tokens that all prompts of a call start with."""
+class Start:
+    """What the prompts of a call start with, if anything, and how the model caches it.
+
+    Attributes:
+        length: Tokens that all prompts start with; 0 where there are too few.
+        cache: Their keys and values, for one row.
+    """
 
     length: int
     cache: Any
 
     @classmethod
-    def compute(cls, session: Session, prompts: Sequence[list[int]]) -> SharedPrefix | None:
-        """Run the common prefix once; None where there is none or where it could not be used."""
-        length = _common_prefix(prompts)
-        if len(prompts) < 2 or length < _MIN_SHARED_PREFIX or "position_ids" not in session.accepts:
+    def read(cls, session: Session, prompts: Sequence[list[int]]) -> Start | None:
+        """Run the common start once; None where rows cannot have room of their own in a cache."""
+        if "position_ids" not in session.accepts:
             return None
-        ids = torch.tensor([prompts[0][:length]], device=session.device)
-        positions = torch.arange(length, device=session.device)[None]
+        length = _common_prefix(prompts)
+        length = 0 if len(prompts) < 2 or length < _MIN_SHARED_PREFIX else length
+        # without a start, one token still shows what the model caches
+        ids = torch.tensor([prompts[0][: max(length, 1)]], device=session.device)
+        positions = torch.arange(ids.shape[1], device=session.device)[None]
         out = session.cached(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions)
-        cache = _row_cache(out)
-        # The padding comes between prefix and rest: a sliding window would count it as text.
-        return None if _slides(cache) else cls(length, cache)
+        cache = row_cache(out)
+        # The padding comes between start and rest: a sliding window would count it as text.
+        return None if slides(cache) else cls(length, cache)
 
-    def expand(self, rows: int) -> Any:
-        """A cache for that many rows, of views: a cache grows by copying, so the prefix stays as it is."""
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        for layer in cache.layers:
-            layer.keys = layer.keys.expand(rows, -1, -1, -1)
-            layer.values = layer.values.expand(rows, -1, -1, -1)
-        return cache
+    def room(self, session: Session, rows: int, columns: int) -> Any:
+        """An empty cache for that many rows and columns."""
+        return with_room(self.cache, rows, columns, session.cache_type)
+
+    def of(self, cache: Any, part: slice, first: int) -> Any:
+        """What some rows have of a cache with room, the shared start put into it from column `first` on."""
+        return part_of(cache, part, first, self.cache, self.length)
 
 
 def _common_prefix(prompts: Sequence[list[int]]) -> int:
@@ -175,49 +183,3 @@ def pad_rows(
         ids.append(gap + row if left else row + gap)
         mask.append([0] * len(gap) + ones if left else ones + [0] * len(gap))
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def _row_cache(out: Any) -> Any:
-    """The cache of a model output, if it is made of growing keys and values for each row."""
-    from transformers.cache_utils import (
-        DynamicCache,
-        DynamicLayer,
-        DynamicSlidingWindowLayer,
-        EncoderDecoderCache,
-    )
-
-    cache: Any = getattr(out, "past_key_values", None)
-    pair = isinstance(cache, EncoderDecoderCache)
-    parts = (cache.self_attention_cache, cache.cross_attention_cache) if pair else (cache,)
-    for part in parts:
-        known = type(part) is DynamicCache and not getattr(part, "offloading", False)
-        if not known or any(
-            type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in part.layers
-        ):
-            raise OtherCacheError
-    return cache
-
-
-def _slides(cache: Any) -> bool:
-    """Whether a cache forgets what has left a sliding window."""
-    return any(layer.is_sliding for layer in cache.layers)
-
-
-def _joined(caches: list[Any], shared: int) -> Any:
-    """One cache of the rows of several, whose columns after the first `shared` are padded on the left."""
-    whole = caches[0]
-    if len(caches) > 1:
-        for layer, *others in zip(*(cache.layers for cache in caches), strict=True):
-            parts = [layer, *others]
-            width = max(part.keys.shape[2] for part in parts)
-            layer.keys = torch.cat([_widened(part.keys, shared, width) for part in parts])
-            layer.values = torch.cat([_widened(part.values, shared, width) for part in parts])
-    return whole
-
-
-def _widened(states: Tensor, shared: int, width: int) -> Tensor:
-    """Keys or values (rows, heads, columns, size) with zeros, which are masked, after `shared` columns."""
-    if states.shape[2] == width:
-        return states
-    gap = states.new_zeros(*states.shape[:2], width - states.shape[2], states.shape[3])
-    return torch.cat([states[:, :, :shared], gap, states[:, :, shared:]], dim=2)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 # Tokens of prompts that a CPU reads at once: more, and what a layer hands to the next leaves its caches. Of
-# long prompts up to four, within the second number: fewer rows leave its matrix products short of work.
-_CPU_TOKENS, _CPU_MOST_TOKENS, _CPU_ROWS = 768, 1440, 4
+# long prompts up to four, within the second number: fewer rows leave its matrix products short of work. One
+# more pass takes as long as some tokens more.
+_CPU_TOKENS, _CPU_MOST_TOKENS, _CPU_ROWS, _CPU_PASS = 640, 1440, 4, 80
 # Settings of a generation config that make `generate` more than an argmax, and where they have no effect.
 # fmt: off
 _SHAPING = (
@@ -44,6 +45,7 @@ class Session:
     start: int
     max_new: int
     plain: bool
+    cache_type: torch.dtype | None = None
 
     @classmethod
     def build(cls, model: Any, tokenizer: Any, encoder_decoder: bool, max_new: int) -> Session:
@@ -72,11 +74,37 @@ class Session:
             plain=shaped or bool(getattr(adapter, "is_prompt_learning", False)),
         )
 
-    def rows_at_once(self, rows: int, width: int) -> int:
-        """How many of a batch's prompts, padded to `width` tokens, are read together."""
+    def pieces(self, lengths: Sequence[int]) -> list[slice]:
+        """Which of a batch's prompts are read together, so that padding and passes take the least time.
+
+        Args:
+            lengths: Tokens of each, longest first.
+
+        Returns:
+            Their places, in order: all of them but on a CPU.
+        """
         if self.device.type != "cpu":
-            return rows
-        return max(_CPU_TOKENS // width, min(_CPU_ROWS, _CPU_MOST_TOKENS // width), 1)
+            return [slice(0, len(lengths))]
+        cost, begin = [0.0], [0]  # the least for so many prompts, and where their last piece begins
+        for end in range(1, len(lengths) + 1):
+            found = []
+            for first in range(end - 1, -1, -1):
+                tokens = lengths[first] * (end - first)
+                if end - first > 1 and not self._fits(end - first, tokens):
+                    break
+                found.append((cost[first] + tokens + _CPU_PASS, first))
+            best, first = min(found)
+            cost.append(best)
+            begin.append(first)
+        ends, end = [], len(lengths)
+        while end:
+            ends.append(slice(begin[end], end))
+            end = begin[end]
+        return ends[::-1]
+
+    @staticmethod
+    def _fits(rows: int, tokens: int) -> bool:
+        return tokens <= _CPU_TOKENS or (rows <= _CPU_ROWS and tokens <= _CPU_MOST_TOKENS)
 
     def last_logits(self, columns: int, **inputs: Tensor | Any) -> tuple[Tensor, Any]:
         """Logits of the last positions, (rows, columns, vocabulary), and the whole output."""
@@ -110,10 +138,11 @@ def _ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
 @contextmanager
 def eval_mode(model: Any) -> Any:
     """Put every module in eval mode, and back in the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True

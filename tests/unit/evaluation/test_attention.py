@@ -27,9 +27,10 @@ def current(model: Any) -> str:
     before=st.integers(0, 6),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     masked=st.booleans(),
+    part=st.integers(1, 100),
 )
 def test_equals_attention_over_copied_keys(
-    rows: int, groups: int, each: int, columns: int, before: int, dtype: torch.dtype, masked: bool
+    rows: int, groups: int, each: int, columns: int, before: int, dtype: torch.dtype, masked: bool, part: int
 ):
     generator = torch.Generator().manual_seed(columns)
     size, length = 8, before + columns
@@ -43,7 +44,9 @@ def test_equals_attention_over_copied_keys(
     mask = torch.full((columns, length), -torch.inf).triu(before + 1).to(dtype) if masked else None
     layer = SimpleNamespace(num_key_value_groups=each, training=False)
     inputs = (layer, query, key, value, None if mask is None else mask.expand(rows, 1, -1, -1), 0.3)
-    found = attend(*inputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kifuse.evaluation.attention._PART", part)
+        found = attend(*inputs)
     expected = modeling_llama.eager_attention_forward(*inputs)  # pyright: ignore[reportArgumentType]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == theirs.shape
