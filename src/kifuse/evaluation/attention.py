@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 _NAME = "kifuse_grouped"
-# Weights that are masked and normalised at once: 1 MiB of float32.
-_PART = 2**18
+# Weights of rows that attend at once, and of those the ones that are masked and normalised at once: what is
+# larger than a processor's caches also has to be asked of the system anew in each layer.
+_WEIGHTS, _PART = 2**20, 2**18
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float,
     **_: Any,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, None]:
     """softmax(scaling · Q Kᵀ + mask) V, where query head h goes with key head h // (heads / groups).
 
     Args:
@@ -68,30 +69,35 @@ def attend(
         scaling: Of the products.
 
     Returns:
-        The attended values, (rows, columns, heads, size), and the weights, (rows, heads, columns, length).
+        The attended values, (rows, columns, heads, size); the weights are not kept.
     """
+    rows, heads, columns = query.shape[:3]
+    length, found = key.shape[2], []
+    some = max(_WEIGHTS // (heads * columns * length), 1)
+    for row in range(0, rows, some):
+        part = slice(row, row + some)
+        mask = None if attention_mask is None else attention_mask.expand(rows, 1, columns, length)[part]
+        values = _attended(query[part], key[part], value[part], mask, scaling)
+        found.append(values.transpose(1, 2).contiguous())
+    return found[0] if len(found) == 1 else torch.cat(found), None
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """The attended values, (rows, heads, columns, size)."""
     rows, heads, columns, size = query.shape
     groups, length = key.shape[1:3]
     together = query.reshape(rows, groups, -1, size)
     # a part of a larger cache would be copied with its axes changed places, which takes twice as long
     weights = torch.matmul(together, key.contiguous().transpose(2, 3))
     weights = weights.view(rows, heads, columns, length).mul_(scaling)
-    mask = weights.new_zeros(()) if attention_mask is None else attention_mask
-    _normalise(weights, mask.expand(rows, 1, columns, length))
-    found = torch.matmul(weights.view(rows, groups, -1, length), value).view(rows, heads, columns, -1)
-    return found.transpose(1, 2).contiguous(), weights
-
-
-def _normalise(weights: Tensor, mask: Tensor) -> None:
-    """softmax(weights + mask) in float32, in place, part by part; shapes as in `attend`."""
-    rows, heads, columns, length = weights.shape
     some_rows = max(_PART // (heads * columns * length), 1)
     some_heads = min(max(_PART // (columns * length), 1), heads)
     for row in range(0, rows, some_rows):
         for head in range(0, heads, some_heads):
             part = weights[row : row + some_rows, head : head + some_heads]
-            masked = part + mask[row : row + some_rows]
+            masked = part if mask is None else part + mask[row : row + some_rows]
             part.copy_(torch.nn.functional.softmax(masked, dim=-1, dtype=torch.float32))
+    return torch.matmul(weights.view(rows, groups, -1, length), value).view(rows, heads, columns, -1)
 
 
 def _can_be_grouped(model: Any) -> bool:

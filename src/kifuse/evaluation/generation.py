@@ -60,6 +60,8 @@ def greedy_generate(
     if not prompts:
         return []
     session = Session.build(model, tokenizer, encoder_decoder, max_new_tokens)
+    if session.device.type == "cpu":
+        _keep_memory()
     if not encoder_decoder:
         _check_positions(session, prompts)
     with torch.inference_mode(), eval_mode(model), grouped_attention(session.base) as cache_type:
@@ -69,6 +71,15 @@ def greedy_generate(
         except OtherCacheError:
             outputs = _run(replace(session, plain=True), prompts, batch_tokens, likely, progress)
     return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in outputs]
+
+
+def _keep_memory() -> None:
+    """Let the C library keep what a layer frees for the next one.
+
+    glibc hands free memory back to the system beyond twice the size of the largest block that it has seen
+    freed, 32 MiB at most (mallopt(3), M_MMAP_THRESHOLD); the system then clears it anew in every layer.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def _run(

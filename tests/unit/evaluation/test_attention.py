@@ -27,10 +27,17 @@ def current(model: Any) -> str:
     before=st.integers(0, 6),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     masked=st.booleans(),
-    part=st.integers(1, 100),
+    parts=st.tuples(st.integers(1, 200), st.integers(1, 100)),
 )
 def test_equals_attention_over_copied_keys(
-    rows: int, groups: int, each: int, columns: int, before: int, dtype: torch.dtype, masked: bool, part: int
+    rows: int,
+    groups: int,
+    each: int,
+    columns: int,
+    before: int,
+    dtype: torch.dtype,
+    masked: bool,
+    parts: tuple[int, int],
 ):
     generator = torch.Generator().manual_seed(columns)
     size, length = 8, before + columns
@@ -45,13 +52,14 @@ def test_equals_attention_over_copied_keys(
     layer = SimpleNamespace(num_key_value_groups=each, training=False)
     inputs = (layer, query, key, value, None if mask is None else mask.expand(rows, 1, -1, -1), 0.3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kifuse.evaluation.attention._PART", part)
-        found = attend(*inputs)
-    expected = modeling_llama.eager_attention_forward(*inputs)  # pyright: ignore[reportArgumentType]
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.shape == theirs.shape
-        assert ours.dtype == theirs.dtype
-        torch.testing.assert_close(ours, theirs)
+        patch.setattr("kifuse.evaluation.attention._WEIGHTS", parts[0])
+        patch.setattr("kifuse.evaluation.attention._PART", parts[1])
+        found, _ = attend(*inputs)
+    expected, _ = modeling_llama.eager_attention_forward(*inputs)  # pyright: ignore[reportArgumentType]
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, expected)
 
 
 def test_generation_copies_no_keys(
