@@ -18,6 +18,7 @@ from peft import PeftModel
 
 from kifuse import ContinualLearner
 from kifuse.benchmarks.catalog import load_benchmark
+from kifuse.config.schema import EvaluationConfig
 from kifuse.evaluation.scoring import score_one
 from kifuse.models.loading import Backbone, load_backbone, shrink_frozen
 from kifuse.tasks.encoding import Encoder
@@ -109,7 +110,9 @@ def pair(adapter: Path, max_input: int) -> tuple[Any, Backbone, Evaluator]:
     model = PeftModel.from_pretrained(ours.model, str(adapter)).eval()
     shrink_frozen(model, ours.precision)
     encoder = Encoder(ours.tokenizer, encoder_decoder=False, max_input=max_input, max_target=MOST)
-    evaluator = Evaluator(model, ours, encoder, folder=None, max_new_tokens=MOST, batch_tokens=8192)
+    evaluator = Evaluator(
+        model, ours, encoder, folder=None, max_new_tokens=MOST, batch_tokens=EvaluationConfig().batch_tokens
+    )
     return theirs, plain, evaluator
 
 

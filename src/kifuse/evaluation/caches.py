@@ -1,4 +1,4 @@
-"""Caches of keys and values in which rows have room to grow, so that a new token copies none of the old ones.
+"""Caches of keys and values in which rows have room to grow, so that few new tokens copy the old ones.
 
 transformers' own cache joins old and new keys to a new tensor in every step. Here each layer has one tensor
 for all rows and columns of a batch: the prompts are read into it piece by piece, the answers after them.
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from kifuse.evaluation.session import OtherCacheError
+
+# Columns that a cache gets at once: room for answers as long as they may be would mostly stay empty.
+_ROOM = 16
 
 
 def row_cache(out: Any) -> Any:
@@ -46,18 +49,18 @@ def slides(cache: Any) -> bool:
 
 
 def with_room(like: Any, rows: int, columns: int, kind: torch.dtype | None) -> Any:
-    """An empty cache for that many rows and columns.
+    """An empty cache for that many rows and columns, with room for some more columns.
 
     Args:
         like: A cache that shows the layers, their heads, sizes and types.
         rows: Of the batch.
-        columns: The most that a row may have.
+        columns: Of the prompts.
         kind: The type that keys and values are rounded to; None for those of `like`.
     """
 
     def empty(states: Tensor) -> Tensor:
         heads, size = states.shape[1], states.shape[3]
-        return states.new_empty(rows, heads, columns, size, dtype=kind)
+        return states.new_empty(rows, heads, columns + _ROOM, size, dtype=kind)
 
     made = _layer_with_room()
     layers = [made(empty(layer.keys), empty(layer.values)) for layer in like.layers]
@@ -82,11 +85,10 @@ def part_of(cache: Any, rows: slice, first: int, start: Any, length: int) -> Any
     return _of_layers(cache, layers)
 
 
-def whole(cache: Any, columns: int) -> Any:
-    """A cache with room of which that many columns are in use."""
+def use(cache: Any, columns: int) -> None:
+    """Take the first columns of a cache with room as what is cached."""
     for layer in cache.layers:
         layer.use(columns)
-    return cache
 
 
 def _of_layers(like: Any, layers: list[Any]) -> Any:
@@ -120,6 +122,12 @@ def _layer_with_room() -> Any:
         ) -> tuple[Tensor, Tensor]:
             """Write new columns after those in use; returns all."""
             new = slice(self.columns, self.columns + key_states.shape[2])
+            missing = new.stop - self.all_keys.shape[2]
+            if missing > 0:
+                self.all_keys, self.all_values = (
+                    torch.nn.functional.pad(states, (0, 0, 0, max(missing, _ROOM)))
+                    for states in (self.all_keys, self.all_values)
+                )
             self.all_keys[:, :, new] = key_states
             self.all_values[:, :, new] = value_states
             return self.use(new.stop)

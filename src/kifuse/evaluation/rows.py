@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kifuse.evaluation.caches import part_of, row_cache, slides, whole, with_room
+from kifuse.evaluation.caches import part_of, row_cache, slides, use, with_room
 from kifuse.evaluation.session import Session
 
 # A shared prefix shorter than this is not worth a forward pass of its own.
@@ -30,25 +30,24 @@ class CausalRows:
         self._next = self._positions[:, -1:] + 1
         # Columns: padding of a piece, the shared start, the left padded rest of its prompts, the answers.
         self._mask = seen.new_ones(rows, self._length + session.max_new)
-        room = self._length + session.max_new
-        self._cache: Any = None if start is None else start.room(session, rows, room)
+        self._cache: Any = None if start is None else start.room(session, rows, self._length)
         pieces = [slice(0, rows)] if start is None else session.pieces([len(rest) for rest in rests])
         self.logits = torch.cat([self._read(ids[part], seen[part], part, start) for part in pieces])
         if start is not None:
-            self._cache = whole(self._cache, self._length)
+            use(self._cache, self._length)
         self.takes_back = not slides(self._cache)
 
     def _read(self, ids: Tensor, seen: Tensor, part: slice, start: Start | None) -> Tensor:
         """Read the prompts of some rows, without columns that are padding in all of them; the last logits."""
-        gap = int(seen.sum(dim=-1).max())
+        width = int(seen.sum(dim=-1).max())
         shared = start.length if start is not None else 0
-        first = self._length - gap - shared
+        first = self._length - width - shared
         mask = self._mask[part, : self._length]
         mask[:, :first] = 0
-        mask[:, first + shared :] = seen[:, -gap:]
+        mask[:, first + shared :] = seen[:, -width:]
         cache = None if start is None else start.of(self._cache, part, first)
-        positions = self._positions[part, -gap:]
-        logits, cache = self._forward(1, ids[:, -gap:], mask[:, first:], positions, cache)
+        positions = self._positions[part, -width:]
+        logits, cache = self._forward(1, ids[:, -width:], mask[:, first:], positions, cache)
         if start is None:
             self._cache = cache
         return logits[:, 0]
@@ -156,7 +155,7 @@ class Start:
         return None if slides(cache) else cls(length, cache)
 
     def room(self, session: Session, rows: int, columns: int) -> Any:
-        """An empty cache for that many rows and columns."""
+        """An empty cache for that many rows and columns of prompts."""
         return with_room(self.cache, rows, columns, session.cache_type)
 
     def of(self, cache: Any, part: slice, first: int) -> Any:

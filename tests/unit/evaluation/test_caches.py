@@ -39,9 +39,9 @@ def steps() -> st.SearchStrategy[list[tuple[str, int]]]:
     return st.lists(st.tuples(kinds, st.integers(1, 4)), max_size=6)
 
 
-@given(before=st.integers(1, 5), steps=steps())
+@given(before=st.integers(1, 25), steps=steps())  # within the room at first, and beyond it
 def test_holds_what_a_growing_cache_holds(before: int, steps: list[tuple[str, int]]) -> None:
-    theirs, ours = plain_cache(before, ROWS), with_room(plain_cache(1), ROWS, ROOM + 5, None)
+    theirs, ours = plain_cache(before, ROWS), with_room(plain_cache(1), ROWS, 2, None)
     for layer, begun in zip(ours.layers, theirs.layers, strict=True):
         layer.update(begun.keys, begun.values)
     for number, (kind, count) in enumerate(steps):
