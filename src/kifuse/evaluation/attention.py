@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 _NAME = "kifuse_grouped"
-# Weights of rows that attend at once, and of those the ones that are masked and normalised at once: what is
-# larger than a processor's caches also has to be asked of the system anew in each layer.
-_WEIGHTS, _PART = 2**20, 2**18
+# Columns that attend at once, so that few of their weights are masked; weights of rows that attend at once,
+# and of those the ones that are masked and normalised at once: what is larger than a processor's caches also
+# has to be asked of the system anew in each layer.
+_COLUMNS, _WEIGHTS, _PART = 96, 2**22, 2**19
 
 
 @contextmanager
@@ -73,13 +74,34 @@ def attend(
     """
     rows, heads, columns = query.shape[:3]
     length, found = key.shape[2], []
-    some = max(_WEIGHTS // (heads * columns * length), 1)
+    some = max(_WEIGHTS // (heads * min(columns, _COLUMNS) * length), 1)
     for row in range(0, rows, some):
         part = slice(row, row + some)
         mask = None if attention_mask is None else attention_mask.expand(rows, 1, columns, length)[part]
-        values = _attended(query[part], key[part], value[part], mask, scaling)
-        found.append(values.transpose(1, 2).contiguous())
+        # a part of a larger cache would be copied with its axes changed places, which takes twice as long
+        keys, values = key[part].contiguous(), value[part]
+        done = []
+        for column in range(0, columns, _COLUMNS):
+            block = slice(column, column + _COLUMNS)
+            seen = _seen(mask, block, length)
+            here = None if mask is None else mask[:, :, block, :seen]
+            done.append(
+                _attended(query[part, :, block], keys[:, :, :seen], values[:, :, :seen], here, scaling)
+            )
+        found.append(torch.cat(done, dim=2).transpose(1, 2).contiguous())
     return found[0] if len(found) == 1 else torch.cat(found), None
+
+
+def _seen(mask: Tensor | None, block: slice, length: int) -> int:
+    """How many keys some columns attend to: those up to their own, if the mask hides all that come later.
+
+    What is hidden has a weight of exactly zero wherever a column sees anything.
+    """
+    if mask is None or block.stop >= mask.shape[2]:
+        return length
+    own = length - mask.shape[2] + block.stop
+    hidden = mask[:, :, block, own:] <= torch.finfo(mask.dtype).min
+    return own if bool(hidden.all()) else length
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
@@ -87,8 +109,7 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sc
     rows, heads, columns, size = query.shape
     groups, length = key.shape[1:3]
     together = query.reshape(rows, groups, -1, size)
-    # a part of a larger cache would be copied with its axes changed places, which takes twice as long
-    weights = torch.matmul(together, key.contiguous().transpose(2, 3))
+    weights = torch.matmul(together, key.transpose(2, 3))
     weights = weights.view(rows, heads, columns, length).mul_(scaling)
     some_rows = max(_PART // (heads * columns * length), 1)
     some_heads = min(max(_PART // (columns * length), 1), heads)

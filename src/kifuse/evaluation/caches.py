@@ -67,20 +67,27 @@ def with_room(like: Any, rows: int, columns: int, kind: torch.dtype | None) -> A
     return _of_layers(like, layers)
 
 
-def part_of(cache: Any, rows: slice, first: int, start: Any, length: int) -> Any:
-    """Some rows of a cache with room, from column `first` on, where `length` columns of `start` are written.
+def part_of(cache: Any, rows: slice, first: int, starts: Any, which: Tensor, columns: slice) -> Any:
+    """Some rows of a cache with room, from column `first` on, where columns of `starts` are written.
 
     What is added to it later stands in the whole cache, too, and zeros in the columns before.
+
+    Args:
+        cache: With room.
+        rows: Of it.
+        first: The first column that they use.
+        starts: A cache whose rows are starts.
+        which: The start of each of the rows.
+        columns: Of `starts`; there may be none.
     """
     made = _layer_with_room()
     layers = []
-    for layer, begun in zip(cache.layers, start.layers, strict=True):
+    for layer, begun in zip(cache.layers, starts.layers, strict=True):
         # a masked column still counts nothing times what is in it
         layer.all_keys[rows, :, :first] = layer.all_values[rows, :, :first] = 0
         part = made(layer.all_keys[rows, :, first:], layer.all_values[rows, :, first:])
-        if length:
-            count = part.all_keys.shape[0]
-            part.update(*(states.expand(count, -1, -1, -1) for states in (begun.keys, begun.values)))
+        if columns.stop > columns.start:
+            part.update(*(states[:, :, columns][which] for states in (begun.keys, begun.values)))
         layers.append(part)
     return _of_layers(cache, layers)
 

@@ -11,8 +11,9 @@ import torch
 from kifuse.errors import ConfigError, DataError
 from kifuse.evaluation.attention import grouped_attention
 from kifuse.evaluation.decoding import Guesses, decode
-from kifuse.evaluation.rows import CausalRows, EncoderDecoderRows, Start
+from kifuse.evaluation.rows import CausalRows, EncoderDecoderRows
 from kifuse.evaluation.session import OtherCacheError, Session, eval_mode
+from kifuse.evaluation.starts import Starts, families, stems
 
 
 def greedy_generate(
@@ -29,9 +30,10 @@ def greedy_generate(
     """Continue every prompt greedily, in batches that do not influence each other's rows.
 
     The text is that of ``model.generate(do_sample=False, num_beams=1)`` on each prompt alone. Prompts are
-    batched by length. When all prompts of a decoder-only model start alike (the instruction of a task), the
-    keys and values of that start are computed once. Of answers that are likely, several tokens go through the
-    model at once, and count where they are what the model says. Precision, and autocast, are the caller's.
+    batched by length. When all prompts of a decoder-only model start alike (the instruction of a task), or
+    some of them do (questions about one text), the keys and values of that start are computed once. Of
+    answers that are likely, several tokens go through the model at once, and count where they are what the
+    model says. Precision, and autocast, are the caller's.
 
     Args:
         model: A transformers model, or a PEFT wrapper of one; its train/eval modes are restored.
@@ -90,27 +92,53 @@ def _run(
     progress: Callable[[int, int], None] | None,
 ) -> list[list[int]]:
     """Generate for all prompts, batch by batch; returns the new ids without their end id."""
-    start = None if session.plain or session.encoder_decoder else Start.read(session, prompts)
+    starts = None if session.plain or session.encoder_decoder else Starts.read(session, prompts)
+    alike = [[place] for place in range(len(prompts))]
+    if starts is not None:
+        alike = families(prompts, starts.tokens[0])
+    family = {place: number for number, members in enumerate(alike) for place in members}
     guesses = Guesses(likely)
 
-    def generate(batch: list[list[int]]) -> list[list[int]]:
+    def generate(members: list[int]) -> dict[int, list[int]]:
+        batch = [prompts[place] for place in members]
         if session.plain:
-            return _generate_plain(session, batch)
+            return dict(zip(members, _generate_plain(session, batch), strict=True))
         if session.encoder_decoder:
-            return decode(session, EncoderDecoderRows(session, batch), guesses)
-        return decode(session, CausalRows(session, batch, start), guesses)
+            rows: CausalRows | EncoderDecoderRows = EncoderDecoderRows(session, batch)
+        else:
+            members, rows = _read(session, members, prompts, starts, family)
+        return dict(zip(members, decode(session, rows, guesses), strict=True))
 
     # Without position ids a model may count its positions from the padding, so its rows get none.
     padded = not session.plain and (session.encoder_decoder or "position_ids" in session.accepts)
-    outputs: list[list[int]] = [[] for _ in prompts]
-    done = 0
-    for members in _batches([len(prompt) for prompt in prompts], batch_tokens, ragged=padded):
-        for index, ids in zip(members, generate([prompts[index] for index in members]), strict=True):
-            outputs[index] = ids
-        done += len(members)
+    found: dict[int, list[int]] = {}
+    for members in _batches([len(prompt) for prompt in prompts], batch_tokens, alike, ragged=padded):
+        found |= generate(members)
         if progress is not None:
-            progress(done, len(prompts))
-    return outputs
+            progress(len(found), len(prompts))
+    return [found[place] for place in range(len(prompts))]
+
+
+def _read(
+    session: Session,
+    members: list[int],
+    prompts: Sequence[list[int]],
+    starts: Starts | None,
+    family: dict[int, int],
+) -> tuple[list[int], CausalRows]:
+    """Read the prompts of a batch, what a family shares once; returns their places, as the rows have them."""
+    which = [0] * len(members)
+    if starts is not None:
+        batch = [prompts[place] for place in members]
+        shared = stems(batch, [family[place] for place in members], starts.tokens[0])
+        if shared is not None:
+            starts, which = CausalRows(session, shared[0], starts).as_starts(), shared[1]
+    begun = [0 if starts is None else starts.tokens[one] for one in which]
+    rests = [len(prompts[place]) - count for place, count in zip(members, begun, strict=True)]
+    order = sorted(range(len(members)), key=lambda row: -rests[row])
+    members = [members[row] for row in order]
+    rows = CausalRows(session, [prompts[place] for place in members], starts, [which[row] for row in order])
+    return members, rows
 
 
 def _generate_plain(session: Session, batch: list[list[int]]) -> list[list[int]]:
@@ -130,18 +158,28 @@ def _generate_plain(session: Session, batch: list[list[int]]) -> list[list[int]]
     return [row[:end] for row, end in zip(rows, ends, strict=True)]
 
 
-def _batches(lengths: Sequence[int], budget: int, *, ragged: bool) -> list[list[int]]:
+def _batches(
+    lengths: Sequence[int], budget: int, families: Sequence[Sequence[int]], *, ragged: bool
+) -> list[list[int]]:
     """Split indices into batches, longest first, each of at most ``budget`` tokens when padded.
 
-    The longest come first so that a lack of memory shows at once. ``ragged=False`` keeps lengths apart.
+    The longest come first so that a lack of memory shows at once, and a family stays together.
+    ``ragged=False`` keeps lengths apart.
     """
+
+    def by_length(members: Sequence[int]) -> list[int]:
+        return sorted(members, key=lambda index: (-lengths[index], index))
+
+    ordered = sorted(map(by_length, families), key=lambda members: (-lengths[members[0]], members[0]))
     batches: list[list[int]] = []
     longest = 0
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        fits = bool(batches) and (len(batches[-1]) + 1) * longest <= budget
+    for index in (index for members in ordered for index in members):
+        widest = max(longest, lengths[index])
+        fits = bool(batches) and (len(batches[-1]) + 1) * widest <= budget
         if not fits or (not ragged and lengths[index] != longest):
             batches.append([])
-            longest = lengths[index]
+            widest = lengths[index]
+        longest = widest
         batches[-1].append(index)
     return batches
 

@@ -3,54 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kifuse.evaluation.caches import part_of, row_cache, slides, use, with_room
+from kifuse.evaluation.caches import row_cache, slides, use
 from kifuse.evaluation.session import Session
-
-# A shared prefix shorter than this is not worth a forward pass of its own.
-_MIN_SHARED_PREFIX = 8
+from kifuse.evaluation.starts import Starts
 
 
 class CausalRows:
     """A running batch of a decoder-only model: cached keys and values, mask and next positions."""
 
-    def __init__(self, session: Session, prompts: Sequence[list[int]], start: Start | None) -> None:
-        self._session = session
-        shared = start.length if start is not None else 0
-        rests = [prompt[shared:] for prompt in prompts]
+    def __init__(
+        self,
+        session: Session,
+        prompts: Sequence[list[int]],
+        starts: Starts | None,
+        which: Sequence[int] = (),
+    ) -> None:
+        """Read prompts.
+
+        Args:
+            session: Of this generation.
+            prompts: Token ids; those with the most beyond their start first.
+            starts: What has been read of them; None if their cache is to be the model's own.
+            which: The start of each prompt; the first of `starts` if not given.
+        """
+        self._session, self._starts = session, starts
+        self._which = list(which or [0] * len(prompts))
+        begun = [0 if starts is None else starts.tokens[one] for one in self._which]
+        rests = [prompt[count:] for prompt, count in zip(prompts, begun, strict=True)]
         ids, seen = pad_rows(rests, session.pad, left=True, device=session.device)
         rows, width = ids.shape
-        self._length = shared + width
-        self._positions = (shared + seen.cumsum(dim=-1) - 1).clamp(min=0)
+        self._tokens = [len(prompt) for prompt in prompts]
+        self._length = self._columns(slice(0, rows)) + width
+        before = torch.tensor(begun, device=session.device)[:, None]
+        self._positions = (before + seen.cumsum(dim=-1) - 1).clamp(min=0)
         self._next = self._positions[:, -1:] + 1
-        # Columns: padding of a piece, the shared start, the left padded rest of its prompts, the answers.
+        # Columns: padding, a start, the left padded rest of its prompt, the answer.
         self._mask = seen.new_ones(rows, self._length + session.max_new)
-        self._cache: Any = None if start is None else start.room(session, rows, self._length)
-        pieces = [slice(0, rows)] if start is None else session.pieces([len(rest) for rest in rests])
-        self.logits = torch.cat([self._read(ids[part], seen[part], part, start) for part in pieces])
-        if start is not None:
+        self._cache: Any = None if starts is None else starts.room(session, rows, self._length)
+        pieces = [slice(0, rows)] if starts is None else session.pieces([len(rest) for rest in rests])
+        self.logits = torch.cat([self._read(ids[part], seen[part], part) for part in pieces])
+        if starts is not None:
             use(self._cache, self._length)
         self.takes_back = not slides(self._cache)
 
-    def _read(self, ids: Tensor, seen: Tensor, part: slice, start: Start | None) -> Tensor:
+    def _columns(self, part: slice) -> int:
+        """How many columns the starts of some rows take."""
+        return 0 if self._starts is None else max(self._starts.columns[one] for one in self._which[part])
+
+    def _read(self, ids: Tensor, seen: Tensor, part: slice) -> Tensor:
         """Read the prompts of some rows, without columns that are padding in all of them; the last logits."""
         width = int(seen.sum(dim=-1).max())
-        shared = start.length if start is not None else 0
-        first = self._length - width - shared
-        mask = self._mask[part, : self._length]
+        mask, cache, first = self._mask[part, : self._length], None, self._length - width
+        if self._starts is not None:
+            first -= self._columns(part)
+            cache, begun = self._starts.put(self._which[part], self._cache, part, first)
+            mask[:, first : self._length - width] = begun
         mask[:, :first] = 0
-        mask[:, first + shared :] = seen[:, -width:]
-        cache = None if start is None else start.of(self._cache, part, first)
+        mask[:, self._length - width :] = seen[:, -width:]
         positions = self._positions[part, -width:]
         logits, cache = self._forward(1, ids[:, -width:], mask[:, first:], positions, cache)
-        if start is None:
+        if self._starts is None:
             self._cache = cache
         return logits[:, 0]
+
+    def as_starts(self) -> Starts:
+        """What was read, for prompts that go on from it."""
+        return Starts(tuple(self._tokens), self._mask[:, : self._length], self._cache)
 
     def _forward(
         self, columns: int, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
@@ -125,50 +148,6 @@ class EncoderDecoderRows:
         """Go on with these rows only."""
         self._cache.batch_select_indices(index)
         self._mask, self._states = self._mask[index], self._states[index]
-
-
-@dataclass(frozen=True)
-class Start:
-    """What the prompts of a call start with, if anything, and how the model caches it.
-
-    Attributes:
-        length: Tokens that all prompts start with; 0 where there are too few.
-        cache: Their keys and values, for one row.
-    """
-
-    length: int
-    cache: Any
-
-    @classmethod
-    def read(cls, session: Session, prompts: Sequence[list[int]]) -> Start | None:
-        """Run the common start once; None where rows cannot have room of their own in a cache."""
-        if "position_ids" not in session.accepts:
-            return None
-        length = _common_prefix(prompts)
-        length = 0 if len(prompts) < 2 or length < _MIN_SHARED_PREFIX else length
-        # without a start, one token still shows what the model caches
-        ids = torch.tensor([prompts[0][: max(length, 1)]], device=session.device)
-        positions = torch.arange(ids.shape[1], device=session.device)[None]
-        out = session.cached(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions)
-        cache = row_cache(out)
-        # The padding comes between start and rest: a sliding window would count it as text.
-        return None if slides(cache) else cls(length, cache)
-
-    def room(self, session: Session, rows: int, columns: int) -> Any:
-        """An empty cache for that many rows and columns of prompts."""
-        return with_room(self.cache, rows, columns, session.cache_type)
-
-    def of(self, cache: Any, part: slice, first: int) -> Any:
-        """What some rows have of a cache with room, the shared start put into it from column `first` on."""
-        return part_of(cache, part, first, self.cache, self.length)
-
-
-def _common_prefix(prompts: Sequence[list[int]]) -> int:
-    """Number of leading tokens all prompts share; every prompt keeps at least one token of its own."""
-    low, high = min(prompts), max(prompts)
-    limit = min(len(prompt) for prompt in prompts) - 1
-    # What the smallest and the largest prompt share, all between them share.
-    return next((place for place in range(limit) if low[place] != high[place]), limit)
 
 
 def pad_rows(

@@ -23,11 +23,11 @@ def current(model: Any) -> str:
     rows=st.integers(1, 3),
     groups=st.integers(1, 3),
     each=st.integers(1, 4),
-    columns=st.integers(1, 5),
+    columns=st.integers(1, 9),
     before=st.integers(0, 6),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    masked=st.booleans(),
-    parts=st.tuples(st.integers(1, 200), st.integers(1, 100)),
+    hidden=st.sampled_from([None, "later", "later and padding", "some"]),
+    parts=st.tuples(st.integers(1, 5), st.integers(1, 200), st.integers(1, 100)),
 )
 def test_equals_attention_over_copied_keys(
     rows: int,
@@ -36,8 +36,8 @@ def test_equals_attention_over_copied_keys(
     columns: int,
     before: int,
     dtype: torch.dtype,
-    masked: bool,
-    parts: tuple[int, int],
+    hidden: str | None,
+    parts: tuple[int, int, int],
 ):
     generator = torch.Generator().manual_seed(columns)
     size, length = 8, before + columns
@@ -47,19 +47,45 @@ def test_equals_attention_over_copied_keys(
 
     # as the layers have it: heads and columns changed places in a view
     query = numbers(rows, columns, groups * each, size).transpose(1, 2)
-    key, value = numbers(rows, groups, length, size), numbers(rows, groups, length, size)
-    mask = torch.full((columns, length), -torch.inf).triu(before + 1).to(dtype) if masked else None
+    key, values = numbers(rows, groups, length, size), numbers(rows, groups, length, size)
+    later = torch.ones(columns, length, dtype=torch.bool).triu(before + 1)
+    hides = {
+        "later": later,
+        "later and padding": later | (torch.arange(length) < before // 2),
+        "some": torch.arange(length) == length - 2,  # sees what comes later
+    }
+    mask = (
+        torch.zeros(columns, length, dtype=dtype).masked_fill_(hides[hidden], torch.finfo(dtype).min)
+        if hidden
+        else None
+    )
     layer = SimpleNamespace(num_key_value_groups=each, training=False)
-    inputs = (layer, query, key, value, None if mask is None else mask.expand(rows, 1, -1, -1), 0.3)
+    inputs = (layer, query, key, values, None if mask is None else mask.expand(rows, 1, -1, -1), 0.3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kifuse.evaluation.attention._WEIGHTS", parts[0])
-        patch.setattr("kifuse.evaluation.attention._PART", parts[1])
+        for name, value in zip(("_COLUMNS", "_WEIGHTS", "_PART"), parts, strict=True):
+            patch.setattr(f"kifuse.evaluation.attention.{name}", value)
         found, _ = attend(*inputs)
     expected, _ = modeling_llama.eager_attention_forward(*inputs)  # pyright: ignore[reportArgumentType]
     assert found.shape == expected.shape
     assert found.dtype == expected.dtype
     assert found.is_contiguous()
     torch.testing.assert_close(found, expected)
+
+
+def test_columns_do_not_multiply_keys_that_come_later(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("kifuse.evaluation.attention._COLUMNS", 2)
+    query, key, value = torch.randn(1, 2, 6, 4), torch.randn(1, 1, 9, 4), torch.randn(1, 1, 9, 4)
+    mask = torch.full((6, 9), -torch.inf).triu(4)[None, None]
+    read: list[int] = []
+    multiply = torch.matmul
+
+    def noted(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        read.append(b.shape[-1])
+        return multiply(a, b)
+
+    monkeypatch.setattr(torch, "matmul", noted)
+    attend(SimpleNamespace(), query, key, value, mask, 1.0)
+    assert read[::2] == [5, 7, 9]  # of the products with keys; those with values stand between
 
 
 def test_generation_copies_no_keys(

@@ -16,8 +16,9 @@ from transformers.cache_utils import DummyLayer, DynamicLayer
 
 from kifuse.evaluation.caches import part_of, row_cache, with_room
 from kifuse.evaluation.generation import greedy_generate
-from kifuse.evaluation.rows import CausalRows, Start
+from kifuse.evaluation.rows import CausalRows
 from kifuse.evaluation.session import OtherCacheError, Session
+from kifuse.evaluation.starts import Starts
 from tests.unit.evaluation.test_generation import plain_texts, ragged_prompts, shake
 
 ROWS, HEADS, ROOM, SIZE = 5, 2, 24, 3
@@ -78,7 +79,7 @@ def test_pieces_are_parts_of_the_whole_with_zeros_where_there_is_no_text() -> No
     for layer in whole.layers:
         layer.all_keys.fill_(torch.nan)
         layer.all_values.fill_(torch.nan)
-    piece = part_of(whole, slice(1, 3), 6, start, 4)
+    piece = part_of(whole, slice(1, 3), 6, start, torch.tensor([0, 0]), slice(0, 4))
     keys, _ = piece.update(states(2, 2), states(2, 2), 0)
     assert keys.dtype == torch.bfloat16  # rounded once, as a product would round them
     found = whole.layers[0].all_keys[1:3]
@@ -119,7 +120,7 @@ def test_every_step_of_a_batch_stands_in_one_place(tiny_llama: Any, tiny_tokeniz
     prompts = ragged_prompts(len(tiny_tokenizer), 6, prefix=9)
     session = session_of(tiny_llama, tiny_tokenizer)
     with torch.no_grad():
-        rows = CausalRows(session, prompts, Start.read(session, prompts))
+        rows = CausalRows(session, prompts, Starts.read(session, prompts))
         before = rows._cache.layers[0].keys.data_ptr()
         rows.extend(torch.full((6, 2), 7))
         assert rows._cache.layers[0].keys.data_ptr() == before
