@@ -4,8 +4,8 @@
     python -m benchmarks.speed --only published_tasks --data FOLDER
 
 Every figure is a ratio: the time of the alternative by kifuse's own, above 1 where kifuse is the faster,
-measured in turn in the same process. They are written to benchmarks/results/speed.json; the table names the
-last ones beside them.
+measured in turn in the same process, or in two processes in turn for answers. They are written to
+benchmarks/results/speed.json; the table names the last ones beside them.
 """
 
 from __future__ import annotations

@@ -2,25 +2,26 @@
 
 A model learns one task with labels and one with free answers, a minute each. It then answers both, and a task
 that it has not learned yet, as a stream's evaluation does. The alternative is what a user of PEFT and Trainer
-runs: float32 weights under the same autocast, batches of eight in the order of the data, padded on the left,
-`model.generate` with as many new tokens as kifuse allows the task; and the same with one prompt at a time.
+runs, in a process of its own that works in turn with this one: float32 weights under the same autocast,
+transformers' own attention, batches of eight in the order of the data, padded on the left, `model.generate`
+with as many new tokens as kifuse allows the task; and the same with one prompt at a time.
 """
 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from benchmarks.speed.pairs import Ratio, in_turn, ratio
+from benchmarks.speed.plain_user import PlainUser, plain_user
 from peft import PeftModel
 
 from kifuse import ContinualLearner
 from kifuse.benchmarks.catalog import load_benchmark
 from kifuse.config.schema import EvaluationConfig
 from kifuse.evaluation.scoring import score_one
-from kifuse.models.loading import Backbone, load_backbone, shrink_frozen
+from kifuse.models.loading import load_backbone, shrink_frozen
 from kifuse.tasks.encoding import Encoder
 from kifuse.tasks.incoming import as_task
 from kifuse.tasks.task import Task
@@ -58,25 +59,6 @@ def tasks() -> list[Task]:
     return found
 
 
-def plainly(model: Any, tokenizer: Any, prompts: list[list[int]], rows: int, most: int) -> list[str]:
-    """What a user writes: batches in the order of the data, padded on the left, `model.generate`."""
-    found = []
-    tokenizer.padding_side = "left"
-    for start in range(0, len(prompts), rows):
-        batch = tokenizer.pad({"input_ids": prompts[start : start + rows]}, return_tensors="pt")
-        with torch.inference_mode():
-            out = model.generate(
-                **batch,
-                max_new_tokens=most,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        new = out[:, batch["input_ids"].shape[1] :]
-        found += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
-    return found
-
-
 def learned(folder: Path, quick: bool) -> Path:
     """An adapter that has learned the first and the third task."""
     settings = {
@@ -86,45 +68,43 @@ def learned(folder: Path, quick: bool) -> Path:
     }
     learner = ContinualLearner("smollm2-135m", "sequential", folder, settings=settings, progress=False)
     for task in (tasks()[2], tasks()[0]):
-        learner.learn(Task(**{**vars(task), "test": task.test[:1]}))
+        learner.learn(replace(task, test=task.test[:1]))
     return learner.adapter
 
 
 def compare(quick: bool) -> list[Ratio]:
     """Time the answers to a learned task with labels, one not yet learned, and one with free answers."""
     found = []
-    with tempfile.TemporaryDirectory() as folder:
-        theirs, plain, evaluator = pair(learned(Path(folder), quick), 128)
     kinds = ("labels, learned", "labels, not yet learned", "free answers, learned")
-    for task, kind in zip(tasks(), kinds, strict=True):
-        some = Task(**{**vars(task), "test": task.test[: 8 if quick else 64]})
-        for rows in (BATCH, 1):
-            found.append(compare_one(some, kind, evaluator, theirs, plain, rows, 2 if quick else 5)[0])
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = learned(Path(folder), quick)
+        evaluator = evaluator_of(adapter, 128)
+        with plain_user(adapter) as user:
+            for task, kind in zip(tasks(), kinds, strict=True):
+                some = replace(task, test=task.test[: 8 if quick else 64])
+                for rows in (BATCH, 1):
+                    found.append(compare_one(some, kind, evaluator, user, rows, 2 if quick else 5)[0])
     return found
 
 
-def pair(adapter: Path, max_input: int) -> tuple[Any, Backbone, Evaluator]:
-    """The model as a user of PEFT has it, with what it was made of, and kifuse's evaluator of another one."""
-    plain, ours = load_backbone("smollm2-135m"), load_backbone("smollm2-135m")
-    theirs = PeftModel.from_pretrained(plain.model, str(adapter)).eval()
-    model = PeftModel.from_pretrained(ours.model, str(adapter)).eval()
-    shrink_frozen(model, ours.precision)
-    encoder = Encoder(ours.tokenizer, encoder_decoder=False, max_input=max_input, max_target=MOST)
-    evaluator = Evaluator(
-        model, ours, encoder, folder=None, max_new_tokens=MOST, batch_tokens=EvaluationConfig().batch_tokens
+def evaluator_of(adapter: Path, max_input: int) -> Evaluator:
+    """A run's evaluator of SmolLM2 with an adapter."""
+    backbone = load_backbone("smollm2-135m")
+    model = PeftModel.from_pretrained(backbone.model, str(adapter)).eval()
+    shrink_frozen(model, backbone.precision)
+    encoder = Encoder(backbone.tokenizer, encoder_decoder=False, max_input=max_input, max_target=MOST)
+    return Evaluator(
+        model,
+        backbone,
+        encoder,
+        folder=None,
+        max_new_tokens=MOST,
+        batch_tokens=EvaluationConfig().batch_tokens,
     )
-    return theirs, plain, evaluator
 
 
 def compare_one(
-    task: Task,
-    kind: str,
-    evaluator: Evaluator,
-    theirs: Any,
-    plain: Backbone,
-    rows: int,
-    pairs: int,
-    warm_up: int = 1,
+    task: Task, kind: str, evaluator: Evaluator, user: PlainUser, rows: int, pairs: int, warm_up: int = 1
 ) -> tuple[Ratio, list[tuple[float, float]]]:
     """Time the answers to one task; the ratio, and the pairs of seconds that it sums up."""
     encoded = evaluator.encoder.encode_many(task.test)
@@ -134,11 +114,10 @@ def compare_one(
     def ours() -> None:
         texts["ours"] = evaluator.answers(task, encoded)
 
-    def plainly_so() -> None:
-        with plain.autocast():
-            texts["theirs"] = plainly(theirs, plain.tokenizer, prompts, rows, evaluator.limit(task))
+    def theirs() -> None:
+        texts["theirs"] = user.answers(prompts, rows, evaluator.limit(task))
 
-    times = in_turn(ours, plainly_so, pairs, warm_up)
+    times = in_turn(ours, theirs, pairs, warm_up)
     same = sum(a == b for a, b in zip(texts["ours"], texts["theirs"], strict=True))
     scores = [
         [score_one(text, one.references, task.metric) for text, one in zip(answers, task.test, strict=True)]
