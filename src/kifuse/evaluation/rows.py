@@ -47,6 +47,7 @@ class CausalRows:
         self._cache: Any = None if starts is None else starts.room(session, rows, self._length)
         pieces = [slice(0, rows)] if starts is None else session.pieces([len(rest) for rest in rests])
         self.logits = torch.cat([self._read(ids[part], seen[part], part) for part in pieces])
+        self._starts = None  # what they hold is in the rows now
         if starts is not None:
             use(self._cache, self._length)
         self.takes_back = not slides(self._cache)

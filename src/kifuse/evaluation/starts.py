@@ -21,8 +21,9 @@ from kifuse.evaluation.session import Session
 # A start of all prompts that is shorter than this is not worth a forward pass of its own.
 _MIN_START = 8
 # What reading a family's start apart costs beside its tokens, in tokens; the most prompts in a family, which
-# bounds the search; and the share of all tokens that families must save to be worth a second pass.
-_APART, _MOST, _LEAST_SAVED = 32, 64, 0.125
+# bounds the search; and the share of all tokens that families must save to be worth a second pass, and the
+# memory of what they start with beside that of their rows.
+_APART, _MOST, _LEAST_SAVED = 32, 64, 0.25
 
 
 @dataclass(frozen=True)

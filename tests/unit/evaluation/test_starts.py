@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from kifuse.evaluation import starts
 from kifuse.evaluation.generation import greedy_generate
+from kifuse.evaluation.rows import CausalRows
+from kifuse.evaluation.session import Session
 from kifuse.evaluation.starts import families, stems
 from tests.tiny import build_tokenizer
 from tests.unit.evaluation.test_generation import FIRST, NEW, Passes, end_somewhere, plain_texts, shake
@@ -96,6 +99,20 @@ def test_a_text_goes_through_the_model_once(tiny_llama: Any) -> None:
     passes = Passes(tiny_llama.model)
     greedy_generate(tiny_llama, tokenizer, prompts, encoder_decoder=False, max_new_tokens=1)
     assert passes.shapes == [(1, 10), (2, 67), (18, 14)]
+
+
+def test_a_start_is_let_go_once_its_rows_have_it(tiny_llama: Any) -> None:
+    tokenizer = build_tokenizer("bytes")
+    session = Session.build(tiny_llama, tokenizer, False, NEW)
+    prompts = questions(len(tokenizer), [3])
+    with torch.no_grad():
+        begun = starts.Starts.read(session, prompts)
+        assert begun is not None
+        held = weakref.ref(begun.cache)
+        rows = CausalRows(session, prompts[::-1], begun)
+        del begun
+    assert rows.takes_back
+    assert held() is None
 
 
 def test_unlike_prompts_are_read_in_one_pass(tiny_llama: Any) -> None:
