@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from kifuse.training.guard import largest_gradients
 from kifuse.training.moments import load_moments, moments
 from kifuse.training.shards import Shards, joined
 from tests.months import OWN, Died, script
+from tests.processes import end_together
 from tests.tiny import build_tokenizer
 
 INTERRUPTED = "recurrent-kif, own optimizer"
@@ -180,9 +180,7 @@ def main(output: str) -> None:
     for case, (name, changes) in cases.items():
         folder = Path(output) / case
         save_file(months(folder, name, **changes), folder / f"{dist.get_rank()}.safetensors")
-    dist.barrier()
-    sys.stdout.flush()
-    os._exit(0)  # threads that gloo leaves behind with pieces abort the interpreter's own end
+    end_together()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kifuse.training.loss import TargetLoss
 from tests.months import OWN, make_trainer, method_of, new_model, rows, weights
+from tests.processes import end_together
 from tests.runs import TASKS
 from tests.tiny import build_tokenizer
 
@@ -71,6 +72,7 @@ def main(output: str) -> None:
     found, counts = train(Path(output) / "broken", "sequential", tasks=1, compute_loss_func=loss)
     save_file(found, Path(output) / "broken" / f"{rank}.safetensors")
     (Path(output) / "broken" / f"{rank}.json").write_text(json.dumps(counts), encoding="utf-8")
+    end_together()
 
 
 if __name__ == "__main__":

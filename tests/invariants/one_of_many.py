@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from kifuse.training.runner import run
+from tests.processes import end_together
 from tests.runs import METHODS, make_config
 
 
@@ -17,6 +18,7 @@ def main(model: str, stream: str, output: str, names: str) -> None:
     gc.freeze()
     for name in json.loads(names):
         run(make_config(Path(model), Path(stream), Path(output) / name, METHODS[name], **SECTIONS))
+    end_together()
 
 
 SECTIONS = {"model": {"adapter": {"rank": 2, "alpha": 8, "dropout": 0.0}}}
