@@ -66,7 +66,7 @@ def run(
     from kifuse.cli.quiet import quieten
     from kifuse.live import ConsoleProgress
     from kifuse.reporting.table import comparison_table, matrix_table
-    from kifuse.training.environment import is_main_process
+    from kifuse.training.environment import is_main_process, leave_processes
     from kifuse.training.runner import run as run_stream
 
     quieten(everything=quiet)
@@ -79,6 +79,7 @@ def run(
     console.print(matrix_table(record))
     console.print(comparison_table([record]))
     console.print(f"Written to {resolved.output}", soft_wrap=True, highlight=False, markup=False)
+    leave_processes()
 
 
 def _refuse_twice(given: dict[str, Any], overrides: dict[str, Any]) -> None:

@@ -79,3 +79,11 @@ def process_count() -> int:
 def is_main_process() -> bool:
     """Whether this process is the one that writes files."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def leave_processes() -> None:
+    """Part from the processes that trained together, so that no thread of theirs outlives the run."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
