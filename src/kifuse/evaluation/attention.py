@@ -88,7 +88,7 @@ def attend(
             done.append(
                 _attended(query[part, :, block], keys[:, :, :seen], values[:, :, :seen], here, scaling)
             )
-        found.append(torch.cat(done, dim=2).transpose(1, 2).contiguous())
+        found.append(torch.cat(done, dim=1))
     return found[0] if len(found) == 1 else torch.cat(found), None
 
 
@@ -105,7 +105,7 @@ def _seen(mask: Tensor | None, block: slice, length: int) -> int:
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """The attended values, (rows, heads, columns, size)."""
+    """The attended values, (rows, columns, heads, size)."""
     rows, heads, columns, size = query.shape
     groups, length = key.shape[1:3]
     together = query.reshape(rows, groups, -1, size)
@@ -118,7 +118,8 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sc
             part = weights[row : row + some_rows, head : head + some_heads]
             masked = part if mask is None else part + mask[row : row + some_rows]
             part.copy_(torch.nn.functional.softmax(masked, dim=-1, dtype=torch.float32))
-    return torch.matmul(weights.view(rows, groups, -1, length), value).view(rows, heads, columns, -1)
+    found = torch.matmul(weights.view(rows, groups, -1, length), value)
+    return found.view(rows, heads, columns, -1).transpose(1, 2)
 
 
 def _can_be_grouped(model: Any) -> bool:

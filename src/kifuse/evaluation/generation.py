@@ -93,10 +93,7 @@ def _run(
 ) -> list[list[int]]:
     """Generate for all prompts, batch by batch; returns the new ids without their end id."""
     starts = None if session.plain or session.encoder_decoder else Starts.read(session, prompts)
-    alike = [[place] for place in range(len(prompts))]
-    if starts is not None:
-        alike = families(prompts, starts.tokens[0])
-    family = {place: number for number, members in enumerate(alike) for place in members}
+    family = list(range(len(prompts))) if starts is None else families(prompts, starts.tokens[0])
     guesses = Guesses(likely)
 
     def generate(members: list[int]) -> dict[int, list[int]]:
@@ -112,7 +109,7 @@ def _run(
     # Without position ids a model may count its positions from the padding, so its rows get none.
     padded = not session.plain and (session.encoder_decoder or "position_ids" in session.accepts)
     found: dict[int, list[int]] = {}
-    for members in _batches([len(prompt) for prompt in prompts], batch_tokens, alike, ragged=padded):
+    for members in _batches([len(prompt) for prompt in prompts], batch_tokens, family, ragged=padded):
         found |= generate(members)
         if progress is not None:
             progress(len(found), len(prompts))
@@ -124,21 +121,20 @@ def _read(
     members: list[int],
     prompts: Sequence[list[int]],
     starts: Starts | None,
-    family: dict[int, int],
+    family: Sequence[int],
 ) -> tuple[list[int], CausalRows]:
     """Read the prompts of a batch, what a family shares once; returns their places, as the rows have them."""
-    which = [0] * len(members)
-    if starts is not None:
-        batch = [prompts[place] for place in members]
-        shared = stems(batch, [family[place] for place in members], starts.tokens[0])
-        if shared is not None:
-            starts, which = CausalRows(session, shared[0], starts).as_starts(), shared[1]
-    begun = [0 if starts is None else starts.tokens[one] for one in which]
-    rests = [len(prompts[place]) - count for place, count in zip(members, begun, strict=True)]
-    order = sorted(range(len(members)), key=lambda row: -rests[row])
-    members = [members[row] for row in order]
-    rows = CausalRows(session, [prompts[place] for place in members], starts, [which[row] for row in order])
-    return members, rows
+    batch = [prompts[place] for place in members]
+    if starts is None:
+        return members, CausalRows(session, batch, None)
+    which = [0] * len(batch)
+    shared = stems(batch, [family[place] for place in members], starts.tokens[0])
+    if shared is not None:
+        starts, which = CausalRows(session, shared[0], starts).as_starts(), shared[1]
+    begun = [starts.tokens[one] for one in which]
+    order = sorted(range(len(batch)), key=lambda row: begun[row] - len(batch[row]))
+    rows = CausalRows(session, [batch[row] for row in order], starts, [which[row] for row in order])
+    return [members[row] for row in order], rows
 
 
 def _generate_plain(session: Session, batch: list[list[int]]) -> list[list[int]]:
@@ -158,22 +154,19 @@ def _generate_plain(session: Session, batch: list[list[int]]) -> list[list[int]]
     return [row[:end] for row, end in zip(rows, ends, strict=True)]
 
 
-def _batches(
-    lengths: Sequence[int], budget: int, families: Sequence[Sequence[int]], *, ragged: bool
-) -> list[list[int]]:
+def _batches(lengths: Sequence[int], budget: int, family: Sequence[int], *, ragged: bool) -> list[list[int]]:
     """Split indices into batches, longest first, each of at most ``budget`` tokens when padded.
 
-    The longest come first so that a lack of memory shows at once, and a family stays together.
-    ``ragged=False`` keeps lengths apart.
+    The longest come first so that a lack of memory shows at once, and a family, named by its longest member,
+    stays together. ``ragged=False`` keeps lengths apart.
     """
-
-    def by_length(members: Sequence[int]) -> list[int]:
-        return sorted(members, key=lambda index: (-lengths[index], index))
-
-    ordered = sorted(map(by_length, families), key=lambda members: (-lengths[members[0]], members[0]))
+    order = sorted(
+        range(len(lengths)),
+        key=lambda index: (-lengths[family[index]], family[index], -lengths[index], index),
+    )
     batches: list[list[int]] = []
     longest = 0
-    for index in (index for members in ordered for index in members):
+    for index in order:
         widest = max(longest, lengths[index])
         fits = bool(batches) and (len(batches[-1]) + 1) * widest <= budget
         if not fits or (not ragged and lengths[index] != longest):

@@ -37,8 +37,7 @@ class CausalRows:
         rests = [prompt[count:] for prompt, count in zip(prompts, begun, strict=True)]
         ids, seen = pad_rows(rests, session.pad, left=True, device=session.device)
         rows, width = ids.shape
-        self._tokens = [len(prompt) for prompt in prompts]
-        self._length = self._columns(slice(0, rows)) + width
+        self._length = width if starts is None else starts.widest(self._which) + width
         before = torch.tensor(begun, device=session.device)[:, None]
         self._positions = (before + seen.cumsum(dim=-1) - 1).clamp(min=0)
         self._next = self._positions[:, -1:] + 1
@@ -52,20 +51,16 @@ class CausalRows:
             use(self._cache, self._length)
         self.takes_back = not slides(self._cache)
 
-    def _columns(self, part: slice) -> int:
-        """How many columns the starts of some rows take."""
-        return 0 if self._starts is None else max(self._starts.columns[one] for one in self._which[part])
-
     def _read(self, ids: Tensor, seen: Tensor, part: slice) -> Tensor:
         """Read the prompts of some rows, without columns that are padding in all of them; the last logits."""
         width = int(seen.sum(dim=-1).max())
         mask, cache, first = self._mask[part, : self._length], None, self._length - width
+        mask[:, first:] = seen[:, -width:]
         if self._starts is not None:
-            first -= self._columns(part)
             cache, begun = self._starts.put(self._which[part], self._cache, part, first)
-            mask[:, first : self._length - width] = begun
+            end, first = first, first - begun.shape[1]
+            mask[:, first:end] = begun
         mask[:, :first] = 0
-        mask[:, self._length - width :] = seen[:, -width:]
         positions = self._positions[part, -width:]
         logits, cache = self._forward(1, ids[:, -width:], mask[:, first:], positions, cache)
         if self._starts is None:
@@ -74,7 +69,7 @@ class CausalRows:
 
     def as_starts(self) -> Starts:
         """What was read, for prompts that go on from it."""
-        return Starts(tuple(self._tokens), self._mask[:, : self._length], self._cache)
+        return Starts(self._mask[:, : self._length], self._cache)
 
     def _forward(
         self, columns: int, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any

@@ -31,20 +31,28 @@ class Starts:
     """Some starts of prompts, and how the model caches them.
 
     Attributes:
-        tokens: How many each has; 0 where the prompts share too few.
-        mask: (starts, columns), 1 where there is text, whose last token is in the last column.
+        mask: (starts, columns), 1 where there is text, whose last token is in the last column; nothing but 0
+            where the prompts share too few tokens.
         cache: Their keys and values, a row for each.
     """
 
-    tokens: tuple[int, ...]
     mask: Tensor
     cache: Any
 
     @cached_property
-    def columns(self) -> list[int]:
+    def tokens(self) -> list[int]:
+        """How many each has."""
+        return self.mask.sum(dim=1).tolist()
+
+    @cached_property
+    def _columns(self) -> list[int]:
         """How many of the last columns hold each start, gaps in it included."""
         spans = self.mask.shape[1] - self.mask.argmax(dim=1)
         return [span if count else 0 for span, count in zip(spans.tolist(), self.tokens, strict=True)]
+
+    def widest(self, which: Sequence[int]) -> int:
+        """How many columns some starts take, all ending together."""
+        return max(self._columns[one] for one in which)
 
     @classmethod
     def read(cls, session: Session, prompts: Sequence[list[int]]) -> Starts | None:
@@ -59,32 +67,32 @@ class Starts:
         out = session.cached(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions)
         cache = row_cache(out)
         # The padding comes between start and rest: a sliding window would count it as text.
-        return None if slides(cache) else cls((length,), torch.ones_like(ids), cache)
+        return None if slides(cache) else cls(torch.full_like(ids, bool(length)), cache)
 
     def room(self, session: Session, rows: int, columns: int) -> Any:
         """An empty cache for that many rows and columns of prompts."""
         return with_room(self.cache, rows, columns, session.cache_type)
 
-    def put(self, which: Sequence[int], cache: Any, rows: slice, first: int) -> tuple[Any, Tensor]:
-        """Write starts into some rows of a cache with room, from column `first` on.
+    def put(self, which: Sequence[int], cache: Any, rows: slice, end: int) -> tuple[Any, Tensor]:
+        """Write starts into some rows of a cache with room.
 
         Args:
             which: The start of each of these rows.
             cache: Of all rows.
             rows: Which rows.
-            first: Where the widest of their starts begins; all end together.
+            end: The column before which all their starts end.
 
         Returns:
-            What these rows have of the cache, and the mask of what was written.
+            What these rows have of the cache, from the first column of the widest start on, and the mask of
+            what was written.
         """
-        widest = max(self.columns[one] for one in which)
         index = torch.tensor(which, device=self.mask.device)
-        ends = self.mask.shape[1]
-        found = part_of(cache, rows, first, self.cache, index, slice(ends - widest, ends))
-        return found, self.mask[index, ends - widest :]
+        last = slice(self.mask.shape[1] - self.widest(which), self.mask.shape[1])
+        found = part_of(cache, rows, end - self.widest(which), self.cache, index, last)
+        return found, self.mask[index, last]
 
 
-def families(prompts: Sequence[list[int]], shared: int) -> list[list[int]]:
+def families(prompts: Sequence[list[int]], shared: int) -> list[int]:
     """Which prompts are read together from a start that they share, so that the fewest tokens are read.
 
     Args:
@@ -92,8 +100,8 @@ def families(prompts: Sequence[list[int]], shared: int) -> list[list[int]]:
         shared: Tokens that all of them start with, read already.
 
     Returns:
-        The places of the prompts, each in one family; most families have one member. All have if sharing
-        would save too little.
+        The family of each prompt, named by the place of its longest member; a prompt of no family is its
+        own. All are if sharing would save too little.
     """
     order = sorted(range(len(prompts)), key=lambda place: prompts[place])
     rows = [prompts[place] for place in order]
@@ -113,10 +121,13 @@ def families(prompts: Sequence[list[int]], shared: int) -> list[list[int]]:
         begin.append(best[1])
     alone = sum(map(len, rows)) - shared * len(rows)
     if cost[-1] > (1 - _LEAST_SAVED) * alone:
-        return [[place] for place in range(len(prompts))]
-    found, end = [], len(rows)
+        return list(range(len(prompts)))
+    found, end = [0] * len(rows), len(rows)
     while end:
-        found.append(order[begin[end] : end])
+        members = order[begin[end] : end]
+        longest = min(members, key=lambda place: (-len(prompts[place]), place))
+        for place in members:
+            found[place] = longest
         end = begin[end]
     return found
 
@@ -130,7 +141,7 @@ def stems(
 
     Args:
         prompts: Token ids.
-        family: The number of each one's family.
+        family: The name of each one's family.
         shared: Tokens that all prompts start with, read already.
 
     Returns:

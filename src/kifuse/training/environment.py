@@ -1,4 +1,4 @@
-"""The machine and the software that a run ran on, for its record."""
+"""The machine, the software and the processes that a run runs on."""
 
 from __future__ import annotations
 
