@@ -27,6 +27,7 @@ def current(model: Any) -> str:
     before=st.integers(0, 6),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     hidden=st.sampled_from([None, "later", "later and padding", "some"]),
+    endless=st.booleans(),
     parts=st.tuples(st.integers(1, 5), st.integers(1, 200), st.integers(1, 100)),
 )
 def test_equals_attention_over_copied_keys(
@@ -37,6 +38,7 @@ def test_equals_attention_over_copied_keys(
     before: int,
     dtype: torch.dtype,
     hidden: str | None,
+    endless: bool,
     parts: tuple[int, int, int],
 ):
     generator = torch.Generator().manual_seed(columns)
@@ -54,11 +56,8 @@ def test_equals_attention_over_copied_keys(
         "later and padding": later | (torch.arange(length) < before // 2),
         "some": torch.arange(length) == length - 2,  # sees what comes later
     }
-    mask = (
-        torch.zeros(columns, length, dtype=dtype).masked_fill_(hides[hidden], torch.finfo(dtype).min)
-        if hidden
-        else None
-    )
+    least = -torch.inf if endless else torch.finfo(dtype).min
+    mask = torch.zeros(columns, length, dtype=dtype).masked_fill_(hides[hidden], least) if hidden else None
     layer = SimpleNamespace(num_key_value_groups=each, training=False)
     inputs = (layer, query, key, values, None if mask is None else mask.expand(rows, 1, -1, -1), 0.3)
     with pytest.MonkeyPatch.context() as patch:
