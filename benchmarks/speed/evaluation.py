@@ -10,7 +10,7 @@ with as many new tokens as kifuse allows the task; and the same with one prompt 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.speed.pairs import Ratio, in_turn, ratio
@@ -83,13 +83,13 @@ def compare(quick: bool) -> list[Ratio]:
             for task, kind in zip(tasks(), kinds, strict=True):
                 some = replace(task, test=task.test[: 8 if quick else 64])
                 for rows in (BATCH, 1):
-                    found.append(compare_one(some, kind, evaluator, user, rows, 2 if quick else 5)[0])
+                    found.append(compare_one(some, kind, evaluator, user, rows, 2 if quick else 5).ratio)
     return found
 
 
-def evaluator_of(adapter: Path, max_input: int) -> Evaluator:
+def evaluator_of(adapter: Path, max_input: int, precision: str = "auto") -> Evaluator:
     """A run's evaluator of SmolLM2 with an adapter."""
-    backbone = load_backbone("smollm2-135m")
+    backbone = load_backbone("smollm2-135m", precision=precision)
     model = PeftModel.from_pretrained(backbone.model, str(adapter)).eval()
     shrink_frozen(model, backbone.precision)
     encoder = Encoder(backbone.tokenizer, encoder_decoder=False, max_input=max_input, max_target=MOST)
@@ -103,10 +103,27 @@ def evaluator_of(adapter: Path, max_input: int) -> Evaluator:
     )
 
 
+@dataclass(frozen=True)
+class Answers:
+    """Answers to one task, timed.
+
+    Attributes:
+        ratio: The sum of it.
+        times: Pairs of seconds.
+        texts: How many are the same.
+        scores: How many have the same score.
+    """
+
+    ratio: Ratio
+    times: list[tuple[float, float]]
+    texts: int
+    scores: int
+
+
 def compare_one(
     task: Task, kind: str, evaluator: Evaluator, user: PlainUser, rows: int, pairs: int, warm_up: int = 1
-) -> tuple[Ratio, list[tuple[float, float]]]:
-    """Time the answers to one task; the ratio, and the pairs of seconds that it sums up."""
+) -> Answers:
+    """Time the answers to one task."""
     encoded = evaluator.encoder.encode_many(task.test)
     prompts = [item.input_ids for item in encoded]
     texts: dict[str, list[str]] = {}
@@ -131,4 +148,4 @@ def compare_one(
         times,
         f"{len(prompts)} prompts, {evaluator.backbone.precision}; {same} texts and {alike} scores the same",
     )
-    return found, times
+    return Answers(found, times, same, alike)

@@ -27,11 +27,11 @@ class PlainUser:
 
 
 @contextmanager
-def plain_user(adapter: Path) -> Iterator[PlainUser]:
+def plain_user(adapter: Path, precision: str = "auto") -> Iterator[PlainUser]:
     """A process with SmolLM2 and an adapter, for as long as the block lasts."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, str(adapter)), daemon=True)
+    process = context.Process(target=_serve, args=(there, str(adapter), precision), daemon=True)
     process.start()
     there.close()
     try:
@@ -41,12 +41,12 @@ def plain_user(adapter: Path) -> Iterator[PlainUser]:
         process.join()
 
 
-def _serve(connection: Connection, adapter: str) -> None:
+def _serve(connection: Connection, adapter: str, precision: str) -> None:
     from peft import PeftModel
 
     from kifuse.models.loading import load_backbone
 
-    plain = load_backbone("smollm2-135m")
+    plain = load_backbone("smollm2-135m", precision=precision)
     # transformers' own choice; kifuse loads a model for a CPU with another
     plain.model.set_attn_implementation("sdpa")
     model = PeftModel.from_pretrained(plain.model, adapter).eval()

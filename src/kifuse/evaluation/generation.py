@@ -11,6 +11,7 @@ import torch
 from kifuse.errors import ConfigError, DataError
 from kifuse.evaluation.attention import grouped_attention
 from kifuse.evaluation.decoding import Guesses, decode
+from kifuse.evaluation.merged import merged_adapters
 from kifuse.evaluation.rows import CausalRows, EncoderDecoderRows
 from kifuse.evaluation.session import OtherCacheError, Session, eval_mode
 from kifuse.evaluation.starts import Starts, families, stems
@@ -66,7 +67,12 @@ def greedy_generate(
         _keep_memory()
     if not encoder_decoder:
         _check_positions(session, prompts)
-    with torch.inference_mode(), eval_mode(model), grouped_attention(session.base) as cache_type:
+    with (
+        merged_adapters(model, prompts),
+        torch.inference_mode(),
+        eval_mode(model),
+        grouped_attention(session.base) as cache_type,
+    ):
         session = replace(session, cache_type=cache_type)
         try:
             outputs = _run(session, prompts, batch_tokens, likely, progress)
