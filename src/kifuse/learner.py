@@ -103,6 +103,9 @@ class ContinualLearner:
             elif _elsewhere:
                 moved_model(record, name, backbone)
                 record.save(self.folder)
+            if record.max_forgetting != self.max_forgetting:
+                record.max_forgetting = self.max_forgetting
+                record.save(self.folder)
             self._engine = Engine(self.config, record, built, backbone, self._log)
             if self.learned:
                 self._engine.restore(self.learned)
@@ -115,7 +118,7 @@ class ContinualLearner:
             output_dir: Its folder.
             model: The model again, if it was given as an object, or its folder, if that has moved; None: it
                 is loaded by its name.
-            options: `tokenizer`, `max_forgetting` (which is not kept in the folder), `progress`.
+            options: `tokenizer`, `progress`, and `max_forgetting` where it is to be another from now on.
 
         Raises:
             RunError: The folder holds no learner, its model must be given, or another model is.
@@ -128,10 +131,8 @@ class ContinualLearner:
             )
         sections = {k: v for k, v in record.config.items() if k != "method"}
         chosen = model if model is not None else record.config["model"]["name"]
-        moved = model is not None
-        return cls(
-            chosen, record.config["method"], output_dir, settings=sections, _elsewhere=moved, **options
-        )
+        options = {"max_forgetting": record.max_forgetting, "_elsewhere": model is not None, **options}
+        return cls(chosen, record.config["method"], output_dir, settings=sections, **options)
 
     @property
     def record(self) -> RunRecord:

@@ -139,6 +139,27 @@ def test_a_task_that_costs_too_much_is_rolled_back_and_says_so(
     assert ContinualLearner.load(tmp_path / "learner", progress=False).tasks == ["colour"]
 
 
+def test_the_folder_keeps_the_limit_until_another_is_given(
+    make: Make, tasks: list[Task], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def load(**options: Any) -> ContinualLearner:
+        found = ContinualLearner.load(tmp_path / "learner", progress=False, **options)
+        _Forgets(found, monkeypatch, drop=8)
+        return found
+
+    first = make(max_forgetting=5)
+    _Forgets(first, monkeypatch, drop=8)
+    first.learn(tasks[0])
+    refused = load().learn(tasks[1])
+    assert not refused.accepted and "5 are allowed" in refused.reason
+    assert load(max_forgetting=8).learn(tasks[1]).accepted
+    assert load().max_forgetting == 8
+    assert "max_forgetting" in load().report().read_text("utf-8")
+    assert load(max_forgetting=None).max_forgetting is None
+    assert load().learn(tasks[2]).accepted
+    assert load().max_forgetting is None
+
+
 def test_a_task_within_the_limit_is_kept(make: Make, tasks: list[Task], monkeypatch: pytest.MonkeyPatch):
     learner = make(max_forgetting=8)
     _Forgets(learner, monkeypatch, drop=8)

@@ -100,7 +100,8 @@ class RunRecord(_Part):
     """Everything a run was; see the field names.
 
     `lineage` is the history of a learner's folder, oldest first: what was learned, refused or rolled back,
-    when, from which data (hash), with the scores of all tasks before and after.
+    when, from which data (hash), with the scores of all tasks before and after. `max_forgetting` is the most
+    points that a task may cost an earlier one there.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -121,6 +122,7 @@ class RunRecord(_Part):
     memory: dict[str, Any] = Field(default_factory=dict)
     peak_memory_mb: float | None = None
     lineage: list[dict[str, Any]] = Field(default_factory=list)
+    max_forgetting: float | None = Field(default=None, ge=0)
     warnings: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 
