@@ -203,10 +203,14 @@ def test_a_stream_of_rows_is_refused_where_rows_are_to_be_kept(train: Train, tin
     assert train(RecurrentKIF().callback(memory=memory), data=stream, max_steps=2).state.global_step == 2
 
 
-def test_rows_that_no_file_can_keep_are_refused_before_the_first_step(train: Train, tiny_tokenizer: Any):
-    data = [{**row, "picture": nn.Linear(1, 1)} for row in rows(tiny_tokenizer, "colour")]
-    callback = RecurrentKIF().callback()
-    with pytest.raises(RunError, match="column 'picture' of the training data holds a Linear"):
+@pytest.mark.parametrize("at", [0, 3])
+def test_rows_that_no_file_can_keep_are_refused_before_the_first_step(
+    at: int, train: Train, tiny_tokenizer: Any
+):
+    data = [dict(row) for row in rows(tiny_tokenizer, "colour")]
+    data[at]["picture"] = nn.Linear(1, 1)
+    callback = RecurrentKIF().callback(per_task=len(data))
+    with pytest.raises(RunError, match=f"row {at}, column 'picture' of the training data holds a Linear"):
         train(callback, data=data, remove_unused_columns=False)
     assert callback.context is None
 

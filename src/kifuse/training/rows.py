@@ -56,9 +56,13 @@ class RowMemory:
         Raises:
             RunError: A row holds what cannot be kept in a text file.
         """
+        self._tasks[task] = self.drawn(task, dataset, seed)
+
+    def drawn(self, task: str, dataset: Any, seed: int) -> list[Row]:
+        """The rows that `draw` keeps, without keeping them; see there."""
         order = visiting_order(range(len(dataset)), None, (seed, task))  # type: ignore[arg-type]
         chosen = sorted(order[: self._quota(len(dataset))])
-        self._tasks[task] = [plain(dataset[index], f"row {index}") for index in chosen]
+        return [plain(dataset[index], f"row {index}") for index in chosen]
 
     def text(self) -> str:
         """The memory as JSON Lines: a heading, then one row a line."""

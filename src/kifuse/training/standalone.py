@@ -33,7 +33,7 @@ from kifuse.training.finding import calling_trainer
 from kifuse.training.guard import MAX_BAD_STEPS, Guard
 from kifuse.training.probes import examples_of
 from kifuse.training.refusals import refuse_method
-from kifuse.training.rows import Row, RowMemory, fingerprint_of, first_row, given_rows, plain
+from kifuse.training.rows import Row, RowMemory, fingerprint_of, first_row, given_rows
 from kifuse.training.shards import Shards
 from kifuse.training.state_folder import (
     STATE,
@@ -239,7 +239,8 @@ class StandaloneCallback(MethodCallback):
                     "the training data is a stream, of which no rows can be drawn for the memory; use a data "
                     "set with a length, or give the rows of earlier tasks as memory=."
                 )
-            plain(sample, "row 0")  # better now than at the end of the task
+            # refused now rather than at the end of the task
+            self._kept.drawn(self.name, self._loader.dataset, self.trainer.args.seed)
             rows = self._kept.rows()
         if self.index and not rows:
             raise RunError(
