@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed [--quick] [--only PART,PART]    parts: identification, selection, training,
                                                                evaluation, merging, growth, start
-    python -m benchmarks.speed --only published_tasks --data FOLDER [--precision fp32]
+    python -m benchmarks.speed --only published_tasks --data FOLDER [--precision fp32] [--rows 1]
 
 Every figure is a ratio: the time of the alternative by kifuse's own, above 1 where kifuse is the faster,
 measured in turn in the same process, or in two processes in turn for answers. They are written to
@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "speed.json"
 COMPARISONS = ("identification", "selection", "training", "evaluation", "merging")
 WITH_DATA = "published_tasks"
 """The comparison that needs the papers' data, which is not kifuse's to bring along."""
-PRECISIONS = ("bf16", "fp32")
+PRECISIONS, ROWS = ("bf16", "fp32"), (8, 1)
 GROWTH = (1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 
 
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join((*COMPARISONS, "growth", "start")))
     parser.add_argument("--data", type=Path, help=f"folder with the long_sequence data, for {WITH_DATA}")
     parser.add_argument("--precision", default="bf16", choices=PRECISIONS, help=f"for {WITH_DATA}")
+    parser.add_argument("--rows", default=8, type=int, choices=ROWS, help="of its plain batches")
     arguments = parser.parse_args()
     console = Console(width=150)
     chosen = arguments.only.split(",")
@@ -54,8 +55,9 @@ def main() -> None:
             parser.error(f"--only {WITH_DATA} needs --data, the folder with the long_sequence data")
         console.print(f"measuring {WITH_DATA} ...")
         published = import_module(f"benchmarks.speed.{WITH_DATA}").compare
-        ratios = published(arguments.quick, arguments.data, arguments.precision, RESULTS.parent)
-        found[f"{WITH_DATA}_{arguments.precision}"] = [one.json() for one in ratios]
+        precision, rows = arguments.precision, arguments.rows
+        ratios = published(arguments.quick, arguments.data, precision, rows, RESULTS.parent)
+        found[f"{WITH_DATA}_{precision}_{rows}"] = [one.json() for one in ratios]
     if "growth" in chosen:
         console.print("measuring growth ...")
         growth = import_module("benchmarks.speed.selection").growth
@@ -72,7 +74,8 @@ def main() -> None:
 def show(console: Console, found: dict[str, Any], before: dict[str, Any]) -> None:
     """The table of ratios, then the absolute figures."""
     table = Table("what", "ours", "against", "ratio", "10-90%", "ours ms", "last", "note")
-    for part in (*COMPARISONS, *(f"{WITH_DATA}_{precision}" for precision in PRECISIONS)):
+    with_data = [f"{WITH_DATA}_{precision}_{rows}" for precision in PRECISIONS for rows in ROWS]
+    for part in (*COMPARISONS, *with_data):
         last = {one["name"]: one["ratio"] for one in before.get(part, [])}
         for one in found.get(part, []):
             known = last.get(one["name"])

@@ -112,12 +112,14 @@ class Answers:
         times: Pairs of seconds.
         texts: How many are the same.
         scores: How many have the same score.
+        batched: Beside one prompt at a time: how many of its texts plain generation in batches gives, too.
     """
 
     ratio: Ratio
     times: list[tuple[float, float]]
     texts: int
     scores: int
+    batched: int | None = None
 
 
 def compare_one(
@@ -141,11 +143,17 @@ def compare_one(
         for answers in (texts["ours"], texts["theirs"])
     ]
     alike = sum(a == b for a, b in zip(*scores, strict=True))
+    note = f"{len(prompts)} prompts, {evaluator.backbone.precision}; {same} texts and {alike} scores the same"
+    batched = None
+    if rows == 1:
+        others = user.answers(prompts, BATCH, evaluator.limit(task))
+        batched = sum(a == b for a, b in zip(others, texts["theirs"], strict=True))
+        note += f", {batched} texts of its own in batches of {BATCH}"
     found = ratio(
         f"answers of {task.name} ({kind})",
         "Evaluator",
         f"model.generate, batches of {rows}" if rows > 1 else "model.generate, one prompt at a time",
         times,
-        f"{len(prompts)} prompts, {evaluator.backbone.precision}; {same} texts and {alike} scores the same",
+        note,
     )
-    return Answers(found, times, same, alike)
+    return Answers(found, times, same, alike, batched)

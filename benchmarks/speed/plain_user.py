@@ -34,6 +34,7 @@ def plain_user(adapter: Path, precision: str = "auto") -> Iterator[PlainUser]:
     process = context.Process(target=_serve, args=(there, str(adapter), precision), daemon=True)
     process.start()
     there.close()
+    here.recv()  # it has loaded the model, and takes no time from what is measured here
     try:
         yield PlainUser(here)
     finally:
@@ -50,6 +51,7 @@ def _serve(connection: Connection, adapter: str, precision: str) -> None:
     # transformers' own choice; kifuse loads a model for a CPU with another
     plain.model.set_attn_implementation("sdpa")
     model = PeftModel.from_pretrained(plain.model, adapter).eval()
+    connection.send("ready")
     while True:
         try:
             prompts, rows, most = connection.recv()

@@ -1,9 +1,10 @@
-"""Answers to the fifteen closed-label tasks of Long Sequence, beside plain `generate` in batches of eight.
+"""Answers to the fifteen closed-label tasks of Long Sequence, beside plain `generate`.
 
 The prompts are the papers' own, up to 512 tokens of instruction, options and text. A model learns a mixture
-of all fifteen tasks first, so that it answers with their labels, as at the end of a stream. All test
-examples are asked, as the papers do. The throughput of the whole evaluation is the ratio over all tasks; one
-more for each task says where it comes from.
+of all fifteen tasks first, so that it answers with their labels, as at the end of a stream. Beside batches of
+eight all test examples are asked, as the papers do; beside one prompt at a time the first 64 of each task.
+The throughput of the whole evaluation is the ratio over all tasks; one more for each task says where it comes
+from.
 
 It takes half an hour, so each task's figures are kept as they come, and a run that was cut short goes on.
 """
@@ -29,21 +30,23 @@ from kifuse.storage import write_text
 from kifuse.tasks.task import Task
 
 ORDER = 4
-TRAINED = 16
+TRAINED, ASKED_ALONE = 16, 64
 
 
-def compare(quick: bool, data: Path, precision: str, results: Path) -> list[Ratio]:
+def compare(quick: bool, data: Path, precision: str, rows: int, results: Path) -> list[Ratio]:
     """Time the answers to every task, and sum them up.
 
     Args:
         quick: Few examples.
         data: The folder with the benchmark's data.
         precision: `bf16` or `fp32`.
+        rows: Prompts that plain generation takes at once.
         results: Folder for what is measured so far; it is removed at the end.
     """
     tasks = load_benchmark("long-sequence", ORDER, data).tasks
-    chosen = [replace(task, test=task.test[:4]) if quick else task for task in tasks]
-    folder = results / f"published-tasks-{'quick' if quick else precision}"
+    most = 4 if quick else ASKED_ALONE if rows == 1 else None
+    chosen = [replace(task, test=task.test[:most]) for task in tasks]
+    folder = results / f"published-tasks-{precision}-{rows}{'-quick' if quick else ''}"
     found = {task.name: _read(folder / f"{task.name}.json") for task in chosen}
     missing = [task for task in chosen if found[task.name] is None]
     if missing:
@@ -51,7 +54,7 @@ def compare(quick: bool, data: Path, precision: str, results: Path) -> list[Rati
             evaluator = evaluator_of(adapter, 512, precision)
             for number, task in enumerate(missing, len(chosen) - len(missing) + 1):
                 # once each: the answers take minutes
-                one = compare_one(task, "labels", evaluator, user, BATCH, 1, 0)
+                one = compare_one(task, "labels", evaluator, user, rows, 1, 0)
                 write_text(folder / f"{task.name}.json", json.dumps(asdict(one)) + "\n")
                 found[task.name] = one
                 print(f"task {number} of {len(chosen)}: {one.ratio.name}: {one.ratio.ratio:.2f}", flush=True)
@@ -62,7 +65,9 @@ def compare(quick: bool, data: Path, precision: str, results: Path) -> list[Rati
         f"{sum(len(task.test) for task in chosen)} prompts, {precision}; "
         f"{sum(one.texts for one in every)} texts and {sum(one.scores for one in every)} scores the same"
     )
-    total = ratio("answers of all 15 tasks", "Evaluator", f"model.generate, batches of {BATCH}", whole, note)
+    if rows == 1:
+        note += f", {sum(one.batched or 0 for one in every)} texts of its own in batches of {BATCH}"
+    total = ratio("answers of all 15 tasks", "Evaluator", every[0].ratio.theirs, whole, note)
     shutil.rmtree(folder)
     return [total, *(one.ratio for one in every)]
 

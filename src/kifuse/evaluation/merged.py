@@ -89,6 +89,9 @@ def _can_be_merged(layer: Any) -> bool:
         return False
     weights = [layer.get_base_layer().weight, *(layer.lora_B[name].weight for name in active)]
     return bool(active) and all(
-        type(each.data) is Tensor and each.dtype == torch.float32 and each.device.type == "cpu"
+        type(each) is nn.Parameter
+        and type(each.data) is Tensor
+        and each.dtype == torch.float32
+        and each.device.type == "cpu"
         for each in weights
     )
