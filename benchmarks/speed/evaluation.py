@@ -21,7 +21,7 @@ from kifuse import ContinualLearner
 from kifuse.benchmarks.catalog import load_benchmark
 from kifuse.config.schema import EvaluationConfig
 from kifuse.evaluation.scoring import score_one
-from kifuse.models.loading import load_backbone, shrink_frozen
+from kifuse.models.loading import Backbone, load_backbone, shrink_frozen
 from kifuse.tasks.encoding import Encoder
 from kifuse.tasks.incoming import as_task
 from kifuse.tasks.task import Task
@@ -92,6 +92,11 @@ def evaluator_of(adapter: Path, max_input: int, precision: str = "auto") -> Eval
     backbone = load_backbone("smollm2-135m", precision=precision)
     model = PeftModel.from_pretrained(backbone.model, str(adapter)).eval()
     shrink_frozen(model, backbone.precision)
+    return evaluator_with(model, backbone, max_input)
+
+
+def evaluator_with(model: PeftModel, backbone: Backbone, max_input: int) -> Evaluator:
+    """An evaluator of a model, with a run's own batches."""
     encoder = Encoder(backbone.tokenizer, encoder_decoder=False, max_input=max_input, max_target=MOST)
     return Evaluator(
         model,

@@ -5,14 +5,12 @@ from __future__ import annotations
 from unittest.mock import patch
 
 import torch
-from benchmarks.speed.evaluation import MOST, tasks
+from benchmarks.speed.evaluation import evaluator_with, tasks
 from benchmarks.speed.pairs import Ratio, in_turn, ratio
 from peft import LoraConfig, get_peft_model
 
 from kifuse.evaluation import merged
 from kifuse.models.loading import load_backbone
-from kifuse.tasks.encoding import Encoder
-from kifuse.training.evaluator import Evaluator
 
 
 def compare(quick: bool) -> list[Ratio]:
@@ -27,10 +25,9 @@ def _compare_one(rank: int, quick: bool) -> Ratio:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.copy_(0.005 * torch.randn(parameter.shape, generator=draw))
-    encoder = Encoder(backbone.tokenizer, encoder_decoder=False, max_input=128, max_target=MOST)
-    evaluator = Evaluator(model, backbone, encoder, folder=None, max_new_tokens=MOST, batch_tokens=8192)
+    evaluator = evaluator_with(model, backbone, 128)
     task = tasks()[0]
-    encoded = encoder.encode_many(task.test[: 32 if quick else 64])
+    encoded = evaluator.encoder.encode_many(task.test[: 32 if quick else 64])
     texts: dict[str, list[str]] = {}
 
     def ours() -> None:

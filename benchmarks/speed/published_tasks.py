@@ -47,18 +47,17 @@ def compare(quick: bool, data: Path, precision: str, rows: int, results: Path) -
     most = 4 if quick else ASKED_ALONE if rows == 1 else None
     chosen = [replace(task, test=task.test[:most]) for task in tasks]
     folder = results / f"published-tasks-{precision}-{rows}{'-quick' if quick else ''}"
-    found = {task.name: _read(folder / f"{task.name}.json") for task in chosen}
-    missing = [task for task in chosen if found[task.name] is None]
+    files = {task.name: folder / f"{task.name}.json" for task in chosen}
+    missing = [task for task in chosen if not files[task.name].is_file()]
     if missing:
         with _learned(tasks, 1 if quick else TRAINED) as adapter, plain_user(adapter, precision) as user:
             evaluator = evaluator_of(adapter, 512, precision)
             for number, task in enumerate(missing, len(chosen) - len(missing) + 1):
                 # once each: the answers take minutes
                 one = compare_one(task, "labels", evaluator, user, rows, 1, 0)
-                write_text(folder / f"{task.name}.json", json.dumps(asdict(one)) + "\n")
-                found[task.name] = one
+                write_text(files[task.name], json.dumps(asdict(one)) + "\n")
                 print(f"task {number} of {len(chosen)}: {one.ratio.name}: {one.ratio.ratio:.2f}", flush=True)
-    every = [one for one in found.values() if one is not None]
+    every = [_read(file) for file in files.values()]
     turns = zip(*(one.times for one in every), strict=True)
     whole = [(math.fsum(a for a, _ in turn), math.fsum(b for _, b in turn)) for turn in turns]
     note = (
@@ -88,9 +87,7 @@ def _learned(tasks: Sequence[Task], examples: int) -> Iterator[Path]:
         yield learner.adapter
 
 
-def _read(file: Path) -> Answers | None:
-    """What a run that was cut short has measured of one task."""
-    if not file.is_file():
-        return None
+def _read(file: Path) -> Answers:
+    """What was measured of one task."""
     found = json.loads(file.read_text("utf-8"))
     return Answers(**{**found, "ratio": Ratio(**found["ratio"])})

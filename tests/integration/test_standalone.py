@@ -486,7 +486,7 @@ def test_rows_come_back_from_a_file_as_they_were(tmp_path: Path):
         "z": 0.1,
     }
     memory, again = RowMemory(per_task=1), RowMemory()
-    memory.draw("odd", [odd], 0)
+    memory.keep("odd", memory.draw("odd", [odd], 0))
     again.read(memory.text(), tmp_path)
     (found,) = again.rows()
     assert torch.equal(found.pop("x"), odd.pop("x")) and (found["y"] == odd["y"]).all()

@@ -52,10 +52,7 @@ def merged_adapters(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Itera
 @torch.no_grad()
 def _sum(layer: Any, weight: Tensor) -> Tensor:
     """W + s B A, over all adapters that are active."""
-    found = weight
-    for name in _active(layer):
-        found = found + layer.get_delta_weight(name)
-    return found.detach()
+    return sum(map(layer.get_delta_weight, _active(layer)), start=weight)
 
 
 def _active(layer: Any) -> list[str]:

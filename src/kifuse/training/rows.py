@@ -45,24 +45,27 @@ class RowMemory:
         """All rows as a collator takes them, in the order in which their tasks were learned."""
         return [live(row) for kept in self._tasks.values() for row in kept]
 
-    def draw(self, task: str, dataset: Any, seed: int) -> None:
-        """Keep some rows of a task.
+    def draw(self, task: str, dataset: Any, seed: int) -> list[Row]:
+        """Choose the rows of a task that are to be kept.
 
         Args:
             task: Its name; the draw depends on it, on the seed and on the number of rows.
             dataset: Rows by number.
             seed: Of the draw.
 
+        Returns:
+            The rows, for `keep`.
+
         Raises:
             RunError: A row holds what cannot be kept in a text file.
         """
-        self._tasks[task] = self.drawn(task, dataset, seed)
-
-    def drawn(self, task: str, dataset: Any, seed: int) -> list[Row]:
-        """The rows that `draw` keeps, without keeping them; see there."""
         order = visiting_order(range(len(dataset)), None, (seed, task))  # type: ignore[arg-type]
         chosen = sorted(order[: self._quota(len(dataset))])
         return [plain(dataset[index], f"row {index}") for index in chosen]
+
+    def keep(self, task: str, rows: list[Row]) -> None:
+        """Keep the rows that were drawn of a task."""
+        self._tasks[task] = rows
 
     def text(self) -> str:
         """The memory as JSON Lines: a heading, then one row a line."""

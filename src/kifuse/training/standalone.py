@@ -106,6 +106,7 @@ class StandaloneCallback(MethodCallback):
         self._kept = RowMemory(share=share, per_task=per_task)
         self._asked_name = name
         self._rows: list[Row] = []
+        self._drawn: list[Row] = []
         self._loader: Any = None
         self._finished: Any = None
         self._under_way = False
@@ -239,8 +240,8 @@ class StandaloneCallback(MethodCallback):
                     "the training data is a stream, of which no rows can be drawn for the memory; use a data "
                     "set with a length, or give the rows of earlier tasks as memory=."
                 )
-            # refused now rather than at the end of the task
-            self._kept.drawn(self.name, self._loader.dataset, self.trainer.args.seed)
+            # drawn now, so that a row which cannot be kept is refused before the training, not after it
+            self._drawn = self._kept.draw(self.name, self._loader.dataset, self.trainer.args.seed)
             rows = self._kept.rows()
         if self.index and not rows:
             raise RunError(
@@ -322,7 +323,7 @@ class StandaloneCallback(MethodCallback):
             torch.manual_seed(args.seed)
             super().on_train_end(args, state, control, **kwargs)
         if self._draws:
-            self._kept.draw(self.name, self._loader.dataset, args.seed)
+            self._kept.keep(self.name, self._drawn)
         done = {
             "number": self.index + 1,
             "name": self.name,
