@@ -422,3 +422,20 @@ def test_table_compares_runs_and_refuses_what_is_none(engine: dict[str, Any], tm
     assert (result.exit_code, "compared 2" in result.output) == (0, True)
     refused(call("table", tmp_path / "none"), "holds no run")
     assert call("table").exit_code == 2
+
+
+def test_other_libraries_say_nothing_while_they_are_imported(config: Path, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "note.txt").write_text("mine", encoding="utf-8")
+    code = (
+        "import logging\nfrom kifuse.cli import app\n"
+        "app(['ls', 'methods'], standalone_mode=False)\n"
+        "logging.getLogger('bitsandbytes.backends').warning('a notice')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stderr == ""
+    refused = shell("run", config)
+    assert "torch" in refused.stdout and refused.returncode != 0
+    assert refused.stderr.startswith("error: output: ") and "holds no run" in refused.stderr

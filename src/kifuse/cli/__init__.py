@@ -13,6 +13,7 @@ from kifuse.cli.demo import demo
 from kifuse.cli.fuse import fuse
 from kifuse.cli.group import EPILOG_GAP, KifuseGroup
 from kifuse.cli.ls import ls_app
+from kifuse.cli.quiet import quieten_imports
 from kifuse.cli.report import report
 from kifuse.cli.run import run
 from kifuse.cli.show_memory import show_app
@@ -47,6 +48,7 @@ def _root(
     ] = False,
 ) -> None:
     """Continual learning for language models: one task after another, without forgetting."""
+    quieten_imports()
 
 
 def _examples(*lines: str) -> str:

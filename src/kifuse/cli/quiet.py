@@ -9,8 +9,13 @@ import warnings
 QUIET = "Print nothing but errors: no progress, no result. log.txt in the run's folder has it all."
 
 
+def quieten_imports() -> None:
+    """Turn off what bitsandbytes says while it is imported, which peft does; to be called before that."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def quieten(*, everything: bool = False) -> None:
-    """Turn off transformers' loading bars, its warnings about its own future, and bitsandbytes' notices.
+    """Turn off transformers' loading bars and its warnings about its own future.
 
     Args:
         everything: Turn all warnings off, of kifuse too; a run's log has them nevertheless.
@@ -18,7 +23,6 @@ def quieten(*, everything: bool = False) -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     if everything:
         warnings.simplefilter("ignore")
