@@ -1,7 +1,7 @@
 """Run the comparisons and show what changed since the last committed figures.
 
     python -m benchmarks.speed [--quick] [--only PART,PART]    parts: identification, selection, training,
-                                                               evaluation, merging, growth, start
+                                                               evaluation, products, growth, start
     python -m benchmarks.speed --only published_tasks --data FOLDER [--precision fp32] [--rows 1]
 
 Every figure is a ratio: the time of the alternative by kifuse's own, above 1 where kifuse is the faster,
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed.json"
-COMPARISONS = ("identification", "selection", "training", "evaluation", "merging")
+COMPARISONS = ("identification", "selection", "training", "evaluation", "products")
 WITH_DATA = "published_tasks"
 """The comparison that needs the papers' data, which is not kifuse's to bring along."""
 PRECISIONS, ROWS = ("bf16", "fp32"), (8, 1)

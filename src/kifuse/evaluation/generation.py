@@ -11,7 +11,7 @@ import torch
 from kifuse.errors import ConfigError, DataError
 from kifuse.evaluation.attention import grouped_attention
 from kifuse.evaluation.decoding import Guesses, decode
-from kifuse.evaluation.merged import merged_adapters
+from kifuse.evaluation.products import quick_products
 from kifuse.evaluation.rows import CausalRows, EncoderDecoderRows
 from kifuse.evaluation.session import OtherCacheError, Session, eval_mode
 from kifuse.evaluation.starts import Starts, families, stems
@@ -68,7 +68,7 @@ def greedy_generate(
     if not encoder_decoder:
         _check_positions(session, prompts)
     with (
-        merged_adapters(model, prompts),
+        quick_products(model, prompts),
         torch.inference_mode(),
         eval_mode(model),
         grouped_attention(session.base) as cache_type,

@@ -7,60 +7,23 @@ few digits, and some answers in a hundred would change, so there adapters stay b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# Tokens of prompts below which adding takes longer than it saves; the most bytes of weights that are held
-# twice meanwhile.
-_LEAST_TOKENS, _MOST_BYTES = 1024, 2**31
 
+def adapted_layers(model: nn.Module, most_bytes: int) -> list[Any]:
+    """The layers whose adapters may be added to their weights; none unless all may.
 
-@contextmanager
-def merged_adapters(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Iterator[bool]:
-    """Let LoRA's layers multiply with W + s B A while the block lasts; afterwards the model is what it was.
-
-    Each layer gets another parameter for that time, and then its own one back: not a bit of it changes, and a
-    weight that two modules share is changed for neither. Left alone is a model that is not on a CPU or runs
-    under autocast, has other layers of PEFT than plain LoRA in float32, or whose layers would take too
-    much memory twice.
+    None are there where a model is not on a CPU or runs under autocast, has other layers of PEFT than plain
+    LoRA in float32, or somebody watches what the adapter does.
 
     Args:
         model: A PEFT wrapper of a model, or a model without an adapter.
-        prompts: What it will read, as token ids.
-
-    Yields:
-        Whether the adapters are merged.
+        most_bytes: What the adapted weights may take.
     """
-    layers = _layers(model) if sum(map(len, prompts)) >= _LEAST_TOKENS else []
-    kept: list[tuple[Any, nn.Module, nn.Parameter]] = []
-    try:
-        for layer in layers:
-            base = layer.get_base_layer()
-            kept.append((layer, base, base.weight))
-            base.weight = nn.Parameter(_sum(layer, base.weight), requires_grad=False)
-            layer.merged_adapters = _active(layer)
-        yield bool(layers)
-    finally:
-        for layer, base, weight in kept:
-            base.weight, layer.merged_adapters = weight, []
-
-
-@torch.no_grad()
-def _sum(layer: Any, weight: Tensor) -> Tensor:
-    """W + s B A, over all adapters that are active."""
-    return sum(map(layer.get_delta_weight, _active(layer)), start=weight)
-
-
-def _active(layer: Any) -> list[str]:
-    return [name for name in layer.active_adapters if name in layer.lora_A]
-
-
-def _layers(model: nn.Module) -> list[Any]:
-    """The adapted layers; none unless all can be merged."""
     if not hasattr(model, "peft_config") or torch.is_autocast_enabled("cpu"):
         return []
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -69,7 +32,24 @@ def _layers(model: nn.Module) -> list[Any]:
     if not all(_can_be_merged(layer) for layer in layers):
         return []
     held = sum(layer.get_base_layer().weight.nbytes for layer in layers)
-    return layers if held <= _MOST_BYTES else []
+    return layers if held <= most_bytes else []
+
+
+@torch.no_grad()
+def merged_weight(layer: Any) -> Tensor:
+    """W + s B A, over all adapters that are active; float32 of the weight's shape."""
+    weight: Tensor = layer.get_base_layer().weight
+    return sum(map(layer.get_delta_weight, _active(layer)), start=weight)
+
+
+def mark_merged(layer: Any, undo: ExitStack) -> None:
+    """Let PEFT multiply with a layer's weight alone, until ``undo``."""
+    undo.callback(setattr, layer, "merged_adapters", [])
+    layer.merged_adapters = _active(layer)
+
+
+def _active(layer: Any) -> list[str]:
+    return [name for name in layer.active_adapters if name in layer.lora_A]
 
 
 def _can_be_merged(layer: Any) -> bool:
@@ -81,7 +61,6 @@ def _can_be_merged(layer: Any) -> bool:
     # DoRA and its like; PEFT cannot add a bias where there is none
     if any(name in layer.lora_variant or layer.lora_bias[name] for name in active):
         return False
-    # somebody watches what the adapter does
     if any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules()):
         return False
     weights = [layer.get_base_layer().weight, *(layer.lora_B[name].weight for name in active)]

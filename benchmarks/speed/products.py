@@ -1,0 +1,71 @@
+"""Answers with oneDNN's packed weights and with torch's own products; adapters merged and beside the weights.
+
+The adapter is on every linear layer, as wide as one task's and as wide as eight tasks' stacked. All else is
+kifuse's own evaluation on both sides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from benchmarks.speed.evaluation import evaluator_with, tasks
+from benchmarks.speed.pairs import Ratio, in_turn, ratio
+from peft import LoraConfig, get_peft_model
+
+from kifuse.evaluation import products
+from kifuse.models.loading import load_backbone, shrink_frozen
+from kifuse.training.evaluator import Evaluator
+
+
+def compare(quick: bool) -> list[Ratio]:
+    """Time the answers without one of the two, for each of them."""
+    found = []
+    for precision, rank in (("fp32", 8), ("bf16", 8)):
+        answers = _evaluator(precision, rank)
+        plain = patch.object(products, "_dtypes", lambda: frozenset[torch.dtype]())
+        found.append(_compare_one(answers, "weights packed", "torch's own products", plain, rank, quick))
+    for rank in (8, 64):
+        beside = patch.object(products, "adapted_layers", lambda *_: [])
+        answers = _evaluator("fp32", rank)
+        found.append(
+            _compare_one(
+                answers, "adapter merged meanwhile", "adapter beside the weights", beside, rank, quick
+            )
+        )
+    return found
+
+
+def _evaluator(precision: str, rank: int) -> Evaluator:
+    backbone = load_backbone("smollm2-135m", precision=precision)
+    model = get_peft_model(backbone.model, LoraConfig(r=rank, target_modules="all-linear")).eval()
+    draw = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.copy_(0.005 * torch.randn(parameter.shape, generator=draw))
+    shrink_frozen(model, backbone.precision)
+    return evaluator_with(model, backbone, 128)
+
+
+def _compare_one(evaluator: Evaluator, ours: str, theirs: str, change: Any, rank: int, quick: bool) -> Ratio:
+    task = tasks()[0]
+    encoded = evaluator.encoder.encode_many(task.test[: 32 if quick else 64])
+    texts: dict[str, list[str]] = {}
+
+    def with_it() -> None:
+        texts["ours"] = evaluator.answers(task, encoded)
+
+    def without() -> None:
+        with change:
+            texts["theirs"] = evaluator.answers(task, encoded)
+
+    times = in_turn(with_it, without, 2 if quick else 7)
+    same = sum(a == b for a, b in zip(texts["ours"], texts["theirs"], strict=True))
+    return ratio(
+        f"answers in {evaluator.backbone.precision}, rank {rank} on all linear layers: {ours}",
+        ours,
+        theirs,
+        times,
+        f"{len(encoded)} prompts; {same} texts the same",
+    )
