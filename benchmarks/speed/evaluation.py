@@ -1,4 +1,4 @@
-"""Answers to test examples: kifuse's greedy generation beside plain `generate`, in a run's own precision.
+"""Answers to test examples: kifuse's greedy generation beside plain `generate`, in bf16 and in float32.
 
 A model learns one task with labels and one with free answers, a minute each. It then answers both, and a task
 that it has not learned yet, as a stream's evaluation does. The alternative is what a user of PEFT and Trainer
@@ -28,6 +28,8 @@ from kifuse.tasks.task import Task
 from kifuse.training.evaluator import Evaluator
 
 BATCH, MOST = 8, 16
+PRECISIONS = ("bf16", "fp32")
+KINDS = ("labels, learned", "labels, not yet learned", "free answers, learned")
 INSTRUCTIONS = {
     "01-queue": "Read what a customer of a household shop wrote. Which queue of the support desk does it go "
     "to? Choose one from the options.",
@@ -74,16 +76,20 @@ def learned(folder: Path, quick: bool) -> Path:
 
 def compare(quick: bool) -> list[Ratio]:
     """Time the answers to a learned task with labels, one not yet learned, and one with free answers."""
-    found = []
-    kinds = ("labels, learned", "labels, not yet learned", "free answers, learned")
     with tempfile.TemporaryDirectory() as folder:
         adapter = learned(Path(folder), quick)
-        evaluator = evaluator_of(adapter, 128)
-        with plain_user(adapter) as user:
-            for task, kind in zip(tasks(), kinds, strict=True):
-                some = replace(task, test=task.test[: 8 if quick else 64])
-                for rows in (BATCH, 1):
-                    found.append(compare_one(some, kind, evaluator, user, rows, 2 if quick else 5).ratio)
+        return [one for precision in PRECISIONS for one in _compare_in(precision, adapter, quick)]
+
+
+def _compare_in(precision: str, adapter: Path, quick: bool) -> list[Ratio]:
+    found = []
+    evaluator = evaluator_of(adapter, 128, precision)
+    with plain_user(adapter, precision) as user:
+        for task, kind in zip(tasks(), KINDS, strict=True):
+            some = replace(task, test=task.test[: 8 if quick else 64])
+            for rows in (BATCH, 1):
+                pairs = 2 if quick else 5
+                found.append(compare_one(some, f"{kind}, {precision}", evaluator, user, rows, pairs).ratio)
     return found
 
 

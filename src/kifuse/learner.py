@@ -95,15 +95,14 @@ class ContinualLearner:
                 else open_backbone(self.config, self._log.say)
             )
             refuse_all_at_once(built, self.config.method.name)
+            known = record is not None and not _elsewhere and record.max_forgetting == self.max_forgetting
             if record is None:
                 record = new_record(self.config, None, built, backbone)
                 record.model["given"] = given
                 write_text(self.folder / "config.yaml", to_yaml(self.config))
-                record.save(self.folder)
             elif _elsewhere:
                 moved_model(record, name, backbone)
-                record.save(self.folder)
-            if record.max_forgetting != self.max_forgetting:
+            if not known:
                 record.max_forgetting = self.max_forgetting
                 record.save(self.folder)
             self._engine = Engine(self.config, record, built, backbone, self._log)
