@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed import PRECISIONS
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +27,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "speed.json"
 COMPARISONS = ("identification", "selection", "training", "evaluation", "products")
 WITH_DATA = "published_tasks"
 """The comparison that needs the papers' data, which is not kifuse's to bring along."""
-PRECISIONS, ROWS = ("bf16", "fp32"), (8, 1)
+ROWS = (8, 1)
 GROWTH = (1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 
 

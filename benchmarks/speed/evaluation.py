@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.speed import PRECISIONS
 from benchmarks.speed.pairs import Ratio, in_turn, ratio
 from benchmarks.speed.plain_user import PlainUser, plain_user
 from peft import PeftModel
@@ -28,7 +29,6 @@ from kifuse.tasks.task import Task
 from kifuse.training.evaluator import Evaluator
 
 BATCH, MOST = 8, 16
-PRECISIONS = ("bf16", "fp32")
 KINDS = ("labels, learned", "labels, not yet learned", "free answers, learned")
 INSTRUCTIONS = {
     "01-queue": "Read what a customer of a household shop wrote. Which queue of the support desk does it go "
@@ -93,7 +93,7 @@ def _compare_in(precision: str, adapter: Path, quick: bool) -> list[Ratio]:
     return found
 
 
-def evaluator_of(adapter: Path, max_input: int, precision: str = "auto") -> Evaluator:
+def evaluator_of(adapter: Path, max_input: int, precision: str) -> Evaluator:
     """A run's evaluator of SmolLM2 with an adapter."""
     backbone = load_backbone("smollm2-135m", precision=precision)
     model = PeftModel.from_pretrained(backbone.model, str(adapter)).eval()

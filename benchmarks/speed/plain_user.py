@@ -27,7 +27,7 @@ class PlainUser:
 
 
 @contextmanager
-def plain_user(adapter: Path, precision: str = "auto") -> Iterator[PlainUser]:
+def plain_user(adapter: Path, precision: str) -> Iterator[PlainUser]:
     """A process with SmolLM2 and an adapter, for as long as the block lasts."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()

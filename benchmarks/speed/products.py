@@ -21,20 +21,12 @@ from kifuse.training.evaluator import Evaluator
 
 def compare(quick: bool) -> list[Ratio]:
     """Time the answers without one of the two, for each of them."""
-    found = []
-    for precision, rank in (("fp32", 8), ("bf16", 8)):
-        answers = _evaluator(precision, rank)
-        plain = patch.object(products, "_dtypes", lambda: frozenset[torch.dtype]())
-        found.append(_compare_one(answers, "weights packed", "torch's own products", plain, rank, quick))
-    for rank in (8, 64):
-        beside = patch.object(products, "adapted_layers", lambda *_: [])
-        answers = _evaluator("fp32", rank)
-        found.append(
-            _compare_one(
-                answers, "adapter merged meanwhile", "adapter beside the weights", beside, rank, quick
-            )
-        )
-    return found
+    plain = patch.object(products, "_dtypes", lambda: frozenset[torch.dtype]())
+    beside = patch.object(products, "adapted_layers", lambda *_: [])
+    packed = ("weights packed", "torch's own products", plain)
+    merged = ("adapter merged meanwhile", "adapter beside the weights", beside)
+    cases = (("fp32", 8, packed), ("bf16", 8, packed), ("fp32", 8, merged), ("fp32", 64, merged))
+    return [_compare_one(precision, rank, *case, quick) for precision, rank, case in cases]
 
 
 def _evaluator(precision: str, rank: int) -> Evaluator:
@@ -48,8 +40,8 @@ def _evaluator(precision: str, rank: int) -> Evaluator:
     return evaluator_with(model, backbone, 128)
 
 
-def _compare_one(evaluator: Evaluator, ours: str, theirs: str, change: Any, rank: int, quick: bool) -> Ratio:
-    task = tasks()[0]
+def _compare_one(precision: str, rank: int, ours: str, theirs: str, change: Any, quick: bool) -> Ratio:
+    evaluator, task = _evaluator(precision, rank), tasks()[0]
     # so many that bf16 is worth packing
     encoded = evaluator.encoder.encode_many((*task.test, *task.train)[: 128 if quick else 192])
     texts: dict[str, list[str]] = {}
@@ -64,7 +56,7 @@ def _compare_one(evaluator: Evaluator, ours: str, theirs: str, change: Any, rank
     times = in_turn(with_it, without, 2 if quick else 5)
     same = sum(a == b for a, b in zip(texts["ours"], texts["theirs"], strict=True))
     return ratio(
-        f"answers in {evaluator.backbone.precision}, rank {rank} on all linear layers: {ours}",
+        f"answers in {precision}, rank {rank} on all linear layers: {ours}",
         ours,
         theirs,
         times,

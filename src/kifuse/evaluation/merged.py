@@ -61,13 +61,15 @@ def _can_be_merged(layer: Any) -> bool:
     # DoRA and its like; PEFT cannot add a bias where there is none
     if any(name in layer.lora_variant or layer.lora_bias[name] for name in active):
         return False
+    # somebody watches what the adapter does
     if any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules()):
         return False
     weights = [layer.get_base_layer().weight, *(layer.lora_B[name].weight for name in active)]
-    return bool(active) and all(
-        type(each) is nn.Parameter
-        and type(each.data) is Tensor
-        and each.dtype == torch.float32
-        and each.device.type == "cpu"
-        for each in weights
+    return bool(active) and all(dense_on_cpu(each) and each.dtype == torch.float32 for each in weights)
+
+
+def dense_on_cpu(parameter: Any) -> bool:
+    """Whether a parameter is a plain tensor on the CPU: not quantised, not sharded, not computed."""
+    return (
+        type(parameter) is nn.Parameter and type(parameter.data) is Tensor and parameter.device.type == "cpu"
     )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kifuse.evaluation.merged import adapted_layers, mark_merged, merged_weight
+from kifuse.evaluation.merged import adapted_layers, dense_on_cpu, mark_merged, merged_weight
 
 # Below so many tokens of prompts, or inputs or outputs of a layer, preparing takes longer than it saves.
 _LEAST_TOKENS, _LEAST_WIDTH = {torch.float32: 1024, torch.bfloat16: 8192}, 64
@@ -44,8 +44,11 @@ def quick_products(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Iterat
 @torch.no_grad()
 def _prepare(model: nn.Module, tokens: int, undo: ExitStack) -> None:
     worth = {dtype for dtype, least in _LEAST_TOKENS.items() if tokens >= least}
+    if not worth:
+        return
+    quicker = worth & _dtypes()
     linears = [module for module in model.modules() if type(module) is nn.Linear]
-    kept = {linear: dtype for linear in linears if (dtype := _dtype(linear)) is not None and dtype in worth}
+    kept = {linear: dtype for linear in linears if (dtype := _dtype(linear)) is not None and dtype in quicker}
     packs = sum(linear.weight.numel() * dtype.itemsize for linear, dtype in kept.items()) <= _MOST_BYTES
     if not packs:  # plain weights in bf16: torch multiplies them with oneDNN, too
         kept = {linear: dtype for linear, dtype in kept.items() if dtype == torch.float32}
@@ -65,17 +68,13 @@ def _prepare(model: nn.Module, tokens: int, undo: ExitStack) -> None:
 
 
 def _dtype(linear: nn.Linear) -> torch.dtype | None:
-    """What a layer multiplies in, if oneDNN is to do it."""
+    """What a plain layer multiplies in; None for one that is to be left alone."""
     if linear._forward_pre_hooks or "forward" in vars(linear) or min(linear.weight.shape) < _LEAST_WIDTH:
         return None
-    held = [parameter for parameter in (linear.weight, linear.bias) if parameter is not None]
-    if any(type(each) is not nn.Parameter or type(each.data) is not Tensor for each in held):
-        return None
-    if any(each.device.type != "cpu" for each in held):
+    if not all(dense_on_cpu(each) for each in (linear.weight, linear.bias) if each is not None):
         return None
     autocast = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if autocast else linear.weight.dtype
-    return dtype if dtype in _dtypes() else None
+    return torch.get_autocast_dtype("cpu") if autocast else linear.weight.dtype
 
 
 def _dtypes() -> frozenset[torch.dtype]:
