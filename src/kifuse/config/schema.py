@@ -158,8 +158,19 @@ class DataConfig(Section):
     max_target: int = Field(
         default=128, ge=1, description="Tokens of a target, its end-of-text token included."
     )
-    chat_template: bool = Field(
-        default=False, description="Whether inputs go through the tokenizer's chat template."
+    chat_template: Literal["auto"] | bool = Field(
+        default="auto",
+        description="Whether inputs go through the tokenizer's chat template; auto: as the model's servers do, "
+        "so yes where it has one, but no for the named benchmarks, which keep the papers' prompts.",
+    )
+    train_on: Literal["last", "all"] = Field(
+        default="last",
+        description="Which answers of a conversation are learned: the assistant's last, or each of them.",
+    )
+    columns: dict[Text, Text] | None = Field(
+        default=None,
+        description="Names of the data's own columns by what they hold, such as {input: question, output: "
+        "answer}; null: known names are found.",
     )
 
 

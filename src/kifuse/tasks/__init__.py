@@ -4,9 +4,10 @@ from kifuse.tasks.encoding import Encoded, Encoder
 from kifuse.tasks.memory import MemoryBuffer
 from kifuse.tasks.readers import read_stream, read_task
 from kifuse.tasks.schedule import training_order
-from kifuse.tasks.task import Example, Overlap, Task, TaskStream
+from kifuse.tasks.task import Conversation, Example, Overlap, Task, TaskStream
 
 __all__ = [
+    "Conversation",
     "Encoded",
     "Encoder",
     "Example",

@@ -18,10 +18,7 @@ def keep_task(file: Path, task: Task) -> None:
     Raises:
         KifuseError: The file cannot be written.
     """
-    test = [
-        {"head": e.head, "body": e.body, "tail": e.tail, "references": list(e.references), "id": e.id}
-        for e in task.test
-    ]
+    test = [example.state() for example in task.test]
     labels = None if task.labels is None else list(task.labels)
     write_json(
         file,
@@ -58,6 +55,6 @@ def kept_task(file: Path, test_hash: str) -> Task:
 def _task(found: dict[str, Any]) -> Task:
     if found["format"] != FORMAT:
         raise KeyError("format")
-    test = [Example(e["head"], e["body"], e["tail"], tuple(e["references"]), e["id"]) for e in found["test"]]
+    test = [Example.from_state(item) for item in found["test"]]
     labels = None if found["labels"] is None else tuple(found["labels"])
     return Task(found["name"], (), (), tuple(test), labels, found["metric"], found["source"])

@@ -118,7 +118,7 @@ class MemoryBuffer:
             "selection": self.selection,
             "seed": self.seed,
             "tasks": [
-                {"name": name, "examples": [_example_state(example) for example in held]}
+                {"name": name, "examples": [example.state() for example in held]}
                 for name, held in self._examples.items()
             ],
         }
@@ -182,16 +182,6 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _example_state(example: Example) -> dict[str, Any]:
-    return {
-        "head": example.head,
-        "body": example.body,
-        "tail": example.tail,
-        "references": list(example.references),
-        "id": example.id,
-    }
-
-
 def _example_of(item: Mapping[str, Any], where: str) -> Example:
     references = item["references"]
     if not isinstance(references, list) or not references:
@@ -200,9 +190,9 @@ def _example_of(item: Mapping[str, Any], where: str) -> Example:
     for text in (item["head"], item["body"], item["tail"], *references, "" if known is None else known):
         if not _is_text(text):
             raise DataError(f"{where} holds {text!r}, expected text")
-    example = Example(item["head"], item["body"], item["tail"], tuple(references), known)
-    if not example.input.strip():
-        raise DataError(f"{where} has an empty input")
+    example = Example.from_state(item)
+    if not example.input.strip() and not example.target.strip():
+        raise DataError(f"{where} has neither input nor output")
     return example
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from kifuse.errors import DataError, did_you_mean
 from kifuse.file_names import name_fault, name_key
@@ -20,6 +21,41 @@ METRICS: tuple[str, ...] = get_args(Metric)
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """The messages of a chat as the data has them, for the tokenizer's own chat template.
+
+    Args:
+        text: JSON of an object with `messages`, and `tools` where there are any. The last message is the
+            assistant's answer that is learned; those before it are what is asked. Kept as text, so that a
+            conversation cannot be changed, compares by its content, and takes little memory.
+    """
+
+    text: str
+
+    @classmethod
+    def of(cls, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> Conversation:
+        """Make a conversation of messages, and of the tools that the model may call."""
+        content: dict[str, Any] = {"messages": list(messages)}
+        if tools:
+            content["tools"] = list(tools)
+        return cls(json.dumps(content, ensure_ascii=False))
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        return json.loads(self.text)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """All messages, the learned answer last."""
+        return self._content["messages"]
+
+    @property
+    def tools(self) -> list[Any] | None:
+        """Definitions of the tools that the model may call, as the template takes them."""
+        return self._content.get("tools")
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     r"""One question with its accepted answers.
@@ -30,6 +66,12 @@ class Example:
         tail: The final cue such as ``"\nAnswer:"``, or an empty string; never cut.
         references: Accepted outputs; the first is the training target.
         id: The identifier the data gives it, if any.
+        conversation: The chat that it is the last turn of, if it is one. With a chat template this is what is
+            rendered; head, body and tail are then a transcript for people and for models without a template.
+        cue_added: Whether the tail was put there by the reader and does not stand in the data; a chat
+            template leaves such a cue out.
+
+    An example without any input is text to continue: each of its tokens is learned.
     """
 
     head: str
@@ -37,6 +79,8 @@ class Example:
     tail: str
     references: tuple[str, ...]
     id: str | None = None
+    conversation: Conversation | None = None
+    cue_added: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.references, str) or not self.references:
@@ -62,9 +106,48 @@ class Example:
         """Hash what the example asks and accepts.
 
         Returns:
-            SHA-256 over the input and the references; where the input is parted does not count.
+            SHA-256 over the input and the references, and over what a conversation holds beyond them; where
+            the input is parted does not count.
         """
-        return sha256_text(json.dumps([self.input, *self.references]))
+        content = [self.input, *self.references]
+        if self.conversation is not None and self.conversation.tools:
+            # tools stand in no transcript
+            return sha256_text(json.dumps([content, self.conversation.text]))
+        return sha256_text(json.dumps(content))
+
+    def state(self) -> dict[str, Any]:
+        """Describe the example as a JSON value."""
+        found: dict[str, Any] = {
+            "head": self.head,
+            "body": self.body,
+            "tail": self.tail,
+            "references": list(self.references),
+            "id": self.id,
+        }
+        if self.conversation is not None:
+            found["conversation"] = self.conversation.text
+        if self.cue_added:
+            found["cue_added"] = True
+        return found
+
+    @classmethod
+    def from_state(cls, found: Mapping[str, Any]) -> Example:
+        """Take back what `state` gave.
+
+        Raises:
+            KeyError: A part is missing.
+            DataError: A part is no text.
+        """
+        chat = found.get("conversation")
+        return cls(
+            found["head"],
+            found["body"],
+            found["tail"],
+            tuple(found["references"]),
+            found["id"],
+            None if chat is None else Conversation(chat),
+            bool(found.get("cue_added")),
+        )
 
 
 @dataclass(frozen=True)
@@ -80,6 +163,9 @@ class Task:
         metric: How a prediction is scored.
         source: Where the examples come from, for the record of a run.
         warnings: What the reader found odd but kept as published.
+        format: What the data was read as, in a few words, such as ``"messages in train.jsonl"``.
+        metric_why: Why it is scored by this metric, in a few words.
+        passed_over: What stands in the data and was not read (files, splits, fields), one sentence each.
     """
 
     name: str
@@ -90,6 +176,9 @@ class Task:
     metric: Metric
     source: str = ""
     warnings: tuple[str, ...] = ()
+    format: str = ""
+    metric_why: str = ""
+    passed_over: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_task_name(self.name)

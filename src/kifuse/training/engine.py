@@ -94,7 +94,7 @@ class Engine:
             encoder_decoder=backbone.encoder_decoder,
             max_input=config.data.max_input,
             max_target=config.data.max_target,
-            chat_template=config.data.chat_template,
+            chat_template=config.data.chat_template is True,
         )
         self.evaluator = Evaluator(
             self.model,
