@@ -160,8 +160,8 @@ class DataConfig(Section):
     )
     chat_template: Literal["auto"] | bool = Field(
         default="auto",
-        description="Whether inputs go through the tokenizer's chat template; auto: as the model's servers do, "
-        "so yes where it has one, but no for the named benchmarks, which keep the papers' prompts.",
+        description="Whether inputs go through the tokenizer's chat template; auto: as the model's servers "
+        "do, so yes where it has one, but no for the named benchmarks, which keep the papers' prompts.",
     )
     train_on: Literal["last", "all"] = Field(
         default="last",
