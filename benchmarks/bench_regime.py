@@ -3,8 +3,9 @@
     python benchmarks/bench_regime.py --data FOLDER [--rows sequential,replay] [--seeds 0,1] [--order 1]
 
 Runs every row of the table that has no record yet, one at a time, resumably. The records are kept under
-benchmarks/results/bench-regime/, and the table of all of them is printed at the end. REPRODUCIBILITY.md says
-what the regime is and why.
+benchmarks/results/bench-regime/ (or in the folder of that name that --results gives), and the table of all of
+them is printed at the end. REPRODUCIBILITY.md says what the regime is and why; --test-examples 400 --results
+benchmarks/results/winning is the protocol of benchmarks/winning.md.
 """
 
 from __future__ import annotations
@@ -133,15 +134,24 @@ ROWS |= {f"rkif-{label}": {"name": "recurrent-kif", **change} for label, change 
 ROWS |= {f"kiflora-{label}": {"name": "kiflora", **change} for label, change in OF_KIFLORA.items()}
 
 
-def config(row: str, seed: int, data: Path, folder: Path, threads: int | None, order: int = 1) -> RunConfig:
+def config(
+    row: str,
+    seed: int,
+    data: Path,
+    folder: Path,
+    threads: int | None,
+    order: int = 1,
+    test_examples: int | None = None,
+) -> RunConfig:
     """The regime with one row's method."""
+    sizes = {"test_examples": test_examples} if test_examples else {}
     model, training = REGIME["model"], REGIME["training"]
     rate = RATES.get(row, training["learning_rate"])
     return RunConfig.model_validate(
         {
             **REGIME,
             "model": {**model, "adapter": ADAPTERS.get(row, model["adapter"])},
-            "data": {**REGIME["data"], "path": data, "order": order},
+            "data": {**REGIME["data"], **sizes, "path": data, "order": order},
             "training": {**training, "learning_rate": rate, "seed": seed, "threads": threads},
             "method": ROWS[row],
             "output": folder,
@@ -153,27 +163,29 @@ def measure(row: str, seed: int, arguments: argparse.Namespace, console: Console
     """Run one row with one seed unless its record is there."""
     order = arguments.order
     place = "" if order == 1 else f".order{order}"
-    kept = RESULTS / f"{row}{place}.seed{seed}.json"
+    kept = arguments.results / f"{row}{place}.seed{seed}.json"
     if kept.is_file():
         return
     folder = arguments.runs / f"{row}{place}-seed{seed}"
     reuse = [other for other in sorted(arguments.runs.glob("*-seed*")) if other != folder]
     progress = ConsoleProgress(console, prefix=f"{row} seed {seed}: ")
     try:
-        settings = config(row, seed, arguments.data, folder, arguments.threads, order)
+        settings = config(
+            row, seed, arguments.data, folder, arguments.threads, order, arguments.test_examples
+        )
         run(settings, progress=progress, reuse=reuse)
     finally:
         progress.finish()
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    arguments.results.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / "record.json", kept)
 
 
-def show(console: Console) -> None:
+def show(console: Console, results: Path) -> None:
     """One line for each record."""
     console.print(
         f"{'row':24}{'seed':>5}{'AP':>7}{'BWT':>7}{'FWT':>7}{'replayed':>10}{'extra':>7}{'train s':>9}"
     )
-    for file in sorted(RESULTS.glob("*.json")):
+    for file in sorted(results.glob("*.json")):
         record = RunRecord.model_validate_json(file.read_text(encoding="utf-8"))
         row, seed = file.stem.split(".seed")
         numbers = {k: v.value for k, v in record.summary().items()}
@@ -197,6 +209,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--order", type=int, default=1, help="order of Standard CL: 1, 2 or 3")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--test-examples", type=int, default=None, help="of each task; the regime's are 200")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--runs", type=Path, default=Path("runs/bench-regime"))
     arguments = parser.parse_args()
     console = Console(width=160)
@@ -205,7 +219,7 @@ def main() -> None:
             if row not in ROWS:
                 parser.error(f"--rows: {row!r} is none of {', '.join(ROWS)}")
             measure(row, seed, arguments, console)
-    show(console)
+    show(console, arguments.results)
 
 
 if __name__ == "__main__":
