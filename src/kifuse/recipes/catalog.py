@@ -25,7 +25,7 @@ class Row:
     Attributes:
         table: What the paper calls the table.
         name: What the paper calls the row.
-        recipe: The recipe that gives it.
+        recipe: The recipe that gives it; None for a system that kifuse does not have.
         settings: What the row changes in the recipe, by dotted key.
         model: The model that the figures are for.
         published: The figures by benchmark, one for each of the paper's metrics; None where not known.
@@ -33,14 +33,16 @@ class Row:
 
     table: str
     name: str
-    recipe: str
+    recipe: str | None
     settings: Mapping[str, Any]
     model: str
     published: Mapping[str, tuple[float | None, ...]]
 
     @property
     def arguments(self) -> str:
-        """What follows ``kifuse cp`` to get the row."""
+        """What follows ``kifuse cp`` to get the row; empty without a recipe."""
+        if self.recipe is None:
+            return ""
         model = f" --model {self.model}" if self.model != WRITTEN_FOR else ""
         return self.recipe + model + "".join(f" --set {key}={value}" for key, value in self.settings.items())
 
@@ -99,7 +101,19 @@ def _row(table: str, entry: dict[str, Any], metrics: int) -> Row:
         if benchmark not in known
     }
     model = entry.get("model", WRITTEN_FOR)
-    return Row(table, entry["row"], entry["recipe"], entry.get("set", {}), model, published)
+    return Row(table, entry["row"], entry.get("recipe"), entry.get("set", {}), model, published)
+
+
+def _rows() -> list[tuple[Paper, Row]]:
+    """All rows of all papers, with their papers."""
+    return [(paper, row) for paper in papers().values() for row in paper.rows]
+
+
+def rows_of(recipe: str) -> list[tuple[Paper, Row]]:
+    """The rows that a recipe gives, in every paper that has one, its own first."""
+    own = recipe_paper(recipe)
+    found = [(paper, row) for paper, row in _rows() if row.recipe == recipe]
+    return sorted(found, key=lambda pair: pair[0] is not own)
 
 
 @cache
@@ -110,12 +124,9 @@ def read_data(name: str) -> dict[str, Any]:
 
 @cache
 def _files() -> dict[str, Path]:
-    """The recipes in the order of the papers' tables."""
-    return {
-        row.recipe: FOLDER / paper.name / f"{row.recipe}.yaml"
-        for paper in papers().values()
-        for row in paper.rows
-    }
+    """The recipes in the order of the papers' tables; each lies in the folder of its own paper."""
+    files = {file.stem: file for file in FOLDER.glob("*/*.yaml")}
+    return {name: files[name] for name in dict.fromkeys(row.recipe for _, row in _rows()) if name}
 
 
 def recipe_names() -> list[str]:

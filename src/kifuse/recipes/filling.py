@@ -11,7 +11,7 @@ from typing import Any
 from kifuse.benchmarks.catalog import BENCHMARKS
 from kifuse.errors import ConfigError, did_you_mean
 from kifuse.models.catalog import BUNDLED, is_model_folder
-from kifuse.recipes.catalog import WRITTEN_FOR, Paper, read_data, read_recipe, recipe_paper
+from kifuse.recipes.catalog import WRITTEN_FOR, Paper, read_data, read_recipe, recipe_paper, rows_of
 from kifuse.recipes.lines import Line, as_yaml, format_recipe, parse_recipe
 
 _BY_USER = "yours"
@@ -77,7 +77,7 @@ def fill_recipe(
     _check_keys(given, lines)
     changes = {
         **_model_changes(paper, model),
-        **_data_changes(paper, name, lines, benchmark, order, data),
+        **_data_changes(name, lines, benchmark, order, data),
         "output": (_output(name, model, benchmark, order, given), lines["output"].source),
         **{key: (value, _BY_USER) for key, value in given.items()},
     }
@@ -122,13 +122,12 @@ def _check_keys(given: Mapping[str, Any], lines: Mapping[str, Line]) -> None:
 
 
 def _data_changes(
-    paper: Paper, recipe: str, lines: Mapping[str, Line], benchmark: str, order: int, data: str | None
+    recipe: str, lines: Mapping[str, Line], benchmark: str, order: int, data: str | None
 ) -> dict[str, tuple[Any, str]]:
     changes: dict[str, tuple[Any, str]] = {}
     other = benchmark != lines["data.benchmark"].text
     if other:
-        rows = [row for row in paper.rows if row.recipe == recipe]
-        there = any(benchmark in row.published for row in rows)
+        there = any(benchmark in row.published for _, row in rows_of(recipe))
         source = "a benchmark of the same table" if there else "yours; the paper's table has no figure for it"
         changes["data.benchmark"] = (benchmark, source)
     if other or str(order) != lines["data.order"].text:
@@ -169,15 +168,16 @@ def _output(name: str, model: str, benchmark: str, order: int, given: Mapping[st
 
 def _origin(paper: Paper, name: str, model: str, benchmark: str, given: Mapping[str, Any]) -> list[str]:
     """Which rows the configuration gives and what was published for them, for the head of the file."""
-    rows = [row for row in paper.rows if row.recipe == name and row.model in (WRITTEN_FOR, model)]
-    varied = {key for row in rows for key in row.settings}
+    rows = [(by, row) for by, row in rows_of(name) if row.model in (WRITTEN_FOR, model)]
+    varied = {key for _, row in rows for key in row.settings}
     own = {key: value for key, value in given.items() if key in varied}
     lines = []
-    for row in rows:
+    for by, row in rows:
         if row.settings == own:
             published = row.published.get(benchmark)
-            figures = f"; published for {row.model}: {paper.figures(published)}" if published else ""
-            lines.append(f"  {row.table}, {row.name}{figures}")
+            figures = f"; published for {row.model}: {by.figures(published)}" if published else ""
+            place = row.table if by == paper else f"{by.title}, {row.table}"
+            lines.append(f"  {place}, {row.name}{figures}")
     return [
         f"{paper.title} (arXiv {paper.arxiv}), {benchmark}{':' if lines else ''}",
         *lines,
