@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from kifuse.methods.recurrent_kif import RecurrentKIF
     from kifuse.methods.replay import Replay
     from kifuse.methods.sequential import Sequential
+    from kifuse.page_refresh import run
     from kifuse.registry import build_method, register
     from kifuse.reporting.record import RunRecord
     from kifuse.tasks import Example, MemoryBuffer, Task, TaskStream, read_stream, read_task
-    from kifuse.training.runner import run
 
 _PLACES = {
     "kifuse.config": ("RunConfig", "load_config"),
@@ -55,10 +55,10 @@ _PLACES = {
     "kifuse.methods.recurrent_kif": ("RecurrentKIF",),
     "kifuse.methods.replay": ("Replay",),
     "kifuse.methods.sequential": ("Sequential",),
+    "kifuse.page_refresh": ("run",),
     "kifuse.registry": ("build_method", "register"),
     "kifuse.reporting.record": ("RunRecord",),
     "kifuse.tasks": ("Example", "MemoryBuffer", "Task", "TaskStream", "read_stream", "read_task"),
-    "kifuse.training.runner": ("run",),
 }
 _WHERE = {name: place for place, names in _PLACES.items() for name in names}
 

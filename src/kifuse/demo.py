@@ -69,7 +69,7 @@ def run_demo(output: Path | None, seed: int, methods: tuple[str, ...], console: 
         0.
     """
     from kifuse.live import ConsoleProgress
-    from kifuse.training.runner import run
+    from kifuse.page_refresh import run
 
     folder = output or Path("runs") / f"demo-seed{seed}"
     started = time.monotonic()

@@ -23,6 +23,7 @@ from kifuse.lineage import LearnReport, event, is_settled, last_event, put_aside
 from kifuse.live import listener
 from kifuse.methods.base import TaskInfo
 from kifuse.models.given import given_backbone, given_name
+from kifuse.page_refresh import PageRefresh
 from kifuse.reporting.page import write_report
 from kifuse.reporting.record import RunRecord
 from kifuse.storage import write_text
@@ -82,7 +83,7 @@ class ContinualLearner:
         self.folder = Path(self.config.output)
         self.max_forgetting = checked_points(max_forgetting)
         require_trackers(self.config)
-        self._log = RunLog(self.folder, listener(progress), writes=is_main_process())
+        self._log = RunLog(self.folder, PageRefresh(listener(progress)), writes=is_main_process())
         with contextlib.ExitStack() as stack:
             stack.enter_context(exclusive(self.folder))
             record = open_run(self.folder, self.config, but=("model.name ",) if _elsewhere else ())
@@ -290,7 +291,7 @@ class ContinualLearner:
         with self._alone():
             undone = self.tasks[to:]
             self._back_to(to, event("rolled back", now(), to=to, tasks=undone))
-            self._engine.report()
+            self._engine.tell_saved()
 
     def _again(self, task: Task) -> LearnReport:
         """The report of a task that was learned before."""
@@ -351,7 +352,7 @@ class ContinualLearner:
             record.status, record.finished = "finished", now()
             self._engine.save()
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
-        self._engine.report()
+        self._engine.tell_saved()
         self._engine.progress.finish()
         return report
 

@@ -19,10 +19,10 @@ from kifuse.cli import app
 from kifuse.errors import ConfigError, DataError, KifuseError, ModelError, RunError
 from kifuse.methods import osf
 from kifuse.models.loading import empty_model, load_backbone
+from kifuse.page_refresh import run
 from kifuse.training import snapshot
 from kifuse.training.middle import MiddleKeeper
 from kifuse.training.progress import Progress
-from kifuse.training.runner import run
 from tests.learners import METHOD, Make, settings_of
 from tests.runs import StopIn, Stopped, make_config, write_stream
 

@@ -15,12 +15,12 @@ from kifuse import __version__
 from kifuse.config import load_config
 from kifuse.errors import RunError
 from kifuse.evaluation.metrics import needed_cells
+from kifuse.page_refresh import run
 from kifuse.reporting.record import RunRecord
 from kifuse.tasks import read_stream
 from kifuse.training import engine, opening
 from kifuse.training.evaluator import Cell
 from kifuse.training.progress import Plan, Progress
-from kifuse.training.runner import run
 from tests.runs import LABELS, METHODS, TASKS, StopIn, Stopped, adapter, make_config
 
 pytestmark = pytest.mark.usefixtures("quick")

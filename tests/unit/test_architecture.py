@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
     {"streams", "recipes"},
     {"lineage"},
     {"training"},
-    {"live_view"},
+    {"live_view", "page_refresh"},
     {"live"},
     {"learner_config"},
     {"demo", "learner", "comparing"},
@@ -167,3 +167,10 @@ def test_importing_the_method_interface_imports_no_engine():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_training_fills_records_and_draws_nothing():
+    for file in FILES:
+        if _part(file) == "training":
+            read = {name for name in _imports(file) if name.startswith("kifuse.reporting")}
+            assert read <= {"kifuse.reporting.record"}, file

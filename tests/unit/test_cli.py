@@ -98,7 +98,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             seen["closed"] = True
 
     stands = {
-        "kifuse.training.runner": {"run": run},
+        "kifuse.page_refresh": {"run": run},
         "kifuse.demo": {"run_demo": run_demo},
         "kifuse.live": {"ConsoleProgress": Progress},
         "kifuse.reporting.record": {"RunRecord": FakeRecord},

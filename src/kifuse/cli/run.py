@@ -65,9 +65,9 @@ def run(
 
     from kifuse.cli.quiet import quieten
     from kifuse.live import ConsoleProgress
+    from kifuse.page_refresh import run as run_stream
     from kifuse.reporting.table import comparison_table, matrix_table
     from kifuse.training.environment import is_main_process, leave_processes
-    from kifuse.training.runner import run as run_stream
 
     quieten(everything=quiet)
     console = Console(quiet=quiet or not is_main_process())  # one of several processes speaks for all

@@ -14,13 +14,13 @@ from kifuse.comparing.grid import Cell, Grid
 from kifuse.comparing.progress import CellProgress, Pace
 from kifuse.comparing.section import LOG
 from kifuse.errors import KifuseError, RunError
+from kifuse.page_refresh import run
 from kifuse.reporting.groups import Run
 from kifuse.reporting.record import RunRecord
 from kifuse.reporting.wording import count, shorten
 from kifuse.training.environment import process_count
 from kifuse.training.opening import now, open_method
 from kifuse.training.progress import Plan
-from kifuse.training.runner import run
 from kifuse.training.shared import Shared
 from kifuse.training.work import plan_of
 

@@ -24,7 +24,6 @@ from kifuse.models.loading import Backbone, shrink_frozen
 from kifuse.models.osf import close_factors, open_factors
 from kifuse.models.stack import drop_past, frozen_pairs, grow, refuse_layers
 from kifuse.registry import build_method
-from kifuse.reporting.page import refresh_report
 from kifuse.reporting.record import RunRecord, ScoreRecord
 from kifuse.streams import own_steps
 from kifuse.tasks.encoding import Encoded
@@ -359,10 +358,10 @@ class Engine:
         if self.tracking is not None:
             self.tracking.scores(after, row)
 
-    def report(self) -> None:
-        """Draw the page of the run anew; a page that cannot be drawn stops nothing, and is told."""
+    def tell_saved(self) -> None:
+        """Tell that the folder holds something new to look at; what a listener could not do is said."""
         if self.writes:
-            problem = refresh_report(self.folder)
+            problem = self.progress.saved(self.folder)
             if problem:
                 self.progress.say(problem)
 

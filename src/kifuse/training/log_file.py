@@ -175,6 +175,10 @@ class RunLog(Progress):
             self.write(f"since last scored: {', '.join(changed)}")
         self.inner.row(after, scores)
 
+    def saved(self, folder: Path) -> str | None:
+        """Pass it on."""
+        return self.inner.saved(folder)
+
     def finish(self) -> None:
         """Write that the run is complete."""
         self.write("finished")

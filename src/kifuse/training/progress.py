@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kifuse.training.evaluator import Cell
@@ -77,6 +78,16 @@ class Progress:
 
     def row(self, after: int, scores: Sequence[RowScore]) -> None:
         """All that was to be scored after so many tasks is known: the task just learned, then the others."""
+
+    def saved(self, folder: Path) -> str | None:
+        """The run's folder holds something new to look at: a task is done, or the run is.
+
+        Args:
+            folder: Of the run.
+
+        Returns:
+            None, or in one line what this listener could not do; it is said to all.
+        """
 
     def finish(self) -> None:
         """The run is complete."""

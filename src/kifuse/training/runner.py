@@ -125,11 +125,11 @@ class _StreamRun:
             if any(cell is not None for cell in scored):
                 engine.tell_row(k)
             if k:
-                engine.report()
+                engine.tell_saved()
         self.record.status = "finished"
         self.record.finished = now()
         engine.save()
-        engine.report()
+        engine.tell_saved()
         if engine.writes:
             shutil.rmtree(engine.folder / "checkpoint", ignore_errors=True)
         self.progress.finish()

@@ -1,0 +1,68 @@
+"""Keeps the page of a run up to date while the run goes on: it is drawn anew whenever a task is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kifuse.config import RunConfig
+from kifuse.reporting.page import refresh_report
+from kifuse.reporting.record import RunRecord
+from kifuse.training import runner
+from kifuse.training.progress import Progress
+from kifuse.training.shared import Shared
+
+
+class PageRefresh(Progress):
+    """Draws the page when the run's folder has changed, and passes everything on to another listener.
+
+    Args:
+        inner: The other listener.
+    """
+
+    def __init__(self, inner: Progress) -> None:
+        self.inner = inner
+
+    def saved(self, folder: Path) -> str | None:
+        """Draw the page. A page that cannot be drawn stops nothing: the problem is returned."""
+        return refresh_report(folder) or self.inner.saved(folder)
+
+
+def _passing_on(name: str) -> Any:
+    def pass_on(self: PageRefresh, *arguments: Any) -> Any:
+        return getattr(self.inner, name)(*arguments)
+
+    return pass_on
+
+
+for _name in vars(Progress):
+    if not _name.startswith("_") and _name not in vars(PageRefresh):
+        setattr(PageRefresh, _name, _passing_on(_name))
+
+
+def run(
+    config: RunConfig,
+    *,
+    progress: Progress | None = None,
+    reuse: Path | Sequence[Path] | None = None,
+    shared: Shared | None = None,
+) -> RunRecord:
+    """Run a configuration, or go on with it where it stopped, and draw its page after every task.
+
+    Args:
+        config: What to run.
+        progress: Told what is going on.
+        reuse: Folders of other runs. Where one differs in its method and in the order of later tasks at most,
+            and both methods train the first task plainly, its outcome is the same, and is taken over instead
+            of being computed again.
+        shared: What runs in this process hand on to each other: the base model, the tasks and their tokens.
+
+    Returns:
+        The finished record, which is also in the run's folder.
+
+    Raises:
+        KifuseError: The configuration, the data, the model or the output folder is not as it must be, or
+            another process is writing to the folder.
+    """
+    return runner.run(config, progress=PageRefresh(progress or Progress()), reuse=reuse, shared=shared)
