@@ -25,7 +25,14 @@ from kifuse.knowledge.importance import (
 )
 from kifuse.knowledge.per_example import SquaredGradients
 from kifuse.knowledge.projection import orthogonality_gradients, orthogonality_penalty
-from kifuse.knowledge.selection import Scope, above, masks, quantile_threshold, scope_groups
+from kifuse.knowledge.selection import (
+    Scope,
+    above,
+    interpolated_fraction,
+    masks,
+    quantile_threshold,
+    scope_groups,
+)
 from kifuse.knowledge.skill_units import Level, SkillUnits
 from kifuse.knowledge.threshold import share_threshold, top_fraction_threshold
 
@@ -44,6 +51,7 @@ __all__ = [
     "case_weights",
     "cumulative",
     "important_units",
+    "interpolated_fraction",
     "masked_sum",
     "masks",
     "min_max",

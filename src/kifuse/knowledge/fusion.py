@@ -198,8 +198,8 @@ def _factors(
 def soft_masks(inner: Tensor, outer: Tensor, *, tau: float = 0.15) -> tuple[Tensor, Tensor]:
     """Weigh two task vectors scalar by scalar, by a softmax over their normalised importances.
 
-    The paper names soft masks as a variant and gives no formula; this is KIF's adaptive fusion (its
-    Eq. 16-17) with a scalar as the unit.
+    This is the formula that was published for Recurrent-KIF's variant with soft masks: KIF's adaptive fusion
+    (its Eq. 16-17) with a scalar as the unit.
 
     Args:
         inner: Importance of each scalar for the current task, finite, any shape.

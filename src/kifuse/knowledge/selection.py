@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal, get_args
@@ -32,6 +33,28 @@ def quantile_threshold(values: Tensor, quantile: float) -> Tensor:
     if not 0.0 <= quantile <= 1.0:
         raise ValueError(f"quantile: found {quantile}, expected a number between 0 and 1.")
     return top_fraction_threshold([values], 1.0 - quantile)
+
+
+def interpolated_fraction(count: int, quantile: float) -> float:
+    """Give the fraction of scalars that lie above their interpolated quantile, as the authors' code takes it.
+
+    ``torch.quantile(values, q)`` lies between the order statistics around place ``q (n - 1)``, so
+    ``n - 1 - floor(q (n - 1))`` scalars lie above it unless some are tied: 58 of 288 for q = 0.8, where
+    `quantile_threshold` selects 57, at most a fifth.
+
+    Args:
+        count: Number of scalars n.
+        quantile: q, in [0, 1].
+
+    Returns:
+        The fraction to hand to `thresholds`.
+
+    Raises:
+        ValueError: If there is no scalar or the quantile is outside [0, 1].
+    """
+    if count < 1 or not 0.0 <= quantile <= 1.0:
+        raise ValueError(f"Found {count} scalars and quantile {quantile}; expected some, and 0 to 1.")
+    return (count - 1 - math.floor(quantile * (count - 1) + 1e-9)) / count
 
 
 def above(tensors: Sequence[Tensor], threshold: Tensor) -> list[Tensor]:

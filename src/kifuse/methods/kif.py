@@ -24,6 +24,8 @@ takes both at one point (`reading="before"`, the default).
 
 Beyond the papers: `threshold="share"` calls important the fewest units that carry `importance_share` of all
 normalised importance, and `scope` takes the threshold within each linear or transformer layer.
+`threshold="interpolated"` is the authors' code: a quantile between two scores, so up to one unit
+more is marked.
 
 `fisher="per_example"` is of the same loss as g: the g_j are the examples' shares of the clipped gradient, so
 with one example a step it equals the batch's. The orthogonality term belongs to no example: it is in g alone.
@@ -45,6 +47,7 @@ from torch import Tensor
 from kifuse.knowledge.fusion import ParameterAverage, adaptive_weights, blend_into, case_weights
 from kifuse.knowledge.importance import ImportanceTracker, cumulative, important_units, min_max
 from kifuse.knowledge.projection import orthogonality_gradients, orthogonality_penalty
+from kifuse.knowledge.selection import interpolated_fraction
 from kifuse.knowledge.skill_units import FINER_THAN, SkillUnits
 from kifuse.methods.base import (
     SETTINGS,
@@ -92,7 +95,7 @@ class KIF(Method):
     orthogonality_squared: bool = True
     replay_epochs: Annotated[int, Field(ge=0)] = 0
     replay_lr: Positive | None = None
-    threshold: Literal["quantile", "share"] = "quantile"
+    threshold: Literal["quantile", "interpolated", "share"] = "quantile"
     importance_share: Fraction = 0.9
     scope: Literal["global", "module", "layer"] = "global"
 
@@ -129,6 +132,8 @@ class KIF(Method):
     @field_validator("scope")
     @classmethod
     def _only_over_finer_units(cls, value: str, info: ValidationInfo) -> str:
+        if value != "global" and info.data.get("threshold") == "interpolated":
+            raise ValueError("'global' with threshold 'interpolated', which is taken over the whole model")
         units = info.data.get("units", "element")
         if units not in FINER_THAN[value]:
             finer = ", ".join(FINER_THAN[value])
@@ -302,7 +307,10 @@ class KIF(Method):
         """Which units matter, by normalised importance: above the threshold of their scope (Eq. 15)."""
         if self.threshold == "share":
             return important_units(self._units, values, share=self.importance_share, scope=self.scope)
-        return important_units(self._units, values, fraction=1.0 - self.quantile, scope=self.scope)
+        fraction = 1.0 - self.quantile
+        if self.threshold == "interpolated":
+            fraction = interpolated_fraction(values.numel(), self.quantile)
+        return important_units(self._units, values, fraction=fraction, scope=self.scope)
 
     def _replay(self, frozen: list[Tensor], ctx: StepContext) -> None:
         """KIF-M: train the fused model on the memory; frozen units come out bit-identical."""

@@ -16,7 +16,8 @@ A round, from the second task on:
 | beta_out | `outer_lr` (None: the rate of the inner step just taken) |
 | 1 - 20% | `quantile` |
 
-The paper's ablations (its names in brackets) are settings too. What the paper only names is our reading.
+The paper's ablations (its names in brackets) are settings too. Where the
+paper names a variant without a formula, this is our reading.
 
 - `outer_importance="static"` (-DIE): I_out is measured in the memory steps of the task's first round, near
   the weights the task began with and at no cost of its own; then it stays for the task.
@@ -32,8 +33,9 @@ The paper's ablations (its names in brackets) are settings too. What the paper o
   take, at the same rates, then one fusion.
 
 Beyond the paper: `threshold="share"` masks the fewest parameters that carry `importance_share` of the total
-importance instead of a fixed fraction; `scope` applies the threshold within each linear layer (`module`) or
-transformer layer (`layer`).
+importance instead of a fixed fraction; `threshold="interpolated"` is a quantile between two scores, as in the
+authors' code, and marks up to one parameter more; `scope` applies the threshold within each linear layer
+(`module`) or transformer layer (`layer`).
 
 Deviations of the published code, each a setting: `fusion="published"` (0.4/0.6 where both masks are 1,
 0.5/0.5 where neither is, so nothing is dropped), `score="uncertainty"` (Ibar * Ubar; 0.85 for all averages is
@@ -58,7 +60,7 @@ from torch import Tensor
 from kifuse.knowledge.chunks import FlatCopy, split
 from kifuse.knowledge.fusion import soft_masks, total_weights
 from kifuse.knowledge.importance import ImportanceTracker
-from kifuse.knowledge.selection import scope_groups, thresholds
+from kifuse.knowledge.selection import interpolated_fraction, scope_groups, thresholds
 from kifuse.methods.base import (
     SETTINGS,
     Fraction,
@@ -98,7 +100,7 @@ class RecurrentKIF(Method):
     tau: Positive = 0.15
     share: bool = True
     rounds: Literal["many", "one"] = "many"
-    threshold: Literal["quantile", "share"] = "quantile"
+    threshold: Literal["quantile", "interpolated", "share"] = "quantile"
     importance_share: Fraction = 0.9
     scope: Literal["global", "module", "layer"] = "global"
 
@@ -128,6 +130,8 @@ class RecurrentKIF(Method):
         if value != plain and kind != "hard":
             expected = "true" if plain is True else repr(plain)
             raise ValueError(f"{expected} with masks {kind!r}: only hard masks select parameters")
+        if info.field_name == "scope" and value != plain and info.data.get("threshold") == "interpolated":
+            raise ValueError("'global' with threshold 'interpolated', which is taken over the whole model")
         return value
 
     @property
@@ -242,9 +246,12 @@ class RecurrentKIF(Method):
     def _select(self, row: Tensor) -> Mask:
         """Eq. 8: 1 where the importance lies above the threshold, else 0."""
         by_share, task = self.threshold == "share", self._task
+        fraction = 1.0 - self.quantile
+        if self.threshold == "interpolated":
+            fraction = interpolated_fraction(row.numel(), self.quantile)
         limits = thresholds(
             split(row, task.shapes) if task.groups else [row],
-            fraction=None if by_share else 1.0 - self.quantile,
+            fraction=None if by_share else fraction,
             share=self.importance_share if by_share else None,
             groups=task.groups,
         )

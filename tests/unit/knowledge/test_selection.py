@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kifuse.knowledge import (
     above,
+    interpolated_fraction,
     masks,
     quantile_threshold,
     scope_groups,
@@ -375,3 +376,21 @@ def test_scores_that_are_all_alike_are_looked_at_in_pieces_too(
     assert max(sizes) <= 64
     # once for each 16 bits: nothing is left out, and nothing is kept from one pass to the next
     assert sum(sizes) == 5077 * torch.finfo(dtype).bits // 16
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.integers(-30, 30), min_size=1, max_size=60),
+    quantile=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.8, 0.9, 0.99, 1.0]),
+)
+def test_the_interpolated_quantile_selects_what_torch_and_numpy_do(values, quantile):
+    scores = torch.tensor(values, dtype=torch.float64)
+    expected = scores > torch.quantile(scores, quantile)
+    fraction = interpolated_fraction(len(values), quantile)
+    assert masks([scores], fraction=fraction)[0].tolist() == expected.tolist()
+
+
+def test_of_288_units_the_interpolated_quantile_marks_one_more():
+    scores = torch.randperm(288, generator=torch.Generator().manual_seed(0)).float()
+    assert int(masks([scores], fraction=interpolated_fraction(288, 0.8))[0].sum()) == 58
+    assert int((scores > quantile_threshold(scores, 0.8)).sum()) == 57
