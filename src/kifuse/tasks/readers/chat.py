@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kifuse.errors import DataError, did_you_mean
 from kifuse.tasks.readers.rows import Row, checked_text, kind_of
+from kifuse.tasks.transcript import SPEAKERS, transcript
 
-_SPEAKERS = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
-_ROLES = ("system", "developer", *_SPEAKERS)
+_ROLES = ("system", "developer", *SPEAKERS)
 
 
 def read_messages(row: Row) -> tuple[str, str, str, str]:
@@ -37,15 +38,20 @@ def read_messages(row: Row) -> tuple[str, str, str, str]:
             f"{row.where}: the last of 'messages' has the role '{role}', expected 'assistant', whose text is "
             f"what is learned."
         )
-    system = [content for role, content in turns if role not in _SPEAKERS]
-    talk = [(role, content) for role, content in turns if role in _SPEAKERS]
-    if not any(role == "user" for role, _ in talk):
+    if not any(role == "user" for role, _ in turns):
         raise DataError(f"{row.where}: 'messages' has no message of the role 'user' before the last one.")
-    head = "".join(f"{content}\n\n" for content in system)
-    if len(talk) == 1:
-        return head, talk[0][1], "", target
-    body = "\n".join(f"{_SPEAKERS[role]}: {content}" for role, content in talk)
-    return head, body, "\nAssistant:", target
+    return *transcript(messages[:-1]), target
+
+
+def with_instruction(messages: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
+    """Put an instruction in front of what the user says first."""
+    changed = [dict(message) for message in messages]
+    first = next((message for message in changed if message.get("role") == "user"), None)
+    if first is not None and text:
+        content = first["content"]
+        parts = isinstance(content, list)
+        first["content"] = [{"type": "text", "text": text}, *content] if parts else f"{text}{content}"
+    return changed
 
 
 def _turn(row: Row, number: int, message: Any) -> tuple[str, str]:

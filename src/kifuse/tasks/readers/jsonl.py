@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kifuse.errors import DataError, did_you_mean
-from kifuse.tasks.readers.chat import read_messages
+from kifuse.tasks.readers.chat import read_messages, with_instruction
 from kifuse.tasks.readers.long_sequence import part_cue
 from kifuse.tasks.readers.rows import (
     Row,
@@ -23,7 +23,7 @@ from kifuse.tasks.readers.rows import (
     read_value,
     visible,
 )
-from kifuse.tasks.task import METRICS, SPLITS, Example, Metric, Task, check_task_name
+from kifuse.tasks.task import METRICS, SPLITS, Conversation, Example, Metric, Task, check_task_name
 
 CUE = "\nAnswer:"
 _SETTINGS = ("instruction", "labels", "list_labels", "metric")
@@ -261,9 +261,14 @@ def _example(row: Row, settings: _Settings) -> tuple[Example, tuple[str, ...] | 
     if row.values.get("instruction") is not None:
         instruction = row.get_text("instruction")
     head = _head(instruction, shown or (settings.labels if settings.list_labels else None))
-    if head and not tail:
+    cue_added = bool(head and not tail)
+    if cue_added:
         tail = CUE if body else CUE.lstrip()
-    return Example(head + lead, body, tail, references, row.get_id()), shown or settings.labels
+    chat = None
+    if key == "messages":
+        chat = Conversation.of(with_instruction(row.values["messages"], head), row.values.get("tools"))
+    example = Example(head + lead, body, tail, references, row.get_id(), chat, cue_added)
+    return example, shown or settings.labels
 
 
 @lru_cache(maxsize=64)  # one text for all rows: else a long list of labels would be in memory for each
