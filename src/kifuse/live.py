@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from kifuse.live_view import View, event_text, left, row_text
+from kifuse.live_view import View, left, row_text
 from kifuse.training.evaluator import Cell
 from kifuse.training.log_file import plain
 from kifuse.training.progress import EVAL_STEP_SHARE, Plan, Progress, RowScore
@@ -116,18 +116,15 @@ class ConsoleProgress(Progress):
             self.view.task_left = (now - since) / (taken - before) * max(work - taken, 0)
 
     def logged(self, task: str, step: int, values: Mapping[str, Any]) -> None:
-        """Note the learning rate, and the fusions within a task."""
+        """Note the learning rate."""
         if "learning_rate" in values:
             self.view.rate = float(values["learning_rate"])
-        if "fusions" in values:
-            self.view.fusion = f"{values['fusions']} in {task}, the last after step {step}"
 
-    def event(self, task: str, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Say what was fused."""
-        text = event_text(kind, values)
-        if text:
-            self.view.fusion = f"{task}, step {step}: {text}"
-            self.say(self.view.fusion)
+    def method_says(self, task: str, step: int, text: str, once: bool) -> None:
+        """Show what the method did or measured last; print a line of what happens once."""
+        self.view.news = f"{task}, step {step}: {text}"
+        if once:
+            self.say(self.view.news)
 
     def scoring(self, task: str, done: int, total: int) -> None:
         """Move on by some scored examples."""

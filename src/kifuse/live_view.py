@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.columns import Columns
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -12,7 +11,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kifuse.reporting.wording import count
 from kifuse.training.progress import RowScore
 
 NEIGHBOURS = 3
@@ -36,7 +34,7 @@ class View:
         share: Part of all work that is done, 0 to 1.
         task_left: Seconds until training on the task is over; None while not known.
         run_left: Seconds until the run is over; None while not known.
-        fusion: The last fusion, in words.
+        news: What the method did or measured last, in words.
     """
 
     method: str = ""
@@ -49,7 +47,7 @@ class View:
     share: float = 0.0
     task_left: float | None = None
     run_left: float | None = None
-    fusion: str = ""
+    news: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """One line or two for each thing, none wider than the terminal."""
@@ -69,8 +67,8 @@ class View:
         table.add_row("task", Text(f"{self.current}: {self.doing}" if self.current else "getting ready"))
         if self.numbers():
             table.add_row("", Text(", ".join(self.numbers())))
-        if self.fusion:
-            table.add_row("fusions", Text(self.fusion))
+        if self.news:
+            table.add_row("method", Text(self.news))
         yield table
 
     def stream(self, marks: tuple[str, str, str]) -> Columns:
@@ -138,32 +136,3 @@ def _colour(change: float) -> str:
     if abs(change) < UNCHANGED:
         return "dim"
     return "green" if change > 0 else "red"
-
-
-def event_text(kind: str, values: Mapping[str, Any]) -> str:
-    """What a method did to the weights, in a few words; empty for anything else.
-
-    Args:
-        kind: Kind of the entry in the record.
-        values: The entry's values.
-    """
-    if kind == "fusions":
-        both = _number(values, "mask_overlap", ", both masks on {:.1%} of the parameters")
-        return f"{count(int(values.get('rounds', 0)), 'fusion')}{both}"
-    if kind == "fusion":
-        cases = [f"{values[name]} {name}" for name in _CASES if name in values]
-        mean = _number(values, "mean_weight_of_previous", "weight of the old model {:.2f} on average")
-        return ", ".join(["fused", *cases, *([mean] if mean else [])])
-    if kind == "replay stage":
-        held = _number(values, "frozen_share", ", {:.0%} of the parameters frozen")
-        return f"replayed the memory {values.get('epochs', '')} times{held}"
-    return ""
-
-
-def _number(values: Mapping[str, Any], name: str, text: str) -> str:
-    """A number in words; nothing where a method of somebody's own gives none."""
-    value = values.get(name)
-    return text.format(value) if isinstance(value, (int, float)) else ""
-
-
-_CASES = ("kept", "overwritten", "shared", "neither")

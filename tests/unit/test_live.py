@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -11,7 +12,10 @@ from rich.text import Span, Text
 from kifuse import live
 from kifuse.live import ConsoleProgress
 from kifuse.live_view import View, row_text
+from kifuse.methods.kif import KIF
+from kifuse.methods.recurrent_kif import RecurrentKIF
 from kifuse.training.progress import Plan, RowScore
+from kifuse.training.watching import Watcher
 
 
 class Clock:
@@ -93,7 +97,7 @@ def test_names_are_never_read_as_markup(told: tuple[ConsoleProgress, io.StringIO
     progress.begin("[red]x", Plan(10, 10), Plan(0, 0))
     progress.row(1, [RowScore(name, 80.0, None, True)])
     assert name in out.getvalue() and "[red]x" in out.getvalue()
-    view = View(method="[red]x", tasks=(name,), current=name, doing="step 1/2", fusion=f"fused {name}")
+    view = View(method="[red]x", tasks=(name,), current=name, doing="step 1/2", news=f"fused {name}")
     shown = _rendered(view, 80)
     assert shown.count(name) == 3 and "[red]x" in shown
 
@@ -164,7 +168,7 @@ def test_the_view_fits_the_terminal(width: int, tasks: int) -> None:
         share=0.5,
         task_left=75.0,
         run_left=3725.0,
-        fusion="4 in this task",
+        news="4 in this task",
     )
     shown = _rendered(view, width)
     assert max(len(line) for line in shown.splitlines()) <= width
@@ -206,7 +210,7 @@ def test_a_quiet_console_shows_nothing() -> None:
     progress = ConsoleProgress(Console(file=out, width=60, force_terminal=True, quiet=True))
     progress.begin("kif", Plan(10, 10), Plan(0, 0))
     progress.row(2, ROW)
-    progress.event("fruit", "fusion", 5, {"kept": 1})
+    Watcher(progress, "fruit", KIF.shown).heard({"kind": "fusion", "step": 5, "kept": 1})
     progress.finish()
     assert out.getvalue() == "" and progress.live is None
 
@@ -214,17 +218,22 @@ def test_a_quiet_console_shows_nothing() -> None:
 def test_fusions_are_said_in_short(told: tuple[ConsoleProgress, io.StringIO]) -> None:
     progress, out = told
     progress.begin("kif", Plan(10, 10), Plan(0, 0))
-    progress.logged("fruit", 4, {"fusions": 2})
-    assert progress.view.fusion == "2 in fruit, the last after step 4"
-    progress.event("fruit", "importance", 8, {"skipped_steps": 1})
+    kif, rounds = (Watcher(progress, "fruit", method.shown) for method in (KIF, RecurrentKIF))
+    rounds.on_log(None, SimpleNamespace(global_step=4), None, logs={"fusions": 2, "loss": 0.5})
+    assert progress.view.news == "fruit, step 4: 2 fusions in this task"
+    kif.heard({"kind": "importance", "step": 8, "skipped_steps": 1})
     cases = {"units": 9, "kept": 1, "overwritten": 2, "shared": 3, "neither": 3}
-    progress.event("fruit", "fusion", 8, {**cases, "mean_weight_of_previous": 0.25})
-    progress.event("fruit", "fusions", 9, {"rounds": 4, "steps": [2, 4, 6, 8], "mask_overlap": 0.061})
-    progress.event("fruit", "fusion", 9, {"mean_weight_of_previous": "of a method of one's own"})
+    kif.heard({"kind": "fusion", "step": 8, **cases, "mean_weight_of_previous": 0.25})
+    rounds.heard({"kind": "fusions", "step": 9, "rounds": 4, "steps": [2, 4, 6, 8], "mask_overlap": 0.061})
+    kif.heard({"kind": "fusion", "step": 9, "mean_weight_of_previous": "of a method of one's own"})
+    rounds.heard({"kind": "fusions", "step": 10, "rounds": 1})
+    kif.heard({"kind": "replay stage", "step": 11, "epochs": 8, "frozen_share": 0.25})
     said = [line.strip() for line in out.getvalue().splitlines() if "fruit" in line]
     assert said == [
         "fruit, step 8: fused, 1 kept, 2 overwritten, 3 shared, 3 neither, "
         "weight of the old model 0.25 on average",
         "fruit, step 9: 4 fusions, both masks on 6.1% of the parameters",
         "fruit, step 9: fused",
+        "fruit, step 10: 1 fusion",
+        "fruit, step 11: replayed the memory 8 times, 25% of the parameters frozen",
     ]

@@ -37,6 +37,7 @@ from kifuse.methods.base import (
     prefixed,
     unprefixed,
 )
+from kifuse.methods.shown import FUSION, MOVED, WEIGHT_OF_PREVIOUS, Shown
 
 
 @final
@@ -45,6 +46,8 @@ class WeightEnsemble(Method):
     """One weight for all parameters of the model before a task and the model after it (Eq. 14)."""
 
     average: Fraction = 0.5
+
+    shown = Shown(series=(WEIGHT_OF_PREVIOUS, MOVED), events=(FUSION,))
 
     _names: Any = field(default=(), init=False, repr=False)
     _previous: Any = field(default=None, init=False, repr=False)
@@ -86,6 +89,8 @@ class EMA(Method):
     """The running average of the parameters over the steps of a task, started at the model before it."""
 
     decay: Past = 0.99
+
+    shown = Shown(series=(WEIGHT_OF_PREVIOUS, MOVED), events=(FUSION,))
 
     _names: Any = field(default=(), init=False, repr=False)
     _previous: Any = field(default=None, init=False, repr=False)

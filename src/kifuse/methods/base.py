@@ -29,6 +29,7 @@ from torch import Tensor
 
 from kifuse.methods.parameters import Parameters
 from kifuse.methods.passes import Passes
+from kifuse.methods.shown import Shown
 
 OldData = Literal["none", "mixed", "steps", "all"]
 """How a method meets earlier data: never; mixed into the current task's batches; in memory steps of its own;
@@ -180,8 +181,8 @@ class StepContext(Protocol):
         """Add to the task's record one number for each trainable tensor, for its pictures.
 
         Args:
-            series: By name (`importance`, `history`, `weight_of_previous`, ...): one value per trainable
-                tensor, in the order of `params`; see `Parameters.means`.
+            series: By name: one value per trainable tensor, in the order of `params`; see
+                `Parameters.means`. `Method.shown` says which of them have a picture.
         """
         ...
 
@@ -260,6 +261,9 @@ class Method(ABC):
     renews: ClassVar[bool] = False
     """Whether what was trained is merged into the model's weights at a task's end, and these are decomposed
     anew at the next one's start, for adapters of kind `osf`; see `preserved` and `Parameters.past`."""
+
+    shown: ClassVar[Shown] = Shown()
+    """How the page and the terminal show what the method measures and notes."""
 
     @property
     def old_data(self) -> OldData:

@@ -52,6 +52,7 @@ from kifuse.methods.base import (
     kept_tensors,
     kept_under,
 )
+from kifuse.methods.shown import HISTORY, HISTORY_AFTER, IMPORTANCE, Shown
 
 
 @final
@@ -71,6 +72,7 @@ class EWC(Method):
     _kept: Any = field(default=None, init=False, repr=False)
 
     plain_first_task = False
+    shown = Shown(series=(IMPORTANCE, HISTORY, HISTORY_AFTER))
 
     @field_validator("gamma")
     @classmethod

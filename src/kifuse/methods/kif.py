@@ -68,6 +68,16 @@ from kifuse.methods.base import (
     refuse_other_task,
     unprefixed,
 )
+from kifuse.methods.shown import (
+    FUSION,
+    HISTORY,
+    HISTORY_AFTER,
+    IMPORTANCE,
+    MOVED,
+    WEIGHT_OF_PREVIOUS,
+    Event,
+    Shown,
+)
 
 
 @final
@@ -111,6 +121,16 @@ class KIF(Method):
     _resumed: Any = field(default=None, init=False, repr=False)
 
     plain_first_task = False
+    shown = Shown(
+        series=(IMPORTANCE, HISTORY, HISTORY_AFTER, WEIGHT_OF_PREVIOUS, MOVED),
+        events=(
+            FUSION,
+            Event(
+                "replay stage",
+                ("replayed the memory {epochs} times", "{frozen_share:.0%} of the parameters frozen"),
+            ),
+        ),
+    )
 
     @field_validator("fisher")
     @classmethod

@@ -73,6 +73,7 @@ from kifuse.methods.base import (
     TaskInfo,
 )
 from kifuse.methods.rounds import Mask, Rounds, above, part_of
+from kifuse.methods.shown import MOVED, Event, Series, Shown
 
 BOTH_AND_NEITHER = {"paper": ((1.0, 1.0), (0.0, 0.0)), "published": ((0.4, 0.6), (0.5, 0.5))}
 """Weights of (tau_in, tau_out) where both masks are 1, and where neither is."""
@@ -107,6 +108,48 @@ class RecurrentKIF(Method):
     _task: Any = field(default=None, init=False, repr=False)
     _names: Any = field(default=(), init=False, repr=False)
     _saved: Any = field(default=None, init=False, repr=False)
+
+    shown = Shown(
+        series=(
+            Series(
+                "inner_importance",
+                "Importance to the new task",
+                "Where the loss of the task being learned was most sensitive, in the inner loop.",
+                beside="moved",
+            ),
+            Series(
+                "outer_importance",
+                "Importance to earlier tasks",
+                "Where the loss of remembered examples was most sensitive while the row's task was learned.",
+                drift_from="outer_importance",
+            ),
+            Series(
+                "mask_in",
+                "Taken from the new task",
+                "Share of the parameters whose change in the inner loop was kept, averaged over fusions.",
+                unit="share of parameters",
+                fused="new",
+            ),
+            Series(
+                "mask_out",
+                "Taken from memory",
+                "Share of the parameters whose change on remembered examples was kept, "
+                "averaged over fusions.",
+                unit="share of parameters",
+                fused="old",
+            ),
+            Series("mask_both", fused="both"),
+            MOVED,
+        ),
+        events=(
+            Event(
+                "fusions",
+                ("{rounds} fusion(s)", "both masks on {mask_overlap:.1%} of the parameters"),
+                fusion_of="parameters",
+            ),
+        ),
+        logged={"fusions": "{fusions} fusion(s) in this task"},
+    )
 
     @field_validator("smoothing")
     @classmethod

@@ -186,11 +186,8 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 def fusions(record: RunRecord) -> int:
     """Count the fusions of old and new weights that are on record."""
-    events = [event for task in record.tasks for event in task.events]
-    rounds = [event.get("rounds") for event in events if event.get("kind") == "fusions"]
-    return sum(event.get("kind") == "fusion" for event in events) + sum(
-        r for r in rounds if isinstance(r, int)
-    )
+    rounds = [event.get("rounds", 1) for _, event, _ in record.fusions()]
+    return sum(r for r in rounds if isinstance(r, int))
 
 
 def _key(run: Run) -> str:

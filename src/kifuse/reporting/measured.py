@@ -6,9 +6,9 @@ Nothing here knows which method ran: a picture is made of the series that the re
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from kifuse.methods.shown import Event, Series
 from kifuse.reporting.pictures import Missing, task_names
 from kifuse.reporting.plots import Curves, Grid, Heatmap, Line, Panel, Plot, Shares
 from kifuse.reporting.record import RunRecord, TaskRecord
@@ -16,79 +16,15 @@ from kifuse.reporting.svg import round_up
 from kifuse.reporting.tensors import by_layer
 from kifuse.reporting.wording import clean, number
 
+_Shares = tuple[list[float], str]
+"""Percentages of `PARTS`, and of what they are."""
+
 _Cells = dict[str, dict[str, float]]
 """By group of tensors, then by layer."""
 
 RELATIVE = "share of the largest in its row"
 _OWN = "Each row is scaled by its largest value, since the size of importance changes with the loss."
 _PAIR = "A cell is the mean over the tensors of a module (for LoRA its matrices A and B)."
-
-
-@dataclass(frozen=True)
-class _View:
-    """One series, and how it is shown."""
-
-    series: str
-    title: str
-    meaning: str
-    scale: Literal["row", "unit"] = "row"
-    unit: str = RELATIVE
-
-
-VIEWS = (
-    _View("importance", "Importance to the task", "Where the loss of each task was most sensitive."),
-    _View(
-        "inner_importance",
-        "Importance to the new task",
-        "Where the loss of the task being learned was most sensitive, in the inner loop.",
-    ),
-    _View(
-        "history",
-        "Earlier tasks, before",
-        "What mattered to the earlier tasks before the row's task was learned.",
-    ),
-    _View(
-        "history_after",
-        "Earlier tasks, after",
-        "What matters to all tasks so far, once the row's task has been added.",
-    ),
-    _View(
-        "outer_importance",
-        "Importance to earlier tasks",
-        "Where the loss of remembered examples was most sensitive while the row's task was learned.",
-    ),
-    _View(
-        "weight_of_previous",
-        "Weight of the old model",
-        "How much of the model before the task is in the fused one: 1 keeps it whole, 0 takes the new one.",
-        "unit",
-        "weight (0 to 1)",
-    ),
-    _View(
-        "mask_in",
-        "Taken from the new task",
-        "Share of the parameters whose change in the inner loop was kept, averaged over fusions.",
-        "unit",
-        "share of parameters",
-    ),
-    _View(
-        "mask_out",
-        "Taken from memory",
-        "Share of the parameters whose change on remembered examples was kept, averaged over fusions.",
-        "unit",
-        "share of parameters",
-    ),
-    _View(
-        "moved",
-        "Task vectors",
-        "How far the weights are from where they were before the row's task (mean absolute change).",
-    ),
-)
-
-_DRIFT = (("history", "history_after"), ("outer_importance", "outer_importance"))
-"""Earlier and later importance: of one task, or of the task before and this one where it is one series."""
-
-_IMPORTANCE = ("importance", "inner_importance")
 
 
 def views(record: RunRecord) -> list[Plot | Missing]:
@@ -102,16 +38,16 @@ def views(record: RunRecord) -> list[Plot | Missing]:
     """
     names = task_names(record)
     found: list[Plot | Missing] = []
-    for view in VIEWS:
-        rows = _series(record, view.series)
-        if any(rows):
-            low_high = (0.0, 1.0 if view.scale == "row" else _upper_end(rows))
-            scaled = [_scaled(cells) for cells in rows] if view.scale == "row" else rows
-            meaning = f"{view.meaning} {_PAIR if view.scale == 'unit' else f'{_OWN} {_PAIR}'}"
-            name = view.series.replace("_", "-")
-            found.append(_heatmap(name, view.title, meaning, names, scaled, view.unit, low_high))
-        if view.series in [later for _, later in _DRIFT]:
-            found += _drift(record, view.series, names)
+    for series in record.shown().series:
+        rows = _series(record, series.name)
+        if series.title and any(rows):
+            low_high = (0.0, _upper_end(rows) if series.unit else 1.0)
+            shown = rows if series.unit else [_scaled(cells) for cells in rows]
+            meaning = f"{series.meaning} {_PAIR if series.unit else f'{_OWN} {_PAIR}'}"
+            unit = series.unit or RELATIVE
+            found.append(_heatmap(_file_name(series), series.title, meaning, names, shown, unit, low_high))
+        if series.drift_from:
+            found += _drift(record, series, names)
     return found or [Missing("importance", "Importance of skill units", _why_not(record))]
 
 
@@ -126,10 +62,11 @@ def moved_beside_importance(record: RunRecord) -> Plot | Missing:
     """
     name, title = "moved-importance", "Did what mattered most move most?"
     panels = []
-    series = next((s for s in _IMPORTANCE if any(_series(record, s))), None)
-    if series is None or not any(_series(record, "moved")):
+    pairs = [(_series(record, s.name), _series(record, s.beside)) for s in record.shown().series if s.beside]
+    importances, movements = next(((one, other) for one, other in pairs if any(one)), ([], []))
+    if not any(movements):
         return Missing(name, title, _why_not(record))
-    rows = zip(task_names(record), _series(record, series), _series(record, "moved"), strict=True)
+    rows = zip(task_names(record), importances, movements, strict=True)
     for label, importance, moved in rows:
         across, up = _scaled(importance), _scaled(moved)
         lines = [
@@ -171,8 +108,10 @@ def fused_units(record: RunRecord) -> Plot | Missing:
     """
     name, title = "fused-units", "What the fusions did with the skill units"
     rows, values, of = [], [], set()
+    fusions = record.fusions()
+    masks = {series.fused: series.name for series in record.shown().series if series.fused}
     for label, task in zip(task_names(record), record.tasks, strict=True):
-        shares = _from_event(task) or _from_masks(task)
+        shares = _from_event(task, fusions) or _from_masks(task, masks)
         if shares is not None:
             rows.append(label)
             values.append(shares[0])
@@ -279,31 +218,30 @@ def _heatmap(
     )
 
 
-def _drift(record: RunRecord, later: str, names: list[str]) -> list[Plot | Missing]:
-    earlier = next(first for first, second in _DRIFT if second == later)
-    after = _series(record, later)
-    before = _series(record, earlier) if earlier != later else [{}, *after][: len(after)]
+def _file_name(series: Series) -> str:
+    return series.name.replace("_", "-")
+
+
+def _drift(record: RunRecord, later: Series, names: list[str]) -> list[Plot | Missing]:
+    """How importance changed since the series that it is compared with, or since the task before."""
+    own = later.drift_from == later.name
+    after = _series(record, later.name)
+    before = [{}, *after][: len(after)] if own else _series(record, later.drift_from)
     rows = [
         _combined(_scaled(old), _scaled(new), lambda a, b: b - a) if old and new else {}
         for old, new in zip(before, after, strict=True)
     ]
     if not any(rows):
         return []
-    since = "from before the row's task to after it" if earlier != later else "from the task before"
+    since = "from the task before" if own else "from before the row's task to after it"
     largest = max(abs(v) for cells in rows for layers in cells.values() for v in layers.values())
     end = max(largest, 1e-9)
-    return [
-        _heatmap(
-            f"{later.replace('_', '-')}-drift",
-            "Drift",
-            f"Change of the importance to earlier tasks {since}: blue gained, orange lost. Both sides are "
-            f"shares of the largest value in their row. {_PAIR}",
-            names,
-            rows,
-            "change of the share",
-            (-end, end),
-        )
-    ]
+    meaning = (
+        f"Change of the importance to earlier tasks {since}: blue gained, orange lost. Both sides are "
+        f"shares of the largest value in their row. {_PAIR}"
+    )
+    unit = "change of the share"
+    return [_heatmap(f"{_file_name(later)}-drift", "Drift", meaning, names, rows, unit, (-end, end))]
 
 
 def _combined(one: _Cells, other: _Cells, join: Callable[[float, float], float]) -> _Cells:
@@ -313,21 +251,20 @@ def _combined(one: _Cells, other: _Cells, join: Callable[[float, float], float])
     }
 
 
-def _from_event(task: TaskRecord) -> tuple[list[float], str] | None:
-    """Counts of units at the end of the task, as the method noted them."""
-    for event in task.events:
+def _from_event(task: TaskRecord, fusions: list[tuple[TaskRecord, dict[str, Any], Event]]) -> _Shares | None:
+    """Shares of units at the end of a task, from the counts that the method noted."""
+    for of_task, event, declared in fusions:
         counts = [event.get(key) for key in ("kept", "shared", "overwritten", "neither")]
-        if event.get("kind") in ("fusion", "fusions") and all(isinstance(c, int | float) for c in counts):
-            total = sum(float(c) for c in counts if c is not None)
+        if of_task is task and all(isinstance(count, int | float) for count in counts):
+            total = sum(float(count) for count in counts if count is not None)
             if total > 0:
-                of = "skill units" if event["kind"] == "fusion" else "parameters"
-                return [100.0 * float(c) / total for c in counts if c is not None], of
+                return [100.0 * float(c) / total for c in counts if c is not None], declared.fusion_of
     return None
 
 
-def _from_masks(task: TaskRecord) -> tuple[list[float], str] | None:
+def _from_masks(task: TaskRecord, names: dict[str, str]) -> _Shares | None:
     """Shares of parameters in the masks of old and new, averaged over fusions."""
-    new, old, both = (_values(task, name) for name in ("mask_in", "mask_out", "mask_both"))
+    new, old, both = (_values(task, names.get(part, "")) for part in ("new", "old", "both"))
     if not new or not old or not both or None in [*new, *old, *both]:
         return None
     sizes = task.per_tensor.get("sizes")
@@ -351,7 +288,6 @@ def _why_not(record: RunRecord) -> str:
 
 
 def _why_no_fusion(record: RunRecord) -> str:
-    kinds = {event.get("kind") for task in record.tasks for event in task.events}
-    if kinds & {"fusion", "fusions"}:
+    if record.fusions():
         return "The record counts the fusions, but not which units they kept, shared or overwrote."
     return f"There was no fusion of old and new weights: {record.method.name} did none in this run."

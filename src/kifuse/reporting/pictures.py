@@ -282,17 +282,15 @@ def _starts(record: RunRecord) -> list[float]:
 
 def _fusion_steps(record: RunRecord) -> tuple[list[float], bool]:
     """Where fusions were, over all tasks, and whether there were some that the record has no step of."""
+    starts = {task.name: start for task, start in zip(record.tasks, _starts(record), strict=True)}
     marks, unknown = [], False
-    for task, start in zip(record.tasks, _starts(record), strict=True):
-        for event in task.events:
-            if event.get("kind") == "fusion" and isinstance(event.get("step"), int):
-                marks.append(start + event["step"])
-            elif event.get("kind") == "fusions":
-                steps = event.get("steps")
-                if isinstance(steps, list):
-                    marks += [start + step for step in steps if isinstance(step, int)]
-                else:
-                    unknown = True
+    for task, event, _ in record.fusions():
+        # an event that counts rounds was noted at the end of the task, not where they were
+        known = event.get("steps", None if "rounds" in event else [event.get("step")])
+        if isinstance(known, list):
+            marks += [starts[task.name] + step for step in known if isinstance(step, int)]
+        else:
+            unknown = True
     return marks, unknown
 
 

@@ -14,6 +14,8 @@ from kifuse import __version__
 from kifuse.errors import RunError
 from kifuse.evaluation.metrics import Metric, ScoreMatrix
 from kifuse.file_names import leads_out
+from kifuse.methods.shown import Event, Shown
+from kifuse.reporting.former_names import FORMER
 from kifuse.storage import read_json, write_json
 
 SCHEMA_VERSION = 1
@@ -45,11 +47,16 @@ class _Part(BaseModel):
 
 
 class MethodRecord(_Part):
-    """The method, its settings as they were used, and which data it may train on."""
+    """The method, its settings as they were used, and which data it may train on.
+
+    `shown` is the method's own declaration of what its measurements and events mean. Records from before
+    methods declared it have none.
+    """
 
     name: str
     settings: dict[str, Any]
     data_class: Literal["replay-free", "real replay", "generated replay", "task id given", "all data"]
+    shown: Shown | None = None
 
 
 class TaskRecord(_Part):
@@ -196,6 +203,23 @@ class RunRecord(_Part):
         for cell in self.scores:
             matrix.set(cell.after, cell.task, cell.score)
         return matrix
+
+    def shown(self) -> Shown:
+        """What the measurements and events of the run's method mean.
+
+        Returns:
+            The method's declaration, or for older records what the names meant then.
+        """
+        return FORMER if self.method.shown is None else self.method.shown
+
+    def fusions(self) -> list[tuple[TaskRecord, dict[str, Any], Event]]:
+        """Find the events that were fusions of old and new weights.
+
+        Returns:
+            The task, the event on record, and how the method declares it.
+        """
+        kinds = {event.kind: event for event in self.shown().events if event.fusion_of}
+        return [(t, e, kinds[e["kind"]]) for t in self.tasks for e in t.events if e.get("kind") in kinds]
 
     def learned(self) -> int:
         """Count the tasks that have been trained on.

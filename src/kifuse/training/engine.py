@@ -285,7 +285,7 @@ class Engine:
     def _train(
         self, k: int, name: str, current: list[Encoded], old: list[Encoded], middle: Middle
     ) -> TaskTraining:
-        settings, watcher = self.config.training, Watcher(self.progress, name)
+        settings, watcher = self.config.training, Watcher(self.progress, name, self.method.shown)
         mixed = old if self.method.old_data == "mixed" else []
         steps = own_steps(len(current) + len(mixed), settings.epochs, settings.batch_size)
         info = TaskInfo(k - 1, name, steps, batch_size=settings.batch_size, examples=len(current))

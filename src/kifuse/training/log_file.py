@@ -155,6 +155,10 @@ class RunLog(Progress):
         self.write(f"{task}, step {step}: {kind}: {named_numbers(values)}")
         self.inner.event(task, kind, step, values)
 
+    def method_says(self, task: str, step: int, text: str, once: bool) -> None:
+        """Pass it on; `logged` and `event` have the numbers."""
+        self.inner.method_says(task, step, text, once)
+
     def scoring(self, task: str, done: int, total: int) -> None:
         """Pass it on."""
         self.inner.scoring(task, done, total)

@@ -70,6 +70,16 @@ class Progress:
     def event(self, task: str, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Something that happened once, such as a fusion; it goes on record too."""
 
+    def method_says(self, task: str, step: int, text: str, once: bool) -> None:
+        """What the method did or measured, in its own words.
+
+        Args:
+            task: Name of the task.
+            step: The step.
+            text: The words.
+            once: It happened once and is on record. Otherwise it is the present state of something.
+        """
+
     def scoring(self, task: str, done: int, total: int) -> None:
         """Some test examples were scored."""
 

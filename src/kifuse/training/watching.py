@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from kifuse.methods.shown import Shown
 from kifuse.reporting.record import RunRecord
 from kifuse.training.progress import Progress, RowScore
 
@@ -17,10 +18,11 @@ class Watcher(TrainerCallback):
     Args:
         progress: The listener.
         task: Name of the task.
+        shown: How the method's entries and numbers are put into words.
     """
 
-    def __init__(self, progress: Progress, task: str) -> None:
-        self.progress, self.task = progress, task
+    def __init__(self, progress: Progress, task: str, shown: Shown) -> None:
+        self.progress, self.task, self.shown = progress, task, shown
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
@@ -29,11 +31,17 @@ class Watcher(TrainerCallback):
         values = step_values(logs or {})
         if values:
             self.progress.logged(self.task, state.global_step, values)
+            self._say(state.global_step, self.shown.logged_text(values), once=False)
 
     def heard(self, event: dict[str, Any]) -> None:
         """Tell an entry that the method added to the record."""
         values = {name: value for name, value in event.items() if name not in ("kind", "step")}
         self.progress.event(self.task, event["kind"], event["step"], values)
+        self._say(event["step"], self.shown.event_text(event["kind"], values), once=True)
+
+    def _say(self, step: int, text: str, *, once: bool) -> None:
+        if text:
+            self.progress.method_says(self.task, step, text, once)
 
 
 def step_values(logs: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kifuse.methods.average import EMA, WeightEnsemble
+from kifuse.methods.ewc import EWC
+from kifuse.methods.kif import KIF
+from kifuse.methods.recurrent_kif import RecurrentKIF
+from kifuse.methods.shown import Event, Series, Shown
+from kifuse.reporting.former_names import FORMER
+from kifuse.reporting.groups import fusions
 from kifuse.reporting.measured import fused_units, moved_beside_importance, rank_correlation, views
-from kifuse.reporting.pictures import Missing
-from kifuse.reporting.plots import Curves, Heatmap, Shares
+from kifuse.reporting.pictures import Missing, losses
+from kifuse.reporting.plots import Curves, Heatmap, Shares, Timeline
+from kifuse.reporting.record import RunRecord
 from tests.unit.reporting.measured_runs import kif_record, llama_names, rounds_record
 from tests.unit.reporting.runs import make_record
 
@@ -172,3 +181,45 @@ def test_rank_correlation_is_pearsons_of_the_ranks(points: list[tuple[int, int]]
 
 def test_two_points_have_no_rank_correlation():
     assert rank_correlation([(0.0, 0.0), (1.0, 1.0)]) is None
+
+
+def test_a_record_shows_what_its_own_method_declares(tmp_path: Path):
+    record = rounds_record(tasks=["a", "b", "c"])
+    names = llama_names(layers=1)
+    record.method.shown = Shown(
+        series=(
+            Series("surprise", "Surprise", "How odd the task was.", unit="nats", drift_from="surprise"),
+            Series("unsaid"),
+        ),
+        events=(Event("joined", fusion_of="heads"),),
+    )
+    for k, task in enumerate(record.tasks):
+        values = [float(k)] * len(names)
+        task.per_tensor = {"names": names, "series": {"surprise": values, "unsaid": values, "moved": values}}
+        counts = {"kept": 1, "shared": 1, "overwritten": 2, "neither": 0}
+        task.events = [{"kind": "joined", "step": 3, **counts}, {"kind": "fusion", "step": 1}]
+    record.save(tmp_path)
+    record = RunRecord.load(tmp_path)
+    surprise, drift = views(record)
+    assert isinstance(surprise, Heatmap) and isinstance(drift, Heatmap)
+    assert (surprise.title, surprise.unit, drift.title) == ("Surprise", "nats", "Drift")
+    assert surprise.panels[0].values == [[0.0], [1.0], [2.0]]
+    fused = fused_units(record)
+    assert isinstance(fused, Shares)
+    assert fused.values[0] == [25.0, 25.0, 50.0, 0.0] and "heads" in fused.unit
+    timeline = losses(record)
+    assert isinstance(timeline, Timeline)
+    assert timeline.marks == [3, 7, 11]
+    assert fusions(record) == 3
+
+
+def test_what_methods_declare_now_is_what_their_names_meant_before():
+    """So that a page looks the same whether its record is from before the declarations or from after."""
+    declared = [KIF.shown, RecurrentKIF.shown, EWC.shown, EMA.shown, WeightEnsemble.shown]
+    former = {series.name: series for series in FORMER.series}
+    for shown in declared:
+        assert all(former[series.name] == series for series in shown.series)
+        places = [list(former).index(series.name) for series in shown.series]
+        assert places == sorted(places)
+    kinds = {event.kind: event.fusion_of for shown in declared for event in shown.events if event.fusion_of}
+    assert kinds == {event.kind: event.fusion_of for event in FORMER.events}
