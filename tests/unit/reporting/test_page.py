@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from kifuse.errors import RunError
+from kifuse.page_refresh import PageRefresh
 from kifuse.reporting.groups import Run, open_run, open_runs
 from kifuse.reporting.page import comparison_page, refresh_report, run_page, write_report
 from kifuse.reporting.record import RunRecord
+from kifuse.training.progress import Progress
 from tests.unit.reporting.measured_runs import (
     HOSTILE,
     hostile_record,
@@ -240,6 +242,27 @@ def test_a_page_that_fails_never_costs_a_run(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("kifuse.reporting.page.run_page", fail)
     assert refresh_report(tmp_path) == "report.html could not be written: a mistake of ours"
+
+
+def test_a_page_is_drawn_when_a_run_says_so_and_all_else_is_passed_on(tmp_path: Path):
+    class Told(Progress):
+        said: tuple[str, ...] = ()
+
+        def say(self, text: str) -> None:
+            self.said = (*self.said, text)
+
+        def saved(self, folder: Path) -> str | None:
+            return f"seen {folder.name}"
+
+    inner = Told()
+    refresh = PageRefresh(inner)
+    refresh.say("a note")
+    refresh.method_says("a", 1, "fused", True)
+    assert inner.said == ("a note",)
+    assert "no run" in str(refresh.saved(tmp_path))
+    write_run(tmp_path / "run", kif_record())
+    assert refresh.saved(tmp_path / "run") == "seen run"
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_a_comparison_links_the_pages_of_its_runs(tmp_path: Path):

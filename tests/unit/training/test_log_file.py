@@ -52,9 +52,11 @@ def test_everything_is_passed_on_and_written(tmp_path: Path) -> None:
         log.step("fruit", 1, 3, None)
         log.logged("fruit", 1, {"loss": 0.123456789, "learning_rate": 1e-4})
         log.event("fruit", "fusions", 3, {"rounds": 20, "steps": list(range(1, 21)), "mask_overlap": 0.25})
+        log.method_says("fruit", 3, "20 fusions", True)
         log.scoring("fruit", 2, 2)
         log.scored(2, "fruit", Cell(50.0, 100.0, 2, 0.1))
         log.row(2, [RowScore("fruit", 50.0, None, True), RowScore("colours", 60.0, -12.34, True)])
+        assert log.saved(tmp_path) is None
         log.finish()
     public = {name for name in vars(Progress) if not name.startswith("_")}
     assert set(inner.calls) == public and inner.said == ["a note"]
