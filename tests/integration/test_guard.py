@@ -29,6 +29,7 @@ from kifuse.training.guard import Guard, largest_gradients
 from kifuse.training.loss import TargetLoss
 from kifuse.training.runner import run
 from kifuse.training.shards import Shards
+from kifuse.training.taps import Taps
 from tests.months import OWN, make_trainer, method_of, new_model, rows, same, weights
 from tests.runs import make_config
 
@@ -306,7 +307,7 @@ def test_an_fp16_overflow_is_kept_from_the_method_and_is_no_bad_step(fused: bool
     method = Counting()
     callback = MethodCallback(method, index=0, name="task", max_bad_steps=3)
     callback.trainer = trainer
-    callback.guard.watch(trainer, Parameters(layer.named_parameters()))
+    callback.guard.watch(Taps(trainer), Parameters(layer.named_parameters()))
     callback.context = callback._new_context(Shards(layer.named_parameters()))
     state, moved = TrainerState(), []
     for factor in (1.0, 1e38, 1.0, 1e38):

@@ -19,6 +19,11 @@ from kifuse.evaluation.session import OtherCacheError
 _ROOM = 16
 
 
+def cache_of(out: Any) -> Any:
+    """The cache of a model output, which transformers before 5.24 calls `past_key_values`."""
+    return out["cache"] if "cache" in out else getattr(out, "past_key_values", None)
+
+
 def row_cache(out: Any) -> Any:
     """The cache of a model output.
 
@@ -32,7 +37,7 @@ def row_cache(out: Any) -> Any:
         EncoderDecoderCache,
     )
 
-    cache: Any = getattr(out, "past_key_values", None)
+    cache: Any = cache_of(out)
     known = (DynamicLayer, DynamicSlidingWindowLayer, _layer_with_room())
     pair = isinstance(cache, EncoderDecoderCache)
     for part in (cache.self_attention_cache, cache.cross_attention_cache) if pair else (cache,):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kifuse.evaluation.caches import row_cache, slides, use
+from kifuse.evaluation.caches import cache_of, row_cache, slides, use
 from kifuse.evaluation.session import Session
 from kifuse.evaluation.starts import Starts
 
@@ -79,7 +79,7 @@ class CausalRows:
         if "position_ids" in self._session.accepts:
             inputs["position_ids"] = positions
         if cache is not None:
-            inputs["past_key_values"] = cache
+            inputs[self._session.cache_name] = cache
         logits, out = self._session.last_logits(columns, **inputs)
         return logits, row_cache(out)
 
@@ -130,9 +130,9 @@ class EncoderDecoderRows:
             encoder_outputs=BaseModelOutput(last_hidden_state=self._states),  # pyright: ignore[reportArgumentType]
             attention_mask=self._mask,
             decoder_input_ids=tokens,
-            past_key_values=self._cache,
+            **{self._session.cache_name: self._cache},
         )
-        self._cache = out.past_key_values
+        self._cache = cache_of(out)
         return logits
 
     def take_back(self, columns: int) -> None:

@@ -74,6 +74,11 @@ class Session:
             plain=shaped or bool(getattr(adapter, "is_prompt_learning", False)),
         )
 
+    @property
+    def cache_name(self) -> str:
+        """What the model's forward pass calls its cache; the older name is deprecated since 5.24."""
+        return "cache" if "cache" in self.accepts else "past_key_values"
+
     def pieces(self, lengths: Sequence[int]) -> list[slice]:
         """Which of a batch's prompts are read together, so that padding and passes take the least time.
 

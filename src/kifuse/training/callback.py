@@ -21,6 +21,7 @@ from kifuse.training.passes import StepInputs
 from kifuse.training.refusals import refuse, refuse_other_precision, refuse_parameters, refuse_shards
 from kifuse.training.shards import Shards
 from kifuse.training.squares import StepSquares
+from kifuse.training.taps import Taps
 
 
 class MethodCallback(TrainerCallback):
@@ -66,6 +67,7 @@ class MethodCallback(TrainerCallback):
         """Told of each entry that the method adds to the record."""
         self.guard = Guard(max_bad_steps)
         self._healthy = True
+        self._taps: Taps | None = None
         self._squares: StepSquares | None = None
         self._magnitudes: StepMagnitudes | None = None
         self._inputs: StepInputs | None = None
@@ -94,13 +96,14 @@ class MethodCallback(TrainerCallback):
             refuse_shards(self.method, by_engine=self.by_engine)
         refuse_parameters(self.method, params)
         self._release()
+        taps = self._taps = Taps(self.trainer)
         if "squares" in self.method.needs:
-            self._squares = StepSquares(self.trainer, model, params)
+            self._squares = StepSquares(taps, model, params)
         if "magnitudes" in self.method.needs:
-            self._magnitudes = StepMagnitudes(self.trainer, model, params)
-        self.guard.watch(self.trainer, shards.own)
+            self._magnitudes = StepMagnitudes(taps, model, params)
+        self.guard.watch(taps, shards.own)
         if "batch" in self.method.needs:
-            self._inputs = StepInputs(self.trainer, model, curvature="curvature" in self.method.needs)
+            self._inputs = StepInputs(taps, model, curvature="curvature" in self.method.needs)
         self.context = self._new_context(shards)
         self.context.total_steps = state.max_steps
         self.context.heard = self.heard
@@ -138,7 +141,7 @@ class MethodCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
     ) -> None:
         """Gradients are complete, reduced, unscaled and clipped; a step that is not finite ends here."""
-        context = self._context()
+        context = self.running()
         # the rate is read here: after the step a schedule has already moved on
         context.lr = float(optimizer.param_groups[0]["lr"])
         seen = self.guard.take(context.shards.own)
@@ -168,12 +171,12 @@ class MethodCallback(TrainerCallback):
         """The optimizer has moved, unless the step was not finite."""
         # a fused optimizer skips an fp16 overflow by itself and says nothing
         if self._healthy and not getattr(optimizer, "step_was_skipped", False):
-            with self._context().shards.whole() as params:
+            with self.running().shards.whole() as params:
                 self.method.on_update(params)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The gradients are gone, the schedule has moved."""
-        context = self._context()
+        context = self.running()
         context.step = state.global_step
         context.params.squares = context.params.magnitudes = None
         with context.shards.whole():
@@ -191,7 +194,7 @@ class MethodCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the task."""
-        context = self._context()
+        context = self.running()
         self._release()
         if self.task is None:
             return
@@ -201,10 +204,11 @@ class MethodCallback(TrainerCallback):
 
     def _release(self) -> None:
         """Take the hooks off the model and the Trainer."""
-        if self._inputs is not None:
-            self._inputs.release()
-            self._inputs = None
-        self.guard.release()
+        if self._taps is not None:
+            self._taps.release()
+            self._taps = None
+        self._inputs = None
+        self.guard.clear()
         if self._squares is not None:
             self._squares.remove()
             self._squares = None
@@ -212,7 +216,12 @@ class MethodCallback(TrainerCallback):
             self._magnitudes.remove()
             self._magnitudes = None
 
-    def _context(self) -> TrainerContext:
+    def running(self) -> TrainerContext:
+        """The context of the training that is under way.
+
+        Raises:
+            RunError: None is.
+        """
         if self.context is None:
             raise RunError("the method's callback saw a step before on_train_begin.")
         return self.context

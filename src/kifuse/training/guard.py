@@ -26,6 +26,7 @@ from torch import Tensor
 from kifuse.errors import RunError
 from kifuse.methods.base import Parameters
 from kifuse.training.shards import piece_of
+from kifuse.training.taps import Taps
 
 if TYPE_CHECKING:
     from kifuse.training.context import TrainerContext
@@ -58,35 +59,19 @@ class Guard:
         self.overflows = 0
         self._losses: list[Tensor] = []
         self._largest: Tensor | None = None
-        self._watched: Any = None
-        self._replaced: Any = None
 
-    def watch(self, trainer: Any, params: Parameters) -> None:
-        """See the losses and raw gradients of a Trainer's steps, until `release`."""
-        self.release()
-        step = trainer.training_step
+    def watch(self, taps: Taps, params: Parameters) -> None:
+        """See the losses and raw gradients of a Trainer's steps."""
+        self.clear()
 
-        def training_step(*args: Any, **kwargs: Any) -> Tensor:
+        def look(step: Any, *args: Any, **kwargs: Any) -> Tensor:
             loss = step(*args, **kwargs)
             self._losses.append(loss.detach())
-            if trainer.accelerator.sync_gradients:
+            if taps.trainer.accelerator.sync_gradients:
                 self._largest = largest_gradients(params)
             return loss
 
-        # no event comes between the backward pass and clipping, and none carries the loss
-        self._replaced = trainer.__dict__.get("training_step")
-        trainer.training_step = training_step
-        self._watched = trainer
-
-    def release(self) -> None:
-        """Leave the Trainer as it was."""
-        if self._watched is not None:
-            if self._replaced is None:
-                del self._watched.training_step
-            else:
-                self._watched.training_step = self._replaced
-        self._watched = self._replaced = None
-        self.clear()
+        taps.training_step(look)
 
     def clear(self) -> None:
         """Forget losses and gradients that were seen."""

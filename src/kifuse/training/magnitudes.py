@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kifuse.errors import RunError
 from kifuse.methods.base import Parameters
 from kifuse.tasks.collator import IGNORED
+from kifuse.training.taps import Taps
 
 CROSS_ATTENTION = {"EncDecAttention", "encoder_attn", "cross_attn", "crossattention"}
 """What families call a decoder's attention to the encoder."""
@@ -27,7 +28,7 @@ class StepMagnitudes:
     """What `Parameters.magnitudes` holds in each optimizer step, for a method that needs `magnitudes`.
 
     Args:
-        trainer: A Trainer that is about to train.
+        taps: Of a Trainer that is about to train.
         model: Its model without wrappers.
         params: The trainable parameters.
 
@@ -35,7 +36,8 @@ class StepMagnitudes:
         RunError: No linear weight is trained, the adapter is DoRA, or the set-up runs no hooks.
     """
 
-    def __init__(self, trainer: Any, model: nn.Module, params: Parameters) -> None:
+    def __init__(self, taps: Taps, model: nn.Module, params: Parameters) -> None:
+        trainer = taps.trainer
         if trainer.args.torch_compile:
             raise RunError(
                 "activation magnitudes do not work with torch_compile, which runs no hooks; turn it off."
@@ -61,17 +63,15 @@ class StepMagnitudes:
         ]
         self._real: _RealTokens | None = None
         self._handles = [layer.module.register_forward_hook(self._hook(layer)) for layer in self._layers]
-        # there is no Trainer event around the forward pass, and only its inputs tell padding from text
-        self._compute_loss = trainer.compute_loss
-        self._replaced = vars(trainer).get("compute_loss")
-        trainer.compute_loss = self._listen
+        # only the inputs of a forward pass tell padding from text
+        taps.compute_loss(self._listen)
 
-    def _listen(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def _listen(self, compute_loss: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as ever, and look at the outputs of layers meanwhile."""
         if torch.is_grad_enabled() and self._model.training:
             self._real = _RealTokens(inputs)
         try:
-            return self._compute_loss(model, inputs, *args, **kwargs)
+            return compute_loss(model, inputs, *args, **kwargs)
         finally:
             self._real = None
 
@@ -115,16 +115,10 @@ class StepMagnitudes:
         return found
 
     def remove(self) -> None:
-        """Take the hooks off the model and the Trainer."""
+        """Take the hooks off the model."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if vars(self._trainer).get("compute_loss") != self._listen:
-            return
-        if self._replaced is None:
-            del self._trainer.compute_loss
-        else:
-            self._trainer.compute_loss = self._replaced
 
 
 class _Layer:

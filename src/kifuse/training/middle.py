@@ -162,7 +162,7 @@ class MiddleKeeper(TrainerCallback):
         self.middle.patience.check(state.global_step)
 
     def _keep(self, state: Any, model: Any, optimizer: Any, lr_scheduler: Any, **kwargs: Any) -> None:
-        method, training = self.driver.method.state(), self.driver._context().state()
+        method, training = self.driver.method.state(), self.driver.running().state()
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         schedule = lr_scheduler.state_dict()
         numbers, states = _get_random()

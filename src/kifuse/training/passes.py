@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kifuse.errors import RunError
 from kifuse.training.batches import MemoryBatches
+from kifuse.training.taps import Taps
 
 if TYPE_CHECKING:
     from kifuse.training.context import TrainerContext
@@ -86,7 +87,7 @@ class StepInputs:
     """Remembers the micro-batches of a Trainer's step until its optimizer moves.
 
     Args:
-        trainer: A Trainer that is about to train; `release` leaves it as it was.
+        taps: Of a Trainer that is about to train.
         model: Its model without wrappers.
         curvature: Whether gradients of gradients will be asked for.
 
@@ -94,19 +95,16 @@ class StepInputs:
         RunError: The set-up hides gradients at other weights, or cannot give gradients of gradients.
     """
 
-    def __init__(self, trainer: Any, model: nn.Module, *, curvature: bool) -> None:
-        _refuse(trainer, model, curvature)
-        self._trainer = trainer
+    def __init__(self, taps: Taps, model: nn.Module, *, curvature: bool) -> None:
+        _refuse(taps.trainer, model, curvature)
         self._seen: list[Inputs] = []
-        step = trainer.training_step
-        self._replaced = trainer.__dict__.get("training_step")
 
-        def training_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        def remember(step: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
             # a loss may take its labels out of what it is given
             self._seen.append(dict(inputs))
             return step(model, inputs, *args, **kwargs)
 
-        trainer.training_step = training_step
+        taps.training_step(remember)
 
     def clear(self) -> None:
         """Start a new optimizer step."""
@@ -116,14 +114,6 @@ class StepInputs:
         """The micro-batches since `clear`."""
         seen, self._seen = tuple(self._seen), []
         return seen
-
-    def release(self) -> None:
-        """Leave the Trainer as it was."""
-        if self._replaced is None:
-            del self._trainer.training_step
-        else:
-            self._trainer.training_step = self._replaced
-        self.clear()
 
 
 def _refuse(trainer: Any, model: nn.Module, curvature: bool) -> None:

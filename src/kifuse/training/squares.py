@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kifuse.errors import RunError
 from kifuse.knowledge.per_example import SquaredGradients
 from kifuse.methods.base import Parameters
+from kifuse.training.taps import Taps
 
 
 class StepSquares:
@@ -21,7 +22,7 @@ class StepSquares:
     by their number.
 
     Args:
-        trainer: A Trainer that is about to train.
+        taps: Of a Trainer that is about to train.
         model: Its model without wrappers.
         params: The trainable parameters.
 
@@ -29,8 +30,8 @@ class StepSquares:
         RunError: The set-up hides the gradients of single examples, or scales them.
     """
 
-    def __init__(self, trainer: Any, model: nn.Module, params: Parameters) -> None:
-        accelerator = trainer.accelerator
+    def __init__(self, taps: Taps, model: nn.Module, params: Parameters) -> None:
+        trainer, accelerator = taps.trainer, taps.trainer.accelerator
         why = "per-example Fisher information (fisher: per_example)"
         if getattr(accelerator, "scaler", None) is not None:
             raise RunError(f"{why} does not work under fp16, whose loss is scaled; use bf16 or fp32.")
@@ -41,15 +42,12 @@ class StepSquares:
             self._squares = SquaredGradients(model, params.tensors)
         except ValueError as error:
             raise RunError(f"{why}: {error}") from error
-        # there is no Trainer event between the backward pass and clipping
-        self._clip_grad_norm = accelerator.clip_grad_norm_
-        self._replaced = vars(accelerator).get("clip_grad_norm_")
-        accelerator.clip_grad_norm_ = self._listen
+        taps.clip_grad_norm(self._listen)
         self._factor: Tensor | float = 1.0
 
-    def _listen(self, parameters: Any, max_norm: float, *args: Any, **kwargs: Any) -> Any:
+    def _listen(self, clip: Any, parameters: Any, max_norm: float, *args: Any, **kwargs: Any) -> Any:
         """Clip as ever, and keep the factor by which it scaled."""
-        norm = self._clip_grad_norm(parameters, max_norm, *args, **kwargs)
+        norm = clip(parameters, max_norm, *args, **kwargs)
         # as torch.nn.utils.clip_grad_norm_ has it
         self._factor = torch.clamp(max_norm / (torch.as_tensor(norm) + 1e-6), max=1.0)
         return norm
@@ -79,11 +77,5 @@ class StepSquares:
         return squares
 
     def remove(self) -> None:
-        """Take the hooks off the model and the Trainer."""
+        """Take the hooks off the model."""
         self._squares.remove()
-        if vars(self._accelerator).get("clip_grad_norm_") != self._listen:
-            return
-        if self._replaced is None:
-            del self._accelerator.clip_grad_norm_
-        else:
-            self._accelerator.clip_grad_norm_ = self._replaced

@@ -295,7 +295,7 @@ class StandaloneCallback(MethodCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the method's state beside the Trainer's checkpoint."""
-        context, method = self._context(), self.method.state()
+        context, method = self.running(), self.method.state()
         training = context.state()  # on every process, since some of it may have to be put together
         if not args.should_save:
             return
@@ -314,7 +314,7 @@ class StandaloneCallback(MethodCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the task, keep rows of it, and write what it left."""
-        context = self._context()
+        context = self.running()
         device = context.params.tensors[0].device
         # the Trainer's integrations have ended by now; some would begin another run for one more line
         context.logs_reach_integrations = False

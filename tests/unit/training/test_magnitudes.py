@@ -20,6 +20,7 @@ from kifuse.tasks.encoding import Encoded
 from kifuse.training.batches import Filler
 from kifuse.training.magnitudes import StepMagnitudes
 from kifuse.training.one_task import _collator
+from kifuse.training.taps import Taps
 from tests.reference import migu
 from tests.two_tasks import adapted, encoded, load
 
@@ -82,7 +83,7 @@ def test_magnitudes_are_sums_over_the_real_tokens_of_all_micro_batches(backbone:
     examples = encoded(mine, tiny_stream)[0][:5]
     assert len({e.length for e in examples}) > 2
     params, trainer = Parameters(mine.model.named_parameters()), Trainer()
-    magnitudes = StepMagnitudes(trainer, mine.model, params)
+    magnitudes = StepMagnitudes(Taps(trainer), mine.model, params)
     for parts in ([examples], [examples[:2], examples[2:]], [[e] for e in examples]):
         _step(magnitudes, trainer, mine, parts)
         found = dict(zip(params.names, magnitudes.take(), strict=True))
@@ -98,7 +99,7 @@ def test_rows_without_a_target_and_other_passes_count_for_nothing(backbone: Back
     mine = adapted(backbone)
     examples = encoded(mine, tiny_stream)[0][:3]
     params, trainer = Parameters(mine.model.named_parameters()), Trainer()
-    magnitudes = StepMagnitudes(trainer, mine.model, params)
+    magnitudes = StepMagnitudes(Taps(trainer), mine.model, params)
     _step(magnitudes, trainer, mine, [examples])
     expected = [n.clone() for n in magnitudes.take() if n is not None]
     filler = Filler([7] * 60, [9] * 6, cut=False)
@@ -120,7 +121,7 @@ def test_gradient_checkpointing_counts_once(tiny_folder_llama: Path, tiny_stream
     mine = adapted(load(tiny_folder_llama))
     examples = encoded(mine, tiny_stream)[0][:3]
     params, trainer = Parameters(mine.model.named_parameters()), Trainer()
-    magnitudes = StepMagnitudes(trainer, mine.model, params)
+    magnitudes = StepMagnitudes(Taps(trainer), mine.model, params)
     _step(magnitudes, trainer, mine, [examples])
     expected = [n.clone() for n in magnitudes.take() if n is not None]
     calls = 0
@@ -145,7 +146,7 @@ def test_a_head_on_the_last_positions_and_a_tied_one(
     examples = encoded(mine, tiny_stream)[0][:4]
     assert "logits_to_keep" in _collator(mine)(examples)
     params, trainer = Parameters(mine.model.named_parameters()), Trainer()
-    magnitudes = StepMagnitudes(trainer, mine.model, params)
+    magnitudes = StepMagnitudes(Taps(trainer), mine.model, params)
     _step(magnitudes, trainer, mine, [examples])
     found = dict(zip(params.names, magnitudes.take(), strict=True))
     others = {name for name, n in found.items() if n is None}
@@ -159,7 +160,7 @@ def test_a_head_on_the_last_positions_and_a_tied_one(
 
     tiny_llama.lm_head.weight = tiny_llama.model.embed_tokens.weight
     params = Parameters(tiny_llama.requires_grad_(True).named_parameters())
-    tied = StepMagnitudes(Trainer(), tiny_llama, params)
+    tied = StepMagnitudes(Taps(Trainer()), tiny_llama, params)
     assert "lm_head" not in {layer.name for layer in tied._layers}
 
 
@@ -169,7 +170,7 @@ def test_a_transposed_layer_has_its_units_in_columns():
     model.requires_grad_(False)
     model.transformer.h[0].attn.c_attn.weight.requires_grad_(True)
     params, trainer = Parameters(model.named_parameters()), Trainer()
-    magnitudes = StepMagnitudes(trainer, model, params)
+    magnitudes = StepMagnitudes(Taps(trainer), model, params)
     model.train()
     ids = torch.tensor([[5, 6, 7]])
     trainer.compute_loss(model, {"input_ids": ids}).backward()
@@ -178,31 +179,20 @@ def test_a_transposed_layer_has_its_units_in_columns():
     n * model.transformer.h[0].attn.c_attn.weight  # broadcasts
 
 
-def test_hooks_and_listening_end_together(tiny_llama: LlamaForCausalLM):
-    trainer = Trainer()
-    params = Parameters(tiny_llama.named_parameters())
-    magnitudes = StepMagnitudes(trainer, tiny_llama, params)
-    assert "compute_loss" in vars(trainer)
+def test_hooks_are_taken_off(tiny_llama: LlamaForCausalLM):
+    magnitudes = StepMagnitudes(Taps(Trainer()), tiny_llama, Parameters(tiny_llama.named_parameters()))
+    assert any(m._forward_hooks for m in tiny_llama.modules())
     magnitudes.remove()
-    assert "compute_loss" not in vars(trainer)
     assert not any(m._forward_hooks for m in tiny_llama.modules())
-    own = trainer.compute_loss = lambda *_: None
-    magnitudes = StepMagnitudes(trainer, tiny_llama, params)
-    magnitudes.remove()
-    assert trainer.compute_loss is own
-    magnitudes = StepMagnitudes(trainer, tiny_llama, params)
-    other = trainer.compute_loss = lambda *_: None  # somebody else listens since
-    magnitudes.remove()
-    assert trainer.compute_loss is other
 
 
 def test_what_cannot_be_masked_is_refused(tiny_llama: LlamaForCausalLM):
     params = Parameters(tiny_llama.named_parameters())
     with pytest.raises(RunError, match=r"torch_compile.*turn it off"):
-        StepMagnitudes(Trainer(compiled=True), tiny_llama, params)
+        StepMagnitudes(Taps(Trainer(compiled=True)), tiny_llama, params)
     ids = torch.tensor([[5, 6, 7]])
     trainer = Trainer()
-    magnitudes = StepMagnitudes(trainer, tiny_llama, params)
+    magnitudes = StepMagnitudes(Taps(trainer), tiny_llama, params)
     tiny_llama.train()
     with pytest.raises(RunError, match=r"attention_mask of shape \(rows, positions\)"):
         mask = torch.ones(1, 1, 3, 3)
@@ -214,11 +204,11 @@ def test_what_cannot_be_masked_is_refused(tiny_llama: LlamaForCausalLM):
     magnitudes.remove()
     dora = get_peft_model(copy.deepcopy(tiny_llama), LoraConfig(use_dora=True, target_modules=["q_proj"]))
     with pytest.raises(RunError, match="do not work with DoRA"):
-        StepMagnitudes(Trainer(), dora, Parameters(dora.named_parameters()))
+        StepMagnitudes(Taps(Trainer()), dora, Parameters(dora.named_parameters()))
     config = IA3Config(target_modules=["k_proj"], feedforward_modules=[])
     scaled = get_peft_model(tiny_llama, config)
     with pytest.raises(RunError, match=r"no weight of one is trained.*LoRA or full fine-tuning"):
-        StepMagnitudes(Trainer(), scaled, Parameters(scaled.named_parameters()))
+        StepMagnitudes(Taps(Trainer()), scaled, Parameters(scaled.named_parameters()))
 
 
 def test_a_layer_on_other_positions_is_refused():
@@ -232,6 +222,6 @@ def test_a_layer_on_other_positions_is_refused():
             return SimpleNamespace(logits=self.layer(pairs))
 
     model, trainer = Pairs().train(), Trainer()
-    StepMagnitudes(trainer, model, Parameters(model.named_parameters()))
+    StepMagnitudes(Taps(trainer), model, Parameters(model.named_parameters()))
     with pytest.raises(RunError, match=r"layer: the output has shape \(2, 16, 2\)"):
         trainer.compute_loss(model, {"input_ids": torch.ones(2, 4, dtype=torch.long)})

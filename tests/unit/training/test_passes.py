@@ -21,6 +21,7 @@ from kifuse.models.loading import Backbone
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.one_task import TaskTraining, train_task
 from kifuse.training.passes import StepInputs, TrainerBatch
+from kifuse.training.taps import Taps
 from tests.parity.literal import loss_of, task_batches, trainable
 from tests.two_tasks import adapted, encoded, load
 
@@ -331,6 +332,6 @@ def test_set_ups_that_hide_gradients_are_refused(changes: dict[str, Any], curvat
         training_step=lambda: None,
     )
     with pytest.raises(RunError, match=message):
-        StepInputs(trainer, model, curvature=curvature)
+        StepInputs(Taps(trainer), model, curvature=curvature)
     if curvature:
-        StepInputs(trainer, model, curvature=False).release()
+        StepInputs(Taps(trainer), model, curvature=False)

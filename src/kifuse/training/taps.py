@@ -1,0 +1,154 @@
+"""The one place that listens to what a Trainer does between its events, and lists what kifuse relies on.
+
+A Trainer has no event for a micro-batch, for its loss, or for the moment between backward pass and clipping.
+`Taps` puts a function around three of its methods, and `release` leaves the Trainer as it was.
+
+`RELIED_ON` lists every name of transformers, accelerate, PEFT and TRL that is private, or public and not
+documented, and on which any part of kifuse relies. A test looks for each of them in the installed release, so
+that a release which moves one fails that test and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Around = Callable[..., Any]
+"""Called as `around(original, *args, **kwargs)` in place of a method; what it returns, the method returns."""
+
+
+class Taps:
+    """Functions around methods of a Trainer and its accelerator, until `release`.
+
+    Args:
+        trainer: A Trainer that is about to train.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self._open = True
+        self._wrapped: list[tuple[Any, str, Any, Any]] = []
+
+    def training_step(self, around: Around) -> None:
+        """Be called around forward and backward pass of each micro-batch."""
+        self._wrap(self.trainer, "training_step", around)
+
+    def compute_loss(self, around: Around) -> None:
+        """Be called around the forward pass and the loss of each micro-batch, in evaluation too."""
+        self._wrap(self.trainer, "compute_loss", around)
+
+    def clip_grad_norm(self, around: Around) -> None:
+        """Be called around clipping, when the gradients are complete and unscaled."""
+        self._wrap(self.trainer.accelerator, "clip_grad_norm_", around)
+
+    def _wrap(self, owner: Any, name: str, around: Around) -> None:
+        original, before = getattr(owner, name), vars(owner).get(name)
+
+        def tap(*args: Any, **kwargs: Any) -> Any:
+            return around(original, *args, **kwargs) if self._open else original(*args, **kwargs)
+
+        setattr(owner, name, tap)
+        self._wrapped.append((owner, name, tap, before))
+
+    def release(self) -> None:
+        """Leave everything as it was. A tap that somebody else has wrapped since only passes calls on."""
+        self._open = False
+        while self._wrapped:
+            owner, name, tap, before = self._wrapped.pop()
+            if vars(owner).get(name) is not tap:
+                continue
+            if before is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, before)
+
+
+@dataclass(frozen=True)
+class ReliedOn:
+    """A name of another library that is private, or that its documentation does not promise.
+
+    Attributes:
+        library: Whose it is.
+        owner: The object that has it, as the test calls it.
+        names: The names.
+        seen: Release of the library in which they were last seen.
+        used: The modules of kifuse that use them.
+    """
+
+    library: str
+    owner: str
+    names: tuple[str, ...]
+    seen: str
+    used: str
+
+
+RELIED_ON: tuple[ReliedOn, ...] = (
+    ReliedOn(
+        "transformers",
+        "trainer",
+        ("training_step", "compute_loss", "compute_loss_func", "get_batch_samples", "model_wrapped"),
+        "5.24.0",
+        "training.taps, training.context, training.passes",
+    ),
+    ReliedOn(
+        "transformers",
+        "trainer",
+        ("_prepare_inputs", "compute_loss_context_manager", "model_accepts_loss_kwargs"),
+        "5.24.0",
+        "training.passes, training.probes",
+    ),
+    ReliedOn(
+        "transformers",
+        "trainer in training",
+        ("current_gradient_accumulation_steps", "_globalstep_last_logged", "_tr_loss"),
+        "5.24.0",
+        "training.context, training.middle",
+    ),
+    ReliedOn(
+        "transformers",
+        "trainer",
+        ("callback_handler", "control", "is_fsdp_enabled", "is_deepspeed_enabled"),
+        "5.24.0",
+        "training.finding, training.context, training.refusals",
+    ),
+    ReliedOn(
+        "accelerate",
+        "accelerator",
+        ("scaler", "native_amp", "sync_gradients", "is_fsdp2", "clip_grad_norm_", "no_sync"),
+        "1.15.0",
+        "training.guard, training.refusals, training.context, training.taps",
+    ),
+    ReliedOn("accelerate", "optimizer", ("step_was_skipped", "optimizer"), "1.15.0", "training.callback"),
+    ReliedOn("accelerate", "model under bf16", ("_original_forward",), "1.15.0", "training.refusals"),
+    ReliedOn(
+        "peft",
+        "lora layer",
+        ("lora_A", "lora_B", "scaling", "lora_variant", "lora_bias", "get_delta_weight"),
+        "0.21.2",
+        "models.stack, evaluation.merged",
+    ),
+    ReliedOn(
+        "peft",
+        "lora layer",
+        ("merged", "merged_adapters", "active_adapters", "disable_adapters", "get_base_layer"),
+        "0.21.2",
+        "evaluation.merged",
+    ),
+    ReliedOn(
+        "peft",
+        "osf layer",
+        ("_osf_U_high", "_osf_V_high", "_osf_U_low_init", "_osf_V_low_init", "osf_svd_params"),
+        "0.21.2",
+        "models.osf",
+    ),
+    ReliedOn(
+        "peft",
+        "osf layer",
+        ("effective_rank", "hook_handles", "update_layer", "merged_adapters", "get_delta_weight"),
+        "0.21.2",
+        "models.osf",
+    ),
+    ReliedOn("trl", "SFTTrainer", ("_prepare_dataset",), "1.16.0", "training.rows"),
+    ReliedOn("trl", "source of SFTTrainer", ("self._formatting_func",), "1.16.0", "training.rows"),
+)
