@@ -28,9 +28,11 @@ from kifuse.reporting.page import write_report
 from kifuse.reporting.record import RunRecord
 from kifuse.storage import write_text
 from kifuse.streams import own_steps
+from kifuse.tasks.findings import look_through
 from kifuse.tasks.incoming import as_task
-from kifuse.tasks.kept import keep_task, kept_task
+from kifuse.tasks.kept import keep_task, kept_inputs, kept_task
 from kifuse.tasks.task import Example, Task, check_different
+from kifuse.training.data_on_record import put_on_record, tell
 from kifuse.training.engine import Engine
 from kifuse.training.environment import is_main_process
 from kifuse.training.lock import exclusive
@@ -182,13 +184,9 @@ class ContinualLearner:
             DataError: The data is wrong, or another task of this name was learned.
             RunError: The folder is in use, or has been changed by another process.
         """
-        seed = self.config.training.seed
-        chosen = as_task(task, seed=seed, **options).subset(
-            self.config.data.train_examples,
-            self.config.data.dev_examples,
-            self.config.data.test_examples,
-            seed,
-        )
+        data, seed = self.config.data, self.config.training.seed
+        sizes = data.train_examples, data.dev_examples, data.test_examples
+        chosen = as_task(task, seed=seed, **options).subset(*sizes, seed)
         with self._alone(), self._engine.tracked():
             interrupted = self._settle()
             if interrupted is not None and last_event(self.record) == (
@@ -308,6 +306,8 @@ class ContinualLearner:
     def _begin(self, task: Task) -> None:
         """Put a task on record, keep its test examples, and score it before it is learned."""
         record, k = self.record, self.learned
+        earlier = {name: kept_inputs(self._kept_file(i)) for i, name in enumerate(self.tasks)}
+        findings = look_through([task], self._engine.encoder, earlier=earlier)
         waiting = record.tasks[k:]
         entry = task_record(task)
         if not waiting or (waiting[0].name, waiting[0].hashes) != (entry.name, entry.hashes):
@@ -315,7 +315,8 @@ class ContinualLearner:
             record.scores = [s for s in record.scores if s.task < k]
             record.tasks = [*record.tasks[:k], entry]
         keep_task(self._kept_file(k), task)
-        record.warnings += [w for w in task.warnings if w not in record.warnings]
+        said = put_on_record(record, findings, self.folder if self._engine.writes else None)
+        tell(said, record.tasks[k:], self._engine.progress.say)
         record.status, record.finished = "running", None
         self._engine.save()
         training = self.config.training

@@ -144,6 +144,7 @@ def test_the_run_folder_holds_what_it_should(learned: tuple[Path, RunRecord]):
         "log.txt",
         "report.html",
         "record.json",
+        "rendered.json",
         "predictions",
         "adapters",
         "state",

@@ -13,9 +13,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from kifuse.errors import ModelError, did_you_mean
+from kifuse.errors import ModelError
 from kifuse.models.bundled import bundled_model
-from kifuse.models.catalog import BUNDLED, is_model_folder, model_names
+from kifuse.models.catalog import BUNDLED
+from kifuse.models.tokenizer import cannot_load, checked_name, load_tokenizer
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Quantization = Literal["none", "8bit", "4bit"]
@@ -131,38 +132,29 @@ def load_backbone(
         ModelError: There is no such model, it is neither causal nor encoder-decoder, or bitsandbytes is
             missing.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    name = _checked_name(name)
+    name = checked_name(name)
     device = device or pick_device()
     chosen = pick_precision(precision, device)
     quantized = quantization_config(quantization, chosen)
-    source = str(bundled_model(name, say)) if name in BUNDLED else name
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    loaded = load_tokenizer(name, trust_remote_code=trust_remote_code, say=say)
+    auto = AutoModelForSeq2SeqLM if loaded.encoder_decoder else AutoModelForCausalLM
+    # on a CPU and for short inputs plain attention trains faster than the fused kernel
+    attention = {"attn_implementation": "eager"} if device.type == "cpu" else {}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **attention}
+    if quantized is not None:
+        # quantised weights are made on their device and cannot be moved later
+        options |= {"quantization_config": quantized, "device_map": {"": device}}
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
-        auto = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
-        # on a CPU and for short inputs plain attention trains faster than the fused kernel
-        attention = {"attn_implementation": "eager"} if device.type == "cpu" else {}
-        if quantized is not None:
-            # quantised weights are made on their device and cannot be moved later
-            options |= {"quantization_config": quantized, "device_map": {"": device}}
-        model = auto.from_pretrained(source, dtype=torch.float32, **attention, **options)
+        model = auto.from_pretrained(loaded.source, dtype=torch.float32, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_cannot_load(name, error)) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"model.name: the tokenizer of {name!r} has no end token, so no output could ever end."
-        )
+        raise ModelError(cannot_load(name, error)) from error
     if quantized is None:
         model.to(device)  # pyright: ignore[reportArgumentType] - transformers' stub is wrong here
     model.config.use_cache = True
     accepts = frozenset(inspect.signature(model.forward).parameters)
-    return Backbone(model, tokenizer, encoder_decoder, accepts, chosen, device, source)
+    return Backbone(model, loaded.tokenizer, loaded.encoder_decoder, accepts, chosen, device, loaded.source)
 
 
 def empty_model(name: str, *, trust_remote_code: bool = False) -> tuple[Any, bool]:
@@ -180,7 +172,7 @@ def empty_model(name: str, *, trust_remote_code: bool = False) -> tuple[Any, boo
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    name = _checked_name(name)
+    name = checked_name(name)
     source = str(bundled_model(name)) if name in BUNDLED else name
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -189,7 +181,7 @@ def empty_model(name: str, *, trust_remote_code: bool = False) -> tuple[Any, boo
         with torch.device("meta"):
             model = auto.from_config(config, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_cannot_load(name, error)) from error
+        raise ModelError(cannot_load(name, error)) from error
     model.tie_weights()
     return model, encoder_decoder
 
@@ -215,29 +207,3 @@ def shrink_frozen(model: nn.Module, precision: Precision) -> None:
         if type(module) is nn.Linear and not module.weight.requires_grad and id(module) not in wide:
             # a new parameter, since an output layer may share its weights with the embeddings, which stay
             module.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
-
-
-def _checked_name(name: str) -> str:
-    """A model's name with `~` written out.
-
-    What can be no model is refused before the hub is asked, which takes long without a network.
-    """
-    name = os.path.expanduser(name)
-    if name in BUNDLED or is_model_folder(name):
-        return name
-    if name.startswith((".", "/", "~")):
-        raise ModelError(f"model.name: {name}: no such folder. Expected a folder with a model in it.")
-    near = "" if "/" in name else did_you_mean(name, model_names())
-    if near:
-        raise ModelError(f"model.name: {name!r} is neither a folder nor a model of 'kifuse ls models'.{near}")
-    return name
-
-
-def _cannot_load(name: str, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if is_model_folder(name):
-        return f"model.name: {name}: not a model folder that transformers can load: {first}"
-    return (
-        f"model.name: cannot load {name!r}: {first} Expected a folder, a hub id or one of "
-        f"{', '.join(model_names())}."
-    )

@@ -20,6 +20,8 @@ from kifuse.storage import read_json, write_json
 
 SCHEMA_VERSION = 1
 FILE = "record.json"
+RENDERED = "rendered.json"
+"""File beside the record: of each task a test example as the model reads it."""
 
 
 def _finite(value: Any) -> Any:
@@ -66,6 +68,12 @@ class TaskRecord(_Part):
     had to say, in its own words. `per_tensor` holds what it measured of each trainable tensor: `names`,
     `sizes` (scalars) and `series` of as many numbers by name. `learning_rate` holds (step, rate).
     `kept_parameters` is what the task left: scalars of the adapter and of the method's state after it.
+
+    Known before training, and None where an older kifuse did not look: `format` and `metric_why` in the
+    reader's words; `passed_over`, what stands in the data and was not read; `repeated`, examples that repeat
+    another one, by split; `contradictions`, training inputs whose answers contradict each other;
+    `also_trained`, test examples whose input is also trained on; `longest_input` and `longest_target` in
+    tokens; `cut_...`, how many inputs lost their middle and answers their end.
     """
 
     name: Annotated[str, AfterValidator(_file_name)]
@@ -75,6 +83,16 @@ class TaskRecord(_Part):
     hashes: dict[str, str] = Field(default_factory=dict)
     cut_inputs: int | None = None
     cut_test_inputs: int | None = None
+    cut_answers: int | None = None
+    cut_test_answers: int | None = None
+    longest_input: int | None = None
+    longest_target: int | None = None
+    format: str | None = None
+    metric_why: str | None = None
+    passed_over: list[str] = Field(default_factory=list)
+    repeated: dict[str, int] | None = None
+    contradictions: int | None = None
+    also_trained: int | None = None
     train_steps: int | None = None
     examples_seen: int | None = None
     replayed_examples: int | None = None

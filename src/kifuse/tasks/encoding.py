@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,6 +95,12 @@ class Encoder:
             DataError: If the prompt is empty, or its instruction and answer cue alone are too long.
         """
         return self.encode_many([example])[0]
+
+    def uncut(self) -> Encoder:
+        """The same encoder without limits: nothing is cut."""
+        found = copy.copy(self)
+        found.max_input = found.max_target = sys.maxsize
+        return found
 
     def prompt(self, example: Example) -> list[int]:
         """Tokenise the prompt that generation starts from.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -69,13 +69,20 @@ def as_task(
                 "learn(): rows have no name of their own; say name='...', which the record will show."
             )
         splits = _splits(data, test)
-        task = task_from_rows(name, splits, labels=None if labels is None else list(labels), **options)
+        task = task_from_rows(name, splits, labels=_ordered(labels), **options)
         task = replace(task, warnings=(*task.warnings, *repeated_ids(task)))
     if not to_learn:
         return task
     if not task.train:
         raise DataError(f"Task '{task.name}': it has no training examples, so there is nothing to learn.")
     return task if task.test else _hold_out(task, seed)
+
+
+def _ordered(labels: Iterable[str] | None) -> list[str] | None:
+    """Labels in their order, and those of a set sorted: a set's own order changes from process to process."""
+    if isinstance(labels, Set):
+        return sorted(labels)
+    return None if labels is None else list(labels)
 
 
 def _refuse_options(options: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from kifuse.errors import DataError, KifuseError
 from kifuse.storage import read_json, write_json
+from kifuse.tasks.overlaps import Inputs
 from kifuse.tasks.task import Example, Task
 
 FORMAT = 1
@@ -14,6 +15,8 @@ FORMAT = 1
 
 def keep_task(file: Path, task: Task) -> None:
     """Write what scoring needs of a task: its test examples, labels and metric; not what it was trained on.
+
+    Of its inputs hashes are kept as well, so that those of later tasks can be held against them.
 
     Raises:
         KifuseError: The file cannot be written.
@@ -23,8 +26,24 @@ def keep_task(file: Path, task: Task) -> None:
     write_json(
         file,
         {"format": FORMAT, "name": task.name, "metric": task.metric, "labels": labels, "source": task.source}
-        | {"test": test},
+        | {"test": test, "inputs": task.input_hashes()},
     )
+
+
+def kept_inputs(file: Path) -> Inputs:
+    """Read the hashes of a kept task's inputs, by split; of one kept before there were any, its test inputs'.
+
+    Args:
+        file: As `keep_task` wrote it.
+
+    Returns:
+        As `Task.input_hashes` gave them; nothing where the file cannot be read, which scoring will say.
+    """
+    try:
+        found = read_json(file)
+        return found["inputs"] if "inputs" in found else _task(found).input_hashes()
+    except (KeyError, TypeError, AttributeError, KifuseError):
+        return {}
 
 
 def kept_task(file: Path, test_hash: str) -> Task:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from kifuse.errors import DataError, did_you_mean
 from kifuse.file_names import name_fault, name_key
 from kifuse.storage import sha256_text
+from kifuse.tasks.overlaps import Overlap, find_overlaps
 from kifuse.tasks.sampling import visiting_order
 
 Metric = Literal["exact_match", "rouge_l"]
@@ -114,6 +113,17 @@ class Example:
             # tools stand in no transcript
             return sha256_text(json.dumps([content, self.conversation.text]))
         return sha256_text(json.dumps(content))
+
+    def input_hash(self) -> str:
+        """Hash what the example asks; a text to continue asks nothing, and stands for itself.
+
+        Returns:
+            The first 16 hexadecimal digits of SHA-256, the same for examples that differ in answers alone.
+        """
+        asked = self.input or self.target
+        if self.conversation is not None and self.conversation.tools:
+            asked = json.dumps([asked, self.conversation.tools])
+        return sha256_text(asked)[:16]
 
     def state(self) -> dict[str, Any]:
         """Describe the example as a JSON value."""
@@ -222,6 +232,10 @@ class Task:
         """
         return sha256_text("\n".join(example.content_hash() for example in self.split(name)))
 
+    def input_hashes(self) -> dict[str, list[str]]:
+        """Hash the input of every example: a list for each split, as `find_overlaps` takes them."""
+        return {split: [example.input_hash() for example in self.split(split)] for split in SPLITS}
+
     def subset(
         self, train: int | None = None, dev: int | None = None, test: int | None = None, seed: int = 0
     ) -> Task:
@@ -255,16 +269,6 @@ class Task:
         return replace(self, **kept)
 
 
-class Overlap(NamedTuple):
-    """Inputs that two splits share."""
-
-    task_a: str
-    split_a: str
-    task_b: str
-    split_b: str
-    count: int
-
-
 @dataclass(frozen=True)
 class TaskStream:
     """Tasks in the order in which they are learned."""
@@ -296,19 +300,7 @@ class TaskStream:
             One entry for each pair of splits that share inputs, in the order of the stream, with the number
             of distinct inputs shared.
         """
-        places: dict[str, dict[tuple[int, int], None]] = defaultdict(dict)
-        for number, task in enumerate(self.tasks):
-            for rank, split in enumerate(SPLITS):
-                for example in task.split(split):
-                    places[sha256_text(example.input)][number, rank] = None
-        counts: dict[tuple[tuple[int, int], tuple[int, int]], int] = defaultdict(int)
-        for shared in places.values():
-            for pair in combinations(shared, 2):
-                counts[pair] += 1
-        return [
-            Overlap(self.tasks[a].name, SPLITS[i], self.tasks[b].name, SPLITS[j], count)
-            for ((a, i), (b, j)), count in sorted(counts.items())
-        ]
+        return find_overlaps({task.name: task.input_hashes() for task in self.tasks})
 
 
 def check_task_name(name: object) -> None:

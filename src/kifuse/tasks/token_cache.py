@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import sys
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +67,13 @@ class CachingEncoder(Encoder):
         self._files: TokenFiles | None = None
         if cache is None and folder is not None:
             self._files = TokenFiles(folder, tokenizer, settings, writes=writes)
+
+    def uncut(self) -> CachingEncoder:
+        """The same encoder without limits, which keeps nothing."""
+        found = copy.copy(self)
+        found.max_input = found.max_target = sys.maxsize
+        found._cache = found._files = None
+        return found
 
     def encode_many(self, examples: Sequence[Example]) -> list[Encoded]:
         """Tokenise many examples; see `Encoder.encode_many`, which gives the same."""

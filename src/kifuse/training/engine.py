@@ -232,12 +232,6 @@ class Engine:
         check_memory(self.memory, earlier, gone=[n for n in self.memory.tasks if n not in at_hand])
         current = self.encoder.encode_many(examples)
         old = self.encoder.encode_many(self.memory.examples()) if self.remembers else []
-        cut = sum(e.cut for e in current)
-        if cut:
-            self.progress.say(
-                f"{name}: {cut} of {len(current)} training inputs lost their middle to fit "
-                f"{self.config.data.max_input} tokens"
-            )
         patience = Patience(self.progress.say)
         middle = Middle(
             self.folder / "checkpoint",
@@ -260,7 +254,6 @@ class Engine:
         self.progress.passes(done.steps + done.extra_passes)
         # the record changes when the task is learned, not before: a training cut short leaves it as it was
         for key, value in {
-            "cut_inputs": cut,
             "train_steps": done.steps,
             "examples_seen": done.examples_seen,
             "replayed_examples": done.replayed,

@@ -196,7 +196,6 @@ def now() -> str:
 
 def new_record(config: RunConfig, stream: TaskStream | None, method: Method, backbone: Backbone) -> RunRecord:
     """The record of a run that has not learned anything yet; without a stream its tasks come later."""
-    overlaps = stream.overlaps() if stream else []
     return RunRecord(
         kifuse_version=__version__,
         status="running",
@@ -212,16 +211,9 @@ def new_record(config: RunConfig, stream: TaskStream | None, method: Method, bac
         ),
         stream=stream.name if stream else OPEN_STREAM,
         tasks=[task_record(task) for task in stream.tasks] if stream else [],
-        overlaps=[_overlap_json(o) for o in overlaps],
         seeds={"training": config.training.seed},
         versions=versions(),
         machine=machine(backbone),
-        warnings=[*(stream.warnings if stream else ())]
-        + [
-            f"{o.count} examples of {o.task_a}/{o.split_a} are also in {o.task_b}/{o.split_b}"
-            for o in overlaps
-            if "train" in (o.split_a, o.split_b) and "test" in (o.split_a, o.split_b)
-        ],
     )
 
 
@@ -235,11 +227,6 @@ def model_facts(name: str, backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _overlap_json(overlap: Any) -> dict[str, Any]:
-    """An overlap as plain JSON."""
-    return {k: getattr(overlap, k) for k in ("task_a", "split_a", "task_b", "split_b", "count")}
-
-
 def task_record(task: Task) -> TaskRecord:
     """The entry of a task that has not been learned yet."""
     return TaskRecord(
@@ -248,4 +235,7 @@ def task_record(task: Task) -> TaskRecord:
         labels=list(task.labels) if task.labels else None,
         sizes={split: len(task.split(split)) for split in ("train", "dev", "test")},
         hashes={split: task.split_hash(split) for split in ("train", "dev", "test")},
+        format=task.format or None,
+        metric_why=task.metric_why or None,
+        passed_over=list(task.passed_over),
     )

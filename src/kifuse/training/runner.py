@@ -11,7 +11,9 @@ from kifuse.config import RunConfig, to_yaml
 from kifuse.errors import DataError
 from kifuse.reporting.record import RunRecord
 from kifuse.storage import write_text
+from kifuse.tasks.findings import look_through
 from kifuse.tasks.task import TaskStream
+from kifuse.training.data_on_record import is_looked_through, put_on_record, tell
 from kifuse.training.engine import Engine
 from kifuse.training.environment import is_main_process, process_count, reset_peak_memory
 from kifuse.training.first_task import early_scores, same_first_task, trains_plainly
@@ -116,6 +118,7 @@ class _StreamRun:
             write_text(engine.folder / "config.yaml", to_yaml(self.config))
         engine.save()
         self._take_over_first_task(reuse)
+        self._look_at_data()
         self._announce()
         start = self._restore()
         for k in range(start, len(self.tasks) + 1):
@@ -135,15 +138,17 @@ class _StreamRun:
         self.progress.finish()
         return self.record
 
+    def _look_at_data(self) -> None:
+        """Put on record what there is to know about the data, unless it is there."""
+        if is_looked_through(self.record):
+            return
+        findings = look_through(self.tasks, self.engine.encoder)
+        put_on_record(self.record, findings, self.engine.folder if self.engine.writes else None)
+        self.engine.save()
+
     def _announce(self) -> None:
         """Say what is odd in the data, and how much there is to do."""
-        for warning in self.record.warnings:
-            self.progress.say(f"note: {warning}")
-        if self.record.overlaps:
-            shared = sum(overlap["count"] for overlap in self.record.overlaps)
-            self.progress.say(
-                f"note: {shared} inputs stand in two splits or tasks; record.json lists them under overlaps"
-            )
+        tell(self.record.warnings, self.record.tasks, self.progress.say)
         learned = sum(t.train_steps is not None for t in self.record.tasks)
         self.progress.stream([task.name for task in self.tasks], learned)
         done = sum((t.train_steps or 0) + (t.extra_forward_backward or 0) for t in self.record.tasks)

@@ -25,7 +25,7 @@ from transformers import (
 
 from kifuse.config import AdapterConfig
 from kifuse.errors import ModelError
-from kifuse.models import bundled, loading
+from kifuse.models import bundled, tokenizer
 from kifuse.models.adapters import add_adapter, load_adapter_weights, save_adapter, target_modules
 from kifuse.models.bundled import bundled_model, cache_folder
 from kifuse.models.catalog import BUNDLED
@@ -360,7 +360,7 @@ def test_a_cache_in_the_home_folder_of_nobody_is_refused(monkeypatch: pytest.Mon
 
 
 def test_a_bundled_name_loads_the_converted_folder(tiny_folder_llama: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loading, "bundled_model", lambda name, say: tiny_folder_llama)
+    monkeypatch.setattr(tokenizer, "bundled_model", lambda name, say: tiny_folder_llama)
     assert load_backbone(NAME, precision="fp32").source == str(tiny_folder_llama)
 
 

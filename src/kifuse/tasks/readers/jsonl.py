@@ -232,7 +232,6 @@ def _build(name: str, rows: _Rows, settings: _Settings) -> Task:
         labels=labels,
         metric=settings.metric or ("exact_match" if closed else "rouge_l"),
         source=f"jsonl/{name}",
-        warnings=() if splits["test"] else (f"Task '{name}': it has no test examples, so it gets no score.",),
     )
 
 

@@ -1,0 +1,88 @@
+"""The tokenizer of a model, without the model's weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kifuse.errors import ModelError, did_you_mean
+from kifuse.models.bundled import bundled_model
+from kifuse.models.catalog import BUNDLED, is_model_folder, model_names
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A tokenizer and what goes with it.
+
+    Attributes:
+        tokenizer: With a padding and an end token.
+        encoder_decoder: Whether its model is T5-like (True) or decoder-only (False).
+        source: Where it came from: a folder or a hub id.
+    """
+
+    tokenizer: Any
+    encoder_decoder: bool
+    source: str
+
+
+def load_tokenizer(
+    name: str, *, trust_remote_code: bool = False, say: Callable[[str], None] = lambda _: None
+) -> LoadedTokenizer:
+    """Load the tokenizer of a model.
+
+    Args:
+        name: `smollm2-135m`, a hub id, or a folder.
+        trust_remote_code: Run code from the hub; only when the user asks.
+        say: Told in one line what is going on.
+
+    Raises:
+        ModelError: There is no such model, or its tokenizer has no end token.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    name = checked_name(name)
+    source = str(bundled_model(name, say)) if name in BUNDLED else name
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(cannot_load(name, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"model.name: the tokenizer of {name!r} has no end token, so no output could ever end."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return LoadedTokenizer(tokenizer, bool(getattr(config, "is_encoder_decoder", False)), source)
+
+
+def checked_name(name: str) -> str:
+    """A model's name with `~` written out.
+
+    What can be no model is refused before the hub is asked, which takes long without a network.
+
+    Raises:
+        ModelError: It can be no model.
+    """
+    name = os.path.expanduser(name)
+    if name in BUNDLED or is_model_folder(name):
+        return name
+    if name.startswith((".", "/", "~")):
+        raise ModelError(f"model.name: {name}: no such folder. Expected a folder with a model in it.")
+    near = "" if "/" in name else did_you_mean(name, model_names())
+    if near:
+        raise ModelError(f"model.name: {name!r} is neither a folder nor a model of 'kifuse ls models'.{near}")
+    return name
+
+
+def cannot_load(name: str, error: Exception) -> str:
+    """Say that a model cannot be loaded, and why."""
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if is_model_folder(name):
+        return f"model.name: {name}: not a model folder that transformers can load: {first}"
+    return (
+        f"model.name: cannot load {name!r}: {first} Expected a folder, a hub id or one of "
+        f"{', '.join(model_names())}."
+    )

@@ -1,0 +1,45 @@
+"""One test example of each task as the model read it, from the file that a run keeps beside its record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kifuse.errors import KifuseError
+from kifuse.reporting.record import RENDERED
+from kifuse.storage import read_json
+
+Pieces = list[tuple[str, bool]]
+"""Parts of a text, and whether each is made of special tokens."""
+
+
+def rendered(folder: Path | None) -> dict[str, tuple[Pieces, Pieces]]:
+    """Read the rendered examples of a run.
+
+    Args:
+        folder: The run's; None: there are none.
+
+    Returns:
+        Prompt and target by the name of the task; what cannot be read is left out.
+    """
+    found = {}
+    for name, each in _read(folder).items() if folder is not None else ():
+        try:
+            found[name] = (_pieces(each["prompt"]), _pieces(each["target"]))
+        except (KeyError, TypeError, ValueError):
+            continue
+    return found
+
+
+def _pieces(items: Any) -> Pieces:
+    return [(str(text), bool(special)) for text, special in items]
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    if not (folder / RENDERED).is_file():
+        return {}
+    try:
+        found = read_json(folder / RENDERED)
+    except KifuseError:
+        return {}
+    return found if isinstance(found, dict) else {}

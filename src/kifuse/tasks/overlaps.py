@@ -1,0 +1,46 @@
+"""Inputs that stand in two splits or two tasks, found by their hashes alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+from typing import NamedTuple
+
+Inputs = Mapping[str, Iterable[str]]
+"""A hash of each input of a task (`Example.input_hash`), by the name of its split."""
+
+
+class Overlap(NamedTuple):
+    """Inputs that two splits share."""
+
+    task_a: str
+    split_a: str
+    task_b: str
+    split_b: str
+    count: int
+
+
+def find_overlaps(tasks: Mapping[str, Inputs]) -> list[Overlap]:
+    """Find inputs that occur in more than one split, of the same task or of two.
+
+    Args:
+        tasks: The inputs of each task by its name, tasks and splits in their order.
+
+    Returns:
+        One entry for each pair of splits that share inputs, in that order, with the number of distinct inputs
+        shared.
+    """
+    splits = [(task, split, inputs) for task, found in tasks.items() for split, inputs in found.items()]
+    places: dict[str, dict[int, None]] = defaultdict(dict)
+    for number, (_, _, inputs) in enumerate(splits):
+        for each in inputs:
+            places[each][number] = None
+    counts: dict[tuple[int, int], int] = defaultdict(int)
+    for shared in places.values():
+        for pair in combinations(shared, 2):
+            counts[pair] += 1
+    return [
+        Overlap(*splits[first][:2], *splits[second][:2], count)
+        for (first, second), count in sorted(counts.items())
+    ]

@@ -1,0 +1,91 @@
+"""An example as the text that is trained: prompt and target told apart, special tokens marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from kifuse.tasks.encoding import Encoder
+from kifuse.tasks.task import Example
+
+
+class Piece(NamedTuple):
+    """A part of a text; `special` where it is made of special tokens, such as `<|im_end|>`."""
+
+    text: str
+    special: bool = False
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """An example as the model reads it.
+
+    Args:
+        prompt: What is asked; it has no loss.
+        target: What is learned.
+        plain: Whether no tokenizer was at hand, so that special tokens, a template and cuts are not shown.
+    """
+
+    prompt: tuple[Piece, ...]
+    target: tuple[Piece, ...]
+    plain: bool = False
+
+    def state(self) -> dict[str, Any]:
+        """Describe it as a JSON value: `[text, special]` for each piece."""
+        return {"prompt": [list(p) for p in self.prompt], "target": [list(p) for p in self.target]}
+
+
+def render_example(example: Example, encoder: Encoder | None = None) -> Rendered:
+    """Show an example as the very text that is trained, cut as it is cut there.
+
+    Args:
+        example: The example.
+        encoder: Of the run; None: the texts of the data are shown as they are.
+
+    Returns:
+        The text, decoded from the token ids that are trained.
+
+    Raises:
+        DataError: As `Encoder.encode`.
+    """
+    if encoder is None:
+        return Rendered(_pieces([example.input]), _pieces([example.target]), plain=True)
+    encoded = encoder.encode(example)
+    prompt, target = list(encoded.input_ids), list(encoded.target_ids)
+    if encoder.encoder_decoder:
+        return Rendered(_decoded(prompt, [], encoder), _decoded(target, [], encoder))
+    return Rendered(_decoded(prompt, [], encoder), _decoded(target, prompt, encoder))
+
+
+def _pieces(texts: Iterable[str]) -> tuple[Piece, ...]:
+    return tuple(Piece(text) for text in texts if text)
+
+
+def _decoded(ids: Sequence[int], before: Sequence[int], encoder: Encoder) -> tuple[Piece, ...]:
+    """Decode tokens run by run, as they continue those before them.
+
+    Each run is what it adds to the whole, since some tokenizers drop the space of a text's first word.
+    """
+    special = special_ids(encoder.tokenizer)
+    seen, found = list(before), []
+    text = _text(seen, encoder)
+    for marked, run in groupby(ids, key=special.__contains__):
+        own = list(run)
+        seen += own
+        whole = _text(seen, encoder)
+        added = whole[len(text) :] if whole.startswith(text) else _text(own, encoder)
+        found.append(Piece(added, marked))
+        text = whole
+    return tuple(found)
+
+
+def _text(ids: list[int], encoder: Encoder) -> str:
+    return encoder.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of the tokens that stand for no text: markers of turns, beginning, end, padding."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
