@@ -41,7 +41,7 @@ OUTSIDE: dict[str, set[str]] = {
     "merging": {"torch"},
     "storage": {"torch", "safetensors"},
     "folders": set(),
-    "reporting": {"jinja2", "markupsafe", "matplotlib", "pydantic", "pydantic_core", "rich"},
+    "reporting": {"jinja2", "markupsafe", "pydantic", "pydantic_core", "rich", "vl_convert"},
     "config": {"pydantic", "yaml"},
     "registry": {"pydantic"},
     "streams": set(),

@@ -23,7 +23,7 @@ def report(
     ] = None,
     figures: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Also write every picture there, as PNG and SVG for a paper."),
+        typer.Option(metavar="DIR", help="Also write every picture there, as PNG, SVG and PDF for a paper."),
     ] = None,
     tables: Annotated[
         Path | None,

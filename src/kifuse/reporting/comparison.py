@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kifuse.reporting.comparison_tables import all_tasks, final_score, metric, reference
 from kifuse.reporting.groups import Group, fusions
 from kifuse.reporting.pictures import Missing
-from kifuse.reporting.plots import Cloud, Curves, Grid, Heatmap, Line, Mean, Panel, Plot, Strips
+from kifuse.reporting.plots import Cloud, CurvePanel, Curves, Heatmap, HeatmapPanel, Line, Mean, Plot, Strips
 from kifuse.reporting.record import RunRecord
 from kifuse.reporting.wording import count, listed
 
@@ -58,7 +58,7 @@ def task_differences(groups: Sequence[Group]) -> Plot | Missing:
         row_title="task",
         column_title="",
         unit=f"points above {first.label}",
-        panels=[Grid("", rows, [group.label for group in others])],
+        panels=[HeatmapPanel("", rows, [group.label for group in others])],
         low=-end,
         high=end,
         diverging=True,
@@ -115,7 +115,7 @@ def number_of_fusions(groups: Sequence[Group]) -> Plot | Missing:
                 points.append((float(fused), sum(values) / len(values)))
         everything += [y for _, y in points]
         if points:
-            panels.append(Panel(key, [Line(key, points)]))
+            panels.append(CurvePanel(key, [Line(key, points)]))
     low, high = min([0.0, *everything]), max([0.0, *everything])
     return Curves(
         name=name,
@@ -201,7 +201,7 @@ def progress(groups: Sequence[Group]) -> Plot | Missing:
         title=title,
         meaning="Mean score of the tasks learned so far, after each of them. A flat curve learns without "
         "forgetting; a falling one forgets as it learns.",
-        panels=[Panel("", lines)],
+        panels=[CurvePanel("", lines)],
         x_title="tasks learned",
         y_title="mean score (0 to 100)",
         x_range=(1.0, float(longest)),

@@ -10,7 +10,7 @@ from typing import Any
 
 from kifuse.methods.shown import Event, Series
 from kifuse.reporting.pictures import Missing, task_names
-from kifuse.reporting.plots import Curves, Grid, Heatmap, Line, Panel, Plot, Shares
+from kifuse.reporting.plots import CurvePanel, Curves, Heatmap, HeatmapPanel, Line, Plot, Shares
 from kifuse.reporting.record import RunRecord, TaskRecord
 from kifuse.reporting.svg import round_up
 from kifuse.reporting.tensors import by_layer
@@ -77,7 +77,7 @@ def moved_beside_importance(record: RunRecord) -> Plot | Missing:
         if points:
             agreement = rank_correlation(points)
             remark = "" if agreement is None else f"rank correlation {number(agreement, 2)}"
-            panels.append(Panel(label, [line for line in lines if line.points], remark))
+            panels.append(CurvePanel(label, [line for line in lines if line.points], remark))
     if not panels:
         return Missing(name, title, "No task has both importance and movement on record.")
     return Curves(
@@ -202,7 +202,7 @@ def _heatmap(
     for group in groups:
         layers = list(dict.fromkeys(layer for cells in rows for layer in cells.get(group, {})))
         layers.sort(key=lambda layer: int(layer) if layer.isdecimal() else -1)
-        panels.append(Grid(group, [[c.get(group, {}).get(k) for k in layers] for c in rows], layers))
+        panels.append(HeatmapPanel(group, [[c.get(group, {}).get(k) for k in layers] for c in rows], layers))
     return Heatmap(
         name=name,
         title=title,

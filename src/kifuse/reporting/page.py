@@ -11,7 +11,6 @@ import hashlib
 import os
 from collections.abc import Sequence
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,9 +21,9 @@ from markupsafe import Markup
 from kifuse import __version__
 from kifuse.reporting import comparison
 from kifuse.reporting.adapter_code import adapter_code
-from kifuse.reporting.colours import DARK, LIGHT, STEPS, Theme, step_of, text_on
+from kifuse.reporting.colours import step_of
 from kifuse.reporting.comparison_tables import methods_sheet, runs_sheet, tasks_sheet
-from kifuse.reporting.drawn import all_drawn, drawn
+from kifuse.reporting.drawings import draw, draw_all
 from kifuse.reporting.examples import examples
 from kifuse.reporting.groups import Run, group_runs, open_run
 from kifuse.reporting.headline import figures, how_scored, sentence
@@ -42,6 +41,7 @@ from kifuse.reporting.settings import (
     settings,
 )
 from kifuse.reporting.shareable import without_paths
+from kifuse.reporting.styles import page_style, read_template
 from kifuse.reporting.wording import clean, number, shorten
 from kifuse.storage import write_text
 
@@ -107,12 +107,12 @@ def run_page(run: Run, *, texts: bool = True) -> str:
         how_scored=how_scored(record),
         figures=figures(record),
         matrix=score_matrix(record),
-        forgetting=drawn(forgetting_curves(record)),
-        views=all_drawn(views(record)),
-        moved=drawn(moved_beside_importance(record)),
-        fused=drawn(fused_units(record)),
-        loss=drawn(losses(record)),
-        rate=drawn(learning_rates(record)),
+        forgetting=draw(forgetting_curves(record)),
+        views=draw_all(views(record)),
+        moved=draw(moved_beside_importance(record)),
+        fused=draw(fused_units(record)),
+        loss=draw(losses(record)),
+        rate=draw(learning_rates(record)),
         costs=cost_sheet(record),
         events=events_sheet(record),
         examples=chosen,
@@ -155,11 +155,11 @@ def comparison_page(runs: Sequence[Run], folder: Path, *, texts: bool = True) ->
         sentence=comparison.sentence(groups),
         how_scored=how_scored(runs[0].record),
         tables=tables,
-        methods=drawn(comparison.methods(groups)),
+        methods=draw(comparison.methods(groups)),
         differences=comparison.task_differences(groups),
-        progress=drawn(comparison.progress(groups)),
-        cost=drawn(comparison.cost_and_quality(groups)),
-        fusions=drawn(comparison.number_of_fusions(groups)),
+        progress=draw(comparison.progress(groups)),
+        cost=draw(comparison.cost_and_quality(groups)),
+        fusions=draw(comparison.number_of_fusions(groups)),
         runs=runs_sheet(runs, labels),
         link=lambda run: _link(run, folder),
     )
@@ -177,7 +177,7 @@ def _link(run: Run | None, folder: Path) -> str | None:
 
 
 def _render(template: str, **content: Any) -> str:
-    style, script = _style(), _read("page.js")
+    style, script = page_style(), read_template("page.js")
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -201,7 +201,7 @@ def _render(template: str, **content: Any) -> str:
 def _environment() -> Environment:
     # the names end in .j2, so escaping is not left to what jinja reads from them
     environment = Environment(
-        loader=FunctionLoader(_read),
+        loader=FunctionLoader(read_template),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -211,35 +211,6 @@ def _environment() -> Environment:
     environment.filters.update(shorten=shorten, number=number)
     environment.globals["step_of"] = step_of
     return environment
-
-
-@cache
-def _read(name: str) -> str:
-    file = resources.files("kifuse.reporting") / "templates" / name
-    return file.read_text(encoding="utf-8").replace("\r\n", "\n")
-
-
-@cache
-def _style() -> str:
-    """The style sheet, its colours filled in for light and dark."""
-    light, dark = _variables(LIGHT), _variables(DARK)
-    sheet = _read("page.css").replace("/* LIGHT */", light).replace("/* DARK */", dark)
-    steps = range(STEPS)
-    classes = [f".h{i}{{fill:var(--h{i});background:var(--h{i});color:var(--ht{i})}}" for i in steps]
-    classes += [f".d{i}{{fill:var(--d{i});background:var(--d{i});color:var(--dt{i})}}" for i in steps]
-    return sheet + "\n".join(classes) + "\n"
-
-
-def _variables(theme: Theme) -> str:
-    plain = ("paper", "raised", "ink", "muted", "line", "axis", "accent", "faint", "right", "wrong")
-    values = {name: getattr(theme, name) for name in plain}
-    values.update({f"g{i}": colour for i, colour in enumerate(theme.groups)})
-    values.update({f"p{i}": colour for i, colour in enumerate(theme.parts)})
-    values.update({f"pt{i}": text_on(colour) for i, colour in enumerate(theme.parts)})
-    for letter, diverging in (("h", False), ("d", True)):
-        for i, colour in enumerate(theme.steps(diverging)):
-            values.update({f"{letter}{i}": colour, f"{letter}t{i}": text_on(colour)})
-    return "".join(f"--{name}:{value};" for name, value in values.items())
 
 
 def _digest(text: str) -> str:

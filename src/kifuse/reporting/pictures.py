@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from kifuse.evaluation.metrics import Metric
-from kifuse.reporting.plots import Curves, Grid, Heatmap, Line, Panel, Plot, Timeline
+from kifuse.reporting.plots import CurvePanel, Curves, Heatmap, HeatmapPanel, Line, Plot, Timeline
 from kifuse.reporting.record import RunRecord, TaskRecord
 from kifuse.reporting.wording import clean, listed, number
 
@@ -71,7 +71,7 @@ def score_matrix(record: RunRecord) -> Plot | Missing:
         row_title="moment",
         column_title="score on",
         unit=SCORE,
-        panels=[Grid("", [grid[after] for after in moments], names)],
+        panels=[HeatmapPanel("", [grid[after] for after in moments], names)],
         low=0.0,
         high=100.0,
         decimals=1,
@@ -106,7 +106,7 @@ def forgetting_curves(record: RunRecord) -> Plot | Missing:
         return Missing(name, title, "No task has been scored twice yet.")
     lines = [Line(label, points) for label, points in zip(names, found, strict=True)]
     panels = [
-        Panel(
+        CurvePanel(
             names[i],
             [*(_since_learned(j, o) for j, o in enumerate(lines, start=1) if o is not line), line],
             _from_to(matrix.get(i + 1, i), matrix.get(count, i) if i + 1 < count else None),

@@ -34,7 +34,7 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Grid:
+class HeatmapPanel:
     """One panel of a heatmap; `values[row][column]` is None where there is none."""
 
     title: str
@@ -64,7 +64,7 @@ class Heatmap(Plot):
     row_title: str
     column_title: str
     unit: str
-    panels: Sequence[Grid]
+    panels: Sequence[HeatmapPanel]
     low: float
     high: float
     diverging: bool = False
@@ -100,7 +100,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Panel:
+class CurvePanel:
     """One panel of curves, with a short remark beside its title."""
 
     title: str
@@ -123,7 +123,7 @@ class Curves(Plot):
         wide: One large panel.
     """
 
-    panels: Sequence[Panel]
+    panels: Sequence[CurvePanel]
     x_title: str
     y_title: str
     x_range: tuple[float, float]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from kifuse.reporting.wording import clean, compact, shorten
+from kifuse.reporting.wording import MINUS, clean, shorten
 
 CHARACTER = 6.6
 """Width of a character of the drawings' text, on average, at its 12 units of height."""
@@ -144,12 +144,12 @@ def axes(
     for value in y_ticks:
         place = y(value)
         made.append(element("line", x1=x.start, x2=x.end, y1=place, y2=place, class_="grid"))
-        made.append(text(x.start - 6, place + 4, compact(value), "tick", "end"))
+        made.append(text(x.start - 6, place + 4, tick_text(value), "tick", "end"))
     made.append(element("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="axis"))
     for value in x_ticks:
         place = x(value)
         made.append(element("line", x1=place, x2=place, y1=y.start, y2=y.start + 4, class_="axis"))
-        made.append(text(place, y.start + 17, compact(value), "tick", "middle"))
+        made.append(text(place, y.start + 17, tick_text(value), "tick", "middle"))
     made.append(text((x.start + x.end) / 2, y.start + 34, x_title, "title", "middle"))
     made.append(text(0, y.end - 14, y_title, "title"))
     return made
@@ -183,6 +183,11 @@ def marker(index: int, x: float, y: float, *, tip: str | None = None, size: floa
 def fit(name: object, width: float) -> str:
     """Cut a name so that it fits so many units."""
     return shorten(name, max(int(width / CHARACTER), 1))
+
+
+def tick_text(value: float) -> str:
+    """Write the number at a tick of an axis, as short as it can be."""
+    return f"{value:g}".replace("-", MINUS)
 
 
 def _plain(value: object) -> str:

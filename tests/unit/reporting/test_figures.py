@@ -1,7 +1,8 @@
-"""Pictures as files: each as PNG and SVG, with units on its axes, legible at the width of a column."""
+"""Pictures as files: each as PNG, SVG and PDF, with units on its axes, legible at the width of a column."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-pytest.importorskip("matplotlib", reason="matplotlib is not installed (kifuse[figures])")
+pytest.importorskip("vl_convert", reason="vl-convert-python is not installed (kifuse[figures])")
 
 from kifuse.errors import RunError
 from kifuse.reporting.collected import all_plots, all_sheets
-from kifuse.reporting.figures import COLUMN, PAGE, figure_of, write_figures
+from kifuse.reporting.figures import COLUMN, DOTS, PAGE, figure, write_figures
 from kifuse.reporting.groups import Run
 from kifuse.reporting.pictures import Missing
-from kifuse.reporting.plots import Plot
+from kifuse.reporting.plots import Cloud, Curves, Heatmap, Plot, Shares, Strips, Timeline
+from kifuse.reporting.styles import figure_style
 from tests.unit.reporting.measured_runs import hostile_record, kif_record, rounds_record
 from tests.unit.reporting.runs import make_record
 
@@ -34,7 +36,15 @@ def plots(runs: list[Run]) -> list[Plot]:
     return [plot for plot in all_plots(runs) if not isinstance(plot, Missing)]
 
 
-def test_every_picture_becomes_two_files_that_can_be_read(tmp_path: Path):
+def drawn(plot: Plot) -> ElementTree.Element:
+    return ElementTree.fromstring(figure(plot))  # noqa: S314
+
+
+def words(plot: Plot) -> list[str]:
+    return [text.text or "" for text in drawn(plot).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_every_picture_becomes_three_files_that_can_be_read(tmp_path: Path):
     wanted = plots(ROUNDS)
     files = write_figures(wanted, tmp_path / "new")
     assert {file.stem for file in files} == {plot.name for plot in wanted}
@@ -42,34 +52,55 @@ def test_every_picture_becomes_two_files_that_can_be_read(tmp_path: Path):
         data = file.read_bytes()
         if file.suffix == ".png":
             assert data.startswith(b"\x89PNG")
+            assert int.from_bytes(data[16:20], "big") in [
+                pytest.approx(w / 72 * DOTS, abs=1) for w in (COLUMN, PAGE)
+            ]
+        elif file.suffix == ".pdf":
+            assert data.startswith(b"%PDF")
+            wide = float(re.findall(rb"MediaBox \[0 0 ([\d.]+)", data)[0])
+            assert wide in [pytest.approx(width) for width in (COLUMN, PAGE)]
         else:
             assert ElementTree.fromstring(data).tag.endswith("svg")  # noqa: S314
+
+
+def titles(plot: Plot) -> list[str]:
+    """What the axes and colours of a picture must be called."""
+    if isinstance(plot, Heatmap):
+        return [plot.unit, plot.column_title or plot.panels[0].columns[0], *plot.rows]
+    if isinstance(plot, Curves | Timeline | Cloud):
+        log = ", logarithmic" if isinstance(plot, Timeline) and plot.log else ""
+        return [plot.x_title, plot.y_title + log]
+    if isinstance(plot, Shares):
+        return [plot.unit, *plot.rows, *plot.parts]
+    assert isinstance(plot, Strips)
+    return [*plot.rows, *(title for title, _ in plot.panels)]
 
 
 @pytest.mark.parametrize("runs", [KIF, ROUNDS, SEVERAL], ids=["kif", "rounds", "several"])
 def test_every_axis_has_a_title_and_every_figure_the_width_of_a_paper(runs: list[Run]):
     for plot in plots(runs):
-        figure = figure_of(plot)
-        assert figure.get_size_inches()[0] in (COLUMN, PAGE)
-        axes = [axis for axis in figure.axes if axis.get_visible()]
-        shared = [figure.get_supxlabel(), figure.get_supylabel()]
-        for axis in axes:
-            bar = axis.get_label() == "<colorbar>"
-            named = [axis.get_xlabel() or shared[0], axis.get_ylabel() or shared[1]]
-            labelled = [bool(t.get_text()) for t in axis.get_yticklabels()]
-            # rows with names of their own need no title
-            assert named[1] or any(labelled), f"{plot.name}: y"
-            assert bar or named[0] or any(t.get_text() for t in axis.get_xticklabels()), f"{plot.name}: x"
+        assert float(drawn(plot).get("width", "").removesuffix("pt")) in (COLUMN, PAGE)
+        assert set(titles(plot)) <= set(words(plot)), plot.name
 
 
 def test_text_is_never_smaller_than_print_can_carry():
-    for plot in plots(KIF) + plots(SEVERAL):
-        figure = figure_of(plot)
-        sizes = [text.get_fontsize() for axis in figure.axes for text in axis.texts]
-        sizes += [
-            t.get_fontsize() for axis in figure.axes for t in (*axis.get_xticklabels(), axis.xaxis.label)
-        ]
-        assert min(sizes) >= 5.5
+    sizes = [float(size) for size in re.findall(r"font[^;}]*?([\d.]+)px", figure_style())]
+    assert sizes
+    for plot in plots(KIF) + plots(ROUNDS) + plots(SEVERAL):
+        root = drawn(plot)
+        units = float(root.get("viewBox", "").split()[2])
+        assert min(sizes) * float(root.get("width", "").removesuffix("pt")) / units >= 5.5
+
+
+def test_the_score_matrix_has_its_numbers_frames_and_what_they_mean():
+    (matrix,) = [plot for plot in plots(KIF) if plot.name == "score-matrix"]
+    assert {"90.0", "20.0", "80.0", "right after the task was learned"} <= set(words(matrix))
+    assert figure(matrix).count('class="framed"') == 3  # two tasks, and one in the legend
+
+
+def test_a_figure_needs_no_style_from_elsewhere():
+    for plot in plots(KIF):
+        assert "var(" not in figure(plot)
 
 
 def test_names_are_neither_formulas_nor_markup(tmp_path: Path):
@@ -81,13 +112,14 @@ def test_names_are_neither_formulas_nor_markup(tmp_path: Path):
 
 def test_the_same_record_makes_the_same_files(tmp_path: Path):
     wanted = plots(KIF)[:2]
-    one, two = (write_figures(wanted, tmp_path / name) for name in "ab")
+    # the fonts of a PDF come in any order
+    one, two = ([f for f in write_figures(wanted, tmp_path / name) if f.suffix != ".pdf"] for name in "ab")
     assert [file.read_bytes() for file in one] == [file.read_bytes() for file in two]
 
 
-def test_without_matplotlib_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(RunError, match="pip install matplotlib"):
+def test_without_the_converter_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    with pytest.raises(RunError, match="pip install vl-convert-python"):
         write_figures(plots(KIF), tmp_path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from kifuse.reporting.plots import Cloud, Curves, Mean, Panel, Strips, Timeline
+from kifuse.reporting.plots import Cloud, CurvePanel, Curves, Mean, Strips, Timeline
 from kifuse.reporting.svg import (
     CHARACTER,
     Scale,
@@ -17,12 +17,13 @@ from kifuse.reporting.svg import (
     path,
     round_up,
     text,
+    tick_text,
     ticks,
 )
 from kifuse.reporting.wording import compact, number
 
 
-def curve_panel(plot: Curves, panel: Panel, *, narrow: bool = False) -> Markup:
+def curve_panel(plot: Curves, panel: CurvePanel, *, narrow: bool = False) -> Markup:
     """Draw one panel of curves; its title stands beside it on the page.
 
     Args:
@@ -63,7 +64,7 @@ def curve_panel(plot: Curves, panel: Panel, *, narrow: bool = False) -> Markup:
     return drawing(width, height, label, *made, kind=kind)
 
 
-def several(panel: Panel) -> bool:
+def several(panel: CurvePanel) -> bool:
     """Whether a panel has more than one curve that is not there for comparison only."""
     return sum(not line.faint for line in panel.lines) > 1
 
@@ -119,7 +120,7 @@ def strip_panel(plot: Strips, index: int) -> Markup:
         place = x(value)
         kind = "axis" if value == 0 else "grid"
         made.append(element("line", x1=place, x2=place, y1=top, y2=bottom, class_=kind))
-        made.append(text(place, bottom + 16, compact(value), "tick", "middle"))
+        made.append(text(place, bottom + 16, tick_text(value), "tick", "middle"))
     for r, (name, mean) in enumerate(zip(plot.rows, means, strict=True)):
         y = top + row * (r + 0.5)
         made.append(text(left, y + 4, fit(name, left), "name", "end"))

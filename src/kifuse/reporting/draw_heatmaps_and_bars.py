@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from markupsafe import Markup
 
 from kifuse.reporting.colours import STEPS, step_of
-from kifuse.reporting.plots import Grid, Heatmap, Shares
+from kifuse.reporting.plots import Heatmap, HeatmapPanel, Shares
 from kifuse.reporting.svg import CHARACTER, drawing, element, fit, text
-from kifuse.reporting.wording import compact, number
+from kifuse.reporting.wording import compact, number, shorten
 
 _WIDTH = 430.0
 _ROW = 20.0
+_LONGEST = 22
+"""Characters of a name below a column."""
 
 
-def heatmap_panel(plot: Heatmap, panel: Grid, first_row: int) -> Markup:
+def heatmap_panel(plot: Heatmap, panel: HeatmapPanel, first_row: int) -> Markup:
     """Draw one panel of a heatmap.
 
     Args:
@@ -26,35 +30,57 @@ def heatmap_panel(plot: Heatmap, panel: Grid, first_row: int) -> Markup:
     """
     left = min(max(len(row) for row in plot.rows) * CHARACTER + 8, 128.0)
     columns = max(len(panel.columns), 1)
-    cell = max(5.0, min(34.0, (_WIDTH - left) / columns))
+    cell = max(5.0 if plot.decimals is None else 40.0, min(34.0, (_WIDTH - left) / columns))
     width, height = max(left + cell * columns + 6, 200.0), _ROW * len(plot.rows)
     top, gap = 4.0, 1.0 if cell >= 9 else 0.5
     by_colour: dict[str, list[str]] = {}
+    over: list[Markup] = []
     for r, values in enumerate(panel.values):
         for c, value in enumerate(values):
             kind = "void"
+            x, y = left + c * cell, top + r * _ROW
             if value is not None:
                 kind = f"{'d' if plot.diverging else 'h'}{step_of(value, plot.low, plot.high)}"
-            corner = f"M{left + c * cell:.2f} {top + r * _ROW:g}"
-            by_colour.setdefault(kind, []).append(f"{corner}h{cell - gap:.2f}v{_ROW - 1:g}h{gap - cell:.2f}z")
+                if plot.decimals is not None:
+                    shown = number(value, plot.decimals, sign=plot.diverging)
+                    over.append(text(x + (cell - gap) / 2, y + 14, shown, f"on-{kind}", "middle"))
+            by_colour.setdefault(kind, []).append(
+                f"M{x:.2f} {y:g}h{cell - gap:.2f}v{_ROW - 1:g}h{gap - cell:.2f}z"
+            )
+            if (r, c) in plot.marked:
+                over.append(element("rect", x=x, y=y, width=cell - gap, height=_ROW - 1, class_="framed"))
     cells = [element("path", d="".join(parts), class_=kind) for kind, parts in by_colour.items()]
     names = [
         text(left - 7, top + r * _ROW + 14, fit(row, left - 7), "tick", "end")
         for r, row in enumerate(plot.rows)
     ]
-    every = next(n for n in (1, 2, 4, 5, 10, 20, 50, 100) if n * cell >= 24 or n == 100)
-    heads = [
-        text(left + (c + 0.5) * cell, top + height + 13, name, "tick", "middle")
-        for c, name in enumerate(panel.columns)
-        if c % every == 0
-    ]
-    title = text(left + cell * columns / 2, top + height + 30, plot.column_title, "title", "middle")
+    heads, below = _heads(panel.columns, left, top + height, cell)
+    title = text(left + cell * columns / 2, top + height + below + 17, plot.column_title, "title", "middle")
     place = [left, top, cell, _ROW, len(plot.rows), columns, first_row]
-    sheet = element("g", *cells, class_="cells", data_grid=" ".join(f"{n:g}" for n in place))
+    sheet = element("g", *cells, *over, class_="cells", data_grid=" ".join(f"{n:g}" for n in place))
     label = (
         f"{plot.title}: {panel.title}. {len(plot.rows)} {plot.row_title}s by {columns} {plot.column_title}s."
     )
-    return drawing(width, top + height + 36, label, sheet, *names, *heads, title)
+    return drawing(width, top + height + below + 23, label, sheet, *names, *heads, title)
+
+
+def _heads(columns: Sequence[str], left: float, top: float, cell: float) -> tuple[list[Markup], float]:
+    """The names below the columns, turned where they are longer than numbers, and their height."""
+    longest = max(map(len, columns), default=0)
+    if longest <= 3:
+        every = next(n for n in (1, 2, 4, 5, 10, 20, 50, 100) if n * cell >= 24 or n == 100)
+        return [
+            text(left + (c + 0.5) * cell, top + 13, name, "tick", "middle")
+            for c, name in enumerate(columns)
+            if c % every == 0
+        ], 13.0
+    made = []
+    for c, name in enumerate(columns):
+        x, y = left + (c + 0.6) * cell, top + 10
+        turned = f"rotate(-40 {x:g} {y:g})"
+        name = shorten(name, _LONGEST)
+        made.append(element("text", name, x=x, y=y, transform=turned, class_="tick", text_anchor="end"))
+    return made, 10.0 + 0.58 * CHARACTER * min(longest, _LONGEST)
 
 
 def scale(plot: Heatmap) -> Markup:
