@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -31,14 +32,14 @@ def open_stream(data: DataConfig, seed: int) -> TaskStream:
         stream = load_benchmark(data.benchmark, data.order, data.path)
     elif data.path is not None:
         order = data.order if isinstance(data.order, list) else None
-        stream = read_stream(data.path, order, layout=data.layout)
+        stream = read_stream(data.path, order, layout=data.layout, format=data.format, columns=data.columns)
     else:
         raise DataError("data: found neither benchmark nor path, expected at least one of them.")
     sizes = {"train": data.train_examples, "dev": data.dev_examples, "test": data.test_examples}
     for task in stream.tasks:
         if not task.train:
             raise DataError(f"Task '{task.name}': it has no training examples, so there is nothing to learn.")
-    return TaskStream(stream.name, tuple(task.subset(**sizes, seed=seed) for task in stream.tasks))
+    return replace(stream, tasks=tuple(task.subset(**sizes, seed=seed) for task in stream.tasks))
 
 
 def own_steps(examples: int, epochs: int, batch_size: int) -> int:

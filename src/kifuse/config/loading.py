@@ -17,6 +17,7 @@ from kifuse.config.schema import RunConfig
 from kifuse.errors import ConfigError, did_you_mean
 from kifuse.problems import NOTHING, Key, Problem, from_pydantic, show_value
 from kifuse.registry import check_settings, method_names
+from kifuse.tasks.readers.hub import hub_id
 
 _MOST_PROBLEMS = 50
 _LONGEST_PART = 255
@@ -268,7 +269,7 @@ def _check_folder(section: Any) -> list[Problem]:
     if not isinstance(text, str) or not text.strip() or _check_paths({"data": section}):
         return []
     try:
-        if Path(text).expanduser().exists():
+        if Path(text).expanduser().exists() or hub_id(text) is not None:
             return []
     except OSError:  # what may not be looked at is refused with the reason when it is read
         return []

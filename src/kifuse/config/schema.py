@@ -134,10 +134,14 @@ class DataConfig(Section):
         description="The benchmark's task order by number, or the names of the tasks in their order.",
     )
     path: Folder | None = Field(
-        default=None, description="The folder, or JSON Lines file, that holds the data."
+        default=None,
+        description="The folder or file that holds the data, or a data set of the hub: owner/name, or "
+        "hub:owner/name:configuration.",
     )
     layout: Literal["auto", "long_sequence", "cl_benchmark", "superni", "jsonl"] = Field(
-        default="auto", description="How the folder is laid out; auto: told from its files."
+        default="auto",
+        description="How the folder is laid out; jsonl: your own data, in any format; auto: told from its "
+        "files.",
     )
     train_examples: int | None = Field(
         default=None,
@@ -166,6 +170,10 @@ class DataConfig(Section):
     train_on: Literal["last", "all"] = Field(
         default="last",
         description="Which answers of a conversation are learned: the assistant's last, or each of them.",
+    )
+    format: Text | None = Field(
+        default=None,
+        description="Format of the rows of your own data, such as alpaca; null: told from their fields.",
     )
     columns: dict[Text, Text] | None = Field(
         default=None,

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from kifuse.errors import DataError
-from kifuse.tasks.readers import read_task, repeated_ids
-from kifuse.tasks.readers.jsonl import task_from_rows
+from kifuse.tasks.readers import repeated_ids, task_with
+from kifuse.tasks.readers.building import build
+from kifuse.tasks.readers.names import data_file
+from kifuse.tasks.readers.objects import object_tables
+from kifuse.tasks.readers.own import file_tables
+from kifuse.tasks.readers.settings import Settings, settings_of_rows
+from kifuse.tasks.readers.tables import Table
 from kifuse.tasks.sampling import visiting_order
-from kifuse.tasks.task import SPLITS, Metric, Task
+from kifuse.tasks.task import Metric, Task
 
 HELD_OUT = 0.1
 """Share of the training examples that become the test set of a task that brings none."""
 
 MOST_HELD_OUT = 200
 """More test examples than these cost time at every later task and say little more."""
-
-_ALIASES = {"validation": "dev", "valid": "dev", "val": "dev", "eval": "dev"}
 
 
 def as_task(
@@ -31,20 +35,26 @@ def as_task(
     labels: Iterable[str] | None = None,
     list_labels: bool = False,
     metric: Metric | None = None,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
     seed: int = 0,
     to_learn: bool = True,
 ) -> Task:
-    """Make a task of a `Task`, a path, a `datasets.Dataset` or `DatasetDict`, or a list of rows.
+    """Make a task of a `Task`, a path, a data set of the hub, or rows in memory.
 
     Args:
-        data: A path is read as `read_task` does. Rows have `input` and `output`, `prompt` and `completion`,
-            or `messages`; a mapping gives them for each split.
+        data: A path, or a hub id such as ``owner/name``, is read as `read_task` does. Rows are a
+            `datasets.Dataset`, an `IterableDataset`, a data frame, a list or other iterable of mappings; a
+            `DatasetDict` or mapping gives them for each split. The guide lists the formats of rows.
         name: The task's name; needed where the data brings none.
-        test: Test rows for data that is one list of rows.
-        instruction: For rows; see `task_from_rows`.
-        labels: For rows.
-        list_labels: For rows.
-        metric: For rows.
+        test: Test rows for data that is one list of rows or one file.
+        instruction: Stands before each input that brings none of its own.
+        labels: The closed set of outputs; a set is sorted.
+        list_labels: Whether the labels stand in the prompt.
+        metric: How predictions are scored; None: exact match with labels, perplexity of texts to continue,
+            else ROUGE-L.
+        format: The format of the rows; None: each row's is told from its fields.
+        columns: Names of the data's own columns by what they hold: ``{"input": "question"}``.
         seed: Of the draw of the test set, where there is none: a tenth of the training examples, 200 at most.
         to_learn: Whether it must have training examples; without, it is taken as it is.
 
@@ -53,24 +63,21 @@ def as_task(
 
     Raises:
         DataError: The data is of no known kind, has no name, or a row is wrong; or an option is given with a
-            task or path, which say it themselves.
+            `Task`, which says it itself, or twice.
     """
-    options = {"instruction": instruction, "list_labels": list_labels, "metric": metric}
-    if isinstance(data, (Task, str, os.PathLike)):
-        _refuse_options({"test": test, "labels": labels, **options})
+    options = {
+        "instruction": instruction,
+        "labels": labels,
+        "list_labels": list_labels,
+        "metric": metric,
+        "format": format,
+        "columns": columns,
+    }
     if isinstance(data, Task):
+        _refuse_options({"test": test, **options})
         task = data if name is None else replace(data, name=name)
-    elif isinstance(data, (str, os.PathLike)):
-        task = read_task(data)
-        task = task if name is None else replace(task, name=name)
     else:
-        if name is None:
-            raise DataError(
-                "learn(): rows have no name of their own; say name='...', which the record will show."
-            )
-        splits = _splits(data, test)
-        task = task_from_rows(name, splits, labels=_ordered(labels), **options)
-        task = replace(task, warnings=(*task.warnings, *repeated_ids(task)))
+        task = _task(data, test, name, settings_of_rows(name or "learn()", **options))
     if not to_learn:
         return task
     if not task.train:
@@ -78,42 +85,51 @@ def as_task(
     return task if task.test else _hold_out(task, seed)
 
 
-def _ordered(labels: Iterable[str] | None) -> list[str] | None:
-    """Labels in their order, and those of a set sorted: a set's own order changes from process to process."""
-    if isinstance(labels, Set):
-        return sorted(labels)
-    return None if labels is None else list(labels)
+def _task(data: Any, test: Any, name: str | None, settings: Settings) -> Task:
+    """Read a path, a data set of the hub, or rows, with test rows of their own."""
+    said: list[str] = []
+    if isinstance(data, (str, os.PathLike)):
+        if test is None:
+            task = task_with(data, settings)
+            return task if name is None else replace(task, name=name)
+        file = data_file(Path(data))
+        if file is None or not os.path.lexists(data):
+            raise DataError(
+                f"learn(): found test with the path {os.fspath(data)}, expected it with rows or with one "
+                "data file; a task's folder holds test.jsonl."
+            )
+        name, (splits, said) = name or file.stem, file_tables(file)
+    elif name is None:
+        raise DataError(
+            "learn(): rows have no name of their own; say name='...', which the record will show."
+        )
+    else:
+        splits, said = object_tables(data, name)
+    if test is not None:
+        if "test" in splits:
+            raise DataError(f"learn(): task '{name}' has test rows of its own; leave out test=.")
+        splits = {**splits, "test": _test_table(test, name)}
+    task = build(name, splits, settings, said)
+    return replace(task, warnings=(*task.warnings, *repeated_ids(task)))
+
+
+def _test_table(test: Any, name: str) -> Table:
+    file = data_file(Path(test)) if isinstance(test, (str, os.PathLike)) else None
+    splits, _ = object_tables(test, name) if file is None else file_tables(file)
+    if len(splits) > 1:
+        raise DataError(f"learn(): test= holds several splits, {', '.join(splits)}; give one of them.")
+    rows = next(iter(splits.values()))
+    old, new = f"{name}, train row", f"{name}, test row"
+    return replace(rows, rows=[replace(row, where=row.where.replace(old, new)) for row in rows.rows])
 
 
 def _refuse_options(options: Mapping[str, Any]) -> None:
     given = [name for name, value in options.items() if value is not None and value is not False]
     if given:
         raise DataError(
-            f"learn(): found {', '.join(given)} with a task or path, expected them with rows only; a task's "
-            "folder holds test.jsonl and task.json, and a Task has fields for them."
+            f"learn(): found {', '.join(given)} with a Task, expected them with rows or a path only; a Task "
+            "has fields for them: dataclasses.replace(task, ...)."
         )
-
-
-def _splits(data: Any, test: Any) -> dict[str, list[Any]]:
-    if isinstance(data, Mapping):
-        found: dict[str, list[Any]] = {}
-        for key, rows in data.items():
-            split = _ALIASES.get(str(key), str(key))
-            if split not in SPLITS:
-                raise DataError(
-                    f"learn(): found a split {key!r}, expected {', '.join(SPLITS)} or validation."
-                )
-            found[split] = list(rows)
-    elif isinstance(data, Iterable):
-        found = {"train": list(data)}
-    else:
-        raise DataError(
-            f"learn(): found {type(data).__name__}, expected a Task, a path, a datasets.Dataset or a list of "
-            "rows."
-        )
-    if test is not None:
-        found["test"] = list(test)
-    return found
 
 
 def _hold_out(task: Task, seed: int) -> Task:

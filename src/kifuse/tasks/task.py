@@ -271,10 +271,17 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskStream:
-    """Tasks in the order in which they are learned."""
+    """Tasks in the order in which they are learned.
+
+    Args:
+        name: What the stream is called.
+        tasks: The tasks.
+        passed_over: What stands beside them in the data and belongs to no task, a sentence each.
+    """
 
     name: str
     tasks: tuple[Task, ...]
+    passed_over: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))
@@ -290,8 +297,8 @@ class TaskStream:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the readers found odd but kept, over all tasks."""
-        return tuple(warning for task in self.tasks for warning in task.warnings)
+        """What belongs to no task, and what the readers found odd but kept, over all tasks."""
+        return (*self.passed_over, *(warning for task in self.tasks for warning in task.warnings))
 
     def overlaps(self) -> list[Overlap]:
         """Find inputs that occur in more than one split, of the same task or of two.

@@ -143,8 +143,8 @@ def test_an_unknown_layout_and_a_missing_folder_are_named(jsonl, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"not a known layout, expected train/<task>.json"):
         read_stream(tmp_path / "empty")
-    with pytest.raises(DataError, match=r"expected a folder or a file that ends in '.jsonl'"):
-        read_stream(put(tmp_path / "a.csv", "a,b"))
+    with pytest.raises(DataError, match=r"a file that ends in one of .jsonl, .*For this one: save it as CSV"):
+        read_stream(put(tmp_path / "a.xlsx", "a,b"))
 
 
 def test_a_task_folder_is_read_on_its_own(cl_benchmark, superni, jsonl):

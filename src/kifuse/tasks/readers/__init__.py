@@ -1,4 +1,4 @@
-"""Readers of the published benchmark layouts and of your own JSON Lines."""
+"""Readers of the published benchmark layouts and of your own data in many formats."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kifuse.errors import DataError, did_you_mean
-from kifuse.tasks.readers import cl_benchmark, jsonl, long_sequence, superni
+from kifuse.tasks.readers import cl_benchmark, long_sequence, own, superni
+from kifuse.tasks.readers.building import grouped
+from kifuse.tasks.readers.hub import PREFIX, hub_id, hub_tables
+from kifuse.tasks.readers.names import ENDINGS, data_file, listed, no_data
+from kifuse.tasks.readers.own import Found
 from kifuse.tasks.readers.rows import visible
+from kifuse.tasks.readers.settings import Settings, checked_settings
 from kifuse.tasks.task import METRICS, SPLITS, Metric, Task, TaskStream, check_different, check_task_name
 
 Layout = Literal["long_sequence", "cl_benchmark", "superni", "jsonl"]
@@ -31,6 +36,8 @@ def read_stream(
     *,
     superni_metric: Metric = "rouge_l",
     name: str | None = None,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> TaskStream:
     """Read a stream of tasks.
 
@@ -38,22 +45,26 @@ def read_stream(
     are passed over.
 
     Args:
-        path: A folder in one of the layouts, or one JSON Lines file.
+        path: A folder in one of the layouts, one file, or a data set of the hub: ``owner/name``, or
+            ``hub:owner/name:configuration``.
         order: Names of the tasks to read, in order; letter case does not matter, and a SuperNI task may be
             named by its number, such as ``"1572"``. None reads all, sorted by name or as first met in a file.
-        layout: ``"long_sequence"``, ``"cl_benchmark"``, ``"superni"``, ``"jsonl"``, or ``"auto"`` to look.
+        layout: ``"long_sequence"``, ``"cl_benchmark"``, ``"superni"``, ``"jsonl"`` for your own data in any
+            format, or ``"auto"`` to look.
         superni_metric: What scores SuperNI classifications: ``"rouge_l"`` as SAPT, or ``"exact_match"``.
         name: Name of the stream; None takes that of the folder.
+        format: Format of the rows of your own data, such as ``"alpaca"``; None: told from their fields.
+        columns: Names of your data's own columns by what they hold: ``{"input": "question"}``.
 
     Returns:
-        The tasks in the order asked for.
+        The tasks in the order asked for, and what was passed over.
 
     Raises:
         DataError: If the folder, a file, a row or a name in the order is wrong, or what stands in the place
             of a file is no plain file; says which and what to do.
     """
     root = _root(path)
-    found = _discover(root, layout, superni_metric)
+    found, passed_over = _discover(root, layout, superni_metric, _settings(root, format, columns))
     if order is not None:
         if isinstance(order, str) or not all(isinstance(item, str) for item in order):
             raise DataError(f"The order of tasks is {order!r}, expected a list of names.")
@@ -64,7 +75,7 @@ def read_stream(
         raise DataError(f"The order of tasks names '{twice[0]}' twice, expected each task once.")
     check_different(names, f"{root}: the stream")
     stream_name = name or ascii(root.resolve().stem)[1:-1]
-    return TaskStream(stream_name, tuple(_read(item, found, root) for item in names))
+    return TaskStream(stream_name, tuple(_read(item, found, root) for item in names), passed_over)
 
 
 def read_task(
@@ -73,6 +84,8 @@ def read_task(
     layout: str = "auto",
     *,
     superni_metric: Metric = "rouge_l",
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Task:
     """Read one task.
 
@@ -81,6 +94,8 @@ def read_task(
         name: Which task of the folder to read.
         layout: As in :func:`read_stream`.
         superni_metric: As in :func:`read_stream`.
+        format: As in :func:`read_stream`.
+        columns: As in :func:`read_stream`.
 
     Returns:
         The task.
@@ -88,8 +103,19 @@ def read_task(
     Raises:
         DataError: If there is no such task, several and no name, or the data is wrong.
     """
+    return task_with(path, _settings(path, format, columns), name, layout, superni_metric)
+
+
+def task_with(
+    path: str | os.PathLike[str],
+    settings: Settings,
+    name: str | None = None,
+    layout: str = "auto",
+    superni_metric: Metric = "rouge_l",
+) -> Task:
+    """Read one task as `read_task` does, with settings that a ``task.json`` may complete."""
     root = _root(path)
-    found = _discover(root, layout, superni_metric)
+    found, _ = _discover(root, layout, superni_metric, settings)
     if name is None and len(found) > 1:
         raise DataError(f"{root}: holds {len(found)} tasks, expected one; name it: {', '.join(found)}.")
     return _read(next(iter(found)) if name is None else _resolve(name, found, root), found, root)
@@ -114,36 +140,60 @@ def detect_layout(path: str | os.PathLike[str]) -> Layout:
 
 def _detect(root: Path) -> Layout:
     if not root.exists():
-        raise DataError(f"{root}: no such file or folder.{_near_path(root)}")
+        hub = f" A data set of the hub is named {PREFIX}owner/name." if len(root.parts) == 2 else ""
+        raise DataError(f"{root}: no such file or folder.{_near_path(root)}{hub}")
     found = _look(root)
     if found is not None:
         return found
     if not root.is_dir():
-        raise DataError(f"{root}: not a known layout, expected a folder or a file that ends in '.jsonl'.")
+        raise DataError(
+            f"{root}: not a known layout, expected a folder or a file that ends in one of {ENDINGS}."
+            f"{no_data(root)}"
+        )
     folders = [child for child in visible(root.iterdir(), root) if child.is_dir()]
     inside = [child.name for child in folders if _look(child) is not None]
     hint = f" These folders inside are: {', '.join(inside)}." if inside else ""
     raise DataError(
         f"{root}: not a known layout, expected train/<task>.json (long_sequence), "
         f"<CATEGORY>/<task>/train.json with labels.json (cl_benchmark), <task>/train.json (superni), "
-        f"or <task>/train.jsonl or <task>.jsonl (jsonl).{hint}"
+        f"or <task>/train.jsonl or <task>.jsonl (jsonl; also with the endings {ENDINGS}).{hint}"
     )
 
 
 def _look(root: Path) -> Layout | None:
-    if root.is_file():
-        return "jsonl" if jsonl.is_jsonl(root) else None
-    if any((root / "train").glob("*.json")):
-        return "long_sequence"
-    marks = ("labels.json", "*/labels.json", "*/*/labels.json", "*/*/train.json")
-    if any(any(root.glob(mark)) for mark in marks):
-        return "cl_benchmark"
-    if (root / "train.json").is_file() or any(root.glob("*/train.json")):
-        return "superni"
-    return "jsonl" if jsonl.is_jsonl(root) else None
+    if root.is_dir():
+        if any((root / "train").glob("*.json")) and not own.is_arrow(root / "train"):
+            return "long_sequence"
+        marks = ("labels.json", "*/labels.json", "*/*/labels.json", "*/*/train.json")
+        if any(any(root.glob(mark)) for mark in marks):
+            return "cl_benchmark"
+        if _is_superni(root):
+            return "superni"
+    return "jsonl" if own.is_own(root) else None
 
 
-def _discover(root: Path, layout: str, metric: Metric) -> Mapping[str, Callable[[], Task]]:
+def _is_superni(root: Path) -> bool:
+    """Whether the tasks are SuperNI's and nothing else is there; among others `own` reads them as well."""
+    if (root / "train.json").is_file():
+        return own.is_superni(root)
+    folders = {path.parent for path in visible(root.glob("*/train.json"), root)}
+    if not any(own.is_superni(folder) for folder in folders):
+        return False
+    return all(
+        file.path.parent in folders and file.kind == "json"
+        for path in visible([*root.glob("*"), *root.glob("*/*")], root)
+        if (file := data_file(path)) is not None
+    )
+
+
+def _settings(
+    path: str | os.PathLike[str], format: str | None, columns: Mapping[str, str] | None
+) -> Settings:
+    values = {"format": format, "columns": columns}
+    return checked_settings(f"{os.fspath(path)}", values, "data.columns, or columns=")
+
+
+def _discover(root: Path, layout: str, metric: Metric, settings: Settings) -> Found:
     if layout != "auto" and layout not in LAYOUTS:
         raise DataError(
             f"The layout is '{layout}', expected one of auto, {', '.join(LAYOUTS)}."
@@ -151,19 +201,49 @@ def _discover(root: Path, layout: str, metric: Metric) -> Mapping[str, Callable[
         )
     if metric not in METRICS:
         raise DataError(f"superni_metric is {metric!r}, expected one of {', '.join(METRICS)}.")
+    if (hub := hub_id(root)) is not None and layout in ("auto", "jsonl"):
+        name, tables, said = hub_tables(hub)
+        return Found(grouped(name, tables, settings, said))
     with _readable(root):
         detected = _detect(root) if layout == "auto" or not root.exists() else layout
         if detected == "long_sequence":
-            found = long_sequence.discover(root)
+            readers = long_sequence.discover(root)
         elif detected == "cl_benchmark":
-            found = cl_benchmark.discover(root)
+            readers = cl_benchmark.discover(root)
         elif detected == "superni":
-            found = superni.discover(root, metric)
+            readers = superni.discover(root, metric)
         else:
-            found = jsonl.discover(root)
-    if not found:
-        raise DataError(f"{root}: holds no task in the layout {detected}; try layout 'auto'.")
-    return found
+            readers, passed_over = own.discover(root, settings, metric)
+        if detected != "jsonl":
+            passed_over = _strays(root, detected, readers)
+            if settings != Settings(origin=settings.origin):
+                raise DataError(
+                    f"{root}: the layout is {detected}, whose fields are fixed; found format or columns, "
+                    "which are for your own data (layout 'jsonl')."
+                )
+    if not readers:
+        more = " ".join(passed_over)
+        raise DataError(f"{root}: holds no task in the layout {detected}; try layout 'auto'. {more}".rstrip())
+    return Found(readers, passed_over)
+
+
+def _strays(root: Path, layout: str, names: Mapping[str, object]) -> tuple[str, ...]:
+    """Name the data files in the folder of a published layout that no task of it is read from."""
+
+    def is_read(path: Path) -> bool:
+        if layout == "long_sequence":
+            return path.suffix == ".json" and path.parent.name in SPLITS and path.stem in names
+        known = path.name in {f"{split}.json" for split in SPLITS} or path.name == "labels.json"
+        return known and (path.parent.name in names or path.parent == root)
+
+    depth = {"long_sequence": 2, "superni": 2, "cl_benchmark": 3}[layout]
+    paths = [path for level in range(depth) for path in root.glob("/".join(["*"] * (level + 1)))]
+    left = [
+        path.relative_to(root).as_posix()
+        for path in visible(paths, root)
+        if data_file(path) is not None and not path.is_dir() and not is_read(path)
+    ]
+    return (f"{root}: not read, as the layout is {layout}: {listed(left)}.",) if left else ()
 
 
 def _root(path: str | os.PathLike[str]) -> Path:

@@ -1,83 +1,230 @@
-"""Conversations as examples: the last assistant message is the target, what comes before is the prompt."""
+"""Chats: their messages as a chat template takes them, and the same as a transcript for people."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kifuse.errors import DataError, did_you_mean
+from kifuse.errors import DataError, KifuseError, did_you_mean
+from kifuse.storage import parse_json
 from kifuse.tasks.readers.rows import Row, checked_text, kind_of
-from kifuse.tasks.transcript import SPEAKERS, transcript
+from kifuse.tasks.task import Conversation
 
-_ROLES = ("system", "developer", *SPEAKERS)
+_SPEAKERS = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
+_ROLES = ("system", "developer", *_SPEAKERS)
+_OTHER_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+    "function": "tool",
+    "ipython": "tool",
+}
+_CALLS = ("function_call", "tool_call")
+KNOWN_KEYS = frozenset(
+    {"role", "content", "from", "value", "name", "tool_calls", "tool_call_id", "function_call", "id"}
+    | {"reasoning_content", "reasoning", "thinking", "weight", "train", "loss", "type", "refusal", "audio"}
+)
+"""Keys of a message that are known; others go to the chat template as well, which may not use them."""
 
 
-def read_messages(row: Row) -> tuple[str, str, str, str]:
-    """Part a conversation into prompt and target.
-
-    System messages are never cut. One user message is the text as it stands; a longer exchange is written
-    as a transcript with a line ``User:`` or ``Assistant:`` for each message.
+def read_turns(row: Row, field: str) -> list[dict[str, Any]]:
+    """Read the messages in a field.
 
     Args:
-        row: A row with a field ``messages``.
+        row: The row.
+        field: Which field; its messages have ``role`` and ``content``, or ``from`` and ``value``.
+
+    Returns:
+        The messages with standard roles, each content one text, arguments of tool calls as objects, and every
+        further key as it stands.
+
+    Raises:
+        DataError: If they are no chat that ends with the assistant, or hold something other than text.
+    """
+    messages = listed(row.values[field])
+    if not isinstance(messages, list) or len(messages) < 2:
+        found = f"a list of {len(messages)}" if isinstance(messages, list) else kind_of(messages)
+        raise DataError(f"{row.where}: '{field}' is {found}, expected a list of at least two messages.")
+    turns = [_turn(row, number, message) for number, message in enumerate(messages, 1)]
+    if turns[-1]["role"] != "assistant":
+        raise DataError(
+            f"{row.where}: the last of '{field}' has the role '{turns[-1]['role']}', expected 'assistant', "
+            f"whose text is what is learned; leave out what comes after the assistant's last message."
+        )
+    if not any(turn["role"] == "user" for turn in turns[:-1]):
+        raise DataError(f"{row.where}: '{field}' has no message of the role 'user' before the last one.")
+    return turns
+
+
+def read_tools(row: Row) -> list[Any] | None:
+    """Read the definitions of tools in the field ``tools``, which may be JSON text."""
+    if not row.filled("tools"):
+        return None
+    tools = listed(row.values["tools"])
+    if not isinstance(tools, list):
+        raise DataError(f"{row.where}: 'tools' is {kind_of(tools)}, expected a list of definitions of tools.")
+    found = [listed(tool) for tool in tools]
+    for number, tool in enumerate(found, 1):
+        if not isinstance(tool, dict):
+            raise DataError(
+                f"{row.where}: 'tools' entry {number} is {kind_of(tool)}, expected an object that defines a "
+                "tool."
+            )
+    return found
+
+
+def transcript(turns: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str]:
+    """Write a chat as text, for people and for models without a chat template.
+
+    System messages are never cut. One user message is the text as it stands; a longer exchange has a line
+    ``User:``, ``Assistant:`` or ``Tool:`` for each message.
+
+    Args:
+        turns: As `read_turns` gives them, the learned answer last.
 
     Returns:
         Head, body and tail of the prompt, and the target.
+    """
+    texts = [(turn["role"], _text(turn)) for turn in turns]
+    _, target = texts.pop()
+    lead = "".join(f"{text}\n\n" for role, text in texts if role not in _SPEAKERS)
+    talk = [(role, text) for role, text in texts if role in _SPEAKERS]
+    if len(talk) == 1:
+        return lead, talk[0][1], "", target
+    body = "\n".join(f"{_SPEAKERS[role]}: {text}" for role, text in talk)
+    return lead, body, "\nAssistant:", target
+
+
+def conversation(
+    row: Row, turns: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, head: str, head_at: int
+) -> Conversation:
+    """Make the conversation of an example.
+
+    Args:
+        row: The row, for messages.
+        turns: The messages.
+        tools: Definitions of tools.
+        head: The task's instruction and options; put before the text of one message, as before any input.
+        head_at: Which message that is.
+
+    Returns:
+        The conversation.
 
     Raises:
-        DataError: If the messages are no conversation that ends with the assistant.
+        DataError: A value in it is none that JSON can hold.
     """
-    messages = row.values["messages"]
-    if not isinstance(messages, list) or len(messages) < 2:
-        found = f"a list of {len(messages)}" if isinstance(messages, list) else kind_of(messages)
-        raise DataError(f"{row.where}: 'messages' is {found}, expected a list of at least two messages.")
-    turns = [_turn(row, number, message) for number, message in enumerate(messages, 1)]
-    role, target = turns.pop()
-    if role != "assistant":
+    messages = [dict(turn) for turn in turns]
+    if head:
+        text = messages[head_at]["content"]
+        messages[head_at]["content"] = head + text if text else head.rstrip("\n")
+    try:
+        found = Conversation.of(messages, tools)
+        found.text.encode("utf-8")
+    except (TypeError, ValueError) as error:
         raise DataError(
-            f"{row.where}: the last of 'messages' has the role '{role}', expected 'assistant', whose text is "
-            f"what is learned."
-        )
-    if not any(role == "user" for role, _ in turns):
-        raise DataError(f"{row.where}: 'messages' has no message of the role 'user' before the last one.")
-    return *transcript(messages[:-1]), target
+            f"{row.where}: a message or tool holds a value that JSON cannot hold: {error}; expected texts, "
+            "numbers, lists and objects."
+        ) from error
+    return found
 
 
-def with_instruction(messages: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
-    """Put an instruction in front of what the user says first."""
-    changed = [dict(message) for message in messages]
-    first = next((message for message in changed if message.get("role") == "user"), None)
-    if first is not None and text:
-        content = first["content"]
-        parts = isinstance(content, list)
-        first["content"] = [{"type": "text", "text": text}, *content] if parts else f"{text}{content}"
-    return changed
+def unknown_keys(turns: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Keys of messages that are none of `KNOWN_KEYS`."""
+    return {str(key) for turn in turns for key in turn if key not in KNOWN_KEYS}
 
 
-def _turn(row: Row, number: int, message: Any) -> tuple[str, str]:
+def listed(value: Any) -> Any:
+    """A list or object that stands as JSON text, as in CSV; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return parse_json(value, "")
+        except KifuseError:
+            return value
+    return value
+
+
+def _turn(row: Row, number: int, message: Any) -> dict[str, Any]:
     what = f"message {number}"
+    message = listed(message)
     if not isinstance(message, dict):
         raise DataError(
             f"{row.where}: {what} is {kind_of(message)}, expected an object with 'role' and 'content'."
         )
-    for key in ("role", "content"):
-        if key not in message:
-            raise DataError(f"{row.where}: {what} has no '{key}', expected text.{did_you_mean(key, message)}")
-    role = checked_text(message["role"], row.where, f"'role' of {what}")
-    if role not in _ROLES:
+    turn = {key: value for key, value in message.items() if value is not None}
+    speaker, text = ("from", "value") if "role" not in message and "from" in message else ("role", "content")
+    if speaker not in message:
         raise DataError(
-            f"{row.where}: 'role' of {what} is '{role}', expected one of {', '.join(_ROLES)}."
-            f"{did_you_mean(role, _ROLES)}"
+            f"{row.where}: {what} has no '{speaker}', expected text.{did_you_mean(speaker, message)}"
         )
-    content = message["content"]
+    role = checked_text(turn.pop(speaker, None), row.where, f"'{speaker}' of {what}")
+    content = turn.pop(text, None)
+    if role in _CALLS:
+        turn["tool_calls"], content, role = content, None, "assistant"
+    elif role not in _ROLES:
+        role = _OTHER_ROLES.get(role, role)
+    if role not in _ROLES:
+        known = [*_ROLES, *_OTHER_ROLES, *_CALLS]
+        raise DataError(
+            f"{row.where}: '{speaker}' of {what} is '{role}', expected one of {', '.join(_ROLES)}."
+            f"{did_you_mean(role, known)}"
+        )
+    calls = _calls(row, what, turn)
+    if calls:
+        turn["tool_calls"] = calls
+    elif text not in message:
+        raise DataError(f"{row.where}: {what} has no '{text}', expected text.{did_you_mean(text, message)}")
     if isinstance(content, list):
         content = "".join(_text_part(row, what, part) for part in content)
-    return role, checked_text(content, row.where, f"'content' of {what}")
+    if content is None and calls:
+        content = ""
+    empty = bool(calls) or role in ("system", "developer", "tool")
+    content = checked_text(content, row.where, f"'{text}' of {what}", empty=empty)
+    return {"role": role, "content": content, **turn}
 
 
 def _text_part(row: Row, what: str, part: Any) -> str:
     if not isinstance(part, dict) or part.get("type") != "text":
         raise DataError(
-            f"{row.where}: 'content' of {what} holds a part that is no text; only text can be learned."
+            f"{row.where}: 'content' of {what} holds a part that is no text; only text can be learned, so "
+            "leave such rows out."
         )
     return checked_text(part.get("text"), row.where, f"'text' in 'content' of {what}", empty=True)
+
+
+def _calls(row: Row, what: str, turn: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tool calls of a message, their arguments as objects: servers give them to the template so."""
+    calls = listed(turn.get("tool_calls"))
+    if calls is None and "function_call" in turn:
+        calls = [{"type": "function", "function": listed(turn.pop("function_call"))}]
+    calls = [calls] if isinstance(calls, dict) else calls
+    if calls in (None, []):
+        turn.pop("tool_calls", None)
+        return []
+    if not isinstance(calls, list):
+        raise DataError(
+            f"{row.where}: the tool calls of {what} are {kind_of(calls)}, expected a list of objects."
+        )
+    found = []
+    for call in map(listed, calls):
+        inner = listed(call.get("function", call)) if isinstance(call, dict) else None
+        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+            raise DataError(
+                f"{row.where}: a tool call of {what} has no name of a function, expected "
+                '{"function": {"name": ..., "arguments": {...}}}.'
+            )
+        inner = {**inner, "arguments": listed(inner["arguments"])} if "arguments" in inner else inner
+        found.append({**call, "function": inner} if "function" in call else inner)
+    return found
+
+
+def _text(turn: Mapping[str, Any]) -> str:
+    """The text of a message; tool calls as JSON behind it."""
+    calls = [call.get("function", call) for call in turn.get("tool_calls", ())]
+    shown = [{key: call[key] for key in ("name", "arguments") if key in call} for call in calls]
+    parts = [turn["content"], json.dumps(shown, ensure_ascii=False) if shown else ""]
+    return "\n".join(part for part in parts if part)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from kifuse.errors import DataError, did_you_mean
 from kifuse.tasks.readers.long_sequence import NO_GOLD_LABEL, no_gold_warning
-from kifuse.tasks.readers.rows import check_outputs, checked_labels, read_list, read_value, visible
+from kifuse.tasks.readers.rows import check_outputs, checked_labels, visible
+from kifuse.tasks.readers.text_files import read_list, read_value
 from kifuse.tasks.task import SPLITS, Example, Task
 
 _CHOOSE = " Choose one from the option.\n"

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from kifuse.errors import DataError
-from kifuse.tasks.readers.rows import Row, check_outputs, read_list, visible
+from kifuse.tasks.readers.rows import Row, check_outputs, visible
+from kifuse.tasks.readers.text_files import read_list
 from kifuse.tasks.task import SPLITS, Example, Task
 
 # The mark that SNLI and MNLI give to a pair on which the annotators did not agree.

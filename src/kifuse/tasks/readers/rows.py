@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kifuse.errors import DataError, KifuseError, did_you_mean
-from kifuse.storage import decode_utf8, parse_json, read_bytes
+from kifuse.errors import DataError, did_you_mean
 
 _KINDS = {
     dict: "an object",
@@ -71,6 +70,14 @@ class Row:
             checked_text(item, self.where, f"'{key}' entry {number}", empty=empty)
             for number, item in enumerate(value, 1)
         )
+
+    def filled(self, key: str) -> bool:
+        """Whether a field is there and holds anything: neither null, nor an empty text or list."""
+        return self.values.get(key) not in (None, "", [])
+
+    def instruction(self) -> str | None:
+        """Give the row's own instruction, or None when it has none."""
+        return self.get_text("instruction") if self.filled("instruction") else None
 
     def get_id(self) -> str | None:
         """Give the row's identifier as text, or None when it has none or an empty one.
@@ -180,96 +187,3 @@ def visible(paths: Iterable[Path], root: Path) -> list[Path]:
     return sorted(
         path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)
     )
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 data file, with or without a byte order mark.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its text.
-
-    Raises:
-        DataError: If it is missing, unreadable, empty, or not UTF-8.
-    """
-    try:
-        text = decode_utf8(read_bytes(path), path)
-    except KifuseError as error:
-        raise DataError(str(error)) from error
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty, expected examples.")
-    return text
-
-
-def read_value(path: Path) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The decoded value.
-
-    Raises:
-        DataError: If it cannot be read or is not JSON; names the line.
-    """
-    return _decode(read_text(path), str(path), first_line=1)
-
-
-def read_list(path: Path, value: Any = None, key: str = "") -> list[Row]:
-    """Give the rows of a JSON list of objects.
-
-    Args:
-        path: The file, read unless ``value`` is given.
-        value: The list found in the file, when the rows are only a part of it.
-        key: The field of the file that held ``value``.
-
-    Returns:
-        The rows, numbered from 1.
-
-    Raises:
-        DataError: If there is no list, no row, or a row that is no object.
-    """
-    place = f"{path}: '{key}'" if key else f"{path}:"
-    value = read_value(path) if value is None else value
-    if not isinstance(value, list):
-        raise DataError(f"{place} holds {kind_of(value)}, expected a list of objects.")
-    if not value:
-        raise DataError(f"{place} holds no rows, expected at least one example.")
-    return [_row(f"{path}: row {number}", item) for number, item in enumerate(value, 1)]
-
-
-def read_lines(path: Path) -> list[Row]:
-    """Give the rows of a JSON Lines file; blank lines are passed over.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The rows; their places carry line numbers.
-
-    Raises:
-        DataError: If the file cannot be read or a line is no JSON object.
-    """
-    rows = []
-    # Only a line feed ends a line: JSON text may hold other Unicode line breaks as they are.
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            where = f"{path}:{number}"
-            rows.append(_row(where, _decode(line, str(path), first_line=number)))
-    return rows
-
-
-def _row(where: str, value: Any) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(f'{where}: found {kind_of(value)}, expected an object such as {{"input": …}}.')
-    return Row(where, value)
-
-
-def _decode(text: str, path: str, *, first_line: int) -> Any:
-    try:
-        return parse_json(text, path, first_line)
-    except KifuseError as error:
-        raise DataError(str(error)) from error

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import DataError, did_you_mean
-from kifuse.tasks.readers.rows import Row, checked_text, kind_of, read_list, read_value, visible
+from kifuse.tasks.readers.rows import Row, checked_text, kind_of, visible
+from kifuse.tasks.readers.text_files import read_list, read_value
 from kifuse.tasks.task import SPLITS, Example, Metric, Task
 
 # A task is a classification when few outputs cover all its rows, each of them many times.

@@ -1,0 +1,79 @@
+"""Formats of rows: one file for each, told from the names of a row's fields."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from kifuse.errors import DataError, did_you_mean
+from kifuse.tasks.readers.formats import (
+    alpaca,
+    classified,
+    conversations,
+    input_output,
+    messages,
+    prompt_completion,
+    question_answer,
+    text,
+)
+from kifuse.tasks.readers.formats.form import COMMON, Asked, Format
+from kifuse.tasks.readers.rows import Row
+
+FORMATS: tuple[Format, ...] = (
+    messages.FORMAT,
+    conversations.FORMAT,
+    prompt_completion.FORMAT,
+    alpaca.FORMAT,
+    input_output.FORMAT,
+    question_answer.FORMAT,
+    classified.FORMAT,
+    text.FORMAT,
+)
+"""In the order in which they are tried: the first that a row has the fields of is the row's."""
+
+KNOWN_FIELDS: tuple[str, ...] = tuple(
+    dict.fromkeys([*(name for format in FORMATS for name in format.fields), *COMMON])
+)
+"""Every field that a format reads."""
+
+__all__ = ["COMMON", "FORMATS", "KNOWN_FIELDS", "Asked", "Format", "format_of"]
+
+
+def format_of(row: Row, name: str | None, way: str) -> tuple[Format, tuple[str, ...]]:
+    """Tell the format of a row.
+
+    Args:
+        row: The row; fields that hold nothing do not count where others do.
+        name: Of the format, if the user names it.
+        way: How the user may say what the fields hold, for the message.
+
+    Returns:
+        The format, and those of its fields that it needs and the row has.
+
+    Raises:
+        DataError: The row has the fields of none; names the nearest.
+    """
+    candidates = [format for format in FORMATS if name in (None, format.name)]
+    filled = [key for key, value in row.values.items() if value not in (None, "", [])]
+    for fields in (filled, list(row.values)):
+        for format in candidates:
+            if (found := format.detect(fields)) is not None:
+                return format, found
+    raise DataError(_missing(row, candidates, way))
+
+
+def _missing(row: Row, candidates: Collection[Format], way: str) -> str:
+    """Name the field that is missing for the format that is nearest; kifuse's own where several are."""
+    fields = list(row.values)
+    found = ", ".join(f"'{field}'" for field in fields[:20]) or "none"
+    needs = [(need, format.name == "input_output") for format in candidates for need in format.needs]
+    nearest, _ = max(
+        needs, key=lambda each: (sum(name in fields for name in each[0]) / len(each[0]), each[1])
+    )
+    missing = next((name for name in nearest if name not in fields), nearest[0])
+    known = ""
+    if not set(nearest) & set(fields) and len(candidates) > 1:
+        known = f" Known are: {'; '.join(' and '.join(format.needs[0]) for format in candidates)}."
+    return (
+        f"{row.where}: the field '{missing}' is missing, expected text; found the fields: {found}."
+        f"{did_you_mean(missing, fields)}{known} {way}"
+    )

@@ -1,0 +1,189 @@
+"""Which files hold data: their kind, the task or split that their name says, and their parts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kifuse.errors import DataError, did_you_mean
+from kifuse.tasks.readers.rows import visible
+from kifuse.tasks.task import SPLITS
+
+KINDS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+"""What is read, by the ending of a file's name; all but the last may be packed, as in ``.jsonl.gz``."""
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "dev": ("dev", "validation", "valid", "val", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+"""What a split is called, in any letter case, also with ``_sft``, ``_split`` or ``_set`` behind it."""
+
+_ALIASES = {alias: split for split, names in SPLIT_NAMES.items() for alias in names}
+_SPLIT = re.compile(rf"({'|'.join(_ALIASES)})(?:[-_ ](?:sft|split|set|data))?")
+_PART = re.compile(r"(.+?)[-_](\d{2,6})[-_]of[-_](\d{2,6})")
+# Written by other libraries and by kifuse beside the data, or notes for people.
+_COMPANIONS = {"task.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_NOTES = re.compile(r"(readme|license|licence|changelog|citation)\b.*|.*\.(md|rst)", re.IGNORECASE)
+_ELSEWISE = {
+    ".xlsx": "save it as CSV",
+    ".xls": "save it as CSV",
+    ".txt": 'put each text into a line {"text": ...} of a .jsonl file',
+    ".zip": "unpack it",
+    ".tar": "unpack it",
+    ".zst": "unpack it",
+    ".bz2": "unpack it",
+    ".xz": "unpack it",
+    ".7z": "unpack it",
+    ".yaml": "save it as JSON",
+    ".yml": "save it as JSON",
+    ".pkl": "save it as Parquet",
+    ".arrow": "give the folder that save_to_disk wrote, or save it as Parquet",
+    ".feather": "save it as Parquet",
+}
+
+ENDINGS = f"{', '.join(KINDS)}, also with .gz"
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file, or an Arrow folder, that holds rows.
+
+    Attributes:
+        path: Where it is.
+        stem: Its name without endings and without the number of its part.
+        kind: A value of `KINDS`, or ``"arrow"`` for a folder that ``save_to_disk`` wrote.
+        part: Its number among the parts of one file, and how many there are; None for a whole file.
+    """
+
+    path: Path
+    stem: str
+    kind: str
+    part: tuple[int, int] | None = None
+
+    @property
+    def split(self) -> str | None:
+        """The split that its name says, or None."""
+        return split_of(self.stem)
+
+
+def split_of(name: str) -> str | None:
+    """The split that a file, a folder or a split of another library is called, or None."""
+    found = _SPLIT.fullmatch(name.casefold())
+    return _ALIASES[found[1]] if found else None
+
+
+def data_file(path: Path) -> DataFile | None:
+    """Tell what a path holds by its name; None where it is no data."""
+    if path.is_dir() and is_arrow(path):
+        return DataFile(path, path.name, "arrow")
+    if path.name.casefold() in _COMPANIONS:
+        return None
+    stem, lower = path.name, path.name.casefold()
+    if lower.endswith(".gz"):
+        stem, lower = stem[:-3], lower[:-3]
+    ending = next((each for each in KINDS if lower.endswith(each)), None)
+    if ending is None or (ending == ".parquet" and len(stem) < len(path.name)):
+        return None
+    stem = stem[: -len(ending)]
+    if stem and (found := _PART.fullmatch(stem)):
+        return DataFile(path, found[1], KINDS[ending], (int(found[2]), int(found[3])))
+    return DataFile(path, stem, KINDS[ending]) if stem else None
+
+
+def is_arrow(folder: Path) -> bool:
+    """Whether ``save_to_disk`` of datasets wrote this folder."""
+    one = (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    return one or (folder / "dataset_dict.json").is_file()
+
+
+def members(folder: Path) -> tuple[list[DataFile], list[Path]]:
+    """What holds data in a folder, and what else is there save notes for people and hidden files."""
+    found, others = [], []
+    for path in visible(folder.iterdir(), folder):
+        file = data_file(path)
+        if file is not None:
+            found.append(file)
+        elif path.name.casefold() not in _COMPANIONS and not _NOTES.fullmatch(path.name):
+            others.append(path)
+    return found, others
+
+
+def parts_of(files: Sequence[DataFile], what: str) -> list[DataFile]:
+    """Give the parts of one split in their order.
+
+    Args:
+        files: At least one file.
+        what: What they are of, for the message.
+
+    Returns:
+        The one file, or all parts of it.
+
+    Raises:
+        DataError: If they are several whole files, or a part is missing.
+    """
+    names = ", ".join(file.path.name for file in files)
+    first = files[0]
+    if len(files) == 1 and first.part is None:
+        return [first]
+    same = {(file.stem, file.kind, file.part[1] if file.part else 0) for file in files}
+    if len(same) > 1 or first.part is None:
+        raise DataError(
+            f"{first.path.parent}: {what} is in {len(files)} files, {names}; keep one of them, put their "
+            "rows into one file, or name them as parts: train-00000-of-00002, train-00001-of-00002."
+        )
+    ordered = sorted(files, key=lambda file: file.part or (0, 0))
+    numbers, wanted = [file.part[0] for file in ordered if file.part], first.part[1]
+    if numbers != list(range(wanted)):
+        missing = [str(number) for number in range(min(wanted, 10**5)) if number not in set(numbers)]
+        listed = ", ".join(missing[:5]) + (", ..." if missing[5:] else "")
+        raise DataError(
+            f"{first.path.parent}: {what} is in {wanted} parts, found {names}; "
+            + (f"missing are the parts {listed}." if missing else "the numbers begin at 0.")
+        )
+    return ordered
+
+
+def unread(paths: Iterable[Path], known: Iterable[str], root: Path) -> list[str]:
+    """Say of each path why it is not read.
+
+    Args:
+        paths: Files and folders that are passed over.
+        known: Names that are read at that place.
+        root: What the paths are shown relative to.
+
+    Returns:
+        The beginning of a sentence for each: its name, and what could be done.
+    """
+    said = []
+    names = list(known)
+    for path in paths:
+        shown = f"'{path.relative_to(root).as_posix()}'"
+        away = next((way for ending, way in _ELSEWISE.items() if path.suffix.casefold() == ending), None)
+        hint = f" ({away})" if away else did_you_mean(path.name.partition(".")[0], names)
+        said.append(shown + hint)
+    return said
+
+
+def listed(said: Sequence[str], most: int = 10) -> str:
+    """Several of them in one text, the rest as a number."""
+    return ", ".join(said[:most]) + (f" and {len(said) - most} more" if len(said) > most else "")
+
+
+def no_data(path: Path) -> str:
+    """Say how a file that is not read could be."""
+    away = next((way for ending, way in _ELSEWISE.items() if path.suffix.casefold() == ending), None)
+    return f" For this one: {away}." if away else ""
+
+
+__all__ = ["ENDINGS", "KINDS", "SPLITS", "SPLIT_NAMES", "DataFile", "data_file", "is_arrow", "listed"]
+__all__ += ["members", "no_data", "parts_of", "split_of", "unread"]

@@ -1,0 +1,318 @@
+"""Your own data: a folder of tasks, the folder or file of one task, in any format that is read."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from kifuse.errors import DataError, KifuseError, did_you_mean
+from kifuse.storage import read_bytes
+from kifuse.tasks.readers import superni
+from kifuse.tasks.readers.building import build, check_one_task, grouped
+from kifuse.tasks.readers.names import (
+    SPLIT_NAMES,
+    DataFile,
+    data_file,
+    is_arrow,
+    listed,
+    members,
+    parts_of,
+    split_of,
+    unread,
+)
+from kifuse.tasks.readers.rows import visible
+from kifuse.tasks.readers.settings import Settings, folder_settings
+from kifuse.tasks.readers.tables import Table, joined, read_file
+from kifuse.tasks.task import SPLITS, Metric, Task
+
+Readers = dict[str, Callable[[], Task]]
+_FILES = [f"{name}.jsonl" for names in SPLIT_NAMES.values() for name in names] + ["task.json"]
+_PEEK = 1 << 16
+
+
+class Found(NamedTuple):
+    """The tasks of a folder, without reading them, and what in it belongs to no task."""
+
+    readers: Readers
+    passed_over: tuple[str, ...] = ()
+
+
+def discover(root: Path, given: Settings, metric: Metric = "rouge_l") -> Found:
+    """Find the tasks of a folder or a file.
+
+    Args:
+        root: A folder of task folders and task files; a folder of split folders, ``train/<task>.csv``; a
+            folder of ``train.jsonl``, ``dev.jsonl`` and ``test.jsonl``, in any of the formats; or one file.
+            Rows of the last two may name their tasks in a field ``task``.
+        given: What holds for all tasks.
+        metric: What scores classifications of SuperNI among them.
+
+    Returns:
+        A function that reads the task, for each name, and what is not read.
+
+    Raises:
+        DataError: If two tasks have one name, or two files are one split.
+    """
+    file = data_file(root)
+    if file is not None and (file.kind == "arrow" or not root.is_dir()):
+        tables, said = file_tables(file)
+        return Found(grouped(file.stem, tables, given, said))
+    if is_task_folder(root):
+        if is_superni(root):
+            return Found({root.resolve().name: partial(superni.read, root, metric)})
+        tables, said = _folder_tables(root)
+        return Found(grouped(root.resolve().name, tables, folder_settings(root, given), said))
+    if split_folders(root):
+        return _split_folders(root, given)
+    return _tasks(root, given, metric)
+
+
+def is_own(root: Path) -> bool:
+    """Whether a path holds anything that is read."""
+    if not root.is_dir():
+        return data_file(root) is not None
+    if is_arrow(root) or is_task_folder(root) or any(not f.path.is_dir() for f in members(root)[0]):
+        return True
+    folders = [path for path in visible(root.iterdir(), root) if path.is_dir()]
+    tasks = any(is_arrow(path) or is_task_folder(path) or _has_data_file(path) for path in folders)
+    return tasks or bool(split_folders(root))
+
+
+def is_task_folder(folder: Path) -> bool:
+    """Whether a folder holds a file, or an Arrow folder, that is called after a split."""
+    return any(file.split for file in members(folder)[0])
+
+
+def is_superni(folder: Path) -> bool:
+    """Whether a folder's ``train.json`` is an object with a definition and instances."""
+    try:
+        start = read_bytes(folder / "train.json")[:_PEEK]
+    except KifuseError:
+        return False
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") and (
+        b'"Definition"' in start or b'"Instances"' in start
+    )
+
+
+def split_folders(root: Path) -> dict[str, list[Path]]:
+    """Folders called after splits, such as ``train/``, with files of tasks in them; by split."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in visible(root.iterdir(), root):
+        split = split_of(path.name)
+        if split and path.is_dir() and not is_arrow(path) and _holds_data(path) and not is_task_folder(path):
+            found[split].append(path)
+    return dict(found)
+
+
+def _holds_data(folder: Path) -> bool:
+    return any(not file.path.is_dir() or file.kind == "arrow" for file in members(folder)[0])
+
+
+def _tasks(root: Path, given: Settings, metric: Metric) -> Found:
+    """Task folders and task files side by side."""
+    found: Readers = {}
+    files, others = members(root)
+    single: dict[str, list[DataFile]] = defaultdict(list)
+    left: list[Path] = []
+    # a folder may be called like a file
+    folders = [file.path for file in files if file.path.is_dir() and file.kind != "arrow"]
+    folders += [path for path in others if path.is_dir()]
+    left += [path for path in others if not path.is_dir()]
+    for file in files:
+        if not file.path.is_dir() or file.kind == "arrow":
+            single[file.stem].append(file)
+
+    def add(name: str, path: Path, reader: Callable[[], Task]) -> None:
+        if name in found:
+            raise DataError(f"{path}: a task '{name}' is in {root} already; rename the file or the folder.")
+        found[name] = reader
+
+    for path in sorted([*folders, *(files[0].path for files in single.values())]):
+        named = next((files for files in single.values() if files[0].path == path), None)
+        if named is not None:
+            whole = [file for file in named if file.part is None]
+            if len(whole) > 1:
+                raise DataError(
+                    f"{whole[1].path}: a task '{named[0].stem}' is in {root} already; rename the file or the "
+                    "folder."
+                )
+            add(named[0].stem, path, partial(_read_file, named, given))
+        elif is_superni(path):
+            add(path.name, path, partial(superni.read, path, metric))
+        elif is_task_folder(path) or _has_data_file(path):
+            add(path.name, path, partial(_read_folder, path, given))
+        else:
+            left.append(path)
+    said = _left(root, left)
+    return Found(found, said)
+
+
+def _left(root: Path, left: Sequence[Path]) -> tuple[str, ...]:
+    """Name what belongs to no task, and how it could."""
+    said = []
+    folders = [path for path in left if path.is_dir()]
+    if files := [path for path in left if not path.is_dir()]:
+        said.append(f"{root}: not read: {listed(unread(sorted(files), _FILES, root))}.")
+    for folder in sorted(folders):
+        inside = [path.name for path in visible(folder.iterdir(), folder)] if _readable(folder) else []
+        hints = [hint for name in inside if (hint := did_you_mean(name, _FILES))]
+        what = f"it holds {listed(inside, 5)}" if inside else "it is empty"
+        said.append(
+            f"{root}: the folder '{folder.name}' is no task, as it has no file called train, dev or test, "
+            f"such as train.jsonl; {what}.{hints[0] if hints else ''}"
+        )
+    return tuple(said)
+
+
+def _readable(folder: Path) -> bool:
+    return os.access(folder, os.R_OK | os.X_OK)
+
+
+def _has_data_file(folder: Path) -> bool:
+    """Whether one is called ``data``, the usual name where nothing is split."""
+    return any(file.stem.casefold() == "data" for file in members(folder)[0])
+
+
+def _read_file(files: Sequence[DataFile], given: Settings) -> Task:
+    tables, said = file_tables(*files)
+    name = files[0].stem
+    check_one_task(name, tables, given)
+    return build(name, tables, given, said)
+
+
+def _read_folder(folder: Path, given: Settings) -> Task:
+    tables, said = _folder_tables(folder)
+    settings = folder_settings(folder, given)
+    check_one_task(folder.name, tables, settings)
+    return build(folder.name, tables, settings, said)
+
+
+def file_tables(*files: DataFile) -> tuple[dict[str, Table], list[str]]:
+    """Read the one file of a task, which may be in parts and may hold several splits.
+
+    Args:
+        files: The file, or its parts.
+
+    Returns:
+        Rows by split, and what was not read beside them.
+
+    Raises:
+        DataError: If a file is wrong or a part missing.
+    """
+    said: list[str] = []
+    if len(files) == 1 and files[0].part is not None:
+        number, count = files[0].part
+        said.append(f"'{files[0].path.name}' is part {number} of {count}; the others were not read.")
+        parts: Sequence[DataFile] = files
+    else:
+        parts = parts_of(files, f"task '{files[0].stem}'")
+    found: dict[str, list[Table]] = defaultdict(list)
+    for part in parts:
+        for name, table in read_file(part).items():
+            found[name].append(table)
+    named = {name: joined(tables) for name, tables in found.items()}
+    splits, unused = by_split(named, str(files[0].path))
+    return splits, [*said, *unused]
+
+
+def by_split(named: Mapping[str, Table], where: str) -> tuple[dict[str, Table], list[str]]:
+    """Sort tables into train, dev and test by what they are called.
+
+    Args:
+        named: Tables by the names that their splits have in the data; one without a name is for training.
+        where: What holds them, for messages.
+
+    Returns:
+        Tables by split, and a sentence for each that is none of the three.
+
+    Raises:
+        DataError: If two are one split, or none is a split.
+    """
+    found: dict[str, tuple[str, Table]] = {}
+    said = []
+    for name, table in named.items():
+        split = split_of(name) if name else "train"
+        if split is None:
+            rows = "1 row" if len(table.rows) == 1 else f"{len(table.rows):,} rows"
+            said.append(f"the split '{name}' ({rows}) was not read.{did_you_mean(name, SPLIT_NAMES)}")
+        elif split in found:
+            raise DataError(
+                f"{where}: the splits '{found[split][0]}' and '{name}' are both {split}; leave one out."
+            )
+        else:
+            found[split] = (name, table)
+    if not found:
+        known = ", ".join(alias for aliases in SPLIT_NAMES.values() for alias in aliases)
+        name = next(iter(named))
+        raise DataError(
+            f"{where}: found a split '{name}', expected one of {known}.{did_you_mean(name, SPLIT_NAMES)}"
+        )
+    return {split: found[split][1] for split in SPLITS if split in found}, said
+
+
+def _folder_tables(folder: Path) -> tuple[dict[str, Table], list[str]]:
+    """Read the files of a task's folder, and name those that are none of its splits."""
+    files, others = members(folder)
+    splits: dict[str, list[DataFile]] = defaultdict(list)
+    for file in files:
+        if file.split:
+            splits[file.split].append(file)
+    unnamed = [file for file in files if not file.split]
+    if "train" not in splits:
+        # the usual name of a file that is not split
+        data = [file for file in unnamed if file.stem.casefold() == "data"]
+        if data:
+            splits["train"] = data
+            unnamed = [file for file in unnamed if file not in data]
+    tables = {}
+    said = []
+    for split in (split for split in SPLITS if split in splits):
+        parts = parts_of(splits[split], f"the split {split}")
+        found = [table for part in parts for table in read_file(part).values()]
+        if len(found) > len(parts):
+            raise DataError(
+                f"{parts[0].path}: holds several splits, but stands for {split}; give that file as the path."
+            )
+        tables[split] = joined(found)
+    left = [file.path for file in unnamed] + [path for path in others if path.name != "labels.json"]
+    if left:
+        names = listed(unread(sorted(left), _FILES, folder))
+        said.append(f"not read, as no split is called so: {names}.")
+    return tables, said
+
+
+def _split_folders(root: Path, given: Settings) -> Found:
+    """Tasks in split folders: ``train/<task>.jsonl`` and ``test/<task>.jsonl``."""
+    folders = split_folders(root)
+    tasks: dict[str, dict[str, list[DataFile]]] = defaultdict(lambda: defaultdict(list))
+    left: list[Path] = []
+    for split, paths in folders.items():
+        for path in paths:
+            files, others = members(path)
+            left += others
+            for file in files:
+                tasks[file.stem][split].append(file)
+    files, others = members(root)
+    inside = {path for paths in folders.values() for path in paths}
+    left += [file.path for file in files] + [path for path in others if path not in inside]
+    without = [name for name, splits in tasks.items() if not splits.keys() & {"train", "test"}]
+    for name in without:
+        left += [file.path for files in tasks.pop(name).values() for file in files]
+    readers: Readers = {}
+    for name in sorted(tasks):
+        readers[name] = partial(_read_splits, name, tasks[name], given)
+    said = [f"{root}: not read: {listed(unread(sorted(left), _FILES, root))}."] if left else []
+    return Found(readers, tuple(said))
+
+
+def _read_splits(name: str, splits: Mapping[str, Sequence[DataFile]], given: Settings) -> Task:
+    tables = {}
+    for split in (split for split in SPLITS if split in splits):
+        parts = parts_of(splits[split], f"the split {split} of task '{name}'")
+        tables[split] = joined([table for part in parts for table in read_file(part).values()])
+    check_one_task(name, tables, given)
+    return build(name, tables, given)

@@ -1,0 +1,253 @@
+"""Files to rows: JSON, JSON Lines, CSV, Parquet, and folders that ``save_to_disk`` wrote."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kifuse.errors import DataError, KifuseError
+from kifuse.storage import check_plain
+from kifuse.tasks.readers.names import DataFile, split_of
+from kifuse.tasks.readers.rows import Row
+from kifuse.tasks.readers.text_files import holders, read_list, read_rows, read_text
+
+_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one split.
+
+    Attributes:
+        rows: At least one row.
+        kind: What they were read from: a value of `names.KINDS`, ``"arrow"``, ``"rows"`` or ``"hub"``.
+        names: Names of the labels that stood as numbers in a column, by the column.
+        files: Names of the files they are from.
+        passed_over: What was not read beside them.
+    """
+
+    rows: Sequence[Row]
+    kind: str
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
+
+
+def read_file(file: DataFile) -> dict[str, Table]:
+    """Read a file or an Arrow folder.
+
+    Args:
+        file: What to read.
+
+    Returns:
+        Its rows; by the name of their split where it holds several, else under an empty name.
+
+    Raises:
+        DataError: If it cannot be read or is not what its name says; names the line or row.
+    """
+    path, name = file.path, file.path.name
+    if file.kind == "arrow":
+        return {split: replace(table, files=(name,)) for split, table in _arrow(path).items()}
+    if file.kind == "parquet":
+        table = _parquet(path)
+    elif file.kind in ("csv", "tsv"):
+        table = Table(_separated(path, file.kind), "csv")
+    else:
+        rows = read_rows(path)
+        if isinstance(rows, dict):
+            return _inside(path, rows)
+        table = Table(rows, "jsonl" if file.kind == "jsonl" else "json")
+    return {"": replace(table, files=(name,))}
+
+
+def joined(tables: Sequence[Table]) -> Table:
+    """One table of several parts."""
+    if len(tables) == 1:
+        return tables[0]
+    names: dict[str, tuple[str, ...]] = {}
+    for table in tables:
+        for column, labels in table.names.items():
+            names[column] = tuple(dict.fromkeys([*names.get(column, ()), *labels]))
+    return Table(
+        [row for table in tables for row in table.rows],
+        tables[0].kind,
+        names,
+        tuple(name for table in tables for name in table.files),
+        tuple(note for table in tables for note in table.passed_over),
+    )
+
+
+def _inside(path: Path, value: Mapping[str, Any]) -> dict[str, Table]:
+    """The rows in the lists of a JSON object."""
+    keys = holders(value)
+    if not split_of(keys[0]):
+        keys = keys[:1]
+    others = [f"'{key}'" for key in value if key not in keys]
+    said = (f"The keys {', '.join(others)} of '{path.name}' were not read.",) if others else ()
+    return {
+        key if split_of(key) else "": Table(
+            read_list(path, value[key], key), "json", files=(path.name,), passed_over=said
+        )
+        for key in keys
+    }
+
+
+def _separated(path: Path, kind: str) -> list[Row]:
+    """Rows of a CSV file: every value is text."""
+    text = read_text(path)
+    start = next(line for line in text.splitlines() if line.strip())
+    separator = "\t" if kind == "tsv" else next((mark for mark in ",;\t|" if mark in start), ",")
+    rows: list[Row] = []
+    header: list[str] = []
+    with _long_values():
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        line = 1
+        try:
+            for values in reader:
+                line, start_line = reader.line_num + 1, line
+                if not any(value.strip() for value in values) and (not header or len(values) <= 1):
+                    continue
+                if not header:
+                    header = _header(path, start_line, values)
+                    continue
+                if len(values) != len(header):
+                    raise DataError(
+                        f"{path}:{start_line}: found {len(values)} values, expected {len(header)}, one for "
+                        f"each of the columns {', '.join(header)}; a value that holds the separator "
+                        f"{separator!r} or a line break stands in double quotes."
+                    )
+                rows.append(Row(f"{path}:{start_line}", dict(zip(header, values, strict=True))))
+        except csv.Error as error:
+            raise DataError(
+                f"{path}:{line}: not valid {kind.upper()}: {error}; a value that holds a double quote stands "
+                "in double quotes, with each quote inside doubled."
+            ) from error
+    if not rows:
+        raise DataError(f"{path}: holds no rows below the names of the columns, expected at least one.")
+    return rows
+
+
+def _header(path: Path, line: int, values: Sequence[str]) -> list[str]:
+    names = [value.strip() for value in values]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{path}:{line}: the column '{twice}' stands twice; rename one of the two.")
+    if names.count("") > 1:
+        raise DataError(f"{path}:{line}: {names.count('')} columns have no name, expected one for each.")
+    return names
+
+
+@contextmanager
+def _long_values() -> Iterator[None]:
+    """Let a value be longer than the 131,072 characters that Python's reader stops at."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parquet(path: Path) -> Table:
+    import pyarrow.parquet as parquet
+    from datasets import Dataset
+
+    _check_plain(path)
+    with _decoding(path, "Parquet file"):
+        return dataset_table(Dataset(parquet.ParquetFile(path).read()), str(path), "parquet")
+
+
+def _arrow(folder: Path) -> dict[str, Table]:
+    from datasets import Dataset, DatasetDict, load_from_disk
+
+    for path in folder.rglob("*"):
+        if not path.is_dir():
+            _check_plain(path)
+    with _decoding(folder, "folder of save_to_disk"):
+        found = load_from_disk(str(folder))
+        splits: Mapping[str, Dataset] = found if isinstance(found, DatasetDict) else {"": found}  # pyright: ignore
+        for dataset in splits.values():
+            # what is damaged would else be read beyond its end
+            dataset.data.table.validate(full=True)
+        where = {name: f"{folder}{': ' if name else ''}{name}" for name in splits}
+        return {name: dataset_table(dataset, where[name], "arrow") for name, dataset in splits.items()}
+
+
+def dataset_table(dataset: Any, where: str, kind: str) -> Table:
+    """Give the rows of a `datasets.Dataset` or `IterableDataset`.
+
+    Args:
+        dataset: The data set, whatever it is formatted as.
+        where: What holds it, for messages.
+        kind: See `Table`.
+
+    Returns:
+        The rows; labels by their names, and without the null values that datasets fills objects with.
+
+    Raises:
+        DataError: If there is no row.
+    """
+    features = dataset.features or {}
+    names = {
+        column: tuple(feature.names)
+        for column, feature in features.items()
+        if type(feature).__name__ == "ClassLabel" and feature.names
+    }
+    rows = []
+    for number, values in enumerate(_values(dataset), 1):
+        row = {str(key): without_null(value) for key, value in values.items()}
+        for column, labels in names.items():
+            label = row.get(column)
+            if isinstance(label, int):
+                row[column] = labels[label] if 0 <= label < len(labels) else None
+        rows.append(Row(f"{where}: row {number}", row))
+    if not rows:
+        raise DataError(f"{where}: holds no rows, expected at least one example.")
+    return Table(rows, kind, names)
+
+
+def _values(dataset: Any) -> Iterator[Mapping[str, Any]]:
+    if hasattr(dataset, "num_rows"):
+        # as Arrow holds them: pictures and sounds, which nothing here reads, are not decoded
+        for batch in dataset.with_format("arrow").iter(_BATCH):
+            yield from batch.to_pylist()
+    else:
+        yield from dataset.with_format(None)
+
+
+def without_null(value: Any) -> Any:
+    """A value without the keys that are null only because other rows have them."""
+    if isinstance(value, dict):
+        return {key: without_null(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, (list, tuple)):
+        return [without_null(inner) for inner in value]
+    return value
+
+
+def _check_plain(path: Path) -> None:
+    try:
+        check_plain(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file.") from error
+    except KifuseError as error:
+        raise DataError(str(error)) from error
+
+
+@contextmanager
+def _decoding(path: Path, what: str) -> Iterator[None]:
+    """Say which file it is that a library cannot decode; it may raise anything at damaged bytes."""
+    try:
+        yield
+    except KifuseError:
+        raise
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise DataError(f"{path}: not a readable {what}: {error}; write it again.") from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: not a readable {what}: {said}; write it again.") from error

@@ -1,0 +1,192 @@
+"""Text files of data: UTF-8 or UTF-16, perhaps packed with gzip; JSON values, JSON lists and JSON Lines."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kifuse.errors import DataError, KifuseError
+from kifuse.storage import decode_utf8, parse_json, read_bytes
+from kifuse.tasks.readers.names import split_of
+from kifuse.tasks.readers.rows import Row, kind_of
+
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+_CHUNK = 1 << 20
+ROWS = ("data", "rows", "examples")
+"""What the list of rows is called in a JSON object that holds more than the rows."""
+
+_MOST_TIMES, _SURELY_FINE = 200, 64 << 20
+
+
+def read_text(path: Path) -> str:
+    """Read a data file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+
+    Args:
+        path: The file; one that ends in ``.gz`` is unpacked.
+
+    Returns:
+        Its text.
+
+    Raises:
+        DataError: If it is missing, unreadable, empty, or in another encoding.
+    """
+    try:
+        raw = read_bytes(path)
+        if path.name.casefold().endswith(".gz"):
+            raw = _unpacked(raw, path)
+        text = _utf16(raw, path) if raw.startswith(_UTF16) else decode_utf8(raw, path)
+    except KifuseError as error:
+        raise DataError(str(error)) from error
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty, expected examples.")
+    return text
+
+
+def _utf16(raw: bytes, path: Path) -> str:
+    try:
+        if raw.startswith(_UTF32):
+            raise UnicodeError
+        return raw.decode("utf-16")
+    except UnicodeError as error:
+        raise DataError(f"{path}:1: not readable UTF-16 text; save the file as UTF-8.") from error
+
+
+def _unpacked(raw: bytes, path: Path) -> bytes:
+    """Unpack gzip; a file that unfolds without measure is refused before memory is full."""
+    most = max(_SURELY_FINE, _MOST_TIMES * len(raw))
+    found = bytearray()
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
+            while chunk := stream.read(_CHUNK):
+                found += chunk
+                if len(found) > most:
+                    raise DataError(
+                        f"{path}: unpacks to more than {most >> 20} MB, {_MOST_TIMES} times its size; unpack "
+                        "it yourself if that is meant."
+                    )
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not a whole gzip file: {error}; pack it again.") from error
+    return bytes(found)
+
+
+def read_value(path: Path) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The decoded value.
+
+    Raises:
+        DataError: If it cannot be read or is not JSON; names the line.
+    """
+    return _decode(read_text(path), str(path), first_line=1)
+
+
+def read_list(path: Path, value: Any = None, key: str = "") -> list[Row]:
+    """Give the rows of a JSON list of objects.
+
+    Args:
+        path: The file, read unless ``value`` is given.
+        value: The list found in the file, when the rows are only a part of it.
+        key: The field of the file that held ``value``.
+
+    Returns:
+        The rows, numbered from 1.
+
+    Raises:
+        DataError: If there is no list, no row, or a row that is no object.
+    """
+    place = f"{path}: '{key}'" if key else f"{path}:"
+    value = read_value(path) if value is None else value
+    if not isinstance(value, list):
+        raise DataError(f"{place} holds {kind_of(value)}, expected a list of objects.")
+    if not value:
+        raise DataError(f"{place} holds no rows, expected at least one example.")
+    return [_row(f"{path}: row {number}", item) for number, item in enumerate(value, 1)]
+
+
+def read_rows(path: Path) -> list[Row] | dict[str, Any]:
+    """Give the rows of a JSON or JSON Lines file, whichever of the two it is.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The rows; their places carry line numbers, or numbers of rows in a list. An object that holds lists of
+        objects is given as it is: its keys may be splits.
+
+    Raises:
+        DataError: If the file cannot be read, a line is no JSON object, or there is no row.
+    """
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        return read_list(path, _decode(text, str(path), first_line=1))
+    # Only a line feed ends a line: JSON text may hold other Unicode line breaks as they are.
+    lines = text.split("\n") if "\n" in text else text.split("\r")
+    first = next(number for number, line in enumerate(lines) if line.strip())
+    more = any(line.strip() for line in lines[first + 1 :])
+    is_json = path.name.casefold().removesuffix(".gz").endswith(".json")
+    # perhaps the lines of one object, as json.dump(..., indent=2) writes them
+    if more and not _is_json(lines[first]) and (is_json or _is_json(text)):
+        return _one_object(path, _decode(text, str(path), first_line=1))
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            rows.append(_line(path, number, line))
+    if len(rows) == 1 and isinstance(found := _one_object(path, rows[0].values), dict):
+        return found
+    return rows
+
+
+def _one_object(path: Path, value: Any) -> list[Row] | dict[str, Any]:
+    return value if isinstance(value, dict) and holders(value) else [_row(f"{path}:1", value)]
+
+
+def holders(value: Mapping[str, Any]) -> list[str]:
+    """The keys of an object whose lists are rows: those called after splits, or `ROWS`."""
+    lists = [key for key, inner in value.items() if isinstance(inner, list) and inner]
+    lists = [key for key in lists if all(isinstance(item, dict) for item in value[key])]
+    return [key for key in lists if split_of(key)] or [key for key in lists if key in ROWS]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _line(path: Path, number: int, line: str) -> Row:
+    try:
+        value = _decode(line, str(path), first_line=number)
+    except DataError as error:
+        way = ""
+        if line.rstrip().endswith(",") and _is_json(line.rstrip()[:-1]):
+            way = " Remove the comma at the end of the line, or make the file a list in [ ]."
+        elif line.lstrip().startswith("{'"):
+            way = " JSON has double quotes; write each row with json.dumps(row)."
+        raise DataError(f"{error}{way}") from error
+    return _row(f"{path}:{number}", value)
+
+
+def _row(where: str, value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(f'{where}: found {kind_of(value)}, expected an object such as {{"input": …}}.')
+    return Row(where, value)
+
+
+def _decode(text: str, path: str, *, first_line: int) -> Any:
+    try:
+        return parse_json(text, path, first_line)
+    except KifuseError as error:
+        raise DataError(str(error)) from error
