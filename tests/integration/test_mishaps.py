@@ -204,8 +204,8 @@ def test_the_number_of_threads_is_that_of_the_settings(
         (lambda learner, task: learner.generate(["harbour"], max_new_tokens=0), "max_new_tokens: found 0"),
         (lambda learner, task: learner.rollback(1.0), r"rollback: found 1\.0"),
         (lambda learner, task: learner.rollback(None), "rollback: found None"),
-        (lambda learner, task: learner.learn(task, labels=["a"]), "found labels with a task or path"),
-        (lambda learner, task: learner.learn("o.jsonl", test=[]), "found test with a task or path"),
+        (lambda learner, task: learner.learn(task, labels=["a"]), "found labels with a Task"),
+        (lambda learner, task: learner.learn("folder", test=[]), "found test with the path folder"),
     ],
 )
 def test_mistakes_of_the_moment_are_said(make: Make, tasks: list[Task], mistake: Any, said: str):

@@ -93,7 +93,7 @@ def _task(data: Any, test: Any, name: str | None, settings: Settings) -> Task:
             task = task_with(data, settings)
             return task if name is None else replace(task, name=name)
         file = data_file(Path(data))
-        if file is None or not os.path.lexists(data):
+        if file is None:
             raise DataError(
                 f"learn(): found test with the path {os.fspath(data)}, expected it with rows or with one "
                 "data file; a task's folder holds test.jsonl."

@@ -211,6 +211,7 @@ def new_record(config: RunConfig, stream: TaskStream | None, method: Method, bac
         ),
         stream=stream.name if stream else OPEN_STREAM,
         tasks=[task_record(task) for task in stream.tasks] if stream else [],
+        warnings=list(stream.passed_over) if stream else [],
         seeds={"training": config.training.seed},
         versions=versions(),
         machine=machine(backbone),

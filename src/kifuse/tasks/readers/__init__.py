@@ -243,7 +243,7 @@ def _strays(root: Path, layout: str, names: Mapping[str, object]) -> tuple[str, 
         for path in visible(paths, root)
         if data_file(path) is not None and not path.is_dir() and not is_read(path)
     ]
-    return (f"{root}: not read, as the layout is {layout}: {listed(left)}.",) if left else ()
+    return (f"In '{root.name}' was not read, as the layout is {layout}: {listed(left)}.",) if left else ()
 
 
 def _root(path: str | os.PathLike[str]) -> Path:

@@ -156,13 +156,13 @@ def _left(root: Path, left: Sequence[Path]) -> tuple[str, ...]:
     said = []
     folders = [path for path in left if path.is_dir()]
     if files := [path for path in left if not path.is_dir()]:
-        said.append(f"{root}: not read: {listed(unread(sorted(files), _FILES, root))}.")
+        said.append(f"In '{root.name}' was not read: {listed(unread(sorted(files), _FILES, root))}.")
     for folder in sorted(folders):
         inside = [path.name for path in visible(folder.iterdir(), folder)] if _readable(folder) else []
         hints = [hint for name in inside if (hint := did_you_mean(name, _FILES))]
         what = f"it holds {listed(inside, 5)}" if inside else "it is empty"
         said.append(
-            f"{root}: the folder '{folder.name}' is no task, as it has no file called train, dev or test, "
+            f"In '{root.name}' the folder '{folder.name}' is no task, as it has no file called train, dev or test, "
             f"such as train.jsonl; {what}.{hints[0] if hints else ''}"
         )
     return tuple(said)
@@ -305,7 +305,7 @@ def _split_folders(root: Path, given: Settings) -> Found:
     readers: Readers = {}
     for name in sorted(tasks):
         readers[name] = partial(_read_splits, name, tasks[name], given)
-    said = [f"{root}: not read: {listed(unread(sorted(left), _FILES, root))}."] if left else []
+    said = [f"In '{root.name}' was not read: {listed(unread(sorted(left), _FILES, root))}."] if left else []
     return Found(readers, tuple(said))
 
 
