@@ -162,8 +162,8 @@ def _left(root: Path, left: Sequence[Path]) -> tuple[str, ...]:
         hints = [hint for name in inside if (hint := did_you_mean(name, _FILES))]
         what = f"it holds {listed(inside, 5)}" if inside else "it is empty"
         said.append(
-            f"In '{root.name}' the folder '{folder.name}' is no task, as it has no file called train, dev or test, "
-            f"such as train.jsonl; {what}.{hints[0] if hints else ''}"
+            f"In '{root.name}' the folder '{folder.name}' is no task, as it has no file called train, dev or "
+            f"test, such as train.jsonl; {what}.{hints[0] if hints else ''}"
         )
     return tuple(said)
 
