@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.config import to_yaml
-from kifuse.errors import ConfigError, DataError, RunError, did_you_mean
-from kifuse.evaluation.generation import greedy_generate
+from kifuse.errors import DataError, RunError, did_you_mean
 from kifuse.learner_config import (
     checked_points,
     learner_config,
@@ -19,7 +18,17 @@ from kifuse.learner_config import (
     refuse_all_at_once,
     refuse_stream,
 )
-from kifuse.lineage import LearnReport, event, is_settled, last_event, put_aside
+from kifuse.learner_folder import LearnerFolder
+from kifuse.lineage import (
+    LearnReport,
+    event,
+    is_settled,
+    last_event,
+    learned_count,
+    refused_before,
+    tasks_to_keep,
+    times_undone,
+)
 from kifuse.live import listener
 from kifuse.methods.base import TaskInfo
 from kifuse.models.given import given_backbone, given_name
@@ -32,6 +41,7 @@ from kifuse.tasks.findings import look_through
 from kifuse.tasks.incoming import as_task
 from kifuse.tasks.kept import keep_task, kept_inputs, kept_task
 from kifuse.tasks.task import Example, Task, check_different
+from kifuse.training.answers import answer
 from kifuse.training.data_on_record import put_on_record, tell
 from kifuse.training.engine import Engine
 from kifuse.training.environment import is_main_process
@@ -86,11 +96,14 @@ class ContinualLearner:
         self.max_forgetting = checked_points(max_forgetting)
         require_trackers(self.config)
         self._log = RunLog(self.folder, PageRefresh(listener(progress)), writes=is_main_process())
+        self._place = LearnerFolder(self.folder, self._log.say)
         with contextlib.ExitStack() as stack:
             stack.enter_context(exclusive(self.folder))
             record = open_run(self.folder, self.config, but=("model.name ",) if _elsewhere else ())
             refuse_stream(record, self.folder)
             stack.enter_context(self._log.writing(*opening_lines(self.config, record)))
+            if record is not None:
+                self._place.tidy(record)
             built = open_method(self.config)
             backbone = (
                 given_backbone(model, tokenizer, self.config.model.precision)
@@ -155,7 +168,7 @@ class ContinualLearner:
     @property
     def learned(self) -> int:
         """Number of tasks learned."""
-        return sum(entry.train_steps is not None for entry in self.record.tasks)
+        return learned_count(self.record)
 
     @property
     def adapter(self) -> Path:
@@ -197,6 +210,9 @@ class ContinualLearner:
             check_different([*dict.fromkeys([*self.tasks, chosen.name])], f"{self.folder}: the learner")
             if chosen.name in self.tasks:
                 return self._again(chosen)
+            refused = self._refused_before(chosen)
+            if refused is not None:
+                return refused
             self._begin(chosen)
             self._engine.learn(self.learned + 1, chosen, earlier=[])
             report = self._settle()
@@ -241,22 +257,8 @@ class ContinualLearner:
         Raises:
             ConfigError: `texts` is a single text, or `max_new_tokens` below 1.
         """
-        if isinstance(texts, str):
-            raise ConfigError("generate(): found a text, expected a list of texts.")
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens: found {max_new_tokens}, expected at least 1, or None.")
-        engine = self._engine
-        engine.settle(self.learned)
-        examples = [t if isinstance(t, Example) else Example("", t, "", ("",)) for t in texts]
-        with engine.backbone.autocast():
-            return greedy_generate(
-                engine.model,
-                engine.backbone.tokenizer,
-                [engine.encoder.prompt(e) for e in examples],
-                encoder_decoder=engine.backbone.encoder_decoder,
-                max_new_tokens=max_new_tokens or engine.evaluator.max_new_tokens,
-                batch_tokens=engine.evaluator.batch_tokens,
-            )
+        self._engine.settle(self.learned)
+        return answer(self._engine, texts, max_new_tokens)
 
     def report(self) -> Path:
         """Draw the page that shows what was learned, kept and lost.
@@ -277,15 +279,7 @@ class ContinualLearner:
         Raises:
             RunError: There is no such task.
         """
-        if isinstance(to, str):
-            if to not in self.tasks:
-                raise RunError(
-                    f"rollback: no task {to!r} was learned, expected one of "
-                    f"{', '.join(self.tasks) or 'none yet'}.{did_you_mean(to, self.tasks)}"
-                )
-            to = self.tasks.index(to) + 1
-        if not isinstance(to, int) or not 0 <= to <= self.learned:
-            raise RunError(f"rollback: found {to!r}, expected a number of tasks from 0 to {self.learned}.")
+        to = tasks_to_keep(to, self.tasks)
         with self._alone():
             undone = self.tasks[to:]
             self._back_to(to, event("rolled back", now(), to=to, tasks=undone))
@@ -303,10 +297,24 @@ class ContinualLearner:
         self._engine.progress.say(f"{task.name} was learned already; nothing to do")
         return LearnReport.of(self.record, index, self._engine.snapshots.adapter(index + 1))
 
+    def _refused_before(self, task: Task) -> LearnReport | None:
+        """The report of a task that was refused and would be again; None: it may be tried."""
+        data, k = task.split_hash("train"), self.learned + 1
+        report = refused_before(
+            self.record, task.name, data, self.max_forgetting, lambda number: self._aside(number, k)
+        )
+        if report is not None:
+            again = "Nothing has changed since, so it is not trained again."
+            self._engine.progress.say(f"{report.reason} {again}")
+        return report
+
+    def _aside(self, number: int, k: int) -> Path:
+        return self._place.undone(number) / "adapters" / f"after-{k}"
+
     def _begin(self, task: Task) -> None:
         """Put a task on record, keep its test examples, and score it before it is learned."""
         record, k = self.record, self.learned
-        earlier = {name: kept_inputs(self._kept_file(i)) for i, name in enumerate(self.tasks)}
+        earlier = {name: kept_inputs(self._place.kept_task(i)) for i, name in enumerate(self.tasks)}
         findings = look_through([task], self._engine.encoder, earlier=earlier)
         waiting = record.tasks[k:]
         entry = task_record(task)
@@ -314,7 +322,7 @@ class ContinualLearner:
             # what a crash left of a task that never was learned
             record.scores = [s for s in record.scores if s.task < k]
             record.tasks = [*record.tasks[:k], entry]
-        keep_task(self._kept_file(k), task)
+        keep_task(self._place.kept_task(k), task)
         said = put_on_record(record, findings, self.folder if self._engine.writes else None)
         tell(said, record.tasks[k:], self._engine.progress.say)
         record.status, record.finished = "running", None
@@ -341,11 +349,10 @@ class ContinualLearner:
         if any([self._engine.score(k, i, self._kept(i)) is not None for i in tested]):
             self._engine.tell_row(k, range(k))
         report = LearnReport.of(record, k - 1, self._engine.snapshots.adapter(k))
-        loss = report.worst
-        scores = {"before": report.before, "after": report.after}
-        facts = {"task": report.task, "data": record.tasks[k - 1].hashes["train"], **scores}
-        if self.max_forgetting is not None and loss is not None and loss[1] > self.max_forgetting:
-            report = report.refused(*loss, self.max_forgetting)
+        facts = {"task": report.task, "data": record.tasks[k - 1].hashes["train"], "seconds": report.seconds}
+        facts |= {"before": report.before, "after": report.after}
+        report = report.judged(self.max_forgetting, self._aside(times_undone(record) + 1, k))
+        if not report.accepted:
             self._back_to(k - 1, event("refused", now(), **facts, reason=report.reason))
             self._engine.progress.say(report.reason)
         else:
@@ -360,23 +367,22 @@ class ContinualLearner:
     def _back_to(self, k: int, what: dict[str, Any]) -> None:
         """Make the state after k tasks the present one; the record says so before any file moves."""
         record = self.record
-        aside = self.folder / "rolled-back" / str(sum(e["event"] != "learned" for e in record.lineage) + 1)
-        later = range(k + 1, len(record.tasks) + 1)
+        aside = self._place.undone(times_undone(record) + 1)
         self._engine.restore(k)
-        record.save(aside)
-        record.tasks = record.tasks[:k]
-        record.scores = [s for s in record.scores if s.after <= k and s.task < k]
-        record.lineage.append(what)
-        record.status, record.finished = "finished", now()
-        self._engine.save()
-        files = [self.folder / p / f"after-{j}" for j in later for p in ("adapters", "state", "predictions")]
-        put_aside([*files, *(self._kept_file(j - 1) for j in later)], aside)
-
-    def _kept_file(self, index: int) -> Path:
-        return self.folder / "tasks" / f"{index + 1}.json"
+        try:
+            record.save(aside)
+            record.tasks = record.tasks[:k]
+            record.scores = [s for s in record.scores if s.after <= k and s.task < k]
+            record.lineage.append(what)
+            record.status, record.finished = "finished", now()
+            self._engine.save()
+        except BaseException:
+            self._engine.cut_short()
+            raise
+        self._place.tidy(record, tell=False)
 
     def _kept(self, index: int) -> Task:
-        return kept_task(self._kept_file(index), self.record.tasks[index].hashes["test"])
+        return kept_task(self._place.kept_task(index), self.record.tasks[index].hashes["test"])
 
     def _foreign(self, each: Any) -> Task:
         if isinstance(each, str) and not Path(each).exists():
@@ -389,11 +395,5 @@ class ContinualLearner:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the folder, after making sure that it is as this learner last saw it."""
-        with exclusive(self.folder):
-            if RunRecord.load(self.folder) != self.record:
-                raise RunError(
-                    f"{self.folder}: another process has changed it since this learner was loaded; "
-                    "load it again: ContinualLearner.load(folder)."
-                )
-            with self._log.writing():
-                yield
+        with self._place.alone(self.record, broken=self._engine.cut_short), self._log.writing():
+            yield

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kifuse.errors import RunError, did_you_mean
 from kifuse.reporting.record import RunRecord
 
 
@@ -43,13 +44,22 @@ class LearnReport:
         entry = record.tasks[index]
         return cls(entry.name, True, row(index), row(index + 1), entry.seconds_train or 0.0, adapter)
 
-    def refused(self, name: str, lost: float, limit: float) -> LearnReport:
-        """The same, not accepted, with the reason."""
+    def judged(self, limit: float | None, aside: Path) -> LearnReport:
+        """The same, or not accepted where it cost an earlier task too much.
+
+        Args:
+            limit: Most points that a task may cost; None: no limit.
+            aside: Where the adapter then is.
+        """
+        worst = self.worst
+        if limit is None or worst is None or worst[1] <= limit:
+            return self
+        name, lost = worst
         reason = (
             f"{self.task} was rolled back: it cost {name} {lost:.1f} points "
             f"({self.before[name]:.1f} to {self.after[name]:.1f}), and {limit:g} are allowed."
         )
-        return replace(self, accepted=False, reason=reason)
+        return replace(self, accepted=False, reason=reason, adapter=aside)
 
     @property
     def gained(self) -> float | None:
@@ -94,9 +104,66 @@ def last_event(record: RunRecord) -> tuple[Any, Any]:
     return last.get("task"), last.get("data")
 
 
-def put_aside(paths: Iterable[Path], aside: Path) -> None:
-    """Move files and folders that are there to `aside/<their folder's name>/`."""
-    for source in paths:
-        if source.exists():
-            (aside / source.parent.name).mkdir(parents=True, exist_ok=True)
-            source.rename(aside / source.parent.name / source.name)
+def learned_count(record: RunRecord) -> int:
+    """Number of tasks that a learner's record says were learned; one that is being learned does not count."""
+    return sum(entry.train_steps is not None for entry in record.tasks)
+
+
+def times_undone(record: RunRecord) -> int:
+    """How often tasks were taken out again: rollbacks and refusals."""
+    return sum(e["event"] != "learned" for e in record.lineage)
+
+
+def was_undone(record: RunRecord) -> bool:
+    """Whether the last thing that happened was a rollback or a refusal."""
+    return bool(record.lineage) and record.lineage[-1]["event"] != "learned"
+
+
+def refused_before(
+    record: RunRecord, name: str, data: str, limit: float | None, adapter: Callable[[int], Path]
+) -> LearnReport | None:
+    """The report of a task that was refused and would be again, since nothing has changed.
+
+    Args:
+        record: Of the learner.
+        name: The task's name.
+        data: Hash of its training examples.
+        limit: Most points that a task may cost now.
+        adapter: Where the adapter of a task is that was undone; given the number of the undoing, from 1.
+
+    Returns:
+        The report; None where the task may be tried.
+    """
+    number = times_undone(record)
+    for entry in reversed(record.lineage):
+        if entry["event"] != "refused":
+            return None
+        if (entry.get("task"), entry.get("data")) == (name, data):
+            before, after, seconds = (entry.get(key, {}) for key in ("before", "after", "seconds"))
+            report = LearnReport(name, True, before, after, seconds or 0.0, Path())
+            judged = report.judged(limit, adapter(number))
+            return None if judged.accepted else judged
+        number -= 1
+    return None
+
+
+def tasks_to_keep(to: int | str, names: list[str]) -> int:
+    """How many of the learned tasks a rollback keeps.
+
+    Args:
+        to: Their number, or the name of the last one.
+        names: Of the learned tasks.
+
+    Raises:
+        RunError: There is no such task.
+    """
+    if isinstance(to, str):
+        if to not in names:
+            raise RunError(
+                f"rollback: no task {to!r} was learned, expected one of {', '.join(names) or 'none yet'}."
+                f"{did_you_mean(to, names)}"
+            )
+        return names.index(to) + 1
+    if not isinstance(to, int) or not 0 <= to <= len(names):
+        raise RunError(f"rollback: found {to!r}, expected a number of tasks from 0 to {len(names)}.")
+    return to

@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"training"},
     {"live_view", "page_refresh"},
     {"live"},
-    {"learner_config"},
+    {"learner_config", "learner_folder"},
     {"demo", "learner", "comparing"},
     {"cli"},
     {"__main__"},

@@ -74,6 +74,8 @@ class TaskRecord(_Part):
     another one, by split; `contradictions`, training inputs whose answers contradict each other;
     `also_trained`, test examples whose input is also trained on; `longest_input` and `longest_target` in
     tokens; `cut_...`, how many inputs lost their middle and answers their end.
+
+    `seal` is the SHA-256 of the list of the task's files, `state/after-<k>/manifest.json`.
     """
 
     name: Annotated[str, AfterValidator(_file_name)]
@@ -104,6 +106,7 @@ class TaskRecord(_Part):
     events: list[dict[str, Any]] = Field(default_factory=list)
     per_tensor: dict[str, Any] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
+    seal: str | None = None
 
 
 class ScoreRecord(_Part):

@@ -205,6 +205,10 @@ class Engine:
         if self._cut_short:
             self.restore(k)
 
+    def cut_short(self) -> None:
+        """Note that weights, method and memory are no longer those on record: `settle` puts them back."""
+        self._cut_short = True
+
     def passes(self, tasks: Sequence[TaskInfo], sizes: Sequence[int]) -> int:
         """Forward and backward passes that training on tasks of these training set sizes will take."""
         return passes(self.config, self.method, tasks, sizes)

@@ -1,0 +1,83 @@
+"""File operations that fail, one after the other: at the n-th one something happens."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+OPERATIONS = ("open", "replace", "rename", "mkdir", "unlink", "remove", "rmdir", "fsync")
+"""Functions of `os` that change what is on disk, or may."""
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class Counter:
+    """Counts file operations, and acts at one of them.
+
+    Args:
+        number: From 1; 0: at none.
+        action: What happens there, before the operation; may raise.
+    """
+
+    def __init__(self, number: int, action: Callable[[], None]) -> None:
+        self.number, self.action, self.seen = number, action, 0
+
+    def see(self) -> None:
+        """An operation is about to happen."""
+        self.seen += 1
+        if self.seen == self.number:
+            self.action()
+
+
+@contextlib.contextmanager
+def failing_at(number: int, action: Callable[[], None]) -> Iterator[Counter]:
+    """Act at the n-th file operation of the block: one of `OPERATIONS`, or opening a file for writing."""
+    counter = Counter(number, action)
+    before = {name: getattr(os, name) for name in OPERATIONS}
+    plain_open = builtins.open
+
+    def watched(original: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counter.see()
+            return original(*args, **kwargs)
+
+        return call
+
+    def opening(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if set(mode) & set("wax+"):
+            counter.see()
+        return plain_open(file, mode, *args, **kwargs)
+
+    try:
+        for name, original in before.items():
+            setattr(os, name, watched(original))
+        builtins.open = io.open = opening  # type: ignore[assignment]
+        yield counter
+    finally:
+        builtins.open = io.open = plain_open
+        for name, original in before.items():
+            setattr(os, name, original)
+
+
+def killed() -> None:
+    """End the block as a kill would end the process."""
+    raise Killed
+
+
+def read_only() -> None:
+    """What a file system says that was mounted read-only meanwhile."""
+    raise OSError(30, "Read-only file system")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder that are not a log, a lock or a page, by their path."""
+    passing = {"log.txt", ".lock", ".lock.owner", "report.html"}
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in passing)
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
