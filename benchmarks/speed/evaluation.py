@@ -21,8 +21,8 @@ from peft import PeftModel
 from kifuse import ContinualLearner
 from kifuse.benchmarks.catalog import load_benchmark
 from kifuse.config.schema import EvaluationConfig
-from kifuse.evaluation.scoring import score_one
 from kifuse.models.loading import Backbone, load_backbone, shrink_frozen
+from kifuse.scoring.scores import score_one
 from kifuse.tasks.encoding import Encoder
 from kifuse.tasks.incoming import as_task
 from kifuse.tasks.task import Task
@@ -150,7 +150,10 @@ def compare_one(
     times = in_turn(ours, theirs, pairs, warm_up)
     same = sum(a == b for a, b in zip(texts["ours"], texts["theirs"], strict=True))
     scores = [
-        [score_one(text, one.references, task.metric) for text, one in zip(answers, task.test, strict=True)]
+        [
+            score_one(text, one.references, task.metric, task.labels)
+            for text, one in zip(answers, task.test, strict=True)
+        ]
         for answers in (texts["ours"], texts["theirs"])
     ]
     alike = sum(a == b for a, b in zip(*scores, strict=True))

@@ -9,6 +9,7 @@ from kifuse.evaluation.metrics import Metric
 from kifuse.reporting.plots import CurvePanel, Curves, Heatmap, HeatmapPanel, Line, Plot, Timeline
 from kifuse.reporting.record import RunRecord, TaskRecord
 from kifuse.reporting.wording import clean, listed, number
+from kifuse.scoring.metrics import metric_titles
 
 SCORE = "score (0 to 100)"
 STEP = "optimizer step"
@@ -301,5 +302,4 @@ def _rates(task: TaskRecord) -> list[tuple[float, float]]:
 
 def unlike_metrics(record: RunRecord) -> str:
     """How the tasks are scored, in a few words: `exact match`, `exact match and ROUGE-L`."""
-    names = {"exact_match": "exact match", "rouge_l": "ROUGE-L"}
-    return listed(list(dict.fromkeys(names.get(t.metric, clean(t.metric)) for t in record.tasks)))
+    return listed([clean(title) for title in metric_titles([task.metric for task in record.tasks])])

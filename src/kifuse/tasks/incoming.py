@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def as_task(
     instruction: str | None = None,
     labels: Iterable[str] | None = None,
     list_labels: bool = False,
-    metric: Metric | None = None,
+    metric: Metric | Callable[..., Any] | None = None,
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
@@ -51,8 +51,8 @@ def as_task(
         instruction: Stands before each input that brings none of its own.
         labels: The closed set of outputs; a set is sorted.
         list_labels: Whether the labels stand in the prompt.
-        metric: How predictions are scored; None: exact match with labels, perplexity of texts to continue,
-            else ROUGE-L.
+        metric: How predictions are scored: a name of `METRICS`, ``"module:function"``, or a function; None:
+            exact match with labels, perplexity of texts to continue, else ROUGE-L.
         format: The format of the rows; None: each row's is told from its fields.
         columns: Names of the data's own columns by what they hold: ``{"input": "question"}``.
         seed: Of the draw of the test set, where there is none: a tenth of the training examples, 200 at most.

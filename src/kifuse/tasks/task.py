@@ -10,13 +10,16 @@ from typing import Any, Literal, get_args
 
 from kifuse.errors import DataError, did_you_mean
 from kifuse.file_names import name_fault, name_key
+from kifuse.scoring.labels import comparison_why
+from kifuse.scoring.metrics import METRICS, metric_name
+from kifuse.scoring.own_function import is_own, source_hash
 from kifuse.storage import sha256_text
 from kifuse.tasks.overlaps import Overlap, find_overlaps
 from kifuse.tasks.sampling import visiting_order
 
-Metric = Literal["exact_match", "rouge_l"]
+Metric = str
+"""Name of a metric: one of `METRICS`, or ``module:function`` for a function of one's own."""
 Split = Literal["train", "dev", "test"]
-METRICS: tuple[str, ...] = get_args(Metric)
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
@@ -170,7 +173,8 @@ class Task:
         dev: Examples to choose settings with.
         test: Examples to score.
         labels: The closed set of outputs, or None for free text.
-        metric: How a prediction is scored.
+        metric: How a prediction is scored: a name of `METRICS`, ``"module:function"``, or a function of
+            (prediction, references) or (prediction, example), which becomes its name.
         source: Where the examples come from, for the record of a run.
         warnings: What the reader found odd but kept as published.
         format: What the data was read as, in a few words, such as ``"messages in train.jsonl"``.
@@ -196,11 +200,20 @@ class Task:
             object.__setattr__(self, split, tuple(getattr(self, split)))
         if self.labels is not None:
             object.__setattr__(self, "labels", tuple(self.labels))
-        if self.metric not in METRICS:
-            raise DataError(
-                f"Task '{self.name}': metric is {self.metric!r}, expected one of {', '.join(METRICS)}."
-                f"{did_you_mean(str(self.metric), METRICS)}"
-            )
+        try:
+            object.__setattr__(self, "metric", metric_name(self.metric))
+        except DataError as error:
+            raise DataError(f"Task '{self.name}': {error}") from error
+
+    @property
+    def comparison_why(self) -> str:
+        """How its answers are compared with the references, in a sentence without a full stop."""
+        return comparison_why(self.labels)
+
+    @property
+    def metric_source(self) -> str | None:
+        """SHA-256 of the source of the user's own function that scores it; None for a metric of `METRICS`."""
+        return source_hash(self.metric) if self.metric not in METRICS and is_own(self.metric) else None
 
     def split(self, name: str) -> tuple[Example, ...]:
         """Give one split.

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.evaluation.generation import greedy_generate
-from kifuse.evaluation.scoring import is_valid_label, score_one
 from kifuse.models.loading import Backbone
+from kifuse.scoring.scores import score_all
 from kifuse.storage import write_text
 from kifuse.tasks.encoding import Encoded, Encoder
 from kifuse.tasks.task import Task
@@ -77,33 +77,51 @@ class Evaluator:
         start = time.monotonic()
         encoded = self.encoder.encode_many(task.test)
         predictions = self.answers(task, encoded, progress)
-        rows, total, valid = [], 0.0, 0
-        for example, prediction in zip(task.test, predictions, strict=True):
-            points = score_one(prediction, example.references, task.metric)
-            is_valid = is_valid_label(prediction, task.labels) if task.labels else None
-            total += points
-            valid += bool(is_valid)
-            rows.append(
-                {
-                    "id": example.id,
-                    "input": example.input,
-                    "references": list(example.references),
-                    "prediction": prediction,
-                    "score": points,
-                    "valid": is_valid,
-                }
-            )
+        scored = score_all(
+            predictions,
+            task.test,
+            task.metric,
+            task.labels,
+            seen=[[self._seen(text) for text in example.references] for example in task.test],
+            seen_labels=[self._seen(label) for label in task.labels or ()],
+        )
         if keep and self.folder is not None:
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            lines = "".join(
+                json.dumps(
+                    {
+                        "id": example.id,
+                        "input": example.input,
+                        "references": list(example.references),
+                        "prediction": prediction,
+                        "score": scored.points[place],
+                        "valid": scored.valid[place] if scored.valid is not None else None,
+                    },
+                    ensure_ascii=False,
+                )
+                + "\n"
+                for place, (example, prediction) in enumerate(zip(task.test, predictions, strict=True))
+            )
             write_text(self.folder / f"after-{after}" / f"{task.name}.jsonl", lines)
         n = len(task.test)
         return Cell(
-            score=100.0 * total / max(n, 1),
-            valid=100.0 * valid / max(n, 1) if task.labels else None,
+            score=scored.score,
+            valid=100.0 * sum(scored.valid) / max(n, 1) if scored.valid is not None else None,
             n=n,
             seconds=time.monotonic() - start,
             cut=sum(item.cut for item in encoded),
         )
+
+    def _seen(self, text: str) -> str:
+        """A text as the model can give it back: special tokens in it decode to nothing.
+
+        The text itself where nothing of it would be left, or where the tokenizer has no token for some of it.
+        """
+        tokenizer = self.backbone.tokenizer
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        unknown = tokenizer.unk_token_id
+        if unknown is not None and unknown in ids and tokenizer.unk_token not in text:
+            return text
+        return tokenizer.decode(ids, skip_special_tokens=True).strip() or text
 
     def answers(
         self, task: Task, encoded: Sequence[Encoded], progress: Callable[[int, int], None] | None = None

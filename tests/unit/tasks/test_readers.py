@@ -457,7 +457,7 @@ def test_task_json_names_instruction_labels_and_metric(jsonl):
     [
         ([], "found a list, expected an object"),
         ({"instructions": "x"}, "unknown key 'instructions'.*Did you mean 'instruction'"),
-        ({"metric": "rougeL"}, "'metric' is 'rougeL'.*Did you mean 'rouge_l'"),
+        ({"metric": "rougeL"}, "metric is 'rougeL'.*Did you mean 'rouge_l'"),
         ({"labels": "World"}, "'labels' is text, expected a list"),
         ({"instruction": 4}, r"'instruction' is a number \(4\)"),
         ({"list_labels": "yes"}, "'list_labels' is text, expected true or false"),

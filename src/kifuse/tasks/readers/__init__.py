@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kifuse.errors import DataError, did_you_mean
+from kifuse.scoring.metrics import METRICS
 from kifuse.tasks.readers import cl_benchmark, long_sequence, own, superni
 from kifuse.tasks.readers.building import grouped
 from kifuse.tasks.readers.hub import PREFIX, hub_id, hub_tables
@@ -19,7 +20,7 @@ from kifuse.tasks.readers.names import ENDINGS, data_file, listed, no_data
 from kifuse.tasks.readers.own import Found
 from kifuse.tasks.readers.rows import visible
 from kifuse.tasks.readers.settings import Settings, checked_settings
-from kifuse.tasks.task import METRICS, SPLITS, Metric, Task, TaskStream, check_different, check_task_name
+from kifuse.tasks.task import SPLITS, Metric, Task, TaskStream, check_different, check_task_name
 
 Layout = Literal["long_sequence", "cl_benchmark", "superni", "jsonl"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
@@ -200,7 +201,10 @@ def _discover(root: Path, layout: str, metric: Metric, settings: Settings) -> Fo
             f"{did_you_mean(str(layout), LAYOUTS)}"
         )
     if metric not in METRICS:
-        raise DataError(f"superni_metric is {metric!r}, expected one of {', '.join(METRICS)}.")
+        raise DataError(
+            f"superni_metric is {metric!r}, expected one of {', '.join(METRICS)}."
+            f"{did_you_mean(str(metric), METRICS)}"
+        )
     if (hub := hub_id(root)) is not None and layout in ("auto", "jsonl"):
         name, tables, said = hub_tables(hub)
         return Found(grouped(name, tables, settings, said))

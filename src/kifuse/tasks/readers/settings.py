@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import DataError, did_you_mean
+from kifuse.scoring.metrics import metric_name
 from kifuse.tasks.readers.formats import FORMATS, KNOWN_FIELDS
 from kifuse.tasks.readers.rows import checked_labels, checked_text, kind_of
 from kifuse.tasks.readers.text_files import read_value
-from kifuse.tasks.task import METRICS, Metric
+from kifuse.tasks.task import Metric
 
 # Notes for people; they never reach the model.
 _NOTES = ("title", "about")
@@ -156,12 +157,10 @@ def folder_settings(folder: Path, given: Settings) -> Settings:
 
 
 def _checked_metric(value: Any, where: str) -> Metric:
-    if value not in METRICS:
-        raise DataError(
-            f"{where}: 'metric' is {value!r}, expected one of {', '.join(METRICS)}."
-            f"{did_you_mean(str(value), METRICS)}"
-        )
-    return value
+    try:
+        return metric_name(value)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def _checked_format(value: Any, where: str) -> str:

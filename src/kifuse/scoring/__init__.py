@@ -1,0 +1,1 @@
+"""How answers are scored: when two are the same, the metrics by name, and the score of a set."""

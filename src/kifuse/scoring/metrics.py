@@ -1,0 +1,158 @@
+"""The metrics by name: what each is called, what it means, and how it scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kifuse.errors import DataError, did_you_mean
+from kifuse.scoring import free_text, values
+from kifuse.scoring.labels import Comparison
+from kifuse.scoring.over_labels import whole_macro_f1
+from kifuse.scoring.own_function import is_own, own_function, own_name
+
+Points = Callable[[str, Iterable[str], Comparison], float]
+Whole = Callable[[Sequence[str], Sequence[Sequence[str]], Comparison, Sequence[float]], float]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to score answers.
+
+    Args:
+        name: As it is written in a configuration.
+        title: As it is shown in a sentence.
+        meaning: What it is, in one line.
+        points: The score of one prediction, from 0 to 1; None where the answers do not matter.
+        whole: The score of a set, from 0 to 1, where it is not the mean of the points.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    points: Points | None
+    whole: Whole | None = None
+
+
+METRICS: dict[str, Metric] = {
+    each.name: each
+    for each in (
+        Metric(
+            "exact_match",
+            "exact match",
+            "the same answer as a reference, save for letter case, spaces and punctuation at the ends",
+            free_text.exact_match,
+        ),
+        Metric(
+            "token_f1",
+            "token F1",
+            "overlap of words with the best reference, as in SQuAD: articles and punctuation do not count",
+            free_text.token_f1,
+        ),
+        Metric(
+            "rouge_1",
+            "ROUGE-1",
+            "F of single words with the best reference (rouge-score, no stemming)",
+            free_text.rouge("rouge1"),
+        ),
+        Metric(
+            "rouge_2",
+            "ROUGE-2",
+            "F of pairs of words with the best reference (rouge-score, no stemming)",
+            free_text.rouge("rouge2"),
+        ),
+        Metric(
+            "rouge_l",
+            "ROUGE-L",
+            "F of the longest common sequence of words with the best reference (rouge-score, no stemming)",
+            free_text.rouge("rougeL"),
+        ),
+        Metric(
+            "bleu",
+            "BLEU",
+            "BLEU of the whole test set against all references (sacrebleu, 13a)",
+            free_text.bleu,
+            free_text.whole_bleu,
+        ),
+        Metric(
+            "chrf",
+            "chrF",
+            "chrF of the whole test set: runs of up to six characters (sacrebleu)",
+            free_text.chrf,
+            free_text.whole_chrf,
+        ),
+        Metric("accuracy", "accuracy", "share of answers that are the right label", free_text.exact_match),
+        Metric(
+            "macro_f1",
+            "macro F1",
+            "F1 of each label in the whole test set, averaged (scikit-learn); no label is a miss",
+            free_text.exact_match,
+            whole_macro_f1,
+        ),
+        Metric(
+            "json",
+            "JSON equality",
+            "the same JSON value: order of keys and spaces do not count",
+            values.json_equal,
+        ),
+        Metric(
+            "number",
+            "numeric closeness",
+            "the same number: whole ones equal, others within a millionth; 1,000 is 1000 and 5% is 0.05",
+            values.number_close,
+        ),
+        Metric(
+            "code",
+            "code equality",
+            "the same text save for white space at the ends of lines; indentation counts",
+            values.code_equal,
+        ),
+        Metric(
+            "perplexity",
+            "100 / perplexity",
+            "100 divided by the perplexity of the reference text: 100 when each token is certain",
+            None,
+        ),
+    )
+}
+"""Every metric that has a name; a function of one's own is named ``module:function``."""
+
+
+def metric_name(metric: Any) -> str:
+    """Check a metric and give its name.
+
+    Args:
+        metric: A name, or a function of one's own.
+
+    Returns:
+        The name.
+
+    Raises:
+        DataError: There is no metric of that name, or the function cannot be used.
+    """
+    if callable(metric):
+        return own_name(metric)
+    if not isinstance(metric, str) or not (metric in METRICS or is_own(metric)):
+        raise DataError(
+            f"metric is {metric!r}, expected one of {', '.join(METRICS)}, or a function of your own, "
+            f"'module:function'.{did_you_mean(str(metric), METRICS)}"
+        )
+    if metric not in METRICS:
+        own_function(metric)
+    return metric
+
+
+def metric_title(name: str) -> str:
+    """How a metric is called in a sentence, such as ``ROUGE-L``; a function of one's own by its name."""
+    return METRICS[name].title if name in METRICS else name
+
+
+def metric_titles(names: Collection[str]) -> list[str]:
+    """The titles of several metrics, each once, in their order."""
+    return list(dict.fromkeys(metric_title(name) for name in names))
+
+
+def needs_answers(name: str) -> bool:
+    """Tell whether a metric scores generated answers; perplexity does not."""
+    return name not in METRICS or METRICS[name].points is not None

@@ -1,0 +1,249 @@
+"""A user's own function as a metric: found by name, called with checks, known by the hash of its source."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
+import inspect
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from kifuse.errors import DataError, did_you_mean
+
+_NAME = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*\Z")
+_EXPECTED = "expected a function of (prediction, references) or (prediction, example)"
+_given: dict[str, Callable[..., Any]] = {}
+
+
+def is_own(name: str) -> bool:
+    """Tell whether the name of a metric is that of a user's own function, such as ``my_module:score``."""
+    return name in _given or _NAME.match(name) is not None
+
+
+def own_name(function: Callable[..., Any]) -> str:
+    """Name a function that is given as an object, so that a task can be scored by it.
+
+    Args:
+        function: The function.
+
+    Returns:
+        ``module:function``. A function that cannot be found again by its name (a lambda, a function inside
+        another) is known in this process only, and its name ends with a part of its source's hash.
+
+    Raises:
+        DataError: It cannot be called with a prediction and references.
+    """
+    module, qualified = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
+    name = f"{module}:{qualified}"
+    if not _NAME.match(name) or _attribute(sys.modules.get(module), qualified) is not function:
+        if not qualified:
+            name = f"{type(function).__module__}:{type(function).__qualname__}"
+        name += f"@{(_hash_of_function(function) or format(id(function), 'x'))[:8]}"
+    _check_signature(function, name)
+    _given[name] = function
+    return name
+
+
+def own_function(name: str) -> Callable[..., Any]:
+    """Find a user's own function.
+
+    Args:
+        name: ``module:function``; the module is a file or a package of the working directory.
+
+    Returns:
+        The function.
+
+    Raises:
+        DataError: There is no such module or function, it fails when it is imported, or cannot be called with
+            a prediction and references.
+    """
+    if name in _given:
+        return _given[name]
+    module_name, _, attribute = name.partition(":")
+    module = sys.modules.get("__main__") if module_name == "__main__" else _module(name, module_name)
+    function = _attribute(module, attribute)
+    if not callable(function):
+        names = [each for each, value in vars(module).items() if inspect.isfunction(value)] if module else []
+        raise DataError(
+            f"metric '{name}': the module '{module_name}' has no function '{attribute}'"
+            f"{', expected one of ' + ', '.join(names) if names else ''}.{did_you_mean(attribute, names)}"
+        )
+    _check_signature(function, name)
+    return function
+
+
+def source_hash(name: str) -> str | None:
+    """Hash the source of a user's own function.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        SHA-256 of the file of its module; of the function's own text where it stands in a script or notebook,
+        or cannot be found by its name; None where there is no source.
+
+    Raises:
+        DataError: As `own_function`.
+    """
+    function = own_function(name)
+    module = inspect.getmodule(function)
+    file = getattr(module, "__file__", None)
+    if module is None or module.__name__ == "__main__" or "@" in name or not file:
+        return _hash_of_function(function)
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError:
+        return _hash_of_function(function)
+
+
+def call_own(name: str, prediction: str, example: Any, references: Sequence[str], place: str) -> float:
+    """Score one prediction by a user's own function.
+
+    Args:
+        name: Name of the function.
+        prediction: The generated text.
+        example: What it answers.
+        references: The accepted outputs.
+        place: The example, for a message.
+
+    Returns:
+        A score from 0 to 1.
+
+    Raises:
+        DataError: The function raises, or returns anything but true, false or a number from 0 to 1.
+    """
+    function = own_function(name)
+    second = example if _takes_example(function) else list(references)
+    try:
+        found = function(prediction, second)
+    except Exception as error:
+        raise DataError(
+            f"metric '{name}': it raised {type(error).__name__}: {error}{_line(error, function)}, "
+            f"for {place}, prediction {_shown(prediction)}."
+        ) from error
+    value = _as_number(found)
+    if value is None or not 0.0 <= value <= 1.0:
+        raise DataError(
+            f"metric '{name}': it returned {_shown(found)} for {place}, prediction {_shown(prediction)}; "
+            "expected true, false, or a number from 0 to 1."
+        )
+    return value
+
+
+def _module(name: str, module_name: str) -> ModuleType:
+    here = os.getcwd()
+    top = module_name.partition(".")[0]
+    known = sys.modules.get(module_name)
+    if known is not None and _lies_in(getattr(known, "__file__", None), here):
+        return known
+    importlib.invalidate_caches()
+    if top in sys.stdlib_module_names or importlib.machinery.PathFinder.find_spec(top, [here]) is None:
+        raise DataError(
+            f"metric '{name}': the working directory ({here}) holds no module '{top}'; expected a file "
+            f"{top}.py there. In Python the function itself can be given: metric=my_function."
+        )
+    if known is not None or (top in sys.modules and not _from(sys.modules[top], here)):
+        raise DataError(
+            f"metric '{name}': another module '{top}' is loaded already "
+            f"({getattr(sys.modules[top], '__file__', None) or 'built in'}); rename the file {top}.py."
+        )
+    try:
+        with _importing_from(here):
+            return importlib.import_module(module_name)
+    except Exception as error:
+        raise DataError(
+            f"metric '{name}': importing '{module_name}' from {here} failed: {type(error).__name__}: {error}."
+        ) from error
+
+
+def _from(module: ModuleType, folder: str) -> bool:
+    """Whether a module, or a package without a file of its own, lies in a folder."""
+    places = [getattr(module, "__file__", None), *getattr(module, "__path__", [])]
+    return any(_lies_in(place, folder) for place in places)
+
+
+def _lies_in(file: str | None, folder: str) -> bool:
+    return file is not None and Path(file).resolve().is_relative_to(Path(folder).resolve())
+
+
+@contextmanager
+def _importing_from(folder: str) -> Iterator[None]:
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _attribute(module: ModuleType | None, path: str) -> Any:
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _check_signature(function: Callable[..., Any], name: str) -> None:
+    if not callable(function):
+        raise DataError(f"metric: found {type(function).__name__}, {_EXPECTED}.")
+    try:
+        inspect.signature(function).bind("", [])
+    except TypeError as error:
+        raise DataError(f"metric '{name}': {error}; {_EXPECTED}.") from error
+    except ValueError:  # written in C, without a signature
+        return
+
+
+def _takes_example(function: Callable[..., Any]) -> bool:
+    try:
+        names = list(inspect.signature(function).parameters)
+    except ValueError:
+        return False
+    return len(names) > 1 and names[1] == "example"
+
+
+def _as_number(found: Any) -> float | None:
+    """True, false and real numbers, also of numpy and torch; None for anything else."""
+    if not isinstance(found, (bool, int, float)) and callable(getattr(found, "item", None)):
+        try:
+            found = found.item()
+        except (ValueError, RuntimeError):  # many numbers, not one
+            return None
+    if not isinstance(found, (bool, int, float)) or not math.isfinite(found):
+        return None
+    return float(found)
+
+
+def _line(error: Exception, function: Callable[..., Any]) -> str:
+    """Where in the function's file an error arose."""
+    try:
+        file = inspect.getsourcefile(function)
+    except TypeError:
+        return ""
+    trace, line = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == file:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f" ({file}:{line})" if line else ""
+
+
+def _hash_of_function(function: Callable[..., Any]) -> str | None:
+    try:
+        source = inspect.getsource(function if inspect.isroutine(function) else type(function))
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

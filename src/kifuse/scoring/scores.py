@@ -1,0 +1,164 @@
+"""The score of predictions: one by one, and of a whole test set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+from typing import Any, Protocol
+
+from kifuse.errors import DataError
+from kifuse.scoring.labels import comparison
+from kifuse.scoring.metrics import METRICS, metric_name
+from kifuse.scoring.own_function import call_own
+
+
+class HasReferences(Protocol):
+    """Anything with accepted outputs, such as an Example."""
+
+    @property
+    def references(self) -> Sequence[str]:
+        """The accepted outputs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of a test set.
+
+    Attributes:
+        score: Of the whole set, 0 to 100.
+        points: Of each prediction, 0 to 1.
+        valid: Whether each prediction is one of the labels, right or wrong; None without labels.
+    """
+
+    score: float
+    points: list[float]
+    valid: list[bool] | None
+
+
+def score(
+    predictions: Sequence[str],
+    examples: Sequence[HasReferences],
+    metric: Any,
+    labels: Sequence[str] | None = None,
+) -> float:
+    """Score a set of predictions.
+
+    Args:
+        predictions: The generated texts.
+        examples: The examples they answer, in the same order.
+        metric: A name of `METRICS`, ``"module:function"``, or a function.
+        labels: The labels of the task, where it has any.
+
+    Returns:
+        The score, from 0 to 100.
+
+    Raises:
+        DataError: There is no such metric, there are no examples, or not one prediction for each; or a
+            function of one's own raises or returns no score.
+    """
+    if not examples:
+        raise DataError("there are no examples to score; a score needs at least one.")
+    return score_all(predictions, examples, metric, labels).score
+
+
+def score_one(
+    prediction: str, references: Sequence[str], metric: Any, labels: Sequence[str] | None = None
+) -> float:
+    """Score one prediction.
+
+    Args:
+        prediction: The generated text.
+        references: The accepted outputs.
+        metric: As in `score`.
+        labels: As in `score`.
+
+    Returns:
+        The score, from 0 to 1.
+
+    Raises:
+        DataError: As `score`.
+    """
+    return score_all([prediction], [_Accepted(tuple(references))], metric, labels).points[0]
+
+
+def score_all(
+    predictions: Sequence[str],
+    examples: Sequence[HasReferences],
+    metric: Any,
+    labels: Sequence[str] | None = None,
+    *,
+    seen: Sequence[Sequence[str]] | None = None,
+    seen_labels: Sequence[str] = (),
+) -> Scored:
+    """Score a set of predictions and each of them.
+
+    Args:
+        predictions: The generated texts.
+        examples: The examples they answer, in the same order.
+        metric: As in `score`.
+        labels: As in `score`.
+        seen: The references of each example as the model can give them back, where special tokens in them
+            decode to nothing; the better of the two counts.
+        seen_labels: The same of the labels.
+
+    Returns:
+        The scores.
+
+    Raises:
+        DataError: As `score`.
+    """
+    if len(predictions) != len(examples):
+        raise DataError(
+            f"found {len(predictions)} predictions for {len(examples)} examples; expected one for each."
+        )
+    name = metric_name(metric)
+    chosen = METRICS.get(name)
+    if chosen is not None and chosen.points is None:
+        raise DataError(f"metric '{name}' is measured on the model; it cannot be computed from answers.")
+    compared = comparison(labels, seen_labels)
+
+    def one(place: int, references: Sequence[str]) -> float:
+        if chosen is not None and chosen.points is not None:
+            return chosen.points(predictions[place], references, compared)
+        example = _with_references(examples[place], references)
+        return call_own(name, predictions[place], example, references, _place(examples[place], place))
+
+    points, accepted = [], []
+    for place, example in enumerate(examples):
+        raw = list(example.references)
+        decoded = list(seen[place]) if seen is not None else raw
+        best, references = one(place, raw), raw
+        if decoded != raw and best < 1.0 and (other := one(place, decoded)) > best:
+            best, references = other, decoded
+        points.append(best)
+        accepted.append(references)
+    whole = chosen.whole if chosen is not None else None
+    if whole is not None and points:
+        total = 100.0 * whole(predictions, accepted, compared, points)
+    else:
+        # not sum(), which rounds otherwise from Python 3.12 on
+        total = 100.0 * reduce(add, points, 0.0) / max(len(points), 1)
+    valid = [compared.label(prediction) is not None for prediction in predictions] if labels else None
+    return Scored(min(total, 100.0), points, valid)
+
+
+@dataclass(frozen=True)
+class _Accepted:
+    references: tuple[str, ...]
+
+
+def _with_references(example: Any, references: Sequence[str]) -> Any:
+    if list(example.references) == list(references):
+        return example
+    return replace(example, references=tuple(references))
+
+
+def _place(example: Any, place: int) -> str:
+    identifier = getattr(example, "id", None)
+    start = str(getattr(example, "input", "")).strip().replace("\n", " ")[:60]
+    return f"example {identifier if identifier is not None else place + 1}" + (
+        f" '{start}…'" if start else ""
+    )
