@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 
 from kifuse.config import RunConfig
-from kifuse.live import ConsoleProgress
 from kifuse.reporting.record import RunRecord
+from kifuse.terminal_progress import ConsoleProgress
 from kifuse.training.runner import run
 
 HERE = Path(__file__).parent

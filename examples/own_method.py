@@ -58,7 +58,7 @@ def main() -> None:
     """Run the method and sequential training on three jobs of a support desk, and compare them."""
     from rich.console import Console
 
-    from kifuse.reporting.table import comparison_table
+    from kifuse.reporting.terminal_tables import comparison_table
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="smollm2-135m", help="a bundled model, hub id or folder")

@@ -12,7 +12,7 @@ from rich.text import Text
 from kifuse.config import RunConfig
 from kifuse.reporting.changes import Change, changes
 from kifuse.reporting.record import RunRecord
-from kifuse.reporting.table import comparison_table
+from kifuse.reporting.terminal_tables import comparison_table
 
 SETTINGS: dict[str, Any] = {
     "model": {"name": "smollm2-135m", "adapter": {"rank": 8, "alpha": 32, "dropout": 0.0}},
@@ -68,8 +68,8 @@ def run_demo(output: Path | None, seed: int, methods: tuple[str, ...], console: 
     Returns:
         0.
     """
-    from kifuse.live import ConsoleProgress
     from kifuse.page_refresh import run
+    from kifuse.terminal_progress import ConsoleProgress
 
     folder = output or Path("runs") / f"demo-seed{seed}"
     started = time.monotonic()

@@ -29,7 +29,6 @@ from kifuse.lineage import (
     tasks_to_keep,
     times_undone,
 )
-from kifuse.live import listener
 from kifuse.methods.base import TaskInfo
 from kifuse.models.given import given_backbone, given_name
 from kifuse.page_refresh import PageRefresh
@@ -41,6 +40,7 @@ from kifuse.tasks.findings import look_through
 from kifuse.tasks.incoming import as_task
 from kifuse.tasks.kept import keep_task, kept_inputs, kept_task
 from kifuse.tasks.task import Example, Task, check_different
+from kifuse.terminal_progress import listener
 from kifuse.training.answers import answer
 from kifuse.training.data_on_record import put_on_record, tell
 from kifuse.training.engine import Engine

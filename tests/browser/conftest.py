@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kifuse.reporting.groups import Run, open_run, open_runs
 from kifuse.reporting.page import comparison_page, run_page
+from kifuse.reporting.run_groups import Run, open_run, open_runs
 from tests.unit.reporting.measured_runs import hostile_record, kif_record, rounds_record, write_run
 from tests.unit.reporting.runs import make_record
 

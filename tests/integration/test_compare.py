@@ -17,8 +17,8 @@ from kifuse.benchmarks import catalog
 from kifuse.cli import app
 from kifuse.comparing.grid import load_grid
 from kifuse.models.loading import Backbone
-from kifuse.reporting.groups import group_runs, open_runs
 from kifuse.reporting.record import RunRecord
+from kifuse.reporting.run_groups import group_runs, open_runs
 from kifuse.training import shared as sharing
 from kifuse.training.engine import Engine
 from kifuse.training.runner import run

@@ -100,9 +100,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     stands = {
         "kifuse.page_refresh": {"run": run},
         "kifuse.demo": {"run_demo": run_demo},
-        "kifuse.live": {"ConsoleProgress": Progress},
+        "kifuse.terminal_progress": {"ConsoleProgress": Progress},
         "kifuse.reporting.record": {"RunRecord": FakeRecord},
-        "kifuse.reporting.table": {
+        "kifuse.reporting.terminal_tables": {
             "comparison_table": lambda records: f"compared {len(records)}",
             "matrix_table": lambda record: "matrix",
         },

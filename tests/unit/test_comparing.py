@@ -8,13 +8,13 @@ from typing import get_args
 import pytest
 from rich.console import Console
 
-from kifuse import live, registry
+from kifuse import registry, terminal_progress
 from kifuse.comparing import progress
 from kifuse.comparing.progress import CellProgress, Pace
 from kifuse.methods import base
-from kifuse.reporting.groups import Run, group_runs
-from kifuse.reporting.ranking import ranked, ranking_table
 from kifuse.reporting.record import MethodRecord
+from kifuse.reporting.run_groups import Run, group_runs
+from kifuse.reporting.terminal_tables import ranked, ranking_table
 from kifuse.training.progress import Plan
 from tests.unit.reporting.runs import make_record
 
@@ -32,7 +32,7 @@ class Clock:
 
 def test_the_time_left_for_all_runs_is_told_from_the_runs_before(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    for module in (live, progress):
+    for module in (terminal_progress, progress):
         monkeypatch.setattr(module, "time", clock)
     out, pace = io.StringIO(), Pace(seconds=1000.0, work=100.0)
     told = CellProgress(

@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 from rich.text import Span, Text
 
-from kifuse import live
-from kifuse.live import ConsoleProgress
-from kifuse.live_view import View, row_text
+from kifuse import terminal_progress
 from kifuse.methods.kif import KIF
 from kifuse.methods.recurrent_kif import RecurrentKIF
+from kifuse.terminal_progress import ConsoleProgress
+from kifuse.terminal_view import View, row_text
 from kifuse.training.progress import Plan, RowScore
 from kifuse.training.watching import Watcher
 
@@ -31,7 +31,7 @@ class Clock:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> tuple[ConsoleProgress, io.StringIO]:
-    monkeypatch.setattr(live, "time", Clock())
+    monkeypatch.setattr(terminal_progress, "time", Clock())
     out = io.StringIO()
     return ConsoleProgress(Console(file=out, width=200)), out
 
@@ -46,14 +46,14 @@ def test_lines_say_task_step_loss_and_time_left(told: tuple[ConsoleProgress, io.
     assert "replay: colours, step" in last and "/100" in last and "loss 0.50" in last
     # half of the steps took about as long as the other half will
     minutes, seconds = last.split("about ")[1].split(" left")[0].split(":")
-    elapsed = live.time.monotonic()  # type: ignore[attr-defined]
+    elapsed = terminal_progress.time.monotonic()  # type: ignore[attr-defined]
     assert int(minutes) * 60 + int(seconds) == pytest.approx(elapsed, rel=0.15)
 
 
 def test_work_of_later_runs_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     left = []
     for later in (0, 1):
-        monkeypatch.setattr(live, "time", Clock())
+        monkeypatch.setattr(terminal_progress, "time", Clock())
         out = io.StringIO()
         progress = ConsoleProgress(Console(file=out, width=200), runs_left=later)
         progress.begin("replay", Plan(steps=10, scored=0), Plan(0, 0))
@@ -118,7 +118,7 @@ def _rendered(view: View, width: int, encoding: str = "utf-8") -> str:
 
 def test_the_time_left_for_a_task_counts_memory_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(live, "time", clock)
+    monkeypatch.setattr(terminal_progress, "time", clock)
     progress = ConsoleProgress(Console(file=io.StringIO(), width=200))
     progress.begin("replay", Plan(steps=200, scored=0), Plan(0, 0))
     progress.training("colours", 200)  # 100 steps, each with a memory step

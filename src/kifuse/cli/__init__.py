@@ -11,13 +11,13 @@ from kifuse.cli.compare import compare
 from kifuse.cli.cp import cp
 from kifuse.cli.demo import demo
 from kifuse.cli.fuse import fuse
-from kifuse.cli.group import EPILOG_GAP, KifuseGroup
 from kifuse.cli.ls import ls_app
 from kifuse.cli.quiet import quieten_imports
 from kifuse.cli.report import report
 from kifuse.cli.run import run
 from kifuse.cli.show_memory import show_app
 from kifuse.cli.table import table
+from kifuse.cli.user_errors import EPILOG_GAP, KifuseGroup
 from kifuse.cli.validate import validate
 
 app = typer.Typer(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kifuse.cli.group import print_error, split_names
 from kifuse.cli.quiet import QUIET
+from kifuse.cli.user_errors import print_error, split_names
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -161,8 +161,8 @@ def _range(values: list[int]) -> str:
 def _show(grid: Grid, outcome: Outcome, console: Console) -> None:
     """Print the methods side by side, what failed, and where everything is."""
     from kifuse.comparing.section import PAGE, TABLES
-    from kifuse.reporting.groups import group_runs
-    from kifuse.reporting.ranking import ranking_table
+    from kifuse.reporting.run_groups import group_runs
+    from kifuse.reporting.terminal_tables import ranking_table
 
     if outcome.runs:
         console.print(ranking_table(group_runs(outcome.runs)))

@@ -23,7 +23,7 @@ def demo(
     """Train a small model on one task after another, and compare methods by what it has forgotten."""
     from rich.console import Console
 
-    from kifuse.cli.group import split_names
+    from kifuse.cli.user_errors import split_names
     from kifuse.errors import ConfigError
     from kifuse.registry import method_entry
 

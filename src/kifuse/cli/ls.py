@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from kifuse.cli.group import EPILOG_GAP
+from kifuse.cli.user_errors import EPILOG_GAP
 
 ls_app = typer.Typer(
     help="List the methods, benchmarks, models or recipes.",

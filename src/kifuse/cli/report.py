@@ -44,9 +44,9 @@ def report(
     from rich.console import Console
 
     from kifuse.errors import RunError
-    from kifuse.reporting.collected import all_plots, all_sheets
-    from kifuse.reporting.groups import folder_for, open_runs
+    from kifuse.reporting.all_plots_and_tables import all_plots, all_tables
     from kifuse.reporting.page import FILE, comparison_page, run_page
+    from kifuse.reporting.run_groups import folder_for, open_runs
     from kifuse.storage import write_text
 
     opened = open_runs(runs)
@@ -69,9 +69,9 @@ def report(
 
     say(f"Page written to {file}")
     if tables is not None:
-        from kifuse.reporting.sheets import write_sheets
+        from kifuse.reporting.tables import write_tables
 
-        say(f"{len(write_sheets(all_sheets(opened), tables))} tables written to {tables}")
+        say(f"{len(write_tables(all_tables(opened), tables))} tables written to {tables}")
     if figures is not None:
         from kifuse.reporting.figures import write_figures
 

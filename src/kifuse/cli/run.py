@@ -64,9 +64,9 @@ def run(
     resolved = load_config(config, {**overrides, **given}, flags=flags, check_files=True)
 
     from kifuse.cli.quiet import quieten
-    from kifuse.live import ConsoleProgress
     from kifuse.page_refresh import run as run_stream
-    from kifuse.reporting.table import comparison_table, matrix_table
+    from kifuse.reporting.terminal_tables import comparison_table, matrix_table
+    from kifuse.terminal_progress import ConsoleProgress
     from kifuse.training.environment import is_main_process, leave_processes
 
     quieten(everything=quiet)

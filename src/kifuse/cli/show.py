@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kifuse.cli.group import EPILOG_GAP
+from kifuse.cli.user_errors import EPILOG_GAP
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -101,7 +101,7 @@ def chosen_adapter(kind: str, rank: int, target: str | None) -> object:
     """The adapter's configuration; every setting checked as the run's configuration checks it."""
     from typing import get_args
 
-    from kifuse.cli.group import split_names
+    from kifuse.cli.user_errors import split_names
     from kifuse.config import AdapterConfig
     from kifuse.errors import ConfigError
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kifuse.cli.group import EPILOG_GAP
 from kifuse.cli.show import chosen_adapter, kind_in_words, known_value, show_app
+from kifuse.cli.user_errors import EPILOG_GAP
 
 if TYPE_CHECKING:
     from kifuse.models.memory import MemoryNeeds

@@ -15,6 +15,6 @@ def table(
     from rich.console import Console
 
     from kifuse.reporting.record import RunRecord
-    from kifuse.reporting.table import comparison_table
+    from kifuse.reporting.terminal_tables import comparison_table
 
     Console().print(comparison_table([RunRecord.load(folder) for folder in runs]))

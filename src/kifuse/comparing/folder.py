@@ -13,10 +13,10 @@ from kifuse.comparing.grid import Grid
 from kifuse.comparing.section import PAGE, SECTION, TABLES, Row, read_section
 from kifuse.config.reading import read_yaml
 from kifuse.errors import ConfigError, RunError
-from kifuse.reporting.collected import all_sheets
-from kifuse.reporting.groups import GRID, Run, comparison_runs
+from kifuse.reporting.all_plots_and_tables import all_tables
 from kifuse.reporting.page import comparison_page
-from kifuse.reporting.sheets import write_sheets
+from kifuse.reporting.run_groups import GRID, Run, comparison_runs
+from kifuse.reporting.tables import write_tables
 from kifuse.reporting.wording import shorten
 from kifuse.storage import write_text
 from kifuse.training.opening import WITHOUT_EFFECT, config_json, differences
@@ -111,7 +111,7 @@ def write_results(grid: Grid) -> str | None:
         runs = finished_runs(grid)
         if runs:
             write_text(grid.folder / PAGE, comparison_page(runs, grid.folder))
-            write_sheets(all_sheets(runs), grid.folder / TABLES)
+            write_tables(all_tables(runs), grid.folder / TABLES)
     except Exception as error:
         return f"{PAGE} could not be written: {shorten(error or type(error).__name__, 300)}"
     return None

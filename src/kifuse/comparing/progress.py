@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from kifuse.live import MEASURED, ConsoleProgress
-from kifuse.live_view import View, clock
+from kifuse.terminal_progress import MEASURED, ConsoleProgress
+from kifuse.terminal_view import View, clock
 from kifuse.training.progress import Plan
 
 

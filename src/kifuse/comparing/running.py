@@ -15,8 +15,8 @@ from kifuse.comparing.progress import CellProgress, Pace
 from kifuse.comparing.section import LOG
 from kifuse.errors import KifuseError, RunError
 from kifuse.page_refresh import run
-from kifuse.reporting.groups import Run
 from kifuse.reporting.record import RunRecord
+from kifuse.reporting.run_groups import Run
 from kifuse.reporting.wording import count, shorten
 from kifuse.training.environment import process_count
 from kifuse.training.opening import now, open_method

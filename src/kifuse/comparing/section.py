@@ -11,7 +11,7 @@ from kifuse.config.reading import Document
 from kifuse.errors import ConfigError, did_you_mean
 from kifuse.file_names import name_fault, name_key
 from kifuse.problems import Key, Problem, show_value
-from kifuse.reporting.groups import GRID
+from kifuse.reporting.run_groups import GRID
 
 SECTION = "compare"
 PAGE = "comparison.html"

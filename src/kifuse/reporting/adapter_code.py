@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kifuse.reporting.groups import Run
 from kifuse.reporting.record import RunRecord
+from kifuse.reporting.run_groups import Run
 from kifuse.reporting.wording import clean
 
 BUNDLED = ("smollm2-135m",)

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from kifuse.errors import RunError
 from kifuse.evaluation.metrics import Metric
-from kifuse.reporting.groups import Group, Run
-from kifuse.reporting.pictures import metrics
 from kifuse.reporting.plots import Mean
 from kifuse.reporting.record import RunRecord
-from kifuse.reporting.sheets import Cell, Sheet
-from kifuse.reporting.wording import MINUS, clean, count, listed, number
+from kifuse.reporting.run_groups import Group, Run
+from kifuse.reporting.run_pictures import metrics
+from kifuse.reporting.tables import Cell, Table
+from kifuse.reporting.wording import MINUS, NONE, clean, count, listed, number
 
 METRICS = ("AP", "BWT", "FWT", "forgetting")
+
+_IN_WORDS = {
+    "AP": "AP, average at the end",
+    "FWT": "FWT, before training",
+    "BWT": "BWT, change since learned",
+    "forgetting": "forgetting, from best",
+}
 
 
 def metric(name: str) -> Callable[[RunRecord], float | None]:
@@ -49,7 +57,7 @@ def reference(groups: Sequence[Group]) -> tuple[Group, list[Group]]:
     return first, [group for group in groups if group is not first]
 
 
-def methods_sheet(groups: Sequence[Group], names: Sequence[str] = METRICS) -> Sheet:
+def methods_table(groups: Sequence[Group], names: Sequence[str] = METRICS) -> Table:
     """Every group in a line: metrics with their spread, and what they cost.
 
     Args:
@@ -59,7 +67,7 @@ def methods_sheet(groups: Sequence[Group], names: Sequence[str] = METRICS) -> Sh
     Returns:
         A table whose notes say why values are missing.
     """
-    sheet = Sheet(
+    table = Table(
         "methods",
         "Methods side by side",
         [
@@ -82,7 +90,7 @@ def methods_sheet(groups: Sequence[Group], names: Sequence[str] = METRICS) -> Sh
             group.mean(lambda record: float(record.replayed())),
             group.mean(lambda record: float(record.extra_passes())),
         ]
-        sheet.rows.append(
+        table.rows.append(
             [
                 Cell(group.label),
                 Cell(str(len(group.runs)), float(len(group.runs)), note=group.made_of()),
@@ -92,14 +100,14 @@ def methods_sheet(groups: Sequence[Group], names: Sequence[str] = METRICS) -> Sh
                 Cell(", ".join(dict.fromkeys(run.record.method.data_class for run in group.runs))),
             ]
         )
-    sheet.notes += _reasons(groups, names)
+    table.notes += _reasons(groups, names)
     if any(len(group.runs) > 1 for group in groups):
-        sheet.notes.append("± is the sample standard deviation over the runs of a line.")
-    sheet.notes += _cautions(groups)
-    return sheet
+        table.notes.append("± is the sample standard deviation over the runs of a line.")
+    table.notes += _cautions(groups)
+    return table
 
 
-def tasks_sheet(groups: Sequence[Group]) -> Sheet:
+def tasks_table(groups: Sequence[Group]) -> Table:
     """The score of every task at the end, for every group.
 
     Args:
@@ -113,7 +121,7 @@ def tasks_sheet(groups: Sequence[Group]) -> Sheet:
     heads = ["task", first.label]
     for group in others:
         heads += [group.label, f"{group.label} {MINUS} {first.label}"]
-    sheet = Sheet("tasks", "Score of every task after the last", heads)
+    table = Table("tasks", "Score of every task after the last", heads)
     for name in names:
         base = first.mean(lambda record, name=name: final_score(record, name))
         row = [Cell(name), _cell(base)]
@@ -121,11 +129,11 @@ def tasks_sheet(groups: Sequence[Group]) -> Sheet:
             mean = group.mean(lambda record, name=name: final_score(record, name))
             gap = mean.value - base.value if mean and base else None
             row += [_cell(mean), Cell(number(gap, sign=True), gap)]
-        sheet.rows.append(row)
-    return sheet
+        table.rows.append(row)
+    return table
 
 
-def runs_sheet(runs: Sequence[Run], labels: dict[int, str]) -> Sheet:
+def runs_table(runs: Sequence[Run], labels: dict[int, str]) -> Table:
     """Every single run in a line.
 
     Args:
@@ -135,7 +143,7 @@ def runs_sheet(runs: Sequence[Run], labels: dict[int, str]) -> Sheet:
     Returns:
         A table with everything that a spreadsheet may want.
     """
-    sheet = Sheet(
+    table = Table(
         "runs",
         "Single runs",
         [
@@ -155,7 +163,7 @@ def runs_sheet(runs: Sequence[Run], labels: dict[int, str]) -> Sheet:
         summary = [metrics(record)[name].value for name in METRICS]
         numbers = [*summary, record.valid_share()]
         seed = run.seed
-        sheet.rows.append(
+        table.rows.append(
             [
                 Cell(clean(run.name), link=run),
                 Cell(labels[id(run)]),
@@ -167,10 +175,10 @@ def runs_sheet(runs: Sequence[Run], labels: dict[int, str]) -> Sheet:
                 Cell(record.status),
             ]
         )
-    return sheet
+    return table
 
 
-def matrix_sheet(record: RunRecord) -> Sheet:
+def scores_table(record: RunRecord) -> Table:
     """The score matrix of one run.
 
     Args:
@@ -180,44 +188,128 @@ def matrix_sheet(record: RunRecord) -> Sheet:
         A table with a line for each moment that was scored.
     """
     names = [clean(task.name) for task in record.tasks]
-    sheet = Sheet("scores", "Score of every task after every task", ["after", *names])
+    table = Table("scores", "Score of every task after every task", ["after", *names])
     if not names:
-        return sheet
+        return table
     matrix = record.matrix()
     for after in range(len(names) + 1):
         scores = [matrix.get(after, i) for i in range(len(names))]
         if any(score is not None for score in scores):
             moment = f"{after} {names[after - 1]}" if after else "before training"
-            sheet.rows.append([Cell(moment), *(Cell(number(score), score) for score in scores)])
-    return sheet
+            table.rows.append([Cell(moment), *(Cell(number(score), score) for score in scores)])
+    return table
+
+
+def side_by_side(records: Sequence[RunRecord], labels: Sequence[str] | None = None) -> Table:
+    """Every run in a column: tasks at the end, metrics, costs.
+
+    Args:
+        records: The runs.
+        labels: A name for each; by default that of its method.
+
+    Returns:
+        A table; the note of a final score is what it was right after its task was learned.
+
+    Raises:
+        RunError: If there are no records, or not one label for each.
+    """
+    if not records:
+        raise RunError("there is nothing to compare; name at least one run.")
+    heads = list(labels) if labels is not None else _heads(records)
+    if len(heads) != len(records):
+        raise RunError(f"found {len(heads)} labels for {len(records)} runs, expected one for each.")
+    streams = ", ".join(dict.fromkeys(record.stream for record in records))
+    title = f"{streams}: score after the last task (right after it was learned)"
+    table = Table("side-by-side", title, ["", *heads])
+    groups = [Group(head, [Run(record)]) for head, record in zip(heads, records, strict=True)]
+    names = list(dict.fromkeys(task.name for record in records for task in record.tasks))
+    tasks = [[Cell(name), *(_final(record, name) for record in records)] for name in names]
+    measures = {title: metric(name) for name, title in _IN_WORDS.items()}
+    measures["valid outputs, %"] = RunRecord.valid_share
+    metric_rows = [
+        [Cell(title), *(Cell(number(v := measure(record)), v) for record in records)]
+        for title, measure in measures.items()
+    ]
+    table.rows = [
+        *tasks,
+        *metric_rows,
+        [Cell("trained, seconds"), *(Cell(number(record.train_seconds())) for record in records)],
+        [Cell("replayed examples"), *(Cell(str(record.replayed())) for record in records)],
+        [Cell("kept numbers at the end"), *(Cell(_whole(record.kept_at_end())) for record in records)],
+        [Cell("class"), *(Cell(record.method.data_class) for record in records)],
+    ]
+    table.sections = {len(tasks), len(tasks) + len(metric_rows)}
+    table.notes = [*_cautions(groups), *_reasons(groups, list(_IN_WORDS), unfinished=True)]
+    for head, record in zip(heads, records, strict=True):
+        absent = [name for name in names if name not in {task.name for task in record.tasks}]
+        if absent:
+            table.notes.append(f"{head}: not in its stream: {', '.join(absent)}")
+        if record.valid_share() is None:
+            labelled = any(task.labels for task in record.tasks)
+            why = "not scored after the last task" if labelled else "no task has labels"
+            table.notes.append(f"{head}: no valid outputs: {why}.")
+        table.notes += [f"{head}: {note}" for note in record.notes]
+    return table
+
+
+def _final(record: RunRecord, name: str) -> Cell:
+    """The score of a task at the end, with what it was when learned."""
+    order, matrix = [task.name for task in record.tasks], record.matrix()
+    if name not in order:
+        return Cell(NONE)
+    place = order.index(name)
+    was = matrix.get(place + 1, place) if place + 1 < len(order) else None
+    final = matrix.get(len(order), place)
+    return Cell(number(final), final, note="" if was is None else f"(was {number(was)})")
+
+
+def _whole(value: int | None) -> str:
+    return NONE if value is None else f"{value:,}"
+
+
+def _heads(records: Sequence[RunRecord]) -> list[str]:
+    """Names of the methods; where one comes twice, with its seed or a number."""
+    names = [record.method.name for record in records]
+    chosen = [
+        f"{name} seed {record.seeds.get('training', '?')}" if names.count(name) > 1 else name
+        for name, record in zip(names, records, strict=True)
+    ]
+    before = [chosen[:place].count(name) for place, name in enumerate(chosen)]
+    return [f"{name} ({n + 1})" if n else name for name, n in zip(chosen, before, strict=True)]
 
 
 def _cell(mean: Mean | None, decimals: int = 1) -> Cell:
     if mean is None:
-        return Cell(number(None))
+        return Cell(NONE)
     aside = None if mean.deviation is None else number(mean.deviation, decimals)
     return Cell(number(mean.value, decimals), mean.value, aside)
 
 
-def _reasons(groups: Sequence[Group], names: Sequence[str]) -> list[str]:
-    """Why metrics are missing, each reason once, and how many runs are still to come."""
+def _reasons(groups: Sequence[Group], names: Sequence[str], *, unfinished: bool = False) -> list[str]:
+    """Why metrics are missing, each reason once, and how many runs are still to come.
+
+    Args:
+        groups: The groups.
+        names: The metrics.
+        unfinished: Whether runs that are not finished are shown as well, and not left out of means.
+    """
     lacks: dict[tuple[str, str], list[str]] = {}
     for group in groups:
-        for reason, missing in _missing(group, names).items():
+        for reason, missing in _missing(group, names, unfinished).items():
             lacks.setdefault((", ".join(missing), reason), []).append(group.label)
     said = [f"{listed(labels)}: no {missing}: {reason}." for (missing, reason), labels in lacks.items()]
     for group in groups:
         waiting = sum(run.record.status != "finished" for run in group.runs)
-        if waiting:
+        if waiting and not unfinished:
             said.append(f"{group.label}: {count(waiting, 'run')} not finished yet, left out of the means.")
     return said
 
 
-def _missing(group: Group, names: Sequence[str]) -> dict[str, list[str]]:
-    """The metrics that finished runs of a group lack, by the reason."""
+def _missing(group: Group, names: Sequence[str], unfinished: bool) -> dict[str, list[str]]:
+    """The metrics that runs of a group lack, by the reason."""
     lacks: dict[str, list[str]] = {}
     for run in group.runs:
-        found = metrics(run.record) if run.record.status == "finished" else {}
+        found = metrics(run.record) if unfinished or run.record.status == "finished" else {}
         for name in names:
             reason = None if name not in found or found[name].value is not None else found[name].reason
             if reason is not None and name not in lacks.setdefault(reason, []):

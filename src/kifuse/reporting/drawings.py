@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from kifuse.reporting.draw_curves_and_points import cloud, curve_panel, several, strip_panel, timeline
 from kifuse.reporting.draw_heatmaps_and_bars import heatmap_panel, scale, shares
-from kifuse.reporting.pictures import Missing
 from kifuse.reporting.plots import Cloud, Curves, Heatmap, Plot, Shares, Strips, Timeline
+from kifuse.reporting.run_pictures import Missing
 from kifuse.reporting.svg import element, marker
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kifuse.reporting.changes import Change, changes
-from kifuse.reporting.groups import Run
+from kifuse.reporting.run_groups import Run
 from kifuse.reporting.wording import clean, count
 
 SHOWN = 8

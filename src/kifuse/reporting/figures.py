@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from kifuse.errors import RunError
 from kifuse.reporting.drawings import Drawing, DrawnPlot, draw
-from kifuse.reporting.pictures import Missing
 from kifuse.reporting.plots import Plot, Strips, Timeline
+from kifuse.reporting.run_pictures import Missing
 from kifuse.reporting.styles import figure_style
 from kifuse.reporting.svg import CHARACTER, element, fit, text
 from kifuse.storage import write_bytes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kifuse.evaluation.metrics import Metric
-from kifuse.reporting.pictures import lost_by_task, metrics, unlike_metrics
 from kifuse.reporting.record import RunRecord
+from kifuse.reporting.run_pictures import lost_by_task, metrics, unlike_metrics
 from kifuse.reporting.wording import NONE, clean, clock, count, duration, megabytes, number
 
 _METRICS = {

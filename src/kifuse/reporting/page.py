@@ -19,23 +19,23 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from kifuse import __version__
-from kifuse.reporting import comparison
+from kifuse.reporting import comparison_pictures as comparison
 from kifuse.reporting.adapter_code import adapter_code
 from kifuse.reporting.colours import step_of
-from kifuse.reporting.comparison_tables import methods_sheet, runs_sheet, tasks_sheet
+from kifuse.reporting.comparison_tables import methods_table, runs_table, tasks_table
 from kifuse.reporting.drawings import draw, draw_all
 from kifuse.reporting.examples import examples
-from kifuse.reporting.groups import Run, group_runs, open_run
 from kifuse.reporting.headline import figures, how_scored, sentence
-from kifuse.reporting.measured import fused_units, moved_beside_importance, views
-from kifuse.reporting.pictures import forgetting_curves, learning_rates, losses, score_matrix
+from kifuse.reporting.method_pictures import fused_units, moved_beside_importance, views
+from kifuse.reporting.run_groups import Run, group_runs, open_run
+from kifuse.reporting.run_pictures import forgetting_curves, learning_rates, losses, score_matrix
 from kifuse.reporting.settings import (
-    cost_sheet,
-    data_sheet,
-    events_sheet,
+    cost_table,
+    data_table,
+    events_table,
     facts,
     heading,
-    history_sheet,
+    history_table,
     meta,
     notices,
     settings,
@@ -113,14 +113,14 @@ def run_page(run: Run, *, texts: bool = True) -> str:
         fused=draw(fused_units(record)),
         loss=draw(losses(record)),
         rate=draw(learning_rates(record)),
-        costs=cost_sheet(record),
-        events=events_sheet(record),
+        costs=cost_table(record),
+        events=events_table(record),
         examples=chosen,
         code=adapter_code(run),
         settings=settings(record),
-        data=data_sheet(record),
+        data=data_table(record),
         facts=facts(record),
-        history=history_sheet(record),
+        history=history_table(record),
         notices=notices(record),
         running=record.status == "running",
     )
@@ -145,7 +145,7 @@ def comparison_page(runs: Sequence[Run], folder: Path, *, texts: bool = True) ->
     title = (
         f"{len(groups)} methods on {streams[0]}" if len(groups) > 1 else f"{len(runs)} runs on {streams[0]}"
     )
-    tables = [methods_sheet(groups), tasks_sheet(groups)]
+    tables = [methods_table(groups), tasks_table(groups)]
     return _render(
         "comparison.html.j2",
         title=title,
@@ -160,7 +160,7 @@ def comparison_page(runs: Sequence[Run], folder: Path, *, texts: bool = True) ->
         progress=draw(comparison.progress(groups)),
         cost=draw(comparison.cost_and_quality(groups)),
         fusions=draw(comparison.number_of_fusions(groups)),
-        runs=runs_sheet(runs, labels),
+        runs=runs_table(runs, labels),
         link=lambda run: _link(run, folder),
     )
 

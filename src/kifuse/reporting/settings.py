@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kifuse.reporting.pictures import numbered
 from kifuse.reporting.record import RunRecord, TaskRecord
-from kifuse.reporting.sheets import Cell, Sheet
+from kifuse.reporting.run_pictures import numbered
+from kifuse.reporting.tables import Cell, Table
 from kifuse.reporting.wording import NONE, clean, compact, count, duration, number, plain
 
 _EVENTS = 40
@@ -85,7 +85,7 @@ def facts(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     return [(name, _flat(values)) for name, values in parts.items() if values]
 
 
-def cost_sheet(record: RunRecord) -> Sheet:
+def cost_table(record: RunRecord) -> Table:
     """What the training of each task took.
 
     Args:
@@ -95,26 +95,26 @@ def cost_sheet(record: RunRecord) -> Sheet:
         A table with a line a task and one for all.
     """
     heads = ["task", "steps", "examples", "replayed", "extra passes", "seconds", "inputs cut", "kept"]
-    sheet = Sheet("costs", "What each task took", heads)
+    table = Table("costs", "What each task took", heads)
     columns = ["train_steps", "examples_seen", "replayed_examples", "extra_forward_backward", "seconds_train"]
     for i, task in enumerate(record.tasks, start=1):
         values = [getattr(task, column) for column in columns] + [task.cut_inputs, task.kept_parameters]
-        sheet.rows.append([Cell(numbered(i, task.name)), *(_amount(value) for value in values)])
+        table.rows.append([Cell(numbered(i, task.name)), *(_amount(value) for value in values)])
     totals = []
     for column in range(1, len(heads) - 1):
-        known = [value for row in sheet.rows if (value := row[column].value) is not None]
+        known = [value for row in table.rows if (value := row[column].value) is not None]
         totals.append(_amount(sum(known) if known else None))
     totals.append(_amount(record.kept_at_end()))
-    if len(sheet.rows) > 1:
-        sheet.total = [Cell("all"), *totals]
-    sheet.notes.append(
+    if len(table.rows) > 1:
+        table.total = [Cell("all"), *totals]
+    table.notes.append(
         "Extra passes are forward and backward passes beyond one a step; inputs cut are training inputs that "
         "lost their middle to fit; kept are the numbers in the adapter and the method's state after the task."
     )
-    return sheet
+    return table
 
 
-def events_sheet(record: RunRecord) -> Sheet | None:
+def events_table(record: RunRecord) -> Table | None:
     """What the method and the training noted of each task, in their own words.
 
     Args:
@@ -123,12 +123,12 @@ def events_sheet(record: RunRecord) -> Sheet | None:
     Returns:
         A table with a line for each event; None where there are none.
     """
-    sheet = Sheet("events", "What was noted while training", ["task", "step", "what", "details"])
+    table = Table("events", "What was noted while training", ["task", "step", "what", "details"])
     for i, task in enumerate(record.tasks, start=1):
         for event in task.events[:_EVENTS]:
             details = {key: value for key, value in event.items() if key not in ("kind", "step")}
             step = event.get("step")
-            sheet.rows.append(
+            table.rows.append(
                 [
                     Cell(numbered(i, task.name)),
                     _amount(step if isinstance(step, int) else None),
@@ -138,8 +138,8 @@ def events_sheet(record: RunRecord) -> Sheet | None:
             )
         if len(task.events) > _EVENTS:
             more = count(len(task.events) - _EVENTS, "more entry", "more entries")
-            sheet.notes.append(f"{numbered(i, task.name)}: {more} in the record.")
-    return sheet if sheet.rows else None
+            table.notes.append(f"{numbered(i, task.name)}: {more} in the record.")
+    return table if table.rows else None
 
 
 def _detail(value: object) -> str:
@@ -150,7 +150,7 @@ def _detail(value: object) -> str:
     return plain(value)
 
 
-def data_sheet(record: RunRecord) -> Sheet:
+def data_table(record: RunRecord) -> Table:
     """The data of each task: sizes, metric, labels, and the hash of each part.
 
     Args:
@@ -159,11 +159,11 @@ def data_sheet(record: RunRecord) -> Sheet:
     Returns:
         A table with a line for each part of each task.
     """
-    sheet = Sheet("data", "Data", ["task", "part", "examples", "metric", "labels", "SHA-256"])
+    table = Table("data", "Data", ["task", "part", "examples", "metric", "labels", "SHA-256"])
     for i, task in enumerate(record.tasks, start=1):
         for part in dict.fromkeys([*task.sizes, *task.hashes]):
             size = task.sizes.get(part)
-            sheet.rows.append(
+            table.rows.append(
                 [
                     Cell(numbered(i, task.name)),
                     Cell(_PARTS.get(part, clean(part))),
@@ -173,10 +173,10 @@ def data_sheet(record: RunRecord) -> Sheet:
                     Cell(clean(task.hashes.get(part, NONE))),
                 ]
             )
-    return sheet
+    return table
 
 
-def history_sheet(record: RunRecord) -> Sheet | None:
+def history_table(record: RunRecord) -> Table | None:
     """What was learned, refused or rolled back in a learner's folder, oldest first.
 
     Args:
@@ -187,7 +187,7 @@ def history_sheet(record: RunRecord) -> Sheet | None:
     """
     if not record.lineage:
         return None
-    sheet = Sheet("history", "History", ["when", "what", "task", "score", "worst change of another", "why"])
+    table = Table("history", "History", ["when", "what", "task", "score", "worst change of another", "why"])
     for entry in record.lineage:
         task = entry.get("task")
         before, after = _scores(entry.get("before")), _scores(entry.get("after"))
@@ -196,7 +196,7 @@ def history_sheet(record: RunRecord) -> Sheet | None:
         }
         worst = min(changes, key=lambda name: changes[name], default=None)
         own = after.get(str(task))
-        sheet.rows.append(
+        table.rows.append(
             [
                 Cell(clean(entry.get("when", NONE))),
                 Cell(clean(entry.get("event", NONE))),
@@ -206,7 +206,7 @@ def history_sheet(record: RunRecord) -> Sheet | None:
                 Cell(clean(entry.get("reason") or "")),
             ]
         )
-    return sheet
+    return table
 
 
 def _scores(found: object) -> dict[str, float]:

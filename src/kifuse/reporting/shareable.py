@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
 
-from kifuse.reporting.groups import Run
+from kifuse.reporting.run_groups import Run
 
 
 def without_paths(run: Run) -> Run:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from kifuse.models.catalog import model_names
 from kifuse.reporting.adapter_code import BUNDLED, adapter_code
-from kifuse.reporting.groups import Run
+from kifuse.reporting.run_groups import Run
 from tests.unit.reporting.runs import make_record
 
 NAME = 'it\'s a "model"'

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from kifuse.reporting.examples import SHOWN, examples
-from kifuse.reporting.groups import Run, open_run
 from kifuse.reporting.record import RunRecord
+from kifuse.reporting.run_groups import Run, open_run
 from tests.unit.reporting.measured_runs import write_run
 from tests.unit.reporting.runs import make_record, write_predictions
 

@@ -13,11 +13,11 @@ import pytest
 pytest.importorskip("vl_convert", reason="vl-convert-python is not installed (kifuse[figures])")
 
 from kifuse.errors import RunError
-from kifuse.reporting.collected import all_plots, all_sheets
+from kifuse.reporting.all_plots_and_tables import all_plots, all_tables
 from kifuse.reporting.figures import COLUMN, DOTS, PAGE, figure, write_figures
-from kifuse.reporting.groups import Run
-from kifuse.reporting.pictures import Missing
 from kifuse.reporting.plots import Cloud, Curves, Heatmap, Plot, Shares, Strips, Timeline
+from kifuse.reporting.run_groups import Run
+from kifuse.reporting.run_pictures import Missing
 from kifuse.reporting.styles import figure_style
 from tests.unit.reporting.measured_runs import hostile_record, kif_record, rounds_record
 from tests.unit.reporting.runs import make_record
@@ -128,4 +128,4 @@ def test_without_the_converter_it_is_said_what_to_install(tmp_path: Path, monkey
     [(KIF, ["scores", "methods", "tasks", "runs"]), (SEVERAL, ["methods", "tasks", "runs"])],
 )
 def test_tables_are_collected_with_the_matrix_for_one_run(runs: list[Run], names: list[Any]):
-    assert [sheet.name for sheet in all_sheets(runs)] == names
+    assert [table.name for table in all_tables(runs)] == names

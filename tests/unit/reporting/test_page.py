@@ -13,9 +13,9 @@ import pytest
 
 from kifuse.errors import RunError
 from kifuse.page_refresh import PageRefresh
-from kifuse.reporting.groups import Run, open_run, open_runs
 from kifuse.reporting.page import comparison_page, refresh_report, run_page, write_report
 from kifuse.reporting.record import RunRecord
+from kifuse.reporting.run_groups import Run, open_run, open_runs
 from kifuse.training.progress import Progress
 from tests.unit.reporting.measured_runs import (
     HOSTILE,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from kifuse.reporting.settings import (
-    cost_sheet,
-    data_sheet,
-    events_sheet,
+    cost_table,
+    data_table,
+    events_table,
     facts,
-    history_sheet,
+    history_table,
     meta,
     notices,
     settings,
@@ -43,8 +43,8 @@ def test_the_line_below_the_title_says_model_adapter_seed_and_date():
 
 
 def test_costs_add_up():
-    sheet = cost_sheet(make_record(tasks=["a", "b"]))
-    assert [str(cell) for cell in sheet.rows[0]] == [
+    table = cost_table(make_record(tasks=["a", "b"]))
+    assert [str(cell) for cell in table.rows[0]] == [
         "1 a",
         "4",
         "\u2013",
@@ -54,46 +54,46 @@ def test_costs_add_up():
         "\u2013",
         "\u2013",
     ]
-    assert sheet.total is not None
-    assert [cell.value for cell in sheet.total] == [None, 8.0, None, 6.0, None, 3.0, None, None]
-    assert cost_sheet(make_record(tasks=["a"])).total is None
+    assert table.total is not None
+    assert [cell.value for cell in table.total] == [None, 8.0, None, 6.0, None, 3.0, None, None]
+    assert cost_table(make_record(tasks=["a"])).total is None
 
 
 def test_what_is_kept_grows_and_is_not_added_up():
     record = make_record(tasks=["a", "b", "c"])
     record.tasks[0].kept_parameters, record.tasks[1].kept_parameters = 1200, 2400
-    sheet = cost_sheet(record)
-    assert [str(row[-1]) for row in sheet.rows] == ["1,200", "2,400", "\u2013"]
-    assert sheet.total is not None and sheet.total[-1].value == 2400
+    table = cost_table(record)
+    assert [str(row[-1]) for row in table.rows] == ["1,200", "2,400", "\u2013"]
+    assert table.total is not None and table.total[-1].value == 2400
 
 
 def test_data_are_told_with_their_full_hashes():
-    (train, test, *_) = data_sheet(kif_record(tasks=["a"])).rows
+    (train, test, *_) = data_table(kif_record(tasks=["a"])).rows
     assert [str(cell) for cell in train] == ["1 a", "training", "8", "exact_match", "2", "a" * 64]
     assert str(test[-1]) == "0" * 64
     assert train[4].note == "a, b"
 
 
 def test_what_was_noted_is_told_in_the_methods_own_words():
-    sheet = events_sheet(rounds_record(tasks=["a", "b"]))
-    assert sheet is not None
-    assert [str(cell) for cell in sheet.rows[0]] == [
+    table = events_table(rounds_record(tasks=["a", "b"]))
+    assert table is not None
+    assert [str(cell) for cell in table.rows[0]] == [
         "2 b",
         "4",
         "fusions",
         "rounds 2; steps 2, 4; mask_overlap 0.1",
     ]
-    assert events_sheet(make_record()) is None
+    assert events_table(make_record()) is None
 
 
 def test_very_many_entries_are_counted_not_shown():
     record = make_record(tasks=["a"])
     record.tasks[0].events = [{"kind": "bad step", "step": i, "first": list(range(100))} for i in range(500)]
-    sheet = events_sheet(record)
-    assert sheet is not None
-    assert len(sheet.rows) == 40
-    assert sheet.notes == ["1 a: 460 more entries in the record."]
-    assert "(100 in all)" in str(sheet.rows[0][-1])
+    table = events_table(record)
+    assert table is not None
+    assert len(table.rows) == 40
+    assert table.notes == ["1 a: 460 more entries in the record."]
+    assert "(100 in all)" in str(table.rows[0][-1])
 
 
 def test_everything_to_beware_of_is_said():
@@ -133,7 +133,7 @@ def test_a_history_tells_the_score_of_the_task_and_the_worst_of_the_others():
     record = make_record(
         lineage=[{"event": "learned", "when": "now", "task": "c", **scores}, {"event": "odd"}]
     )
-    sheet = history_sheet(record)
-    assert sheet is not None
-    assert [str(cell) for cell in sheet.rows[0]] == ["now", "learned", "c", "88.0", "a \u221220.0", ""]
-    assert history_sheet(make_record()) is None
+    table = history_table(record)
+    assert table is not None
+    assert [str(cell) for cell in table.rows[0]] == ["now", "learned", "c", "88.0", "a \u221220.0", ""]
+    assert history_table(make_record()) is None

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from kifuse.cli import app
-from kifuse.reporting.groups import Run, open_run, open_runs
 from kifuse.reporting.page import comparison_page, run_page
+from kifuse.reporting.run_groups import Run, open_run, open_runs
 from kifuse.reporting.shareable import without_paths
 from tests.unit.reporting.measured_runs import kif_record, write_run
 from tests.unit.reporting.runs import write_predictions

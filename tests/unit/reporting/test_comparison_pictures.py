@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kifuse.reporting.comparison import (
+from kifuse.reporting.comparison_pictures import (
     cost_and_quality,
     methods,
     number_of_fusions,
@@ -12,9 +12,9 @@ from kifuse.reporting.comparison import (
     sentence,
     task_differences,
 )
-from kifuse.reporting.groups import Group, Run, group_runs
-from kifuse.reporting.pictures import Missing
 from kifuse.reporting.plots import Cloud, Curves, Heatmap, Strips
+from kifuse.reporting.run_groups import Group, Run, group_runs
+from kifuse.reporting.run_pictures import Missing
 from tests.unit.reporting.measured_runs import rounds_record
 from tests.unit.reporting.runs import make_record
 

@@ -60,7 +60,7 @@ class Cell:
 
 
 @dataclass
-class Sheet:
+class Table:
     """A table without its looks; the first column names the rows.
 
     Attributes:
@@ -70,6 +70,7 @@ class Sheet:
         rows: Of as many cells.
         notes: Below it.
         total: A last row for all.
+        sections: After how many rows a new group of them begins.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Sheet:
     rows: list[list[Cell]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     total: list[Cell] | None = None
+    sections: set[int] = field(default_factory=set)
 
     def numeric(self, column: int) -> bool:
         """Whether a column holds numbers, or nothing but places for them."""
@@ -126,11 +128,11 @@ class Sheet:
         )
 
 
-def write_sheets(sheets: list[Sheet], folder: Path) -> list[Path]:
+def write_tables(tables: list[Table], folder: Path) -> list[Path]:
     """Write tables in every format.
 
     Args:
-        sheets: The tables.
+        tables: The tables.
         folder: Where to; made if need be.
 
     Returns:
@@ -140,10 +142,10 @@ def write_sheets(sheets: list[Sheet], folder: Path) -> list[Path]:
         KifuseError: A file cannot be written.
     """
     files = []
-    for sheet in sheets:
+    for table in tables:
         for ending in FORMATS:
-            files.append(folder / f"{sheet.name}.{ending}")
-            write_text(files[-1], getattr(sheet, ending)())
+            files.append(folder / f"{table.name}.{ending}")
+            write_text(files[-1], getattr(table, ending)())
     return files
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kifuse.reporting import comparison
-from kifuse.reporting.comparison_tables import matrix_sheet, methods_sheet, runs_sheet, tasks_sheet
-from kifuse.reporting.groups import Run, group_runs
-from kifuse.reporting.measured import fused_units, moved_beside_importance, views
-from kifuse.reporting.pictures import Missing, forgetting_curves, learning_rates, losses, score_matrix
+from kifuse.reporting import comparison_pictures as comparison
+from kifuse.reporting.comparison_tables import methods_table, runs_table, scores_table, tasks_table
+from kifuse.reporting.method_pictures import fused_units, moved_beside_importance, views
 from kifuse.reporting.plots import Plot
-from kifuse.reporting.sheets import Sheet
+from kifuse.reporting.run_groups import Run, group_runs
+from kifuse.reporting.run_pictures import Missing, forgetting_curves, learning_rates, losses, score_matrix
+from kifuse.reporting.tables import Table
 
 
 def all_plots(runs: Sequence[Run]) -> list[Plot | Missing]:
@@ -43,7 +43,7 @@ def all_plots(runs: Sequence[Run]) -> list[Plot | Missing]:
     ]
 
 
-def all_sheets(runs: Sequence[Run]) -> list[Sheet]:
+def all_tables(runs: Sequence[Run]) -> list[Table]:
     """Every table of a run, or of the comparison of several.
 
     Args:
@@ -54,5 +54,5 @@ def all_sheets(runs: Sequence[Run]) -> list[Sheet]:
     """
     groups = group_runs(runs)
     labels = {id(run): group.label for group in groups for run in group.runs}
-    sheets = [methods_sheet(groups), tasks_sheet(groups), runs_sheet(runs, labels)]
-    return sheets if len(runs) > 1 else [matrix_sheet(runs[0].record), *sheets]
+    tables = [methods_table(groups), tasks_table(groups), runs_table(runs, labels)]
+    return tables if len(runs) > 1 else [scores_table(runs[0].record), *tables]

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kifuse.methods.shown import Event, Series
-from kifuse.reporting.pictures import Missing, task_names
 from kifuse.reporting.plots import CurvePanel, Curves, Heatmap, HeatmapPanel, Line, Plot, Shares
 from kifuse.reporting.record import RunRecord, TaskRecord
+from kifuse.reporting.run_pictures import Missing, task_names
 from kifuse.reporting.svg import round_up
 from kifuse.reporting.tensors import by_layer
 from kifuse.reporting.wording import clean, number

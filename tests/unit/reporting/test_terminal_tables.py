@@ -8,7 +8,9 @@ import pytest
 from rich.console import Console
 
 from kifuse.errors import RunError
-from kifuse.reporting.table import comparison_table, matrix_table, to_markdown
+from kifuse.reporting.comparison_tables import side_by_side
+from kifuse.reporting.record import RunRecord
+from kifuse.reporting.terminal_tables import comparison_table, matrix_table
 from tests.unit.reporting.runs import make_record
 
 
@@ -16,6 +18,10 @@ def shown(table: Any, width: int = 80) -> str:
     stream = io.StringIO()
     Console(file=stream, width=width).print(table)
     return stream.getvalue()
+
+
+def markdown_of(records: list[RunRecord]) -> str:
+    return side_by_side(records).md()
 
 
 def row(text: str, title: str) -> list[str]:
@@ -52,9 +58,9 @@ def test_a_missing_value_is_a_dash_with_a_note() -> None:
 
 
 def test_runs_with_the_same_gap_share_a_note() -> None:
-    markdown = to_markdown([make_record("kif"), make_record("replay")])
-    assert markdown.count("evaluation.full_matrix") == 1
-    assert "kif, replay: no forgetting" in markdown
+    markdown = markdown_of([make_record("kif"), make_record("replay")])
+    assert markdown.count(r"evaluation.full\_matrix") == 1
+    assert "kif and replay: no forgetting" in markdown
 
 
 def test_an_unfinished_run_shows_what_it_has() -> None:
@@ -68,8 +74,8 @@ def test_an_unfinished_run_shows_what_it_has() -> None:
 
 
 def test_different_streams_are_pointed_out() -> None:
-    markdown = to_markdown([make_record(tasks=["yelp", "cb"]), make_record("kif", tasks=["yelp", "copa"])])
-    assert "| cb | 90.0 | - |" in markdown
+    markdown = markdown_of([make_record(tasks=["yelp", "cb"]), make_record("kif", tasks=["yelp", "copa"])])
+    assert "| cb | 90.0 | \u2013 |" in markdown
     assert "kif: not in its stream: cb" in markdown
     assert "compare with care" in markdown
 
@@ -77,11 +83,11 @@ def test_different_streams_are_pointed_out() -> None:
 def test_different_test_examples_are_pointed_out() -> None:
     one, other = make_record(), make_record("kif")
     one.tasks[2].hashes, other.tasks[2].hashes = {"test": "aa"}, {"test": "bb"}
-    assert "mnli: the runs were scored on different test examples" in to_markdown([one, other])
+    assert "The runs were scored on different test examples of mnli." in markdown_of([one, other])
 
 
 def test_runs_of_one_method_are_told_apart() -> None:
-    heads = to_markdown(
+    heads = markdown_of(
         [make_record("kif"), make_record("kif", seeds={"training": 1}), make_record("kif"), make_record()]
     ).splitlines()[0]
     assert heads == "|  | kif seed 0 | kif seed 1 | kif seed 0 (2) | sequential |"
@@ -104,7 +110,7 @@ def test_names_are_shown_literally() -> None:
     record = make_record("a|b", tasks=["[bold]odd[red]", "x|y"])
     assert "[bold]odd[red]" in shown(comparison_table([record]))
     assert "[bold]odd[red]" in shown(matrix_table(record))
-    lines = to_markdown([record]).splitlines()
+    lines = markdown_of([record]).splitlines()
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")} == {3}
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kifuse.reporting.comparison_tables import all_tasks, final_score, metric, reference
-from kifuse.reporting.groups import Group, fusions
-from kifuse.reporting.pictures import Missing
 from kifuse.reporting.plots import Cloud, CurvePanel, Curves, Heatmap, HeatmapPanel, Line, Mean, Plot, Strips
 from kifuse.reporting.record import RunRecord
+from kifuse.reporting.run_groups import Group, fusions
+from kifuse.reporting.run_pictures import Missing
 from kifuse.reporting.wording import count, listed
 
 _TITLES = {

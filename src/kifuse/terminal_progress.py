@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from kifuse.live_view import View, left, row_text
+from kifuse.terminal_view import View, left, row_text
 from kifuse.training.evaluator import Cell
 from kifuse.training.log_file import plain
 from kifuse.training.progress import EVAL_STEP_SHARE, Plan, Progress, RowScore

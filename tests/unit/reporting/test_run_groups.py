@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kifuse.errors import KifuseError, RunError
-from kifuse.reporting.groups import Run, folder_for, fusions, group_runs, open_run, open_runs
 from kifuse.reporting.record import RunRecord
+from kifuse.reporting.run_groups import Run, folder_for, fusions, group_runs, open_run, open_runs
 from tests.unit.reporting.measured_runs import kif_record, rounds_record
 from tests.unit.reporting.runs import make_record
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from kifuse.reporting.pictures import (
+from kifuse.reporting.plots import Curves, Heatmap, Timeline
+from kifuse.reporting.record import RunRecord
+from kifuse.reporting.run_pictures import (
     Missing,
     forgetting_curves,
     learning_rates,
@@ -14,8 +16,6 @@ from kifuse.reporting.pictures import (
     numbered,
     score_matrix,
 )
-from kifuse.reporting.plots import Curves, Heatmap, Timeline
-from kifuse.reporting.record import RunRecord
 from tests.unit.reporting.measured_runs import kif_record, rounds_record
 from tests.unit.reporting.runs import make_record
 

@@ -1,0 +1,150 @@
+"""Tables in a terminal: runs side by side, methods by rank, the score matrix. Names are never markup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from kifuse.reporting.comparison_tables import methods_table, metric, side_by_side
+from kifuse.reporting.record import RunRecord
+from kifuse.reporting.run_groups import Group
+from kifuse.reporting.tables import Cell
+from kifuse.reporting.wording import MINUS, NONE
+
+# From this many tasks on a matrix has bare numbers for heads and no decimals, to fit 80 columns.
+_MANY_TASKS = 7
+_WIDTH = 78
+
+METRICS = ("AP", "BWT", "FWT")
+
+COLUMNS = {
+    "method": "method",
+    "class": "class",
+    "runs": "runs",
+    **{name: name for name in METRICS},
+    "replayed": "replayed",
+    "extra passes": "extra",
+    "training, s": "train, s",
+}
+"""Heads of `methods_table` that a terminal has room for, and what they are called there."""
+
+
+def comparison_table(records: Sequence[RunRecord], labels: Sequence[str] | None = None) -> RichTable:
+    """Set runs side by side: every task at the end, the metrics, and what they cost.
+
+    Args:
+        records: The runs, of the same tasks as a rule.
+        labels: A name for each; by default that of its method.
+
+    Returns:
+        A table for a terminal; two runs fit 80 columns. Notes below it say why a value is missing.
+
+    Raises:
+        RunError: If there are no records, or not one label for each.
+    """
+    table = side_by_side(records, labels)
+    shown = _table(table.title)
+    shown.add_column("", overflow="fold")
+    for head in table.heads[1:]:
+        shown.add_column(Text(head), justify="right", overflow="fold")
+    for place, row in enumerate(table.rows):
+        shown.add_row(*map(_text, row), end_section=place + 1 in table.sections)
+    if table.notes:
+        shown.caption = Text("\n".join(table.notes))
+    return shown
+
+
+def ranked(groups: Sequence[Group]) -> list[Group]:
+    """Sort by AP, the highest first; those that have none come last."""
+
+    def place(group: Group) -> float:
+        mean = group.mean(metric("AP"))
+        return float("inf") if mean is None else -mean.value
+
+    return sorted(groups, key=place)
+
+
+def ranking_table(groups: Sequence[Group]) -> RichTable:
+    """Set methods below each other, the best first: class, metrics with their spread, and what they cost.
+
+    Args:
+        groups: One or more.
+
+    Returns:
+        A table for a terminal; its notes say why values are missing.
+    """
+    table = methods_table(ranked(groups), METRICS)
+    shown = _table("Methods")
+    shown.padding, shown.pad_edge, shown.show_edge = (0, 1, 0, 0), False, False
+    places = [table.heads.index(head) for head in COLUMNS]
+    for (head, name), place in zip(COLUMNS.items(), places, strict=True):
+        side = "right" if table.numeric(place) else "left"
+        # where there is no room, spreads go below their means, and long names are broken
+        shown.add_column(Text(name), justify=side, overflow="fold", no_wrap=head not in ("method", *METRICS))
+    for row in table.rows:
+        cells = [row[place].text + (f" ±{row[place].aside}" if row[place].aside else "") for place in places]
+        # the spread of the time is left out
+        shown.add_row(*map(Text, [*cells[:-1], row[places[-1]].text]))
+    if table.notes:
+        shown.caption = Text("\n".join(table.notes))
+    return shown
+
+
+def matrix_table(record: RunRecord) -> RichTable:
+    """Show the score of each task after each learned task.
+
+    Args:
+        record: The run.
+
+    Returns:
+        A table for a terminal: a row for each moment, a column for each task; the score of a task just
+        learned is bold.
+    """
+    matrix = record.matrix()
+    names = matrix.tasks
+    many = len(names) >= _MANY_TASKS
+    shown = _table("Scores")
+    if many:
+        shown.padding, shown.pad_edge = 0, False
+        # Numbers never wrap, so the names give way: 16 tasks fit 80 columns.
+        shown.add_column("after", no_wrap=True, max_width=max(8, _WIDTH - 4 * len(names)))
+    else:
+        shown.add_column("", overflow="fold")
+    for place, name in enumerate(names, start=1):
+        head = Text(str(place) if many else f"{place} {name}")
+        shown.add_column(head, justify="right", overflow="fold", no_wrap=many, min_width=3 if many else None)
+    gaps = False
+    for after in range(len(names) + 1):
+        scores = [matrix.get(after, task) for task in range(len(names))]
+        if all(score is None for score in scores):
+            continue
+        gaps = gaps or None in scores
+        cells = [
+            Text("-", "dim")
+            if score is None
+            else Text(f"{score:.{0 if many else 1}f}", "bold" * (task + 1 == after))
+            for task, score in enumerate(scores)
+        ]
+        moment = f"{'' if many else 'after '}{after} {names[after - 1]}" if after else "before training"
+        shown.add_row(Text(moment), *cells)
+    notes = ["- not scored"] if gaps else []
+    if not shown.row_count:
+        notes = ["nothing has been scored yet"]
+    if many:
+        notes.append("rounded to whole numbers")
+    shown.caption = Text("; ".join(notes)) if notes else None
+    return shown
+
+
+def _table(title: str) -> RichTable:
+    return RichTable(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left", caption_justify="left")
+
+
+def _text(cell: Cell) -> Text:
+    """A cell in signs that every terminal has, with its note in a lighter print."""
+    shown = cell.text if cell.value is None else cell.text.replace(MINUS, "-")
+    text = Text("-" if shown == NONE else shown)
+    return text.append(f" {cell.note}", style="dim") if cell.note else text
