@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -21,19 +22,61 @@ MEASURED = 3
 """Units of work from whose time the time left is told."""
 
 
+@dataclass
+class Pace:
+    """How long the work of the runs so far took in this process.
+
+    Attributes:
+        seconds: Wall time.
+        work: Forward and backward passes, see `Plan.work`.
+    """
+
+    seconds: float = 0.0
+    work: float = 0.0
+
+    def seconds_for(self, work: float, seconds: float, done: float) -> float | None:
+        """Estimate how long some work will take.
+
+        Args:
+            work: The work.
+            seconds: Time that the current run has taken so far.
+            done: Work that the current run has done so far.
+
+        Returns:
+            Seconds; None while too little is measured.
+        """
+        measured = self.work + done
+        return None if measured < MEASURED else (self.seconds + seconds) / measured * work
+
+
 class ConsoleProgress(Progress):
     """Shows what a run does, how far it is and how long it still takes.
 
     Args:
-        console: Where to. Only a terminal that can move its cursor gets the live view.
+        console: Where to print. Only a terminal that can move its cursor gets the live view.
         prefix: What stands before the method's name.
-        runs_left: Runs of the same size that follow this one; counted into the time left.
+        runs_left: Runs of the same size that follow this one; they count into the time left.
+        title: What the run is called in the first line, in place of the method's name.
+        label: What the live view calls it.
+        later: Work of runs of any size that follow; the time left for all runs is shown beside the run's own.
+        pace: How long the runs before took. This run's own time is added to it.
     """
 
-    def __init__(self, console: Console, *, prefix: str = "", runs_left: int = 0) -> None:
+    def __init__(
+        self,
+        console: Console,
+        *,
+        prefix: str = "",
+        runs_left: int = 0,
+        title: str = "",
+        label: str = "",
+        later: float = 0.0,
+        pace: Pace | None = None,
+    ) -> None:
         self.console = console
-        self.prefix = prefix
-        self.runs_left = runs_left
+        self.prefix, self.title, self.label = prefix, title, label
+        self.runs_left, self.later, self.pace = runs_left, later, pace or Pace()
+        self.running = False
         self.view = View()
         self.live: Live | None = None
         self.total = self.done = self.at_start = self.base = 0.0
@@ -65,12 +108,14 @@ class ConsoleProgress(Progress):
         self.total = plan.work * (1 + self.runs_left)
         self.done = self.base = self.at_start = done.work
         self.started = self.spoke = time.monotonic()
-        self.view.method = f"{self.prefix}{method}"
+        self.running = True
+        self.view.method = self.title or f"{self.prefix}{method}"
         self._share()
         self.say(
             f"{self.view.method}: {plan.steps - done.steps} steps, "
             f"{plan.scored - done.scored} answers to score"
         )
+        self.view.method = self.label or self.view.method
         if self.console.is_interactive and not self.console.quiet and self.live is None:
             self.live = Live(self.view, console=self.console, transient=True)
             self.live.start()
@@ -146,7 +191,11 @@ class ConsoleProgress(Progress):
         self.stop()
 
     def stop(self) -> None:
-        """Close the live view, also after an error."""
+        """Close the live view and add to the pace, also after an error."""
+        if self.running:
+            self.running = False
+            self.pace.seconds += time.monotonic() - self.started
+            self.pace.work += max(self.done - self.at_start, 0.0)
         if self.live is not None:
             self.live.stop()
             self.live = None
@@ -157,6 +206,10 @@ class ConsoleProgress(Progress):
         moved = self.done - self.at_start
         remaining = max(self.total - self.done, 0.0)
         self.view.run_left = None if moved < MEASURED else (now - self.started) / moved * remaining
+        if self.later:
+            self.view.all_left = self.pace.seconds_for(
+                remaining + self.later, now - self.started, max(moved, 0.0)
+            )
         if self.live is None and now - self.spoke >= PLAIN_SECONDS:
             self.spoke = now
             parts = [f"[{100 * self.view.share:3.0f}%] {self.view.method}: {task}, {doing}"]

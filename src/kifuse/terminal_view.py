@@ -34,6 +34,7 @@ class View:
         share: Part of all work that is done, 0 to 1.
         task_left: Seconds until training on the task is over; None while not known.
         run_left: Seconds until the run is over; None while not known.
+        all_left: Seconds until all runs are over; None while not known, or where no other run follows.
         news: What the method did or measured last, in words.
     """
 
@@ -47,6 +48,7 @@ class View:
     share: float = 0.0
     task_left: float | None = None
     run_left: float | None = None
+    all_left: float | None = None
     news: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -89,7 +91,7 @@ class View:
         return Columns(shown, padding=(0, 2))
 
     def numbers(self) -> list[str]:
-        """Loss, learning rate and the time left for the task, as far as they are known."""
+        """Loss, learning rate and the times left for the task and for all runs, as far as they are known."""
         found = []
         if self.loss is not None:
             found.append(f"loss {self.loss:.2f}")
@@ -97,6 +99,8 @@ class View:
             found.append(f"rate {self.rate:.1e}")
         if self.task_left is not None:
             found.append(f"{clock(self.task_left)} left for the task")
+        if self.all_left is not None:
+            found.append(f"about {clock(self.all_left)} left for all runs")
         return found
 
 

@@ -122,8 +122,8 @@ def test_a_run_of_a_grid_is_bit_identical_to_a_run_alone(
     grid: tuple[Path, Result, int], tmp_path: Path, label: str, order: int, quick: None
 ) -> None:
     folder, _, _ = grid
-    rows = load_grid(folder / "compare.yaml", {})
-    cell = next(c for c in rows.cells if (c.row.label, c.order) == (label, order))
+    found = load_grid(folder / "compare.yaml", {})
+    cell = next(c for c in found.runs if (c.variant.label, c.order) == (label, order))
     alone = run(cell.config.model_copy(update={"output": tmp_path / "alone"}))
     assert len(files(tmp_path / "alone")) == 9
     assert files(tmp_path / "alone") == files(cell.folder)
@@ -264,7 +264,7 @@ def test_the_same_call_goes_on_with_the_failed_run_alone(
     assert result.exit_code == 0, result.output
     assert "going on after task 1" in result.output
     assert {name: files(out / name) for name in others} == others
-    cell = load_grid(folder / "grid.yaml", {}, methods=["replay"]).cells[0]
+    cell = load_grid(folder / "grid.yaml", {}, methods=["replay"]).runs[0]
     run(cell.config.model_copy(update={"output": tmp_path / "alone"}))
     assert files(tmp_path / "alone") == files(cell.folder)
 
@@ -326,13 +326,13 @@ def test_a_configuration_alone_is_a_grid_of_seeds(plain: dict[str, Any], tmp_pat
     method = {"name": "recurrent-kif", "inner_steps": 2}
     file = write(tmp_path / "run.yaml", own, method=method, output=str(tmp_path / "out"))
     grid = load_grid(file, {}, seeds=[3, 4])
-    assert [cell.folder.relative_to(tmp_path / "out").as_posix() for cell in grid.cells] == [
+    assert [cell.folder.relative_to(tmp_path / "out").as_posix() for cell in grid.runs] == [
         "recurrent-kif/seed3",
         "recurrent-kif/seed4",
     ]
-    assert all(cell.config.method.settings == {"inner_steps": 2} for cell in grid.cells)
+    assert all(cell.config.method.settings == {"inner_steps": 2} for cell in grid.runs)
     named = load_grid(file, {}, methods=["recurrent-kif", "replay"], seeds=[3])
-    assert [cell.config.method.settings for cell in named.cells] == [{"inner_steps": 2}, {}]
+    assert [cell.config.method.settings for cell in named.runs] == [{"inner_steps": 2}, {}]
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ class TestShared:
     @pytest.fixture
     def config(self, plain: dict[str, Any], tmp_path: Path) -> Any:
         file = write(tmp_path / "run.yaml", plain, output=str(tmp_path / "out"))
-        return load_grid(file, {}, methods=["sequential"]).cells[0].config
+        return load_grid(file, {}, methods=["sequential"]).runs[0].config
 
     def lend(self, shared: sharing.Shared, config: Any) -> tuple[Backbone, Any]:
         from kifuse.models.adapters import add_adapter

@@ -9,12 +9,11 @@ import pytest
 from rich.console import Console
 
 from kifuse import registry, terminal_progress
-from kifuse.comparing import progress
-from kifuse.comparing.progress import CellProgress, Pace
 from kifuse.methods import base
 from kifuse.reporting.record import MethodRecord
 from kifuse.reporting.run_groups import Run, group_runs
 from kifuse.reporting.terminal_tables import ranked, ranking_table
+from kifuse.terminal_progress import ConsoleProgress, Pace
 from kifuse.training.progress import Plan
 from tests.unit.reporting.runs import make_record
 
@@ -32,14 +31,12 @@ class Clock:
 
 def test_the_time_left_for_all_runs_is_told_from_the_runs_before(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    for module in (terminal_progress, progress):
-        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(terminal_progress, "time", clock)
     out, pace = io.StringIO(), Pace(seconds=1000.0, work=100.0)
-    told = CellProgress(
+    told = ConsoleProgress(
         Console(file=out, width=200),
-        place="2/3",
-        title="replay, order 1, seed 0",
-        label="replay",
+        title="2/3 replay, order 1, seed 0",
+        label="2/3 replay",
         later=500.0,
         pace=pace,
     )

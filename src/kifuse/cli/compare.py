@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kifuse.cli.quiet import QUIET
-from kifuse.cli.user_errors import print_error, split_names
+from kifuse.cli.user_errors import print_error, refuse_twice, split_names
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,7 +78,7 @@ def compare(
         for key, value in zip(FLAGS, [benchmark, data, model, output], strict=True)
         if value is not None
     }
-    _refuse_twice(given, overrides)
+    refuse_twice(FLAGS, given, overrides)
     grid = load_grid(
         config,
         {**overrides, **given},
@@ -118,15 +118,6 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
     return found
 
 
-def _refuse_twice(given: dict[str, Any], overrides: dict[str, Any]) -> None:
-    from kifuse.errors import ConfigError
-
-    twice = [f"{FLAGS[key]}: found --set {key} as well, expected one of them. Remove one." for key in given]
-    twice = [text for key, text in zip(given, twice, strict=True) if key in overrides]
-    if twice:
-        raise ConfigError("\n".join(twice))
-
-
 def _show_plan(grid: Grid, console: Console) -> None:
     """Print the runs with their work."""
     from rich import box
@@ -138,13 +129,17 @@ def _show_plan(grid: Grid, console: Console) -> None:
 
     work = plans(grid, Shared())
     table = Table("method", "runs", "finished", "passes a run", "answers a run", box=box.SIMPLE_HEAD)
-    for row in {cell.row.label: cell.row for cell in grid.cells}.values():
-        own = [(cell, plan) for cell, plan in zip(grid.cells, work, strict=True) if cell.row is row]
+    for variant in {planned.variant.label: planned.variant for planned in grid.runs}.values():
+        own = [
+            (planned, plan)
+            for planned, plan in zip(grid.runs, work, strict=True)
+            if planned.variant is variant
+        ]
         steps, scored = (sorted({getattr(plan, name) for _, plan in own}) for name in ("steps", "scored"))
-        done = sum(is_finished(cell) for cell, _ in own)
-        cells = (row.label, len(own), done, _range(steps), _range(scored))
-        table.add_row(*(Text(str(each)) for each in cells))
-    left = [plan for cell, plan in zip(grid.cells, work, strict=True) if not is_finished(cell)]
+        done = sum(is_finished(planned) for planned, _ in own)
+        runs = (variant.label, len(own), done, _range(steps), _range(scored))
+        table.add_row(*(Text(str(each)) for each in runs))
+    left = [plan for planned, plan in zip(grid.runs, work, strict=True) if not is_finished(planned)]
     console.print(table)
     _say(console, f"{size(grid)}, in {grid.folder}")
     _say(
@@ -168,8 +163,8 @@ def _show(grid: Grid, outcome: Outcome, console: Console) -> None:
         console.print(ranking_table(group_runs(outcome.runs)))
         _say(console, f"Page: {grid.folder / PAGE}")
         _say(console, f"Tables: {grid.folder / TABLES}")
-    for cell, reason in outcome.failed:
-        print_error(f"{cell.title} failed: {reason}")
+    for planned, reason in outcome.failed:
+        print_error(f"{planned.title} failed: {reason}")
     if outcome.failed:
         _say(console, "The same command tries again what failed.")
 

@@ -73,7 +73,7 @@ def recipes() -> None:
             published = f", {' / '.join(paper.metrics)} as published" if benchmarks else ""
             typer.echo(f"{paper.title} (arXiv {paper.arxiv}), {table}{published}:")
             cells = [
-                (row.arguments, row.name, *(paper.cell(row.published.get(name)) for name in benchmarks))
+                (row.arguments, row.name, *(paper.in_table(row.published.get(name)) for name in benchmarks))
                 for row in rows
             ]
             _print(["kifuse cp", "row", *benchmarks], cells)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from kifuse.cli.quiet import QUIET
+from kifuse.cli.user_errors import refuse_twice
 
 FLAGS = {
     "data.benchmark": "--benchmark",
@@ -59,7 +60,7 @@ def run(
         for key, value in zip(FLAGS, options, strict=True)
         if value is not None
     }
-    _refuse_twice(given, overrides)
+    refuse_twice(FLAGS, given, overrides)
     flags = {key: flag for key, flag in FLAGS.items() if key not in overrides}
     resolved = load_config(config, {**overrides, **given}, flags=flags, check_files=True)
 
@@ -80,15 +81,3 @@ def run(
     console.print(comparison_table([record]))
     console.print(f"Written to {resolved.output}", soft_wrap=True, highlight=False, markup=False)
     leave_processes()
-
-
-def _refuse_twice(given: dict[str, Any], overrides: dict[str, Any]) -> None:
-    from kifuse.errors import ConfigError
-
-    twice = [key for key in given if key in overrides]
-    if twice:
-        raise ConfigError(
-            "\n".join(
-                f"{FLAGS[key]}: found --set {key} as well, expected one of them. Remove one." for key in twice
-            )
-        )

@@ -1,7 +1,8 @@
-"""What all verbs share: how errors end the program, and the consoles they print to."""
+"""How a user's error ends the program, and the checks of options that several verbs share."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import typer
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from kifuse.errors import KifuseError
+from kifuse.errors import ConfigError, KifuseError
 
 EPILOG_GAP = "\n\n"
 """Between the lines of an epilog; rich joins lines that no empty line separates."""
@@ -48,3 +49,22 @@ def print_error(message: str) -> None:
 def split_names(text: str) -> tuple[str, ...]:
     """The names in a comma-separated list, without spaces around them."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def refuse_twice(flags: Mapping[str, str], given: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Refuse a key that is given by its option and by --set as well.
+
+    Args:
+        flags: The options by the keys that they stand for.
+        given: What the options gave.
+        overrides: What --set gave.
+
+    Raises:
+        ConfigError: There is one; the message names all of them.
+    """
+    twice = [key for key in given if key in overrides]
+    if twice:
+        said = (
+            f"{flags[key]}: found --set {key} as well, expected one of them. Remove one." for key in twice
+        )
+        raise ConfigError("\n".join(said))

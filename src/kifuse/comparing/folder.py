@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from kifuse.comparing.grid import Grid
-from kifuse.comparing.section import PAGE, SECTION, TABLES, Row, read_section
+from kifuse.comparing.section import PAGE, SECTION, TABLES, Variant, read_section
 from kifuse.config.reading import read_yaml
 from kifuse.errors import ConfigError, RunError
 from kifuse.reporting.all_plots_and_tables import all_tables
@@ -31,13 +31,13 @@ def open_folder(grid: Grid) -> Grid:
         grid: The grid; its methods, orders and seeds may be others than those that are there.
 
     Returns:
-        The rows of the folder with those of the grid, and the grid's own cells.
+        The variants of the folder with those of the grid, and the grid's own runs.
 
     Raises:
-        RunError: The folder holds something else, or a row of the same label with other settings.
+        RunError: The folder holds something else, or a variant of the same label with other settings.
     """
     folder = grid.folder
-    rows, orders, seeds = grid.rows, grid.orders, grid.seeds
+    variants, orders, seeds = grid.variants, grid.orders, grid.seeds
     if folder.exists() and not folder.is_dir():
         raise RunError(f"output: {folder} is a file; name a folder.")
     if (folder / GRID).is_file():
@@ -47,18 +47,18 @@ def open_folder(grid: Grid) -> Grid:
         except ConfigError as error:
             raise RunError(f"{error}\nRestore {folder / GRID}, or name another folder.") from error
         before = {name: value for name, value in found.data.items() if name not in (SECTION, "output")}
-        _refuse_changes(folder, before, _common(grid), section.rows, rows)
-        labels = {row.label for row in section.rows}
-        rows = (*section.rows, *(row for row in rows if row.label not in labels))
+        _refuse_changes(folder, before, _common(grid), section.variants, variants)
+        labels = {variant.label for variant in section.variants}
+        variants = (*section.variants, *(variant for variant in variants if variant.label not in labels))
         orders = list(dict.fromkeys([*section.orders, *orders]))
         seeds = list(dict.fromkeys([*section.seeds, *seeds]))
     elif folder.is_dir() and any(path.suffix != ".tmp" for path in folder.iterdir()):
         raise RunError(f"output: {folder} is not empty and holds no comparison; name a new or empty folder.")
-    section = {"methods": [row.as_entry() for row in rows], "orders": orders, "seeds": seeds}
+    section = {"methods": [variant.as_entry() for variant in variants], "orders": orders, "seeds": seeds}
     plain = {**_common(grid), "output": str(folder), SECTION: {k: v for k, v in section.items() if v}}
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
     write_text(folder / GRID, _HEAD + text)
-    return dataclasses.replace(grid, rows=rows)
+    return dataclasses.replace(grid, variants=variants)
 
 
 def _common(grid: Grid) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _common(grid: Grid) -> dict[str, Any]:
 
 
 def _refuse_changes(
-    folder: Path, before: dict[str, Any], now: dict[str, Any], old: Sequence[Row], new: Sequence[Row]
+    folder: Path, before: dict[str, Any], now: dict[str, Any], old: Sequence[Variant], new: Sequence[Variant]
 ) -> None:
     """Refuse other settings under the names of runs that are there."""
     filler = {"method": {"name": "-"}}
@@ -80,11 +80,11 @@ def _refuse_changes(
         for each in differences({**before, **filler}, {**now, **filler})
         if not each.startswith(WITHOUT_EFFECT)
     ]
-    known = {row.label: row for row in old}
+    known = {variant.label: variant for variant in old}
     changed += [
-        f"{row.label} ({known[row.label].as_entry()!r} there, {row.as_entry()!r} here)"
-        for row in new
-        if row.label in known and row != known[row.label]
+        f"{variant.label} ({known[variant.label].as_entry()!r} there, {variant.as_entry()!r} here)"
+        for variant in new
+        if variant.label in known and variant != known[variant.label]
     ]
     if changed:
         raise RunError(
@@ -94,8 +94,8 @@ def _refuse_changes(
 
 
 def finished_runs(grid: Grid) -> list[Run]:
-    """The runs in the folder that have a record, in the order of the rows."""
-    return comparison_runs(grid.folder, [row.label for row in grid.rows])
+    """The runs in the folder that have a record, in the order of the variants."""
+    return comparison_runs(grid.folder, [variant.label for variant in grid.variants])
 
 
 def write_results(grid: Grid) -> str | None:

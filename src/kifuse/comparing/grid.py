@@ -1,4 +1,4 @@
-"""The grid of a comparison: rows (a method with its settings), orders and seeds, one run for each.
+"""The grid of a comparison: variants (a method with its settings), orders and seeds, one run for each.
 
 It comes from the section `compare:` of a run's configuration, from the command line, or from both:
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.benchmarks.catalog import BENCHMARKS
-from kifuse.comparing.section import SECTION, Row, own_row, read_section
+from kifuse.comparing.section import SECTION, Variant, own_variant, read_section
 from kifuse.config import RunConfig, load_config
 from kifuse.config.reading import Document, read_yaml
 from kifuse.errors import ConfigError
@@ -30,17 +30,17 @@ OPTIONS = {"method": "--methods", "data.order": "--orders", "training.seed": "--
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedRun:
     """One run of a grid.
 
     Attributes:
-        row: The method with its settings.
+        variant: The method with its settings.
         order: Number of the task order; None where the stream has no numbered orders.
         seed: Of the training.
         config: The whole run, with its folder.
     """
 
-    row: Row
+    variant: Variant
     order: int | None
     seed: int
     config: RunConfig
@@ -49,7 +49,7 @@ class Cell:
     def title(self) -> str:
         """For people: `replay, order 1, seed 0`."""
         order = "" if self.order is None else f"order {self.order}, "
-        return f"{self.row.label}, {order}seed {self.seed}"
+        return f"{self.variant.label}, {order}seed {self.seed}"
 
     @property
     def folder(self) -> Path:
@@ -64,24 +64,24 @@ class Grid:
     Attributes:
         folder: Of the comparison; a run's is `<folder>/<label>/order<k>-seed<s>`.
         common: What all runs share; the method, order and seed in it mean nothing.
-        rows: The methods.
-        cells: All runs; the methods of a seed and an order stand together.
+        variants: The methods.
+        runs: All runs; the methods of a seed and an order stand together.
     """
 
     folder: Path
     common: RunConfig
-    rows: tuple[Row, ...]
-    cells: tuple[Cell, ...]
+    variants: tuple[Variant, ...]
+    runs: tuple[PlannedRun, ...]
 
     @property
     def orders(self) -> list[int]:
         """Numbers of the task orders; none where the stream has no numbered orders."""
-        return list(dict.fromkeys(cell.order for cell in self.cells if cell.order is not None))
+        return list(dict.fromkeys(planned.order for planned in self.runs if planned.order is not None))
 
     @property
     def seeds(self) -> list[int]:
         """Of the trainings."""
-        return list(dict.fromkeys(cell.seed for cell in self.cells))
+        return list(dict.fromkeys(planned.seed for planned in self.runs))
 
 
 def load_grid(
@@ -99,7 +99,7 @@ def load_grid(
     Args:
         path: A run's configuration, with or without a section `compare`; None: all is in `overrides`.
         overrides: Values by dotted key that replace the file's, for all runs.
-        methods: Labels of the file's rows, or names of methods; None: the file's rows, or else its method.
+        methods: Labels of the file's variants, or names of methods; None: those of the file, or its method.
         orders: Numbers of task orders; None: the file's.
         seeds: Of the trainings; None: the file's.
         flags: The command line's options by dotted key, for messages.
@@ -114,31 +114,31 @@ def load_grid(
     document = read_yaml(path) if path is not None else Document(Path())
     section = read_section(document, path)
     _refuse_listed(overrides)
-    own = own_row(document, path)
-    rows = section.rows if methods is None else section.choose(methods, own, OPTIONS["method"])
-    if not rows:
+    own = own_variant(document, path)
+    variants = section.variants if methods is None else section.choose(methods, own, OPTIONS["method"])
+    if not variants:
         if own is None:
             raise ConfigError(
                 f"{path or 'compare'}: found no methods, expected at least one. Name them with "
                 f"{OPTIONS['method']}, or in the section '{SECTION}' of a CONFIG.yaml."
             )
-        rows = (own,)
+        variants = (own,)
     places = {
         "data.order": OPTIONS["data.order"] if orders is not None else f"{path}: {SECTION}.orders",
         "training.seed": OPTIONS["training.seed"] if seeds is not None else f"{path}: {SECTION}.seeds",
     }
     loader = _Loader(path, overrides, {**(flags or {}), **places}, check_files)
-    cells = [
-        loader.cell(row, order, seed)
+    runs = [
+        loader.planned(variant, order, seed)
         for seed in (section.seeds if seeds is None else seeds) or (None,)
         for order in (section.orders if orders is None else orders) or (None,)
-        for row in rows
+        for variant in variants
     ]
-    common = loader.load(dataclasses.replace(rows[0], changes={}), {})
-    found = tuple(cell for cell in cells if cell is not None)
+    common = loader.load(dataclasses.replace(variants[0], changes={}), {})
+    found = tuple(planned for planned in runs if planned is not None)
     if loader.problems or common is None:
         raise ConfigError("\n".join(loader.problems))
-    return Grid(common.output, common, rows, found)
+    return Grid(common.output, common, variants, found)
 
 
 class _Loader:
@@ -150,13 +150,13 @@ class _Loader:
         self.path, self.overrides, self.flags, self.check_files = path, overrides, flags, check_files
         self.problems: dict[str, None] = {}
 
-    def load(self, row: Row, chosen: Mapping[str, Any]) -> RunConfig | None:
-        """A row's configuration with an order and a seed; None if something is wrong with it."""
+    def load(self, variant: Variant, chosen: Mapping[str, Any]) -> RunConfig | None:
+        """A variant's configuration with an order and a seed; None if something is wrong with it."""
         try:
             return load_config(
                 self.path,
-                {**self.overrides, **row.overrides(), **chosen},
-                flags={**self.flags, **row.places},
+                {**self.overrides, **variant.overrides(), **chosen},
+                flags={**self.flags, **variant.places},
                 check_files=self.check_files,
                 without=(SECTION, "method"),
             )
@@ -164,10 +164,10 @@ class _Loader:
             self.problems |= dict.fromkeys(str(error).split("\n"))
             return None
 
-    def cell(self, row: Row, order: int | None, seed: int | None) -> Cell | None:
+    def planned(self, variant: Variant, order: int | None, seed: int | None) -> PlannedRun | None:
         """One run; None if something is wrong with it."""
         given = {"data.order": order, "training.seed": seed}
-        config = self.load(row, {key: value for key, value in given.items() if value is not None})
+        config = self.load(variant, {key: value for key, value in given.items() if value is not None})
         if config is None:
             return None
         data = config.data
@@ -176,9 +176,9 @@ class _Loader:
             data = data.model_copy(update={"order": next(iter(BENCHMARKS[data.benchmark].orders))})
         number = data.order if isinstance(data.order, int) else None
         name = f"{'' if number is None else f'order{number}-'}seed{config.training.seed}"
-        output = config.output / row.label / name
+        output = config.output / variant.label / name
         config = config.model_copy(update={"data": data, "output": output})
-        return Cell(row, number, config.training.seed, config)
+        return PlannedRun(variant, number, config.training.seed, config)
 
 
 def _refuse_listed(overrides: Mapping[str, Any]) -> None:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from kifuse.comparing.folder import finished_runs, open_folder, write_results
-from kifuse.comparing.grid import Cell, Grid
-from kifuse.comparing.progress import CellProgress, Pace
+from kifuse.comparing.grid import Grid, PlannedRun
 from kifuse.comparing.section import LOG
 from kifuse.errors import KifuseError, RunError
 from kifuse.page_refresh import run
 from kifuse.reporting.record import RunRecord
 from kifuse.reporting.run_groups import Run
 from kifuse.reporting.wording import count, shorten
+from kifuse.terminal_progress import ConsoleProgress, Pace
 from kifuse.training.environment import process_count
 from kifuse.training.opening import now, open_method
 from kifuse.training.progress import Plan
@@ -35,13 +35,13 @@ class Outcome:
     """
 
     runs: list[Run]
-    failed: list[tuple[Cell, str]] = field(default_factory=list)
+    failed: list[tuple[PlannedRun, str]] = field(default_factory=list)
 
 
-def is_finished(cell: Cell) -> bool:
+def is_finished(planned: PlannedRun) -> bool:
     """Whether a run is in its folder, finished; its settings are compared when it is run."""
     try:
-        return RunRecord.load(cell.folder).status == "finished"
+        return RunRecord.load(planned.folder).status == "finished"
     except KifuseError:
         return False
 
@@ -57,12 +57,12 @@ def plans(grid: Grid, shared: Shared) -> list[Plan]:
         KifuseError: The data or a method's settings are wrong.
     """
     found: dict[tuple[str, int | None], Plan] = {}
-    for cell in grid.cells:
-        key = (cell.row.label, cell.order)
+    for planned in grid.runs:
+        key = (planned.variant.label, planned.order)
         if key not in found:  # another seed draws other examples, but as many
-            tasks = shared.stream(cell.config.data, cell.config.training.seed).tasks
-            found[key] = plan_of(cell.config, open_method(cell.config), tasks)
-    return [found[cell.row.label, cell.order] for cell in grid.cells]
+            tasks = shared.stream(planned.config.data, planned.config.training.seed).tasks
+            found[key] = plan_of(planned.config, open_method(planned.config), tasks)
+    return [found[planned.variant.label, planned.order] for planned in grid.runs]
 
 
 def run_grid(grid: Grid, console: Console) -> Outcome:
@@ -87,24 +87,23 @@ def run_grid(grid: Grid, console: Console) -> Outcome:
     shared = Shared()
     work = plans(grid, shared)
     everything = open_folder(grid)
-    waiting = [place for place, cell in enumerate(grid.cells) if not is_finished(cell)]
-    done = len(grid.cells) - len(waiting)
+    waiting = [place for place, planned in enumerate(grid.runs) if not is_finished(planned)]
+    done = len(grid.runs) - len(waiting)
     _say(console, f"{size(grid)}{f', {done} of them finished' if done else ''}")
     pace, outcome = Pace(), Outcome([])
     for number, place in enumerate(waiting):
-        cell = grid.cells[place]
-        progress = CellProgress(
+        planned = grid.runs[place]
+        progress = ConsoleProgress(
             console,
-            place=f"{place + 1}/{len(grid.cells)}",
-            title=cell.title,
-            label=cell.row.label,
+            title=f"{place + 1}/{len(grid.runs)} {planned.title}",
+            label=f"{place + 1}/{len(grid.runs)} {planned.variant.label}",
             later=sum(work[other].work for other in waiting[number + 1 :]),
             pace=pace,
         )
-        failure = _run_cell(cell, grid, progress, shared)
+        failure = _run_one(planned, grid, progress, shared)
         if failure is not None:
-            outcome.failed.append((cell, failure))
-            _say(console, f"failed: {cell.title}: {failure}")
+            outcome.failed.append((planned, failure))
+            _say(console, f"failed: {planned.title}: {failure}")
         problem = write_results(everything)
         if problem:
             _say(console, problem)
@@ -114,13 +113,13 @@ def run_grid(grid: Grid, console: Console) -> Outcome:
     return outcome
 
 
-def _run_cell(cell: Cell, grid: Grid, progress: CellProgress, shared: Shared) -> str | None:
-    """Run one cell; the reason if it failed."""
-    others = [other.folder for other in grid.cells if other is not cell and other.seed == cell.seed]
+def _run_one(planned: PlannedRun, grid: Grid, progress: ConsoleProgress, shared: Shared) -> str | None:
+    """Run one; the reason if it failed."""
+    others = [other.folder for other in grid.runs if other is not planned and other.seed == planned.seed]
     try:
-        run(cell.config, progress=progress, reuse=others, shared=shared)
+        run(planned.config, progress=progress, reuse=others, shared=shared)
     except Exception as error:
-        failure = _told(error, cell, grid)
+        failure = _told(error, planned, grid)
     else:
         return None
     finally:
@@ -129,25 +128,25 @@ def _run_cell(cell: Cell, grid: Grid, progress: CellProgress, shared: Shared) ->
     return failure
 
 
-def _told(error: Exception, cell: Cell, grid: Grid) -> str:
+def _told(error: Exception, planned: PlannedRun, grid: Grid) -> str:
     """A failure in one line, with the file that says more."""
     reason = shorten(" ".join(str(error).split()) or "no reason given", 300)
     if not isinstance(error, KifuseError):
         reason = f"{type(error).__name__}: {reason}"
-    log = cell.folder / LOG
+    log = planned.folder / LOG
     if not log.is_file():
         log = grid.folder / LOG
     text = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError), (grid.folder / LOG).open("ab") as stream:
-        stream.write(f"{now()}  {cell.title}: failed\n{text}\n".encode("utf-8", "backslashreplace"))
+        stream.write(f"{now()}  {planned.title}: failed\n{text}\n".encode("utf-8", "backslashreplace"))
     return f"{reason} (log: {log})"
 
 
 def size(grid: Grid) -> str:
     """`2 methods, 3 orders, 2 seeds: 12 runs`."""
-    rows = len({cell.row.label for cell in grid.cells})
-    parts = [count(rows, "method"), *([count(len(grid.orders), "order")] if grid.orders else [])]
-    return f"{', '.join([*parts, count(len(grid.seeds), 'seed')])}: {count(len(grid.cells), 'run')}"
+    variants = len({planned.variant.label for planned in grid.runs})
+    parts = [count(variants, "method"), *([count(len(grid.orders), "order")] if grid.orders else [])]
+    return f"{', '.join([*parts, count(len(grid.seeds), 'seed')])}: {count(len(grid.runs), 'run')}"
 
 
 def _say(console: Console, text: str) -> None:

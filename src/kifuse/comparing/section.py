@@ -1,4 +1,4 @@
-"""The section `compare:` of a configuration file: the rows of a grid, its orders and its seeds."""
+"""The section `compare:` of a configuration file: the variants of a grid, its orders and its seeds."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ TABLES = "tables"
 LOG = "log.txt"
 
 _KEYS = ("methods", "orders", "seeds")
-_ROW_KEYS = ("label", "name", "set")
+_VARIANT_KEYS = ("label", "name", "set")
 _RESERVED = {name_key(name) for name in (GRID, PAGE, TABLES, LOG)}
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
     """A method with its settings, under a name of its own.
 
     Attributes:
-        label: Names the row, and the folder of its runs.
+        label: Names the variant, and the folder of its runs.
         name: Of the method.
         settings: The method's settings that were given.
-        changes: Other keys of the configuration that this row has its own values of, dotted.
+        changes: Other keys of the configuration that this variant has its own values of, dotted.
         places: Where each dotted key was given, for messages.
     """
 
@@ -42,12 +42,12 @@ class Row:
     places: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def overrides(self) -> dict[str, Any]:
-        """What the row sets in a run's configuration, by dotted key."""
+        """What the variant sets in a run's configuration, by dotted key."""
         own = {f"method.{key}": value for key, value in self.settings.items()}
         return {**self.changes, "method.name": self.name, **own}
 
     def as_entry(self) -> dict[str, Any]:
-        """The row as it is written in the section."""
+        """The variant as it is written in the section."""
         changes = {"set": dict(self.changes)} if self.changes else {}
         return {"label": self.label, "name": self.name, **self.settings, **changes}
 
@@ -56,15 +56,15 @@ class Row:
 class Section:
     """What the section holds; each part may be empty."""
 
-    rows: tuple[Row, ...] = ()
+    variants: tuple[Variant, ...] = ()
     orders: tuple[int, ...] = ()
     seeds: tuple[int, ...] = ()
 
-    def choose(self, names: Sequence[str], own: Row | None, option: str) -> tuple[Row, ...]:
-        """The rows that a list of names asks for.
+    def choose(self, names: Sequence[str], own: Variant | None, option: str) -> tuple[Variant, ...]:
+        """The variants that a list of names asks for.
 
         Args:
-            names: Labels of rows in the section, or names of methods.
+            names: Labels of variants in the section, or names of methods.
             own: The file's own method, whose settings count if it is named.
             option: Where the names were given, for messages.
 
@@ -73,21 +73,21 @@ class Section:
         """
         if not names:
             raise ConfigError(f"{option}: found no name, expected names of methods, such as replay,kiflora.")
-        known = {row.label: row for row in ((own, *self.rows) if own else self.rows)}
+        known = {variant.label: variant for variant in ((own, *self.variants) if own else self.variants)}
         twice = [name for place, name in enumerate(names) if name in names[:place]]
         if twice:
             raise ConfigError(f"{option}: found {twice[0]!r} twice, expected each name once. Remove one.")
-        return tuple(known.get(name) or Row(name, name, places={"method.name": option}) for name in names)
+        return tuple(known.get(name) or Variant(name, name, places={"method.name": option}) for name in names)
 
 
-def own_row(document: Document, path: Path | None) -> Row | None:
+def own_variant(document: Document, path: Path | None) -> Variant | None:
     """The method of the configuration itself, for a grid of orders and seeds alone."""
     method = document.data.get("method")
     if not isinstance(method, dict) or not isinstance(method.get("name"), str):
         return None
     settings = {key: value for key, value in method.items() if key != "name"}
     lines = {f"method.{key}": f"{path}:{document.lines['method', key]}" for key in method}
-    return Row(method["name"], method["name"], settings, places=lines)
+    return Variant(method["name"], method["name"], settings, places=lines)
 
 
 def read_section(document: Document, path: Path | None) -> Section:
@@ -112,11 +112,11 @@ def read_section(document: Document, path: Path | None) -> Section:
             advice = did_you_mean(key, _KEYS) or "Correct or remove it."
             unknown = f"the unknown key {key!r} with {show_value(value)}"
             reader.refuse((SECTION, key), unknown, f"one of the keys {', '.join(_KEYS)}", advice)
-    rows = reader.rows(found.get("methods"))
+    variants = reader.variants(found.get("methods"))
     orders = reader.numbers("orders", found.get("orders"))
     seeds = reader.numbers("seeds", found.get("seeds"))
     reader.finish()
-    return Section(rows, orders, seeds)
+    return Section(variants, orders, seeds)
 
 
 class _Reader:
@@ -156,7 +156,7 @@ class _Reader:
             return tuple(found)
         return ()
 
-    def rows(self, found: Any) -> tuple[Row, ...]:
+    def variants(self, found: Any) -> tuple[Variant, ...]:
         """The list of methods."""
         key = (SECTION, "methods")
         if found is None:
@@ -164,19 +164,19 @@ class _Reader:
         if not isinstance(found, list) or not found:
             self.refuse(key, show_value(found), "a list of methods, such as [replay, kiflora]")
             return ()
-        rows: list[Row] = []
+        variants: list[Variant] = []
         for place, entry in enumerate(found):
-            row = self.row((*key, str(place)), entry)
-            if row is None:
+            variant = self.variant((*key, str(place)), entry)
+            if variant is None:
                 continue
-            if name_key(row.label) in {name_key(other.label) for other in rows}:
+            if name_key(variant.label) in {name_key(other.label) for other in variants}:
                 advice = "Give one of the two a label of its own."
-                self.refuse((*key, str(place)), f"the row {row.label!r} twice", "each label once", advice)
-            rows.append(row)
-        return tuple(rows)
+                self.refuse((*key, str(place)), f"the row {variant.label!r} twice", "each label once", advice)
+            variants.append(variant)
+        return tuple(variants)
 
-    def row(self, key: Key, entry: Any) -> Row | None:
-        """One row: a method's name, or a mapping with its name and settings."""
+    def variant(self, key: Key, entry: Any) -> Variant | None:
+        """One variant: a method's name, or a mapping with its name and settings."""
         if isinstance(entry, str):
             entry = {"name": entry}
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
@@ -190,14 +190,14 @@ class _Reader:
             expected = "keys of the configuration such as training.learning_rate, with their values"
             self.refuse((*key, "set"), show_value(changes), expected)
             return None
-        settings = {name: value for name, value in entry.items() if name not in _ROW_KEYS}
+        settings = {name: value for name, value in entry.items() if name not in _VARIANT_KEYS}
         places = {f"method.{name}": self.place((*key, name)) for name in ("name", *settings)}
         places |= {name: self.place((*key, "set", name)) for name in changes}
-        return Row(label, entry["name"], settings, changes, places)
+        return Variant(label, entry["name"], settings, changes, places)
 
 
 def _cannot_vary(key: str) -> bool:
-    """Whether a key is a whole section, or one that a row has no say in."""
+    """Whether a key is a whole section, or one that a variant has no say in."""
     return "." not in key or key.startswith("method.") or key in ("data.order", "training.seed")
 
 

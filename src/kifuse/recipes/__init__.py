@@ -5,13 +5,13 @@ A recipe is a complete run configuration for T5-large; ``models.yaml`` holds wha
 model, a benchmark and an order in, by exchanging lines. Imports nothing heavy.
 """
 
-from kifuse.recipes.catalog import Paper, Row, papers, read_recipe, recipe_names, refuse_recipe_name
+from kifuse.recipes.catalog import Paper, PublishedRow, papers, read_recipe, recipe_names, refuse_recipe_name
 from kifuse.recipes.filling import Filled, fill_recipe, model_names
 
 __all__ = [
     "Filled",
     "Paper",
-    "Row",
+    "PublishedRow",
     "fill_recipe",
     "model_names",
     "papers",

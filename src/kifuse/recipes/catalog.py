@@ -19,7 +19,7 @@ WRITTEN_FOR = "t5-large"
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedRow:
     """A row of a paper's table.
 
     Attributes:
@@ -65,9 +65,9 @@ class Paper:
     arxiv: str
     code: str
     metrics: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[PublishedRow, ...]
 
-    def cell(self, values: tuple[float | None, ...] | None) -> str:
+    def in_table(self, values: tuple[float | None, ...] | None) -> str:
         """Published figures for a table, e.g. ``78.4 / -2.8``; empty where nothing is known."""
         known = "/".join("" if value is None else str(value) for value in values or ()).rstrip("/").split("/")
         return " / ".join(value or "?" for value in known) if known != [""] else ""
@@ -93,7 +93,7 @@ def papers() -> dict[str, Paper]:
     return found
 
 
-def _row(table: str, entry: dict[str, Any], metrics: int) -> Row:
+def _row(table: str, entry: dict[str, Any], metrics: int) -> PublishedRow:
     known = {"recipe", "row", "set", "model"}
     published = {
         benchmark: (*values, *[None] * (metrics - len(values)))
@@ -101,15 +101,15 @@ def _row(table: str, entry: dict[str, Any], metrics: int) -> Row:
         if benchmark not in known
     }
     model = entry.get("model", WRITTEN_FOR)
-    return Row(table, entry["row"], entry.get("recipe"), entry.get("set", {}), model, published)
+    return PublishedRow(table, entry["row"], entry.get("recipe"), entry.get("set", {}), model, published)
 
 
-def _rows() -> list[tuple[Paper, Row]]:
+def _rows() -> list[tuple[Paper, PublishedRow]]:
     """All rows of all papers, with their papers."""
     return [(paper, row) for paper in papers().values() for row in paper.rows]
 
 
-def rows_of(recipe: str) -> list[tuple[Paper, Row]]:
+def rows_of(recipe: str) -> list[tuple[Paper, PublishedRow]]:
     """The rows that a recipe gives, in every paper that has one, its own first."""
     own = recipe_paper(recipe)
     found = [(paper, row) for paper, row in _rows() if row.recipe == recipe]

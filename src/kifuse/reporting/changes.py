@@ -119,16 +119,16 @@ def changes(folders: Path | str | Sequence[Path | str], n: int = 5) -> Changes:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _Answered:
     id: str | None
     input: str
     references: tuple[str, ...]
     answer: Answer
 
 
-# The rows of a run: by task name in the order of learning, then by what identifies an example.
+# What a run answered: by task name in the order of learning, then by what identifies an example.
 _Key = tuple[str, int]
-_Run = dict[str, dict[_Key, _Row]]
+_Run = dict[str, dict[_Key, _Answered]]
 
 
 def _change(task: str, key: _Key, runs: Sequence[_Run]) -> Change:
@@ -207,8 +207,8 @@ def _read_rows(folder: Path, after: int, task: str, notes: list[str]) -> dict[_K
     return rows
 
 
-def _join(learned: dict[str, Any], final: dict[str, Any]) -> _Row:
-    return _Row(
+def _join(learned: dict[str, Any], final: dict[str, Any]) -> _Answered:
+    return _Answered(
         id=learned.get("id"),
         input=learned["input"],
         references=tuple(learned["references"]),

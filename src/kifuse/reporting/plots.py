@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from kifuse.reporting.wording import NONE, compact, number
 
-Rows = list[list[str]]
-
 
 @dataclass(frozen=True)
 class Plot:
@@ -24,7 +22,7 @@ class Plot:
     title: str
     meaning: str
 
-    def table(self) -> tuple[list[str], Rows]:
+    def table(self) -> tuple[list[str], list[list[str]]]:
         """The numbers of the picture.
 
         Returns:
@@ -72,11 +70,11 @@ class Heatmap(Plot):
     marked: frozenset[tuple[int, int]] = frozenset()
     marks: str = ""
 
-    def table(self) -> tuple[list[str], Rows]:
+    def table(self) -> tuple[list[str], list[list[str]]]:
         """A row for each row of each panel."""
         widest = max(self.panels, key=lambda panel: len(panel.columns)).columns
         heads = ["panel", self.row_title, *(f"{self.column_title} {name}" for name in widest)]
-        rows: Rows = []
+        rows: list[list[str]] = []
         for panel in self.panels:
             for name, values in zip(self.rows, panel.values, strict=True):
                 cells = [compact(v) if self.decimals is None else number(v, self.decimals) for v in values]
@@ -132,7 +130,7 @@ class Curves(Plot):
     whole: bool = False
     wide: bool = False
 
-    def table(self) -> tuple[list[str], Rows]:
+    def table(self) -> tuple[list[str], list[list[str]]]:
         """A row for each point of each curve that is not there for comparison only."""
         rows = [
             [panel.title, line.label, compact(x), compact(y)]
@@ -169,7 +167,7 @@ class Timeline(Plot):
     y_title: str
     log: bool = False
 
-    def table(self) -> tuple[list[str], Rows]:
+    def table(self) -> tuple[list[str], list[list[str]]]:
         """A row for each point."""
         rows = [[line.label, compact(x), compact(y)] for line in self.lines for x, y in line.points]
         return ["task", self.x_title, self.y_title], rows
@@ -191,7 +189,7 @@ class Shares(Plot):
     values: Sequence[Sequence[float]]
     unit: str
 
-    def table(self) -> tuple[list[str], Rows]:
+    def table(self) -> tuple[list[str], list[list[str]]]:
         """A row for each bar."""
         rows = [
             [name, *(f"{number(v)}%" for v in values)]
@@ -226,7 +224,7 @@ class Strips(Plot):
     rows: Sequence[str]
     panels: Sequence[tuple[str, Sequence[Mean | None]]]
 
-    def table(self) -> tuple[list[str], Rows]:
+    def table(self) -> tuple[list[str], list[list[str]]]:
         """A row for each row."""
         rows = [
             [name, *(NONE if means[i] is None else str(means[i]) for _, means in self.panels)]
@@ -249,6 +247,6 @@ class Cloud(Plot):
     x_title: str
     y_title: str
 
-    def table(self) -> tuple[list[str], Rows]:
+    def table(self) -> tuple[list[str], list[list[str]]]:
         """A row for each point."""
         return ["method", self.x_title, self.y_title], [[n, str(x), str(y)] for _, n, x, y in self.points]
