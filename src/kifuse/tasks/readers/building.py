@@ -37,7 +37,6 @@ class _Seen:
     option_sets: dict[tuple[str, ...] | None, None] = field(default_factory=dict)
     unread: Counter[str] = field(default_factory=Counter)
     keys: Counter[str] = field(default_factory=Counter)
-    columns: set[str] = field(default_factory=set)
     continued: int = 0
     asked: Row | None = None
     text: Row | None = None
@@ -61,6 +60,7 @@ def build(
         DataError: A row is wrong; names file and line. Or the task has neither train nor test examples.
     """
     seen = _Seen()
+    _check_columns(name, tables, settings)
     tables, without = _labelled(tables)
     settings = _with_names(settings, tables)
     found = {
@@ -70,7 +70,6 @@ def build(
     if not found.get("train") and not found.get("test"):
         where = next((row.where for table in tables.values() for row in table.rows), name)
         raise DataError(f"{where}: task '{name}' has only dev examples, expected a train or a test file.")
-    _check_columns(name, tables, settings, seen)
     labels, why = _labels(settings, seen, found)
     metric, metric_why = _metric(name, settings, seen, why)
     said = [note for table in tables.values() for note in table.passed_over] + [*without, *passed_over]
@@ -182,7 +181,6 @@ def _renamed(row: Row, settings: Settings, seen: _Seen) -> Row:
     if not settings.columns:
         return row
     own = {column: key for key, column in settings.columns.items()}
-    seen.columns.update(column for column in own if column in row.values)
     values: dict[str, Any] = {}
     for key, value in row.values.items():
         if key in own:
@@ -195,8 +193,11 @@ def _renamed(row: Row, settings: Settings, seen: _Seen) -> Row:
     return Row(row.where, values)
 
 
-def _check_columns(name: str, tables: Mapping[str, Table], settings: Settings, seen: _Seen) -> None:
-    missing = [column for column in settings.columns.values() if column not in seen.columns]
+def _check_columns(name: str, tables: Mapping[str, Table], settings: Settings) -> None:
+    if not settings.columns:
+        return
+    known = {column for table in tables.values() for row in table.rows for column in row.values}
+    missing = [column for column in settings.columns.values() if column not in known]
     if missing:
         row = next(row for table in tables.values() for row in table.rows)
         raise DataError(

@@ -105,4 +105,6 @@ def read(folder: Path) -> Task:
         metric="exact_match",
         source=f"cl_benchmark/{category}/{folder.name}",
         warnings=tuple(warnings),
+        format="sentences and labels in the layout cl_benchmark",
+        metric_why="labels are given",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from kifuse.errors import DataError
@@ -56,5 +57,6 @@ def hub_tables(name: str) -> tuple[str, dict[str, Table], list[str]]:
             f"{type(error).__name__}: {said} Give the path of a file or folder on disk, or "
             f"{PREFIX}owner/name:configuration."
         ) from error
-    tables, said = object_tables(found, name)
+    splits, said = object_tables(found, name)
+    tables = {split: replace(table, kind="hub", files=(name,)) for split, table in splits.items()}
     return source.rstrip("/").rpartition("/")[2], tables, said

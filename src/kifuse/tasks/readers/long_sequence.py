@@ -78,6 +78,8 @@ def read(root: Path, name: str) -> Task:
         metric="exact_match" if closed else "rouge_l",
         source=f"long_sequence/{name}",
         warnings=tuple(warnings),
+        format="finished prompts in the layout long_sequence",
+        metric_why="labels stand in the prompts" if closed else "free text",
     )
 
 

@@ -169,8 +169,8 @@ def unread(paths: Iterable[Path], known: Iterable[str], root: Path) -> list[str]
     for path in paths:
         shown = f"'{path.relative_to(root).as_posix()}'"
         away = next((way for ending, way in _ELSEWISE.items() if path.suffix.casefold() == ending), None)
-        hint = f" ({away})" if away else did_you_mean(path.name.partition(".")[0], names)
-        said.append(shown + hint)
+        hint = away or did_you_mean(path.name, names).strip(" ?").replace("Did", "did")
+        said.append(f"{shown} ({hint}{'' if away else '?'})" if hint else shown)
     return said
 
 

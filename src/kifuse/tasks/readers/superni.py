@@ -69,6 +69,7 @@ def read(folder: Path, metric: Metric) -> Task:
         split: [row.get_references("output", empty=True) for row in rows] for split, rows in splits.items()
     }
     labels = _labels(outputs)
+    chosen = bool(labels) and metric == "exact_match"
     head = f"Definition: {definition}\n\n"
     if labels:
         head += f"Option: {', '.join(labels)}\n\n"
@@ -85,9 +86,11 @@ def read(folder: Path, metric: Metric) -> Task:
         dev=examples["dev"],
         test=examples["test"],
         labels=labels,
-        metric="exact_match" if labels and metric == "exact_match" else "rouge_l",
+        metric="exact_match" if chosen else "rouge_l",
         source=f"superni/{folder.name}",
         warnings=tuple(_empty_warnings(folder.name, examples)),
+        format="definition and instances in the layout superni",
+        metric_why="few outputs, taken as labels" if chosen else "as the benchmark is scored by SAPT",
     )
 
 

@@ -173,6 +173,8 @@ def _line(path: Path, number: int, line: str) -> Row:
         way = ""
         if line.rstrip().endswith(",") and _is_json(line.rstrip()[:-1]):
             way = " Remove the comma at the end of the line, or make the file a list in [ ]."
+        elif line.strip() in ("{", "["):
+            way = " Put each object on a line of its own, as json.dumps(row) writes it, or all into one list."
         elif line.lstrip().startswith("{'"):
             way = " JSON has double quotes; write each row with json.dumps(row)."
         raise DataError(f"{error}{way}") from error

@@ -56,7 +56,7 @@ def format_of(row: Row, name: str | None, way: str) -> tuple[Format, tuple[str, 
     filled = [key for key, value in row.values.items() if value not in (None, "", [])]
     for fields in (filled, list(row.values)):
         for format in candidates:
-            if (found := format.detect(fields)) is not None:
+            if not format.never & row.values.keys() and (found := format.detect(fields)) is not None:
                 return format, found
     raise DataError(_missing(row, candidates, way))
 
@@ -65,13 +65,14 @@ def _missing(row: Row, candidates: Collection[Format], way: str) -> str:
     """Name the field that is missing for the format that is nearest; kifuse's own where several are."""
     fields = list(row.values)
     found = ", ".join(f"'{field}'" for field in fields[:20]) or "none"
-    needs = [(need, format.name == "input_output") for format in candidates for need in format.needs]
-    nearest, _ = max(
-        needs, key=lambda each: (sum(name in fields for name in each[0]) / len(each[0]), each[1])
-    )
-    missing = next((name for name in nearest if name not in fields), nearest[0])
+    needs = {need: format.name == "input_output" for format in candidates for need in format.needs}
+    lacking = [need for need in needs if not set(need) <= set(fields)]
+    nearest = max(lacking, key=lambda need: (sum(name in fields for name in need) / len(need), needs[need]))
+    missing = next(name for name in nearest if name not in fields)
     known = ""
-    if not set(nearest) & set(fields) and len(candidates) > 1:
+    if {"chosen", "rejected"} <= set(fields):
+        known = ' Of preference pairs the chosen answer can be learned: columns: {"completion": "chosen"}.'
+    elif not set(nearest) & set(fields) and len(candidates) > 1:
         known = f" Known are: {'; '.join(' and '.join(format.needs[0]) for format in candidates)}."
     return (
         f"{row.where}: the field '{missing}' is missing, expected text; found the fields: {found}."

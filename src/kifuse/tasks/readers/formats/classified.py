@@ -14,6 +14,11 @@ def read(row: Row, instructed: bool) -> Asked:
     body, tail = part_cue(row.get_text(key))
     label = row.values["label"]
     number = None
+    if label is None:
+        raise DataError(
+            f"{row.where}: 'label' is null, or the -1 that stands for no label; leave such rows out, "
+            "expected the name or number of a label."
+        )
     if isinstance(label, int) and not isinstance(label, bool):
         if label < 0:
             raise DataError(

@@ -53,7 +53,7 @@ class Format:
         may: Further fields that it reads.
         read: Reads a row; the second argument tells whether the task has an instruction, with which an input
             may be empty.
-        never: Fields that a row of this format does not have.
+        never: Fields that a row of this format does not have, not even empty.
         about: One line for the guide.
     """
 
@@ -70,7 +70,5 @@ class Format:
         return tuple(dict.fromkeys([*(name for need in self.needs for name in need), *self.may]))
 
     def detect(self, fields: Collection[str]) -> tuple[str, ...] | None:
-        """The needed fields that a row has, or None if it is in another format."""
-        if self.never & set(fields):
-            return None
+        """The needed fields, if they are all among those of a row; else None."""
         return next((need for need in self.needs if all(name in fields for name in need)), None)

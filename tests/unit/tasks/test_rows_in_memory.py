@@ -1,0 +1,159 @@
+"""Rows in memory and data sets of the hub become tasks, whatever holds them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
+
+from kifuse.config import DataConfig
+from kifuse.errors import DataError
+from kifuse.streams import open_stream
+from kifuse.tasks.incoming import as_task
+
+ROWS = [{"input": f"Where is {i}?", "output": "here"} for i in range(12)]
+
+
+def _generated() -> Any:
+    yield from ROWS
+
+
+HOLDERS: dict[str, Any] = {
+    "list": lambda: ROWS,
+    "generator": _generated,
+    "Dataset": lambda: Dataset.from_list(ROWS),
+    "shuffled Dataset": lambda: Dataset.from_list(ROWS[::-1]).select(range(11, -1, -1)),
+    "formatted Dataset": lambda: Dataset.from_list(ROWS).with_format("numpy"),
+    "IterableDataset": lambda: Dataset.from_list(ROWS).to_iterable_dataset(),
+    "IterableDataset of a generator": lambda: IterableDataset.from_generator(_generated),
+    "DataFrame": lambda: pd.DataFrame(ROWS),
+    "Arrow table": lambda: Dataset.from_list(ROWS).data.table,
+    "columns": lambda: {"input": [r["input"] for r in ROWS], "output": [r["output"] for r in ROWS]},
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_whatever_holds_rows_is_taken(holder: str):
+    task = as_task(HOLDERS[holder](), name="t", to_learn=False)
+    assert [(e.input, e.target) for e in task.train] == [(row["input"], row["output"]) for row in ROWS]
+    assert task.passed_over == ()
+
+
+def test_splits_have_many_names_and_the_unused_are_named():
+    data = Dataset.from_list(ROWS)
+    found = as_task(DatasetDict(train_sft=data, validation=data, test_sft=data, train_gen=data), name="t")
+    assert (len(found.train), len(found.dev), len(found.test)) == (12, 12, 12)
+    assert found.passed_over == ("the split 'train_gen' (12 rows) was not read. Did you mean 'train'?",)
+    with pytest.raises(DataError, match="the splits 'validation' and 'dev' are both dev"):
+        as_task({"train": ROWS, "validation": ROWS, "dev": ROWS}, name="t")
+    with pytest.raises(
+        DataError, match=r"found a split 'trian', expected one of train.*Did you mean 'train'"
+    ):
+        as_task({"trian": ROWS}, name="t")
+
+
+def test_gaps_of_a_data_frame_are_none():
+    frame = pd.DataFrame(
+        [{"input": "a", "output": "b", "instruction": "Say."}, {"input": "c", "output": "d"}]
+    )
+    assert [e.head for e in as_task(frame, name="t", to_learn=False).train] == ["Say.\n", ""]
+
+
+def labelled(numbers: list[int]) -> Dataset:
+    rows = [{"text": f"t{i}", "label": number} for i, number in enumerate(numbers)]
+    return Dataset.from_list(rows).cast_column("label", ClassLabel(names=["neg", "pos"]))
+
+
+def test_class_labels_have_names_in_memory_and_in_files(tmp_path: Path):
+    data = labelled([0, 1, 1])
+    data.to_parquet(tmp_path / "t.parquet")
+    data.save_to_disk(tmp_path / "saved")
+    renamed = data.rename_columns({"text": "input", "label": "output"})
+    for source in (data, renamed, tmp_path / "t.parquet", tmp_path / "saved"):
+        task = as_task(source, name="t", to_learn=False)
+        assert [example.target for example in task.train] == ["neg", "pos", "pos"]
+        assert (task.labels, task.metric) == (("neg", "pos"), "exact_match")
+
+
+def test_a_split_without_labels_is_named_and_a_row_without_is_refused():
+    task = as_task({"train": labelled([0, 1]), "validation": labelled([1]), "test": labelled([-1])}, name="t")
+    assert task.passed_over[0] == "the split test was not read, as none of its rows has a value in 'label'."
+    with pytest.raises(DataError, match="row 2: 'label' is null, or the -1 that stands for no label"):
+        as_task(labelled([0, -1]), name="t")
+
+
+def test_nulls_that_datasets_fills_in_are_left_out():
+    calls = [{"function": {"name": "f", "arguments": {"x": 1}}}]
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    other = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "name": "k"}]
+    task = as_task(Dataset.from_list([{"messages": turns}, {"messages": other}]), name="t", to_learn=False)
+    chats = [example.conversation for example in task.train]
+    assert chats[0] is not None and chats[0].messages == [turns[0], {**turns[1], "content": ""}]
+    assert chats[1] is not None and chats[1].messages == other
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "holds no rows"),
+        ({}, "holds no split"),
+        (Dataset.from_list([]), "holds no rows"),
+        (5, "found int, expected a Task, a path"),
+        (["a"], "train row 1: found text, expected a row with fields"),
+        ({"input": ["a"], "output": ["b", "c"]}, "the columns differ in length: input 1, output 2"),
+    ],
+)
+def test_what_holds_no_rows_is_refused(data: Any, message: str):
+    with pytest.raises(DataError, match=message):
+        as_task(data, name="t")
+
+
+def test_test_rows_are_taken_once():
+    assert len(as_task(ROWS, name="t", test=Dataset.from_list(ROWS[:3])).test) == 3
+    with pytest.raises(DataError, match="has test rows of its own; leave out test="):
+        as_task({"train": ROWS, "test": ROWS}, name="t", test=ROWS)
+    with pytest.raises(DataError, match="t, test row 1: the field 'output' is missing"):
+        as_task(ROWS, name="t", test=[{"input": "a"}])
+
+
+# The hub, from a local folder, as load_dataset takes one
+
+
+def test_a_data_set_of_the_hub_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for split in ("train", "test"):
+        path = tmp_path / "someone" / "desk" / f"{split}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps({"q": r["input"], "a": r["output"]}) + "\n" for r in ROWS))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    columns = {"input": "q", "output": "a"}
+    task = as_task("hub:someone/desk", columns=columns)
+    assert (task.name, len(task.train), len(task.test)) == ("desk", 12, 12)
+    assert task.format == "input_output in someone/desk"
+    data = DataConfig.model_validate({"path": "hub:someone/desk", "columns": columns})
+    assert open_stream(data, seed=0).tasks[0].train == task.train
+
+
+def test_a_data_set_that_cannot_be_loaded_is_refused_with_a_way(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def unreachable(*names: Any) -> None:
+        asked.append(names)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    for name, names in (
+        ("someone/desk", ("someone/desk", None)),
+        ("hub:someone/desk:small", ("someone/desk", "small")),
+    ):
+        with pytest.raises(DataError, match="ConnectionError: no network Give the path of a file or folder"):
+            as_task(name)
+        assert asked.pop() == names
+    with pytest.raises(DataError, match="no such file or folder"):
+        as_task("someone/desk.jsonl")
+    assert not asked
