@@ -14,6 +14,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from kifuse.errors import ModelError
 from tests.runs import write_stream
 from tests.tiny import build_llama, build_t5, build_tokenizer
 
@@ -26,6 +27,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no published benchmark data: set KIFUSE_SHARED_DATA or put it at {default}")
     return folder
+
+
+@pytest.fixture
+def no_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the bundled model impossible to have, as without a network: tests fetch nothing."""
+
+    def fail(name: str, say: object = None) -> Path:
+        raise ModelError(f"cannot fetch model {name!r}: no network here.")
+
+    monkeypatch.setattr("kifuse.models.tokenizer.bundled_model", fail)
 
 
 @pytest.fixture(scope="session")

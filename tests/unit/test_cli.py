@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 from kifuse.cli import app
 from kifuse.errors import RunError
 
+pytestmark = pytest.mark.usefixtures("no_bundled_model")
+
 HEAVY = ("torch", "transformers", "datasets")
 
 
@@ -149,12 +151,6 @@ def test_telling_what_there_is_imports_nothing_heavy(arguments: list[str]) -> No
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = f"import sys, kifuse; assert not [m for m in {HEAVY!r} if m in sys.modules]"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_validating_imports_nothing_heavy_unless_the_method_has_settings(config: Path) -> None:
-    done = shell("validate", config)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "IMPORTED"
 
 
 def test_help_comes_at_once() -> None:

@@ -406,6 +406,7 @@ def write_published(root: Path) -> Path:
     return root
 
 
+@pytest.mark.usefixtures("no_bundled_model")
 def test_a_copied_file_is_valid_as_it_is(tmp_path: Path) -> None:
     target, data = tmp_path / "mine.yaml", write_published(tmp_path / "my data")
     result = call("cp", "recurrent-kif", target, "--data", data)
@@ -417,6 +418,7 @@ def test_a_copied_file_is_valid_as_it_is(tmp_path: Path) -> None:
     assert "google-t5/t5-large" in checked.output
 
 
+@pytest.mark.usefixtures("no_bundled_model")
 def test_without_data_the_user_is_told_what_is_missing(tmp_path: Path) -> None:
     target = tmp_path / "mine.yaml"
     assert "Set data.path" in call("cp", "kiflora", target).output
@@ -471,6 +473,7 @@ def test_a_recipe_in_place_of_a_file_is_answered_with_how_to_get_the_file(verb: 
     refused(call(verb, "recurrent-kif"), "the name of a recipe", "kifuse cp recurrent-kif")
 
 
+@pytest.mark.usefixtures("no_bundled_model")
 def test_a_file_may_have_the_name_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "kif").write_text(fill_recipe("kif", benchmark="support-desk").text, encoding="utf-8")

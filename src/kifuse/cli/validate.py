@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
     from rich.table import Table
 
     from kifuse.config import RunConfig
-    from kifuse.tasks.task import TaskStream
+    from kifuse.tasks.findings import Findings
+    from kifuse.tasks.task import Task, TaskStream
 
 
 def validate(
@@ -20,10 +25,23 @@ def validate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration; repeatable."),
     ] = None,
+    show: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="Show the first example of this task whole; repeatable."),
+    ] = None,
+    examples: Annotated[
+        bool, typer.Option("--examples", help="Show the first example of every task whole.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead.")] = False,
 ) -> None:
-    """Check every key, the method's settings and the data, and say what would run. Trains nothing."""
+    """Check every key, the method's settings and the data, and say what would run. Trains nothing.
+
+    Shows of each task what the model reads, and what is odd in the data. The model's tokenizer is loaded for
+    it, its weights are not.
+    """
     from rich.console import Console
 
+    from kifuse.cli import shown_tasks
     from kifuse.config import load_config, parse_overrides
     from kifuse.recipes import refuse_recipe_name
     from kifuse.streams import open_stream
@@ -36,11 +54,91 @@ def validate(
 
         open_method(resolved)
     stream = open_stream(resolved.data, resolved.training.seed)
+    chosen = [_named(name, stream) for name in show or []]
     console = Console(highlight=False)
+    reading = _read(resolved, stream, Console(stderr=True, highlight=False))
+    findings = reading.findings
+    whole = [each for each in findings.tasks if examples or each.task.name in chosen]
+    notes = [*reading.notes, *stream.warnings, *findings.notes(most=None), *_passed_over(stream)]
+    if as_json:
+        found = shown_tasks.as_json(findings, notes, lambda task: _steps(resolved, [task]))
+        typer.echo(json.dumps({"config": str(config), "form": reading.form, **found}, ensure_ascii=False))
+        return
     console.print(f"{config} is valid. It would run:", soft_wrap=True, markup=False)
     for name, what in _facts(resolved):
-        console.print(f"  {name:<9}{what}", soft_wrap=True, markup=False)
-    console.print(_tasks(resolved, stream))
+        console.print(f"  {name:<10}{what}", soft_wrap=True, markup=False)
+    shown_tasks.print_origin(console, stream.tasks)
+    console.print(_tasks(resolved, findings))
+    shown_tasks.print_notes(console, notes)
+    console.print(shown_tasks.legend(findings.tasks[0].rendered, reading.form))
+    console.print()
+    if whole:
+        for each in whole:
+            shown_tasks.print_whole(console, each)
+        return
+    shown_tasks.print_excerpts(console, findings.tasks)
+    console.print("Whole: --show TASK, or --examples for all.", style="dim")
+
+
+class _Reading(NamedTuple):
+    """What was found, in which form examples are put to the model, and what is to be said of that."""
+
+    findings: Findings
+    form: str
+    notes: list[str]
+
+
+def _read(config: RunConfig, stream: TaskStream, progress: Console) -> _Reading:
+    """Look through the tasks with the tokenizer of the run, or without where it cannot be had."""
+    from kifuse.errors import ModelError
+    from kifuse.models.tokenizer import load_tokenizer
+    from kifuse.tasks.encoding import Encoder
+    from kifuse.tasks.findings import look_through
+
+    try:
+        with progress.status("loading the tokenizer"):
+            loaded = load_tokenizer(
+                config.model.name,
+                trust_remote_code=config.model.trust_remote_code,
+                say=lambda text: progress.print(text, soft_wrap=True, markup=False),
+            )
+    except ModelError as error:
+        said = f"Without a tokenizer no lengths are known, and examples are shown as they stand: {error}"
+        return _Reading(look_through(stream.tasks), "", [said])
+    template = config.data.chat_template is True
+    encoder = Encoder(
+        loaded.tokenizer,
+        encoder_decoder=loaded.encoder_decoder,
+        max_input=config.data.max_input,
+        max_target=config.data.max_target,
+        chat_template=template,
+    )
+    with _bar(progress) as bar:
+        count = sum(len(task.train) + len(task.test) for task in stream.tasks)
+        job = bar.add_task("tokenising", total=count)
+        findings = look_through(stream.tasks, encoder, done=lambda count: bar.advance(job, count))
+    return _Reading(findings, "with the model's chat template" if template else "as plain text", [])
+
+
+def _bar(console: Console) -> Progress:
+    from rich.progress import Progress
+
+    return Progress(console=console, transient=True, disable=not console.is_terminal)
+
+
+def _named(name: str, stream: TaskStream) -> str:
+    from kifuse.errors import ConfigError, did_you_mean
+
+    names = [task.name for task in stream.tasks]
+    if name not in names:
+        raise ConfigError(
+            f"--show: no task {name!r}, expected one of {', '.join(names)}.{did_you_mean(name, names)}"
+        )
+    return name
+
+
+def _passed_over(stream: TaskStream) -> list[str]:
+    return [f"Task '{task.name}': {note}" for task in stream.tasks for note in task.passed_over]
 
 
 def _facts(config: RunConfig) -> list[tuple[str, str]]:
@@ -79,30 +177,38 @@ def _kind_of_model(name: str) -> str:
     return "a hub id, not checked" + did_you_mean(name, BUNDLED)
 
 
-def _tasks(config: RunConfig, stream: TaskStream) -> Table:
-    from rich import box
-    from rich.table import Table
-
+def _steps(config: RunConfig, tasks: Sequence[Task]) -> int | None:
+    """Steps of tasks on their own examples; of a method that learns all at once, only of all together."""
     from kifuse.registry import method_entry
     from kifuse.streams import own_steps
 
-    together = method_entry(config.method.name).data_class == "all data"
     training = config.training
+    if method_entry(config.method.name).data_class == "all data":
+        if len(tasks) == 1:
+            return None
+        return own_steps(sum(len(t.train) for t in tasks), training.epochs, training.batch_size)
+    return sum(own_steps(len(task.train), training.epochs, training.batch_size) for task in tasks)
+
+
+def _tasks(config: RunConfig, findings: Findings) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    tasks = [found.task for found in findings.tasks]
+    counted = findings.max_input is not None
     table = Table("", "task", "metric", box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
-    for heading in ("train", "dev", "test", "own steps"):
+    for heading in (*(["longest\ninput", "longest\nanswer"] if counted else []), "train", "dev", "test"):
         table.add_column(heading, justify="right")
-    for number, task in enumerate(stream.tasks, 1):
-        steps = "" if together else str(own_steps(len(task.train), training.epochs, training.batch_size))
+    table.add_column("own\nsteps", justify="right")
+    for number, found in enumerate(findings.tasks, 1):
+        task, steps, lengths = found.task, _steps(config, [found.task]), found.lengths
+        longest = [str(lengths.longest_input), str(lengths.longest_target)] if lengths else []
         sizes = [str(len(split)) for split in (task.train, task.dev, task.test)]
-        table.add_row(str(number), task.name, task.metric, *sizes, steps)
-    trained = [len(task.train) for task in stream.tasks]
-    parts = [sum(trained)] if together else trained
-    total = sum(own_steps(examples, training.epochs, training.batch_size) for examples in parts)
-    footers = ["", "together", "", str(sum(trained))]
-    footers += [
-        str(sum(len(task.dev) for task in stream.tasks)),
-        str(sum(len(task.test) for task in stream.tasks)),
-    ]
-    for column, footer in zip(table.columns, [*footers, str(total)], strict=True):
+        table.add_row(
+            str(number), task.name, task.metric, *longest, *sizes, "" if steps is None else str(steps)
+        )
+    footers = ["", "together", "", *(["", ""] if counted else [])]
+    footers += [str(sum(len(task.split(split)) for task in tasks)) for split in ("train", "dev", "test")]
+    for column, footer in zip(table.columns, [*footers, str(_steps(config, tasks))], strict=True):
         column.footer = footer
     return table

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from kifuse.errors import ModelError, did_you_mean
 from kifuse.models.bundled import bundled_model
@@ -44,9 +47,10 @@ def load_tokenizer(
 
     name = checked_name(name)
     source = str(bundled_model(name, say)) if name in BUNDLED else name
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": not _can_ask(source)}
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(cannot_load(name, error)) from error
     if tokenizer.eos_token_id is None:
@@ -56,6 +60,18 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return LoadedTokenizer(tokenizer, bool(getattr(config, "is_encoder_decoder", False)), source)
+
+
+def _can_ask(source: str) -> bool:
+    """Whether the hub's address can be found; without a network each question to it takes half a minute."""
+    from huggingface_hub import constants
+
+    if is_model_folder(source) or getproxies():
+        return True
+    try:
+        return bool(socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None))
+    except OSError:
+        return False
 
 
 def checked_name(name: str) -> str:

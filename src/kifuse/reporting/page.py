@@ -42,6 +42,7 @@ from kifuse.reporting.settings import (
 )
 from kifuse.reporting.shareable import without_paths
 from kifuse.reporting.styles import page_style, read_template
+from kifuse.reporting.what_was_read import what_was_read
 from kifuse.reporting.wording import clean, number, shorten
 from kifuse.storage import write_text
 
@@ -92,7 +93,7 @@ def run_page(run: Run, *, texts: bool = True) -> str:
     Returns:
         HTML.
     """
-    chosen = examples(run, texts=texts)
+    chosen, read = examples(run, texts=texts), what_was_read(run, texts=texts)
     if not texts:
         run = without_paths(run)
     record = run.record
@@ -116,6 +117,7 @@ def run_page(run: Run, *, texts: bool = True) -> str:
         costs=cost_table(record),
         events=events_table(record),
         examples=chosen,
+        read=read,
         code=adapter_code(run),
         settings=settings(record),
         data=data_table(record),

@@ -13,20 +13,20 @@ Pieces = list[tuple[str, bool]]
 """Parts of a text, and whether each is made of special tokens."""
 
 
-def rendered(folder: Path | None) -> dict[str, tuple[Pieces, Pieces]]:
+def rendered(folder: Path | None) -> dict[str, tuple[Pieces, Pieces, bool]]:
     """Read the rendered examples of a run.
 
     Args:
         folder: The run's; None: there are none.
 
     Returns:
-        Prompt and target by the name of the task; what cannot be read is left out.
+        Prompt, target and whether a part was cut, by task; what cannot be read is left out.
     """
     found = {}
     for name, each in _read(folder).items() if folder is not None else ():
         try:
-            found[name] = (_pieces(each["prompt"]), _pieces(each["target"]))
-        except (KeyError, TypeError, ValueError):
+            found[name] = (_pieces(each["prompt"]), _pieces(each["target"]), bool(each.get("cut")))
+        except (AttributeError, KeyError, TypeError, ValueError):
             continue
     return found
 

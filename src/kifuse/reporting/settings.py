@@ -225,7 +225,8 @@ def notices(record: RunRecord) -> list[str]:
         Warnings, overlaps of the data, losses that were not finite, notes.
     """
     said = [clean(warning) for warning in record.warnings]
-    for overlap in record.overlaps:
+    looked = any(task.repeated is not None for task in record.tasks)  # then the warnings have it
+    for overlap in [] if looked else record.overlaps:
         sides = [f"{clean(overlap.get(f'task_{s}'))} ({_side(overlap, s)})" for s in ("a", "b")]
         number_of = overlap.get("count")
         shared = count(number_of, "input") if isinstance(number_of, int) else "some inputs"
@@ -234,7 +235,7 @@ def notices(record: RunRecord) -> list[str]:
         broken = sum(loss is None for _, loss in task.loss)
         if broken:
             said.append(f"{clean(task.name)}: {count(broken, 'recorded loss', 'recorded losses')} not finite")
-        if task.cut_test_inputs:
+        if task.cut_test_inputs and not looked:
             cut = count(task.cut_test_inputs, "test input")
             said.append(f"{clean(task.name)}: {cut} lost their middle to fit")
         said += _skipped(task)

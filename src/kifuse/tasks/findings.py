@@ -106,8 +106,12 @@ class Findings:
     max_input: int | None = None
     max_target: int | None = None
 
-    def notes(self) -> list[str]:
-        """Say all of it, one sentence for each kind of finding."""
+    def notes(self, most: int | None = _NAMED) -> list[str]:
+        """Say all of it, one sentence for each kind of finding.
+
+        Args:
+            most: Most places that a sentence names; None: all.
+        """
         contradicting = [
             f"{each.task.name} {each.contradictions:,}" for each in self.tasks if each.contradictions
         ]
@@ -118,10 +122,10 @@ class Findings:
             ("Test examples whose input is also trained on", self._also_trained()),
             ("Inputs that stand in two splits", self._shared()),
         ]
-        said = [f"{what}: {_listed(places)}." for what, places in found if places]
-        return said + [line for line in (self.input_advice(), self.target_advice()) if line]
+        said = [f"{what}: {_listed(places, most)}." for what, places in found if places]
+        return said + [line for line in (self.input_advice(most), self.target_advice(most)) if line]
 
-    def input_advice(self) -> str:
+    def input_advice(self, most: int | None = _NAMED) -> str:
         """Say which inputs are too long, and the limit that would hold all; empty where none is."""
         cut = self._cut("cut_inputs", "cut_test_inputs")
         if not cut:
@@ -129,10 +133,10 @@ class Findings:
         longest = max(each.lengths.longest_input for each in self.tasks if each.lengths)
         return (
             f"Inputs longer than data.max_input ({self.max_input:,} tokens) lose their middle: "
-            f"{_listed(cut)}; data.max_input: {holding(longest)} would hold all."
+            f"{_listed(cut, most)}; data.max_input: {holding(longest)} would hold all."
         )
 
-    def target_advice(self) -> str:
+    def target_advice(self, most: int | None = _NAMED) -> str:
         """Say which answers are too long, and the limit that would hold all; empty where none is."""
         cut = self._cut("cut_answers", "cut_test_answers")
         if not cut:
@@ -140,7 +144,7 @@ class Findings:
         longest = max(each.lengths.longest_target for each in self.tasks if each.lengths)
         return (
             f"Answers longer than data.max_target ({self.max_target:,} tokens) lose their end: "
-            f"{_listed(cut)}; data.max_target: {holding(longest)} would hold all."
+            f"{_listed(cut, most)}; data.max_target: {holding(longest)} would hold all."
         )
 
     def _cut(self, train: str, test: str) -> list[str]:
@@ -168,7 +172,7 @@ class Findings:
         ]
         return earlier + [
             f"{each.task.name} {each.also_trained:,} of {len(each.task.test):,} "
-            f"(in {_listed([f'{name}/train' for name in each.trained_in])})"
+            f"(in {_listed([f'{name}/train' for name in each.trained_in], 3)})"
             for each in self.tasks
             if each.also_trained
         ]
@@ -177,7 +181,8 @@ class Findings:
         """Pairs of splits of these tasks that share inputs; those of training and test are told apart."""
         names = {each.task.name for each in self.tasks}
         return [
-            f"{each.task_a}/{each.split_a} and {each.task_b}/{each.split_b} {each.count:,}"
+            f"{each.task_a}/{each.split_a} and "
+            f"{'' if each.task_a == each.task_b else f'{each.task_b}/'}{each.split_b} {each.count:,}"
             for each in self.overlaps
             if {each.task_a, each.task_b} & names and not _test_and_train(each)
         ]
@@ -292,6 +297,6 @@ def _test_and_train(overlap: Overlap) -> list[tuple[str, str]]:
     return [(found["test"], found["train"])] if found.keys() == {"train", "test"} else []
 
 
-def _listed(places: Sequence[str]) -> str:
-    named = ", ".join(places[:_NAMED])
-    return named if len(places) <= _NAMED else f"{named} and {len(places) - _NAMED} more"
+def _listed(places: Sequence[str], most: int | None) -> str:
+    named = ", ".join(places[:most])
+    return named if most is None or len(places) <= most else f"{named} and {len(places) - most} more"

@@ -26,15 +26,18 @@ class Rendered:
         prompt: What is asked; it has no loss.
         target: What is learned.
         plain: Whether no tokenizer was at hand, so that special tokens, a template and cuts are not shown.
+        cut: Whether it was too long, so that the middle of the prompt or the end of the target is left out.
     """
 
     prompt: tuple[Piece, ...]
     target: tuple[Piece, ...]
     plain: bool = False
+    cut: bool = False
 
     def state(self) -> dict[str, Any]:
         """Describe it as a JSON value: `[text, special]` for each piece."""
-        return {"prompt": [list(p) for p in self.prompt], "target": [list(p) for p in self.target]}
+        pieces = {"prompt": [list(p) for p in self.prompt], "target": [list(p) for p in self.target]}
+        return {**pieces, "cut": self.cut}
 
 
 def render_example(example: Example, encoder: Encoder | None = None) -> Rendered:
@@ -54,9 +57,11 @@ def render_example(example: Example, encoder: Encoder | None = None) -> Rendered
         return Rendered(_pieces([example.input]), _pieces([example.target]), plain=True)
     encoded = encoder.encode(example)
     prompt, target = list(encoded.input_ids), list(encoded.target_ids)
-    if encoder.encoder_decoder:
-        return Rendered(_decoded(prompt, [], encoder), _decoded(target, [], encoder))
-    return Rendered(_decoded(prompt, [], encoder), _decoded(target, prompt, encoder))
+    return Rendered(
+        _decoded(prompt, [], encoder),
+        _decoded(target, [] if encoder.encoder_decoder else prompt, encoder),
+        cut=encoded.cut or encoded.target_cut,
+    )
 
 
 def _pieces(texts: Iterable[str]) -> tuple[Piece, ...]:

@@ -53,6 +53,6 @@ def _rendered(folder: Path) -> dict[str, Any]:
 
 def tell(warnings: Sequence[str], entries: Sequence[TaskRecord], say: Callable[[str], None]) -> None:
     """Say what is odd in the data and what was passed over, each once."""
-    passed_over = [f"task {entry.name!r}: {each}" for entry in entries for each in entry.passed_over]
+    passed_over = [f"Task '{entry.name}': {each}" for entry in entries for each in entry.passed_over]
     for each in dict.fromkeys([*warnings, *passed_over]):
         say(f"note: {each}")

@@ -96,6 +96,7 @@ def hostile_record() -> RunRecord:
     for task in record.tasks:
         task.metric, task.labels, task.notes = text, [text], [text]
         task.hashes, task.sizes = {text: text}, {text: 3}
+        task.format, task.metric_why, task.passed_over, task.repeated = text, text, [text], {text: 2}
         task.per_tensor["names"] = [f"{text}.{i}.{text}" for i in range(len(task.per_tensor["names"]))]
     return record
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from kifuse.errors import RunError
 from kifuse.page_refresh import PageRefresh
 from kifuse.reporting.page import comparison_page, refresh_report, run_page, write_report
-from kifuse.reporting.record import RunRecord
+from kifuse.reporting.record import RENDERED, RunRecord
 from kifuse.reporting.run_groups import Run, open_run, open_runs
 from kifuse.training.progress import Progress
 from tests.unit.reporting.measured_runs import (
@@ -81,6 +82,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Page:
         for task in record.tasks[: min(after, 2)]:
             right = {f"{HOSTILE} {i}": (i + after) % 2 == 0 for i in range(4)}
             write_predictions(folder, after, task.name, right)
+    pieces = [[HOSTILE.replace("\ud800", ""), special] for special in (False, True)]
+    rendered = {task.name: {"prompt": pieces, "target": pieces, "cut": True} for task in record.tasks}
+    (folder / RENDERED).write_text(json.dumps(rendered), encoding="utf-8")
     return Page(run_page(open_run(folder)))
 
 

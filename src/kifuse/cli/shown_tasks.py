@@ -1,0 +1,174 @@
+"""What `kifuse validate` says of tasks: what they were read as, how they are scored, what a model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from kifuse.cli.visible_text import PROMPT, TARGET, excerpt, styled, visible
+
+if TYPE_CHECKING:
+    from kifuse.tasks.findings import Findings, TaskFindings
+    from kifuse.tasks.rendered import Piece, Rendered
+    from kifuse.tasks.task import Task
+
+_LINES = 2
+"""Lines of a prompt that an excerpt takes."""
+
+_GAP = "… "
+
+
+def print_origin(console: Console, tasks: Sequence[Task]) -> None:
+    """Say what tasks were read as and how they are scored: once where it holds for all of them."""
+    for label, fact in (("read as", _format), ("scored by", _scoring), ("compared", _comparison)):
+        values = {task.name: fact(task) for task in tasks}
+        for value in dict.fromkeys(filter(None, values.values())):
+            names = [name for name, own in values.items() if own == value]
+            whose = "" if len(names) == len(tasks) else f" ({_few(names)})"
+            _line(console, label, f"{value}{whose}")
+
+
+def print_notes(console: Console, notes: Iterable[str]) -> None:
+    """Say what is odd, one entry each."""
+    found = list(dict.fromkeys(notes))
+    if not found:
+        console.print("Nothing stands out: no duplicates, no contradictions, no overlaps, nothing is cut.\n")
+        return
+    console.print(Text("To know:", "bold"))
+    for note in found:
+        console.print(_grid(3, "  -", Text(visible(note))))
+    console.print()
+
+
+def print_excerpts(console: Console, tasks: Sequence[TaskFindings]) -> None:
+    """Show the beginning and the end of each task's first example."""
+    shown = [found for found in tasks if found.rendered is not None]
+    skipped = _shared_beginning([found.rendered.prompt for found in shown if found.rendered])
+    room = _LINES * (console.width - 12)
+    for found in tasks:
+        if found.rendered is None:
+            continue
+        prompt = styled(found.rendered.prompt[skipped:], PROMPT, lines=False)
+        answer = styled(found.rendered.target, TARGET, lines=False)
+        cut = ("  too long, so a part is left out" if found.rendered.cut else "", "dim")
+        console.print(Text.assemble(" ", (found.task.name, "bold"), cut))
+        console.print(_grid(9, "   prompt", excerpt(Text.assemble(_GAP * (skipped > 0), prompt), room)))
+        console.print(_grid(9, "   answer", excerpt(answer, room)))
+    console.print()
+
+
+def print_whole(console: Console, found: TaskFindings) -> None:
+    """Show the first example of a task whole, and all that is known of the task."""
+    task = found.task
+    console.print(Text(task.name, "bold"))
+    for label, value in (
+        ("read as", _format(task)),
+        ("scored by", _scoring(task)),
+        ("compared", _comparison(task)),
+        ("labels", ", ".join(map(visible, task.labels or ()))),
+    ):
+        if value:
+            _line(console, label, value)
+    if (lengths := found.lengths) is not None:
+        _line(
+            console,
+            "tokens",
+            f"inputs up to {lengths.longest_input:,}, answers up to {lengths.longest_target:,}; cut: "
+            f"{lengths.cut_inputs:,} training and {lengths.cut_test_inputs:,} test inputs, "
+            f"{lengths.cut_answers:,} training and {lengths.cut_test_answers:,} test answers",
+        )
+    for note in task.passed_over:
+        _line(console, "passed by", visible(note))
+    if (clash := found.contradiction) is not None:
+        one, other = (visible(answer) for answer in clash.answers)
+        _line(console, "contrary", f"'{visible(clash.input)[-200:]}' is answered '{one}' and '{other}'")
+    if found.rendered is not None:
+        if found.rendered.cut:
+            _line(console, "too long", "a part of the example is left out, as it is for the model")
+        for label, pieces, style in (
+            ("prompt", found.rendered.prompt, PROMPT),
+            ("answer", found.rendered.target, TARGET),
+        ):
+            console.print(Text(f"  {label}:", "dim"))
+            console.print(Padding(styled(pieces, style, lines=True), (0, 0, 0, 4)))
+    console.print()
+
+
+def legend(rendered: Rendered | None, form: str) -> Text:
+    """Say what the examples show, in their colours."""
+    if rendered is None or rendered.plain:
+        return Text("The first example of each task, as its text stands in the data:")
+    return Text.assemble(
+        "What the model reads, ",
+        form,
+        ": the prompt, ",
+        ("the answer", TARGET),
+        " that is learned, ",
+        ("special tokens", "cyan"),
+        ", ⏎ for a line break:",
+    )
+
+
+def as_json(findings: Findings, notes: Sequence[str], steps: Callable[[Task], int | None]) -> dict[str, Any]:
+    """All of it as a JSON value."""
+    return {
+        "tasks": [
+            {
+                "name": found.task.name,
+                "format": found.task.format,
+                "passed_over": list(found.task.passed_over),
+                "metric": found.task.metric,
+                "metric_why": found.task.metric_why,
+                "comparison": found.task.comparison_why,
+                "labels": None if found.task.labels is None else list(found.task.labels),
+                "sizes": {split: len(found.task.split(split)) for split in ("train", "dev", "test")},
+                "own_steps": steps(found.task),
+                **found.facts(),
+                "rendered": found.rendered.state() if found.rendered else None,
+            }
+            for found in findings.tasks
+        ],
+        "overlaps": [overlap._asdict() for overlap in findings.overlaps],
+        "notes": list(notes),
+    }
+
+
+def _shared_beginning(prompts: Sequence[Sequence[Piece]]) -> int:
+    """How many pieces all prompts begin with: those of a template's system message, which tell nothing."""
+    if len(prompts) < 2:
+        return 0
+    return next((i for i, pieces in enumerate(zip(*prompts, strict=False)) if len(set(pieces)) > 1), 0)
+
+
+def _format(task: Task) -> str:
+    return visible(task.format)
+
+
+def _scoring(task: Task) -> str:
+    return f"{task.metric}: {task.metric_why}" if task.metric_why else str(task.metric)
+
+
+def _comparison(task: Task) -> str:
+    return visible(task.comparison_why)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _line(console: Console, label: str, value: str) -> None:
+    console.print(_grid(11, f"  {label}", Text(value)))
+
+
+def _grid(width: int, label: str, text: Text) -> Table:
+    """A text beside its label, its further lines below its first."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(width=width)
+    grid.add_column(overflow="fold")
+    grid.add_row(label, text)
+    return grid

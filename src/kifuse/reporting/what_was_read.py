@@ -1,0 +1,143 @@
+"""What the model read of each task: counts of the data, what it was read as, and one example rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kifuse.reporting.record import RunRecord, TaskRecord
+from kifuse.reporting.rendered_file import Pieces, rendered
+from kifuse.reporting.run_groups import Run
+from kifuse.reporting.run_pictures import numbered
+from kifuse.reporting.tables import Cell, Table
+from kifuse.reporting.wording import NONE, clean, count, listed
+
+_LONGEST = 6000
+"""Characters of a prompt or an answer that are shown; a longer one loses its middle."""
+
+
+@dataclass(frozen=True)
+class ReadExample:
+    """A test example as the model reads it: pieces of its prompt and answer, and whether it was too long."""
+
+    task: str
+    prompt: Pieces
+    answer: Pieces
+    cut: bool
+
+    @property
+    def beginning(self) -> str:
+        """The text of the prompt without its special tokens."""
+        return "".join(text for text, special in self.prompt if not special)
+
+
+@dataclass
+class WhatWasRead:
+    """The block of the page.
+
+    Attributes:
+        counts: A line a task.
+        facts: What was read as what and how it is scored, each with the tasks that it holds for.
+        passed_over: What stands in the data and was not read.
+        examples: One of each task; none where texts are left out.
+        left_out: Whether they were left out.
+    """
+
+    counts: Table
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
+    examples: list[ReadExample] = field(default_factory=list)
+    left_out: bool = False
+
+
+def what_was_read(run: Run, *, texts: bool = True) -> WhatWasRead | None:
+    """Collect what a model read.
+
+    Args:
+        run: The run.
+        texts: Whether examples are shown.
+
+    Returns:
+        The block; None for a record of a kifuse that did not look at its data.
+    """
+    record = run.record
+    if all(task.repeated is None for task in record.tasks):
+        return None
+    shown = rendered(run.folder) if texts else {}
+    examples = [
+        ReadExample(clean(task.name), _shortened(prompt), _shortened(answer), cut)
+        for task in record.tasks
+        if task.name in shown
+        for prompt, answer, cut in [shown[task.name]]
+    ]
+    passed_over = [f"{clean(task.name)}: {clean(each)}" for task in record.tasks for each in task.passed_over]
+    return WhatWasRead(_counts(record), _facts(record), passed_over, examples, not texts)
+
+
+def _counts(record: RunRecord) -> Table:
+    heads = ["task", "longest input", "longest answer", "inputs cut", "answers cut"]
+    heads += ["repeated", "contradictions", "test also trained"]
+    table = Table("read", "What the model read", heads)
+    for i, task in enumerate(record.tasks, start=1):
+        cut_inputs, cut_answers = (
+            _sum(task.cut_inputs, task.cut_test_inputs),
+            _sum(task.cut_answers, task.cut_test_answers),
+        )
+        repeated = None if task.repeated is None else sum(task.repeated.values())
+        values = [task.longest_input, task.longest_target, cut_inputs, cut_answers]
+        values += [repeated, task.contradictions, task.also_trained]
+        table.rows.append([Cell(numbered(i, task.name)), *map(_amount, values)])
+    table.notes.append(
+        "Lengths are in tokens, uncut; counts are of training and test examples together. Inputs too "
+        "long lose their middle, answers their end. Repeated are examples that repeat another one of their "
+        "split, contradictions are training inputs with answers of which none fits the other, and the last "
+        "column counts test examples whose input is also trained on."
+    )
+    return table
+
+
+def _facts(record: RunRecord) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    questions: list[tuple[str, Callable[[TaskRecord], str]]] = [
+        ("read as", lambda task: task.format or ""),
+        ("scored by", lambda task: f"{task.metric}: {task.metric_why}" if task.metric_why else ""),
+        ("compared", lambda task: getattr(task, "comparison", None) or ""),
+    ]
+    for label, fact in questions:
+        values = [(clean(task.name), clean(fact(task))) for task in record.tasks]
+        for value in dict.fromkeys(value for _, value in values if value):
+            names = [name for name, own in values if own == value]
+            whose = "" if len(names) == len(values) else f" ({_few(names)})"
+            found.append((label, f"{value}{whose}"))
+    return found
+
+
+def _few(names: list[str]) -> str:
+    return listed(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+
+def _shortened(pieces: Pieces) -> Pieces:
+    """Leave out the middle of a very long text, which is that of its longest piece."""
+    spare = sum(len(text) for text, _ in pieces) - _LONGEST
+    if spare <= 0:
+        return [(clean(text), special) for text, special in pieces]
+    longest = max(range(len(pieces)), key=lambda i: len(pieces[i][0]))
+    return [
+        (clean(_without_middle(text, spare) if i == longest else text), special)
+        for i, (text, special) in enumerate(pieces)
+    ]
+
+
+def _without_middle(text: str, spare: int) -> str:
+    half = max(len(text) - spare, 0) // 2
+    left = count(len(text) - 2 * half, "character")
+    return f"{text[:half]}\n[… {left} left out …]\n{text[len(text) - half :]}"
+
+
+def _sum(*values: int | None) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _amount(value: int | None) -> Cell:
+    return Cell(NONE) if value is None else Cell(f"{value:,}", float(value))
