@@ -4,55 +4,41 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kifuse.errors import DataError, ModelError
+from kifuse.tasks.cutting import Asked, shorten
+from kifuse.tasks.encoded import Encoded, in_pieces, is_text, name_of
+from kifuse.tasks.rendering import ChatTemplate, chat_of, without_end
 from kifuse.tasks.task import Example
+from kifuse.tasks.tokens import Tokens
+from kifuse.tasks.transcript import message_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_PROBE = "probe"
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Token ids of one example.
-
-    Args:
-        input_ids: The prompt: what generation starts from, and what a decoder-only model reads before the
-            target.
-        target_ids: The target, ending with the end-of-sequence token.
-        cut: Whether the prompt lost tokens from the middle of its body.
-        target_cut: Whether the target lost its end.
-    """
-
-    input_ids: list[int]
-    target_ids: list[int]
-    cut: bool
-    target_cut: bool = False
-
-    @property
-    def length(self) -> int:
-        """Number of tokens of prompt and target together."""
-        return len(self.input_ids) + len(self.target_ids)
 
 
 class Encoder:
     """Tokenise examples for one model.
 
+    In the plain form a prompt is head, body and tail, and a target ends with the end-of-sequence token. With
+    the chat template a prompt is what the template renders of all messages but the last, and the target what
+    it renders of the last, its end-of-turn marker included.
+
     Args:
         tokenizer: The model's tokenizer.
         encoder_decoder: Whether the model has an encoder; else it is decoder-only.
         max_input: Most tokens of a prompt, special tokens included.
-        max_target: Most tokens of a target, the end-of-sequence token included.
-        chat_template: Whether to wrap the prompt as a user message with the tokenizer's chat template.
+        max_target: Most tokens of a target, its end included.
+        chat_template: Whether prompts and targets are rendered by the tokenizer's chat template.
+
+    Attributes:
+        stops: Token ids of everything that ends an answer, first what ends an answer of text.
 
     Raises:
-        ModelError: If the tokenizer has no end-of-sequence token, or no chat template where one is asked for.
+        ModelError: If the tokenizer has no end-of-sequence token, or no usable chat template where one is
+            asked for.
         DataError: If a limit is too small.
     """
 
@@ -78,9 +64,23 @@ class Encoder:
         self.encoder_decoder = encoder_decoder
         self.max_input = max_input
         self.max_target = max_target
-        self.chat_template = chat_template
+        self.template = ChatTemplate(tokenizer) if chat_template else None
         self.eos_id = int(self.tokenizer.eos_token_id)
-        self._prefix, self._suffix = self._special_tokens()
+        self._tokens = Tokens(tokenizer)
+        self._prefix: list[int] = []
+        self._suffix: list[int] = []
+        if self.template is None:
+            self._prefix, self._suffix = self._tokens.around()
+        if not encoder_decoder:  # a prompt that generation starts from must not end with EOS
+            self._suffix = []
+        ends = self.template.ends if self.template else (str(self.tokenizer.eos_token),)
+        self._ends = {end: self._tokens.one(end) for end in ends} | {str(tokenizer.eos_token): [self.eos_id]}
+        self.stops = tuple(dict.fromkeys(map(tuple, self._ends.values())))
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of the chat template."""
+        return self.template.notes if self.template else []
 
     def encode(self, example: Example) -> Encoded:
         """Tokenise one example.
@@ -112,7 +112,7 @@ class Encoder:
             The same ids as :attr:`Encoded.input_ids`.
 
         Raises:
-            DataError: If the prompt is empty, or its instruction and answer cue alone are too long.
+            DataError: If what may not be cut of the prompt is too long, or the template refuses the chat.
         """
         return self._prompts([example])[0][0]
 
@@ -123,33 +123,125 @@ class Encoder:
             examples: The examples.
 
         Returns:
-            For each the same as :meth:`encode` gives.
+            For each the same as :meth:`encode` gives. A text without an input is one of all its tokens,
+            whatever the limits; :meth:`encode_pieces` parts it.
 
         Raises:
-            DataError: If a prompt is empty, or its instruction and answer cue alone are too long.
+            DataError: If what may not be cut of a prompt is too long, or the template refuses a chat.
         """
         if not examples:
             return []
-        prompts = self._prompts(examples)
-        targets = self._targets(examples)
-        return [
-            Encoded(ids, [*target[: self.max_target - 1], self.eos_id], cut, len(target) >= self.max_target)
-            for (ids, cut), target in zip(prompts, targets, strict=True)
-        ]
+        texts = [index for index, example in enumerate(examples) if is_text(example)]
+        found = dict(zip(texts, self._whole_texts([examples[i] for i in texts]), strict=True))
+        rest = [index for index in range(len(examples)) if index not in found]
+        asked = [examples[index] for index in rest]
+        for index, (ids, cut), (target, end) in zip(
+            rest, self._prompts(asked), self._targets(asked), strict=True
+        ):
+            room = self.max_target - len(end)
+            if room < 1:
+                raise DataError(
+                    f"data.max_target is {self.max_target}, expected at least {len(end) + 1}: the end of an "
+                    f"answer alone takes {len(end)} tokens."
+                )
+            found[index] = Encoded(ids, [*target[:room], *end], cut, len(target) > room)
+        return [found[index] for index in range(len(examples))]
+
+    def encode_pieces(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Tokenise examples for training or for their loss: a long text is several, and nothing of it is cut.
+
+        Args:
+            examples: The examples.
+
+        Returns:
+            As :meth:`encode_many`; a text without an input that is longer than both limits together is there
+            in consecutive pieces, each of which begins with the last token of the one before as its prompt.
+        """
+        most = self.max_input + self.max_target
+        pieces = []
+        for example, encoded in zip(examples, self.encode_many(examples), strict=True):
+            pieces += in_pieces(encoded, most) if is_text(example) else [encoded]
+        return pieces
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Refuse examples that cannot be encoded, of which it looks at one of each kind.
+
+        Raises:
+            DataError: As :meth:`encode_many`.
+        """
+        kinds: dict[object, Example] = {}
+        for example in examples:
+            chat = example.conversation
+            kept = len(example.head) + len(example.tail)
+            kind = chat and tuple((m.get("role"), *sorted(m)) for m in chat.messages)
+            kinds.setdefault(kind, example)
+            for measure in ("whole", "kept"):
+                size = kept if measure == "kept" else len(chat.text if chat else example.input)
+                known = kinds.get((measure, chat is None))
+                if known is None or size > _size(known, measure):
+                    kinds[measure, chat is None] = example
+        self.encode_many(list({id(example): example for example in kinds.values()}.values()))
+
+    def seen(self, text: str) -> str:
+        """An answer of the data as it would read among the model's outputs.
+
+        Args:
+            text: An accepted answer.
+
+        Returns:
+            The text, tokenised and decoded as an output is, without what ends an answer.
+        """
+        ids = self._tokenise_targets([self._without_end(text)])[0]
+        return self._tokens.output(ids)
+
+    def references(self, example: Example) -> tuple[str, ...]:
+        """The accepted answers as they would read among the model's outputs; see :meth:`answered`.
+
+        What a template makes of an answer that calls tools stands for that answer.
+        """
+        found = [self.seen(text) for text in example.references]
+        chat = example.conversation
+        if self.template is not None and chat is not None and chat.messages[-1].get("tool_calls"):
+            ids = self._targets([example])[0][0]
+            found[0] = self.answered(self._tokens.output(ids))
+        return tuple(found)
+
+    def answered(self, text: str) -> str:
+        """The answer in a decoded output, without what the chat template writes before every answer."""
+        return self.template.answered(text) if self.template else text
+
+    def without_end(self, ids: Sequence[int]) -> list[int]:
+        """Target ids without what ends an answer."""
+        for stop in sorted(self.stops, key=len, reverse=True):
+            if tuple(ids[-len(stop) :]) == stop:
+                return list(ids[: -len(stop)])
+        return list(ids)
+
+    @property
+    def frame(self) -> int:
+        """Most tokens that a chat template writes around the text of an answer, its end left out."""
+        return len(self._tokens.ids([self.template.lead])[0]) if self.template else 0
+
+    def _without_end(self, text: str) -> str:
+        if self.template is not None:
+            return self.template.without_end(text)
+        return without_end(text, (str(self.tokenizer.eos_token),))
 
     def _prompts(self, examples: Sequence[Example]) -> list[tuple[list[int], bool]]:
         """Token ids of the prompts, and whether each was cut."""
-        if self.chat_template:
-            whole = self._tokenise([self._render(example.input) for example in examples])
+        if not examples:
+            return []
+        if self.template is not None:
+            whole = self._tokens.ids([self._asked(self.template, example) for example in examples])
         else:
-            plain = self._tokenise([example.input for example in examples])
+            plain = self._tokens.ids([example.input for example in examples])
             whole = [self._prefix + ids + self._suffix for ids in plain]
         for example, ids in zip(examples, whole, strict=True):
             if not ids:
-                raise DataError(f"{_name(example)} has an empty input, expected text to answer.")
+                raise DataError(f"{name_of(example)} has an empty input, expected text to answer.")
         long = [index for index, ids in enumerate(whole) if len(ids) > self.max_input]
-        if self.chat_template:
-            shortened = [self._cut_chat(examples[index], len(whole[index])) for index in long]
+        if self.template is not None:
+            shortened = [self._cut_chat(self.template, examples[i], len(whole[i])) for i in long]
         else:
             shortened = self._cut([examples[index] for index in long])
         prompts = [(ids, False) for ids in whole]
@@ -157,15 +249,19 @@ class Encoder:
             prompts[index] = (ids, True)
         return prompts
 
+    def _asked(self, template: ChatTemplate, example: Example) -> str:
+        messages, tools = chat_of(example)
+        return template.prompt(messages[:-1], tools, name_of(example))
+
     def _cut(self, examples: Sequence[Example]) -> list[list[int]]:
         """Shorten prompts by the middle of their bodies; the parts are tokenised each on its own."""
         if not examples:
             return []
-        heads = self._continue([example.head for example in examples], [""] * len(examples))
-        bodies = self._continue(
+        heads = self._tokens.continued([example.head for example in examples], [""] * len(examples))
+        bodies = self._tokens.continued(
             [example.body for example in examples], [example.head for example in examples]
         )
-        tails = self._continue(
+        tails = self._tokens.continued(
             [example.tail for example in examples], [example.head + example.body for example in examples]
         )
         shortened = []
@@ -177,86 +273,102 @@ class Encoder:
             shortened.append(start + _without_middle(body, room) + end)
         return shortened
 
-    def _cut_chat(self, example: Example, length: int) -> list[int]:
-        """Shorten the body's text and apply the chat template anew until the whole fits."""
-        body = self._tokenise([example.body])[0]
-        room = len(body) - (length - self.max_input)
-        while room >= 0:
-            kept = self._decode(body[: (room + 1) // 2]) + self._decode(body[len(body) - room // 2 :])
-            ids = self._tokenise([self._render(example.head + kept + example.tail)])[0]
-            if len(ids) <= self.max_input:
-                return ids
-            # Tokens around the cut may part differently, so the rest can be off by a few.
-            room = min(room - 1, max(room - (len(ids) - self.max_input), 0)) if room else -1
-        raise self._too_long(example, len(self._tokenise([self._render(example.head + example.tail)])[0]))
+    def _cut_chat(self, template: ChatTemplate, example: Example, length: int) -> list[int]:
+        """Shorten the texts of a chat and apply the template anew until the whole fits."""
+        messages, tools = chat_of(example)
+        asked, where = Asked.of(example, messages[:-1]), name_of(example)
+        found: list[int] = []
 
-    def _targets(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Token ids of the targets, uncut and without the end-of-sequence token."""
+        def attempt(kept: list[tuple[list[int], list[int]]]) -> int:
+            texts = [self._tokens.text(start) + self._tokens.text(end) for start, end in kept]
+            [found[:]] = self._tokens.ids([template.prompt(asked.with_texts(texts), tools, where)])
+            return len(found)
+
+        least = shorten(self._tokens.ids(asked.texts), length, self.max_input, attempt)
+        if least is not None:
+            raise self._too_long(example, least)
+        return found
+
+    def _targets(self, examples: Sequence[Example]) -> list[tuple[list[int], list[int]]]:
+        """Token ids of the targets, uncut, and of what ends each."""
+        if not examples:
+            return []
         if self.encoder_decoder:
-            texts = [example.target for example in examples]
-            ids = self.tokenizer(text_target=texts, verbose=False)["input_ids"]
-            return [row[:-1] if row and row[-1] == self.eos_id else row for row in map(list, ids)]
-        if self.chat_template:
-            # The template closes the prompt alike for every example.
-            ending = self._render(examples[0].input)
-            return self._continue([example.target for example in examples], [ending] * len(examples))
+            texts = [self._answer_text(example) for example in examples]
+            return [(ids, [self.eos_id]) for ids in self._tokenise_targets(texts)]
+        if self.template is not None:
+            return self._chat_targets(self.template, examples)
         before = [example.input for example in examples]
-        texts = [_spaced(example.target, text) for example, text in zip(examples, before, strict=True)]
-        return self._continue(texts, before)
+        texts = [
+            _spaced(self._without_end(example.target), text)
+            for example, text in zip(examples, before, strict=True)
+        ]
+        return [(ids, [self.eos_id]) for ids in self._tokens.continued(texts, before)]
 
-    def _continue(self, texts: Sequence[str], before: Sequence[str]) -> list[list[int]]:
-        """Tokenise texts as they continue others.
+    def _answer_text(self, example: Example) -> str:
+        if self.template is None or example.conversation is None:
+            return self._without_end(example.target)
+        return self._without_end(message_text(example.conversation.messages[-1]))
 
-        Some tokenizers put a space before any text. The last character before it is tokenised along and
-        dropped again, so that no such space appears in the middle.
-        """
-        ids = self._tokenise(list(texts))
-        anchored: dict[str, list[int]] = defaultdict(list)
-        for index, text in enumerate(before):
-            if text and texts[index]:
-                anchored[text[-1]].append(index)
-        for anchor, indices in anchored.items():
-            start = self._tokenise([anchor])[0]
-            for index, row in zip(indices, self._tokenise([anchor + texts[i] for i in indices]), strict=True):
-                # Where the character merges with the text, the text on its own is the best there is.
-                if row[: len(start)] == start:
-                    ids[index] = row[len(start) :]
-        return ids
-
-    def _tokenise(self, texts: list[str]) -> list[list[int]]:
+    def _chat_targets(
+        self, template: ChatTemplate, examples: Sequence[Example]
+    ) -> list[tuple[list[int], list[int]]]:
+        turns = []
+        for example in examples:
+            messages, tools = chat_of(example)
+            turns.append(template.turn(messages, tools, name_of(example)))
+        prompts = self._tokens.ids([turn.prompt for turn in turns])
+        whole = self._tokens.ids([turn.prompt + turn.answer for turn in turns])
+        # where the border is inside of a token, the answer is tokenised as it continues the last character
+        alone = self._tokens.continued([turn.answer for turn in turns], [turn.prompt for turn in turns])
         return [
-            list(row) for row in self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            (
+                both[len(prompt) :] if both[: len(prompt)] == prompt else answer,
+                self._ends.get(turn.end) or self._tokens.one(turn.end),
+            )
+            for turn, prompt, both, answer in zip(turns, prompts, whole, alone, strict=True)
         ]
 
-    def _render(self, text: str) -> str:
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
+    def _tokenise_targets(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of answers by themselves, without what ends them."""
+        if not self.encoder_decoder:
+            return self._tokens.ids(texts)
+        ids = self.tokenizer(text_target=texts, verbose=False)["input_ids"]
+        return [row[:-1] if row and row[-1] == self.eos_id else row for row in map(list, ids)]
 
-    def _decode(self, ids: list[int]) -> str:
-        # Half a character at a cut decodes to the replacement character.
-        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip("\ufffd")
-
-    def _special_tokens(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before and after a text; a decoder-only prompt must not end with EOS."""
-        if self.chat_template:
-            return [], []
-        plain = self._tokenise([_PROBE])[0]
-        whole = list(self.tokenizer(_PROBE, verbose=False)["input_ids"])
-        for start in range(len(whole) - len(plain) + 1):
-            if whole[start : start + len(plain)] == plain:
-                after = whole[start + len(plain) :] if self.encoder_decoder else []
-                return whole[:start], after
-        raise ModelError(
-            "The tokenizer gives other ids with special tokens than without; kifuse cannot use it."
-        )
+    def _whole_texts(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Texts to continue: each token is learned, and predicted from those before it."""
+        if not examples:
+            return []
+        if self.encoder_decoder:
+            raise DataError(
+                f"{name_of(examples[0])} has no input: rows of 'text' need a decoder-only model, and this "
+                "one has an encoder; give rows of 'input' and 'output'."
+            )
+        found = []
+        for example, ids in zip(
+            examples, self._tokens.ids([self._without_end(e.target) for e in examples]), strict=True
+        ):
+            if not ids:
+                raise DataError(f"{name_of(example)} has an empty text, expected text to learn.")
+            start = self.tokenizer.bos_token_id
+            whole = [*([] if start is None or ids[0] == start else [int(start)]), *ids, self.eos_id]
+            found.append(Encoded(whole[:1], whole[1:], cut=False))
+        return found
 
     def _too_long(self, example: Example, needed: int) -> DataError:
+        what = "the instruction and the answer cue" if example.conversation is None else "what is never cut"
         return DataError(
-            f"{_name(example)}: the instruction and the answer cue alone take {needed} tokens, "
+            f"{name_of(example)}: {what} alone take {needed} tokens, "
             f"data.max_input allows {self.max_input}; raise data.max_input above {needed} or shorten the "
             f"instruction."
         )
+
+
+def _size(example: Example, measure: str) -> int:
+    if measure == "kept":
+        return len(example.head) + len(example.tail)
+    return len(example.conversation.text if example.conversation else example.input)
 
 
 def _spaced(target: str, before: str) -> str:
@@ -269,9 +381,3 @@ def _without_middle(ids: list[int], room: int) -> list[int]:
     if len(ids) <= room:
         return ids
     return ids[: (room + 1) // 2] + ids[len(ids) - room // 2 :]
-
-
-def _name(example: Example) -> str:
-    shown = example.input.strip().replace("\n", " ")[:60]
-    which = f"Example {example.id}" if example.id else "Example"
-    return f"{which} '{shown}…'"

@@ -14,7 +14,7 @@ from kifuse.storage import read_tensors, write_tensors
 from kifuse.tasks.encoding import Encoded
 from kifuse.tasks.task import Example
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same examples come to other token ids, or when the files look different."""
 
 WORTH = 500
@@ -106,8 +106,10 @@ def _fingerprint(tokenizer: Any, settings: dict[str, Any]) -> bytes | None:
 
 
 def texts_of(example: Example) -> bytes:
-    """What an example's token ids depend on: its parts, which are cut unlike, and its target."""
-    return json.dumps([example.head, example.body, example.tail, example.target]).encode("ascii")
+    """What an example's token ids depend on: its parts, which are cut unlike, its target and its chat."""
+    chat = example.conversation.text if example.conversation else None
+    parts = [example.head, example.body, example.tail, example.target, example.cue_added, chat]
+    return json.dumps(parts).encode("ascii")
 
 
 def _name(base: bytes, examples: Sequence[Example]) -> str:

@@ -112,9 +112,8 @@ def test_chat_prompts_are_rendered_by_the_template(tokenizer):
     )
     encoded = encoder.encode(SHORT)
     assert encoded.input_ids == tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    assert encoded.target_ids[-1] == tokenizer.eos_token_id
-    joined = tokenizer.decode(encoded.input_ids + encoded.target_ids[:-1])
-    assert joined.endswith("assistant\nSports")
+    joined = tokenizer.decode(encoded.input_ids + encoded.target_ids)
+    assert joined.endswith("assistant\nSports<|end|>")
 
 
 @pytest.mark.parametrize("limit", [110, 137])
@@ -149,8 +148,8 @@ def test_many_at_once_give_what_each_gives_alone(tokenizer, chat, encoder_decode
 
 
 def test_what_cannot_be_encoded_is_refused(tiny_tokenizer):
-    with pytest.raises(DataError, match="empty input"):
-        Encoder(tiny_tokenizer, encoder_decoder=False).encode(Example("", "", "", ("x",)))
+    with pytest.raises(DataError, match="empty text"):
+        Encoder(tiny_tokenizer, encoder_decoder=False).encode(Example("", "", "", ("",)))
     with pytest.raises(DataError, match=r"data\.max_input is 1"):
         Encoder(tiny_tokenizer, encoder_decoder=False, max_input=1)
     plain = build_tokenizer()

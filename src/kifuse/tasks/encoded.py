@@ -1,0 +1,51 @@
+"""Token ids of an example, and of texts that are learned whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kifuse.tasks.task import Example
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of one example.
+
+    Args:
+        input_ids: The prompt: what generation starts from, and what a decoder-only model reads before the
+            target.
+        target_ids: The target, ending with what ends an answer.
+        cut: Whether the prompt lost tokens from the middle of its texts.
+        target_cut: Whether the target lost its end.
+    """
+
+    input_ids: list[int]
+    target_ids: list[int]
+    cut: bool
+    target_cut: bool = False
+
+    @property
+    def length(self) -> int:
+        """Number of tokens of prompt and target together."""
+        return len(self.input_ids) + len(self.target_ids)
+
+
+def is_text(example: Example) -> bool:
+    """Whether an example is text to continue, of which each token is learned."""
+    return not example.input and example.conversation is None
+
+
+def in_pieces(encoded: Encoded, most: int) -> list[Encoded]:
+    """Part a text into pieces of at most so many tokens; each token is learned in one of them."""
+    whole = encoded.input_ids + encoded.target_ids
+    return [
+        Encoded(whole[start : start + 1], whole[start + 1 : start + most], cut=False)
+        for start in range(0, len(whole) - 1, most - 1)
+    ]
+
+
+def name_of(example: Example) -> str:
+    """How messages call an example."""
+    shown = (example.input or example.target).strip().replace("\n", " ")[:60]
+    which = f"Example {example.id}" if example.id else "Example"
+    return f"{which} '{shown}…'"
