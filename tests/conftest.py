@@ -94,6 +94,9 @@ def tiny_stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+    if model.generation_config is not None:
+        # as of a chat model: at the end of a text and at the end of a turn
+        model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(["</s>", "<|end|>"])
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from kifuse.learner_config import (
     checked_points,
     learner_config,
     moved_model,
+    named_model,
     refuse_all_at_once,
     refuse_stream,
 )
@@ -29,17 +31,18 @@ from kifuse.lineage import (
     tasks_to_keep,
     times_undone,
 )
-from kifuse.methods.base import TaskInfo
 from kifuse.models.given import given_backbone, given_name
+from kifuse.models.precision import cast_by_itself
 from kifuse.page_refresh import PageRefresh
 from kifuse.reporting.page import write_report
 from kifuse.reporting.record import RunRecord
 from kifuse.storage import write_text
-from kifuse.streams import own_steps
+from kifuse.streams import chosen_part
 from kifuse.tasks.findings import look_through
 from kifuse.tasks.incoming import as_task
-from kifuse.tasks.kept import keep_task, kept_inputs, kept_task
-from kifuse.tasks.task import Example, Task, check_different
+from kifuse.tasks.kept import keep_task, kept_inputs, kept_task, kept_way
+from kifuse.tasks.questions import Questions
+from kifuse.tasks.task import Task, check_different
 from kifuse.terminal_progress import listener
 from kifuse.training.answers import answer
 from kifuse.training.data_on_record import put_on_record, tell
@@ -48,6 +51,7 @@ from kifuse.training.environment import is_main_process
 from kifuse.training.lock import exclusive
 from kifuse.training.log_file import RunLog
 from kifuse.training.opening import (
+    RENDERING,
     new_record,
     now,
     open_backbone,
@@ -99,7 +103,8 @@ class ContinualLearner:
         self._place = LearnerFolder(self.folder, self._log.say)
         with contextlib.ExitStack() as stack:
             stack.enter_context(exclusive(self.folder))
-            record = open_run(self.folder, self.config, but=("model.name ",) if _elsewhere else ())
+            but = ("model.name ",) if _elsewhere else ()
+            record = open_run(self.folder, self.config, but=(RENDERING, *but))
             refuse_stream(record, self.folder)
             stack.enter_context(self._log.writing(*opening_lines(self.config, record)))
             if record is not None:
@@ -111,17 +116,22 @@ class ContinualLearner:
                 else open_backbone(self.config, self._log.say)
             )
             refuse_all_at_once(built, self.config.method.name)
-            known = record is not None and not _elsewhere and record.max_forgetting == self.max_forgetting
+            before = record and record.model_copy(deep=True)
             if record is None:
                 record = new_record(self.config, None, built, backbone)
                 record.model["given"] = given
                 write_text(self.folder / "config.yaml", to_yaml(self.config))
             elif _elsewhere:
                 moved_model(record, name, backbone)
-            if not known:
-                record.max_forgetting = self.max_forgetting
-                record.save(self.folder)
+            record.max_forgetting = self.max_forgetting
             self._engine = Engine(self.config, record, built, backbone, self._log)
+            if record != before:
+                record.save(self.folder)
+            cast_by_itself(backbone)
+            self._questions = Questions(
+                lambda: {n: kept_way(self._place.kept_task(i)) for i, n in enumerate(self.tasks)},
+                warnings.warn if progress is False else self._log.say,
+            )
             if self.learned:
                 self._engine.restore(self.learned)
 
@@ -139,15 +149,10 @@ class ContinualLearner:
             RunError: The folder holds no learner, its model must be given, or another model is.
         """
         record = RunRecord.load(os.path.expanduser(output_dir))
-        if model is None and record.model.get("given"):
-            raise RunError(
-                f"{output_dir}: this learner was made from a model object ({record.model['name']}); give it "
-                "again: ContinualLearner.load(folder, model=..., tokenizer=...)."
-            )
-        sections = {k: v for k, v in record.config.items() if k != "method"}
-        chosen = model if model is not None else record.config["model"]["name"]
         options = {"max_forgetting": record.max_forgetting, "_elsewhere": model is not None, **options}
-        return cls(chosen, record.config["method"], output_dir, settings=sections, **options)
+        model = named_model(record, output_dir) if model is None else model
+        sections = {k: v for k, v in record.config.items() if k != "method"}
+        return cls(model, record.config["method"], output_dir, settings=sections, **options)
 
     @property
     def record(self) -> RunRecord:
@@ -197,15 +202,12 @@ class ContinualLearner:
             DataError: The data is wrong, or another task of this name was learned.
             RunError: The folder is in use, or has been changed by another process.
         """
-        data, seed = self.config.data, self.config.training.seed
-        sizes = data.train_examples, data.dev_examples, data.test_examples
-        chosen = as_task(task, seed=seed, **options).subset(*sizes, seed)
+        seed = self.config.training.seed
+        chosen = chosen_part(as_task(task, seed=seed, **options), self.config.data, seed)
         with self._alone(), self._engine.tracked():
             interrupted = self._settle()
-            if interrupted is not None and last_event(self.record) == (
-                chosen.name,
-                chosen.split_hash("train"),
-            ):
+            this = chosen.name, chosen.split_hash("train")
+            if interrupted is not None and last_event(self.record) == this:
                 return interrupted
             check_different([*dict.fromkeys([*self.tasks, chosen.name])], f"{self.folder}: the learner")
             if chosen.name in self.tasks:
@@ -244,21 +246,27 @@ class ContinualLearner:
             scores[task.name] = self._engine.evaluator.score(task, self.learned, keep=False).score
         return scores
 
-    def generate(self, texts: Sequence[str | Example], max_new_tokens: int | None = None) -> list[str]:
-        """Answer prompts greedily with the model as it is now.
+    def generate(
+        self, texts: Sequence[Any], max_new_tokens: int | None = None, *, task: str | None = None
+    ) -> list[str]:
+        """Answer questions greedily with the model as it is now.
 
         Args:
-            texts: Prompts as they are to be read, or examples of a task.
+            texts: Texts; rows with `input` or `messages`; lists of messages; or examples of a task. They are
+                put to the model in the form in which it was trained.
             max_new_tokens: Longest answer; None: the configuration's.
+            task: A learned task, whose instruction and options go before the texts. A text without them,
+                where tasks were learned with them, is said once.
 
         Returns:
             One answer for each.
 
         Raises:
-            ConfigError: `texts` is a single text, or `max_new_tokens` below 1.
+            ConfigError: `texts` is a single text or holds something else, or `max_new_tokens` is below 1.
+            DataError: No task of this name was learned, or a row is wrong.
         """
         self._engine.settle(self.learned)
-        return answer(self._engine, texts, max_new_tokens)
+        return answer(self._engine, self._questions.examples(texts, task), max_new_tokens)
 
     def report(self) -> Path:
         """Draw the page that shows what was learned, kept and lost.
@@ -327,14 +335,11 @@ class ContinualLearner:
         tell(said, record.tasks[k:], self._engine.progress.say)
         record.status, record.finished = "running", None
         self._engine.save()
-        training = self.config.training
-        steps = own_steps(len(task.train), training.epochs, training.batch_size)
-        info = TaskInfo(k, task.name, steps, batch_size=training.batch_size)
         sizes = [entry.sizes["test"] for entry in record.tasks]
         self._engine.progress.stream([entry.name for entry in record.tasks], k)
         self._engine.progress.begin(
             f"{self.config.method.name}: task {k + 1}",
-            Plan(self._engine.passes([info], [len(task.train)]), sum(sizes) + sizes[-1]),
+            Plan(self._engine.passes(k, task), sum(sizes) + sizes[-1]),
             Plan(0, 0),
         )
         if task.test and self._engine.score(k, k, task) is not None:

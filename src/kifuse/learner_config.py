@@ -75,6 +75,20 @@ def moved_model(record: RunRecord, name: str, backbone: Backbone) -> None:
     record.model["name"] = record.config["model"]["name"] = name
 
 
+def named_model(record: RunRecord, folder: str | Path) -> str:
+    """The name by which a learner's model is loaded.
+
+    Raises:
+        RunError: It was given as an object.
+    """
+    if record.model.get("given"):
+        raise RunError(
+            f"{folder}: this learner was made from a model object ({record.model['name']}); give it "
+            "again: ContinualLearner.load(folder, model=..., tokenizer=...)."
+        )
+    return record.config["model"]["name"]
+
+
 def refuse_stream(record: RunRecord | None, folder: Path) -> None:
     """Refuse the folder of a run on a stream that was known beforehand.
 

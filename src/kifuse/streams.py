@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from kifuse.benchmarks.catalog import load_benchmark
 from kifuse.errors import DataError
 from kifuse.tasks.readers import read_stream
-from kifuse.tasks.task import TaskStream
+from kifuse.tasks.task import Task, TaskStream
+from kifuse.tasks.turns import with_learned_turns
 
 if TYPE_CHECKING:
     from kifuse.config import DataConfig
@@ -35,11 +36,24 @@ def open_stream(data: DataConfig, seed: int) -> TaskStream:
         stream = read_stream(data.path, order, layout=data.layout, format=data.format, columns=data.columns)
     else:
         raise DataError("data: found neither benchmark nor path, expected at least one of them.")
-    sizes = {"train": data.train_examples, "dev": data.dev_examples, "test": data.test_examples}
-    for task in stream.tasks:
-        if not task.train:
-            raise DataError(f"Task '{task.name}': it has no training examples, so there is nothing to learn.")
-    return replace(stream, tasks=tuple(task.subset(**sizes, seed=seed) for task in stream.tasks))
+    return replace(stream, tasks=tuple(chosen_part(task, data, seed) for task in stream.tasks))
+
+
+def chosen_part(task: Task, data: DataConfig, seed: int) -> Task:
+    """The examples of a task that a run takes: the answers that are learned, and as many as are asked for.
+
+    Args:
+        task: As it was read.
+        data: The configuration's section ``data``.
+        seed: Of the draw.
+
+    Raises:
+        DataError: There is nothing to train on.
+    """
+    found = with_learned_turns(task, data.train_on)
+    if not found.train:
+        raise DataError(f"Task '{task.name}': it has no training examples, so there is nothing to learn.")
+    return found.subset(data.train_examples, data.dev_examples, data.test_examples, seed)
 
 
 def own_steps(examples: int, epochs: int, batch_size: int) -> int:

@@ -19,7 +19,7 @@ from kifuse.reporting.run_groups import GRID, Run, comparison_runs
 from kifuse.reporting.tables import write_tables
 from kifuse.reporting.wording import shorten
 from kifuse.storage import write_text
-from kifuse.training.opening import WITHOUT_EFFECT, config_json, differences
+from kifuse.training.opening import RENDERING, WITHOUT_EFFECT, config_json, differences
 
 _HEAD = "# The runs in this folder; 'kifuse compare' on this file does all that is not done yet.\n"
 
@@ -75,10 +75,13 @@ def _refuse_changes(
 ) -> None:
     """Refuse other settings under the names of runs that are there."""
     filler = {"method": {"name": "-"}}
+    without_effect = WITHOUT_EFFECT
+    if now["data"]["benchmark"] is not None and now["data"]["chat_template"] == "auto":
+        without_effect = (*without_effect, RENDERING)  # a named benchmark has its own prompts
     changed = [
         each
         for each in differences({**before, **filler}, {**now, **filler})
-        if not each.startswith(WITHOUT_EFFECT)
+        if not each.startswith(without_effect)
     ]
     known = {variant.label: variant for variant in old}
     changed += [
@@ -89,7 +92,8 @@ def _refuse_changes(
     if changed:
         raise RunError(
             f"output: {folder} holds a comparison which differs in {', '.join(changed)}; "
-            "give a row with other settings a label of its own, or name another folder."
+            "give a row with other settings a label of its own, put the setting back (--set), or name "
+            "another folder."
         )
 
 

@@ -26,6 +26,7 @@ def greedy_generate(
     max_new_tokens: int,
     batch_tokens: int = 8192,
     likely: Sequence[Sequence[int]] = (),
+    ends: Sequence[Sequence[int]] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Continue every prompt greedily, in batches that do not influence each other's rows.
@@ -45,6 +46,8 @@ def greedy_generate(
         batch_tokens: The most prompt tokens in a batch, padding included; a single longer prompt still runs.
         likely: Token ids of answers that are likely, such as a task's labels, without an end token. They
             change how long it takes, and not what comes out.
+        ends: Token ids of what ends an answer beside the end tokens of model and tokenizer, such as the
+            end-of-turn marker of a chat template.
         progress: Called with (prompts done, prompts in all) after every batch.
 
     Returns:
@@ -62,7 +65,7 @@ def greedy_generate(
         raise DataError(f"prompt {empty} has no tokens; generation needs at least one token to start from.")
     if not prompts:
         return []
-    session = Session.build(model, tokenizer, encoder_decoder, max_new_tokens)
+    session = Session.build(model, tokenizer, encoder_decoder, max_new_tokens, ends)
     if session.device.type == "cpu":
         _keep_memory()
     if not encoder_decoder:
@@ -156,8 +159,7 @@ def _generate_plain(session: Session, batch: list[list[int]]) -> list[list[int]]
         pad_token_id=session.pad,
     )
     rows = found[:, 1 if session.encoder_decoder else ids.shape[1] :].tolist()
-    ends = [next((at for at, token in enumerate(row) if token in session.eos), len(row)) for row in rows]
-    return [row[:end] for row, end in zip(rows, ends, strict=True)]
+    return [session.cut_at_end(row) for row in rows]
 
 
 def _batches(lengths: Sequence[int], budget: int, family: Sequence[int], *, ragged: bool) -> list[list[int]]:

@@ -46,13 +46,22 @@ class Session:
     max_new: int
     plain: bool
     cache_type: torch.dtype | None = None
+    ends: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
-    def build(cls, model: Any, tokenizer: Any, encoder_decoder: bool, max_new: int) -> Session:
-        """Look up what the model and its tokenizer say."""
+    def build(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        encoder_decoder: bool,
+        max_new: int,
+        ends: Sequence[Sequence[int]] = (),
+    ) -> Session:
+        """Look up what the model and its tokenizer say; `ends` end an answer as well, each by its tokens."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         config = getattr(base, "generation_config", None) or base.config
         eos = _ids(getattr(config, "eos_token_id", None)) + _ids(getattr(tokenizer, "eos_token_id", None))
+        eos += tuple(end[0] for end in ends if len(end) == 1)
         pad = next((ids[0] for ids in (_ids(tokenizer.pad_token_id), eos) if ids), 0)
         starts = _ids(getattr(config, "decoder_start_token_id", None))
         starts += _ids(getattr(base.config, "decoder_start_token_id", None))
@@ -72,6 +81,7 @@ class Session:
             max_new=max_new,
             # Virtual prompt tokens need PEFT's own preparation of the inputs.
             plain=shaped or bool(getattr(adapter, "is_prompt_learning", False)),
+            ends=tuple(tuple(end) for end in ends if len(end) > 1),
         )
 
     @property
@@ -127,11 +137,24 @@ class Session:
 
     def ended(self, answer: list[int]) -> bool:
         """Whether an answer is complete or as long as it may be."""
-        return len(answer) >= self.max_new or answer[-1] in self.eos
+        return len(answer) >= self.max_new or self._end(answer) > 0
 
     def without_end(self, answer: list[int]) -> list[int]:
-        """An answer without its end token."""
-        return answer[:-1] if answer[-1] in self.eos else answer
+        """An answer without the tokens that end it."""
+        return answer[: len(answer) - self._end(answer)]
+
+    def cut_at_end(self, answer: list[int]) -> list[int]:
+        """What comes before the first end in an answer that may go on after it."""
+        for length in range(1, len(answer) + 1):
+            if ending := self._end(answer[:length]):
+                return answer[: length - ending]
+        return answer
+
+    def _end(self, answer: list[int]) -> int:
+        """How many of the last tokens end the answer; 0 if it goes on."""
+        if answer[-1] in self.eos:
+            return 1
+        return next((len(end) for end in self.ends if tuple(answer[-len(end) :]) == end), 0)
 
 
 def _ids(value: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -129,13 +129,15 @@ class RunRecord(_Part):
 
     `lineage` is the history of a learner's folder, oldest first: what was learned, refused or rolled back,
     when, from which data (hash), with the scores of all tasks before and after. `max_forgetting` is the most
-    points that a task may cost an earlier one there.
+    points that a task may cost an earlier one there. `rendering` says in which `form` the model reads
+    examples (``chat template`` or ``plain``) and `why`; a record without it is of an older kifuse.
     """
 
     schema_version: int = SCHEMA_VERSION
     kifuse_version: str
     status: Literal["running", "finished"]
     created: str
+    rendering: dict[str, str] = Field(default_factory=dict)
     finished: str | None = None
     config: dict[str, Any]
     model: dict[str, Any]

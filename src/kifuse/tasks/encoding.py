@@ -75,7 +75,7 @@ class Encoder:
             self._suffix = []
         ends = self.template.ends if self.template else (str(self.tokenizer.eos_token),)
         self._ends = {end: self._tokens.one(end) for end in ends} | {str(tokenizer.eos_token): [self.eos_id]}
-        self.stops = tuple(dict.fromkeys(map(tuple, self._ends.values())))
+        self.stops: tuple[tuple[int, ...], ...] = tuple(dict.fromkeys(map(tuple, self._ends.values())))
 
     @property
     def notes(self) -> list[str]:
@@ -163,25 +163,6 @@ class Encoder:
             pieces += in_pieces(encoded, most) if is_text(example) else [encoded]
         return pieces
 
-    def check(self, examples: Sequence[Example]) -> None:
-        """Refuse examples that cannot be encoded, of which it looks at one of each kind.
-
-        Raises:
-            DataError: As :meth:`encode_many`.
-        """
-        kinds: dict[object, Example] = {}
-        for example in examples:
-            chat = example.conversation
-            kept = len(example.head) + len(example.tail)
-            kind = chat and tuple((m.get("role"), *sorted(m)) for m in chat.messages)
-            kinds.setdefault(kind, example)
-            for measure in ("whole", "kept"):
-                size = kept if measure == "kept" else len(chat.text if chat else example.input)
-                known = kinds.get((measure, chat is None))
-                if known is None or size > _size(known, measure):
-                    kinds[measure, chat is None] = example
-        self.encode_many(list({id(example): example for example in kinds.values()}.values()))
-
     def seen(self, text: str) -> str:
         """An answer of the data as it would read among the model's outputs.
 
@@ -189,10 +170,14 @@ class Encoder:
             text: An accepted answer.
 
         Returns:
-            The text, tokenised and decoded as an output is, without what ends an answer.
+            The text, tokenised and decoded as an output is, without what ends an answer. The text as it is
+            where the tokenizer has no token for a part of it, or nothing of it would be left.
         """
         ids = self._tokenise_targets([self._without_end(text)])[0]
-        return self._tokens.output(ids)
+        unknown = self.tokenizer.unk_token_id
+        if unknown is not None and unknown in ids and self.tokenizer.unk_token not in text:
+            return text
+        return self._tokens.output(ids) or text
 
     def references(self, example: Example) -> tuple[str, ...]:
         """The accepted answers as they would read among the model's outputs; see :meth:`answered`.
@@ -363,12 +348,6 @@ class Encoder:
             f"data.max_input allows {self.max_input}; raise data.max_input above {needed} or shorten the "
             f"instruction."
         )
-
-
-def _size(example: Example, measure: str) -> int:
-    if measure == "kept":
-        return len(example.head) + len(example.tail)
-    return len(example.conversation.text if example.conversation else example.input)
 
 
 def _spaced(target: str, before: str) -> str:

@@ -1,4 +1,4 @@
-"""The test examples of a task that was learned, kept so that later tasks can be held against it."""
+"""A task that was learned, as far as it is needed later: its test examples, and the way it asks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from kifuse.errors import DataError, KifuseError
 from kifuse.storage import read_json, write_json
 from kifuse.tasks.overlaps import Inputs
+from kifuse.tasks.questions import Way, way_of
 from kifuse.tasks.task import Example, Task
 
 FORMAT = 1
@@ -26,7 +27,7 @@ def keep_task(file: Path, task: Task) -> None:
     write_json(
         file,
         {"format": FORMAT, "name": task.name, "metric": task.metric, "labels": labels, "source": task.source}
-        | {"test": test, "inputs": task.input_hashes()},
+        | {"test": test, "inputs": task.input_hashes(), "asks": way_of([*task.train, *task.test])},
     )
 
 
@@ -69,6 +70,19 @@ def kept_task(file: Path, test_hash: str) -> Task:
             f"{file}: its test examples are not those of the time of learning; the file is damaged."
         )
     return task
+
+
+def kept_way(file: Path) -> Way | None:
+    """How the task of a kept file asks; a file of an older kifuse is told by its test examples.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    found = read_json(file)
+    try:
+        return found["asks"] if "asks" in found else way_of([Example.from_state(e) for e in found["test"]])
+    except (KeyError, TypeError, AttributeError, KifuseError) as error:
+        raise DataError(f"{file}: not a kept task of format {FORMAT}; the file is damaged.") from error
 
 
 def _task(found: dict[str, Any]) -> Task:

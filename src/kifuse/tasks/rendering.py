@@ -18,7 +18,7 @@ PLAIN: Form = "plain"
 _ASKED, _ANSWER = "probe", "KIFUSE-ANSWER"
 _THINK, _THOUGHT = "<think>", "</think>"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-_OURS = ("weight", "train")
+_OURS = ("weight", "train", "loss")
 """Keys of a message that say what is learned; no template gets them."""
 
 Message = dict[str, Any]

@@ -49,11 +49,11 @@ class Tokens:
 
     def one(self, text: str) -> list[int]:
         """Tokenise a text that may be a token of its own, such as what ends an answer."""
-        number: Any = self._tokenizer.convert_tokens_to_ids(text)
+        number = self._tokenizer.convert_tokens_to_ids(text)
         unknown = number is None or (
             number == self._tokenizer.unk_token_id and text != self._tokenizer.unk_token
         )
-        return self.continued([text], ["a"])[0] if unknown else [int(number)]
+        return self.continued([text], ["a"])[0] if unknown else [int(str(number))]
 
     def text(self, ids: Sequence[int]) -> str:
         """Decode a part of a text, special tokens included."""

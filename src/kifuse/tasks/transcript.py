@@ -31,10 +31,11 @@ def transcript(messages: Sequence[Message]) -> tuple[str, str, str]:
 
 
 def message_text(message: Message) -> str:
-    """Write one message as text: its content, then each tool that it calls as a line of JSON."""
+    """Write one message as text: its content, then the tools that it calls as a line of JSON."""
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
-    calls = message.get("tool_calls") or ()
-    lines = [json.dumps(call.get("function", call), ensure_ascii=False) for call in calls]
-    return "\n".join([*([str(content)] if content else []), *lines])
+    calls = [call.get("function", call) for call in message.get("tool_calls") or ()]
+    shown = [{key: call[key] for key in ("name", "arguments") if key in call} for call in calls]
+    lines = [str(content)] if content else []
+    return "\n".join([*lines, *([json.dumps(shown, ensure_ascii=False)] if shown else [])])

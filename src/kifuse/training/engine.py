@@ -29,13 +29,14 @@ from kifuse.streams import own_steps
 from kifuse.tasks.encoding import Encoded
 from kifuse.tasks.leaks import check_memory, check_training
 from kifuse.tasks.task import Task
-from kifuse.tasks.token_cache import CachingEncoder, TokenCache
+from kifuse.tasks.token_cache import TokenCache
 from kifuse.training.environment import is_main_process, peak_memory_mb, process_count
 from kifuse.training.evaluator import Cell, Evaluator
 from kifuse.training.interrupt import Patience
 from kifuse.training.middle import Middle
 from kifuse.training.one_task import TaskTraining, train_task, training_arguments
 from kifuse.training.progress import Progress
+from kifuse.training.reading import Reading
 from kifuse.training.snapshot import Snapshots
 from kifuse.training.tracking import Tracking, steps_before
 from kifuse.training.watching import Watcher, matrix_row
@@ -84,17 +85,16 @@ class Engine:
         self.tracking = self._trackers()
         self._untrained = self._small_start()
         self._cut_short = False
-        self.encoder = CachingEncoder(
-            backbone.tokenizer,
-            source=backbone.source,
-            cache=tokens,
+        self.reading = Reading(
+            config,
+            record,
+            backbone,
+            progress.say,
+            tokens=tokens,
             folder=self.folder / "tokens",
             writes=self.writes,
-            encoder_decoder=backbone.encoder_decoder,
-            max_input=config.data.max_input,
-            max_target=config.data.max_target,
-            chat_template=config.data.chat_template is True,
         )
+        self.encoder = self.reading.encoder
         self.evaluator = Evaluator(
             self.model,
             backbone,
@@ -103,16 +103,6 @@ class Engine:
             max_new_tokens=config.evaluation.max_new_tokens or config.data.max_target,
             batch_tokens=config.evaluation.batch_tokens,
         )
-
-    def check_lengths(self, tasks: Sequence[Task]) -> None:
-        """Refuse a task whose instruction alone is too long, before an earlier one is trained.
-
-        Raises:
-            DataError: There is one.
-        """
-        for split in (split for task in tasks for split in (task.train, task.test) if split):
-            # where the longest input fits when it is cut, all do
-            self.encoder.prompt(max(split, key=lambda example: len(example.input)))
 
     def _trackers(self) -> Tracking | None:
         training = self.config.training
@@ -209,9 +199,12 @@ class Engine:
         """Note that weights, method and memory are no longer those on record: `settle` puts them back."""
         self._cut_short = True
 
-    def passes(self, tasks: Sequence[TaskInfo], sizes: Sequence[int]) -> int:
-        """Forward and backward passes that training on tasks of these training set sizes will take."""
-        return passes(self.config, self.method, tasks, sizes)
+    def passes(self, index: int, task: Task) -> int:
+        """Forward and backward passes that training on a task will take, at its place from 0 and alone."""
+        settings, [size] = self.config.training, self.reading.sizes([task])
+        steps = own_steps(size, settings.epochs, settings.batch_size)
+        info = TaskInfo(index, task.name, steps, batch_size=settings.batch_size)
+        return passes(self.config, self.method, [info], [size])
 
     def learn(self, k: int, task: Task, earlier: Sequence[Task], *, jointly: bool = False) -> None:
         """Train on the k-th task (1-based), then keep adapter, state, memory and record, in this order.
@@ -234,8 +227,8 @@ class Engine:
         at_hand = {t.name for t in earlier}
         check_training(examples, sources, earlier)
         check_memory(self.memory, earlier, gone=[n for n in self.memory.tasks if n not in at_hand])
-        current = self.encoder.encode_many(examples)
-        old = self.encoder.encode_many(self.memory.examples()) if self.remembers else []
+        current = self.reading.training(examples)
+        old = self.encoder.encode_pieces(self.memory.examples()) if self.remembers else []
         patience = Patience(self.progress.say)
         middle = Middle(
             self.folder / "checkpoint",

@@ -14,7 +14,8 @@ from kifuse.models.loading import Backbone
 from kifuse.scoring.scores import score_all
 from kifuse.storage import write_text
 from kifuse.tasks.encoding import Encoded, Encoder
-from kifuse.tasks.task import Task
+from kifuse.tasks.task import Example, Task
+from kifuse.training.perplexity import METRIC, losses, perplexity
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Evaluator:
         keep: bool = True,
     ) -> Cell:
         """Score one task after `after` tasks have been learned; `keep` writes the predictions."""
+        if task.metric == METRIC:
+            return self._continue(task, after, progress, keep=keep)
         start = time.monotonic()
         encoded = self.encoder.encode_many(task.test)
         predictions = self.answers(task, encoded, progress)
@@ -82,26 +85,22 @@ class Evaluator:
             task.test,
             task.metric,
             task.labels,
-            seen=[[self._seen(text) for text in example.references] for example in task.test],
-            seen_labels=[self._seen(label) for label in task.labels or ()],
+            seen=[self.encoder.references(example) for example in task.test],
+            seen_labels=[self.encoder.seen(label) for label in task.labels or ()],
         )
-        if keep and self.folder is not None:
-            lines = "".join(
-                json.dumps(
-                    {
-                        "id": example.id,
-                        "input": example.input,
-                        "references": list(example.references),
-                        "prediction": prediction,
-                        "score": scored.points[place],
-                        "valid": scored.valid[place] if scored.valid is not None else None,
-                    },
-                    ensure_ascii=False,
-                )
-                + "\n"
+        if keep:
+            rows = [
+                {
+                    "id": example.id,
+                    "input": example.input,
+                    "references": list(example.references),
+                    "prediction": prediction,
+                    "score": scored.points[place],
+                    "valid": scored.valid[place] if scored.valid is not None else None,
+                }
                 for place, (example, prediction) in enumerate(zip(task.test, predictions, strict=True))
-            )
-            write_text(self.folder / f"after-{after}" / f"{task.name}.jsonl", lines)
+            ]
+            self._write(after, task, rows)
         n = len(task.test)
         return Cell(
             score=scored.score,
@@ -111,33 +110,64 @@ class Evaluator:
             cut=sum(item.cut for item in encoded),
         )
 
-    def _seen(self, text: str) -> str:
-        """A text as the model can give it back: special tokens in it decode to nothing.
+    def _continue(
+        self, task: Task, after: int, progress: Callable[[int, int], None] | None, *, keep: bool
+    ) -> Cell:
+        """Score texts by how well the model continues them: 100 divided by the perplexity over all."""
+        start = time.monotonic()
+        pieces = [self.encoder.encode_pieces([example]) for example in task.test]
+        flat = [piece for parts in pieces for piece in parts]
+        found = iter(
+            losses(self.model, self.backbone, flat, batch_tokens=self.batch_tokens, progress=progress)
+        )
+        by_example = [[next(found) for _ in parts] for parts in pieces]
+        if keep:
+            self._write(after, task, [_continued(*each) for each in zip(task.test, by_example, strict=True)])
+        return Cell(
+            score=100.0 / perplexity([part for parts in by_example for part in parts]),
+            valid=None,
+            n=len(task.test),
+            seconds=time.monotonic() - start,
+            cut=sum(piece.cut for piece in flat),
+        )
 
-        The text itself where nothing of it would be left, or where the tokenizer has no token for some of it.
-        """
-        tokenizer = self.backbone.tokenizer
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        unknown = tokenizer.unk_token_id
-        if unknown is not None and unknown in ids and tokenizer.unk_token not in text:
-            return text
-        return tokenizer.decode(ids, skip_special_tokens=True).strip() or text
+    def _write(self, after: int, task: Task, rows: Sequence[dict[str, Any]]) -> None:
+        """Write the predictions of a task."""
+        if self.folder is not None:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_text(self.folder / f"after-{after}" / f"{task.name}.jsonl", lines)
 
     def answers(
         self, task: Task, encoded: Sequence[Encoded], progress: Callable[[int, int], None] | None = None
     ) -> list[str]:
         """The model's answers to a task's test examples, given as token ids, in their order."""
+        likely = [self.encoder.without_end(item.target_ids) for item in encoded] if task.labels else []
+        return self.generate(
+            [item.input_ids for item in encoded], self.limit(task), likely=likely, progress=progress
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        *,
+        likely: Sequence[Sequence[int]] = (),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[str]:
+        """Answer prompts greedily, without what a chat template adds to answers; see `greedy_generate`."""
         with self.backbone.autocast():
-            return greedy_generate(
+            found = greedy_generate(
                 self.model,
                 self.backbone.tokenizer,
-                [item.input_ids for item in encoded],
+                prompts,
                 encoder_decoder=self.backbone.encoder_decoder,
-                max_new_tokens=self.limit(task),
+                max_new_tokens=max_new_tokens,
                 batch_tokens=self.batch_tokens,
-                likely=[item.target_ids[:-1] for item in encoded] if task.labels else (),
+                likely=likely,
+                ends=self.encoder.stops,
                 progress=progress,
             )
+        return [self.encoder.answered(text) for text in found]
 
     def limit(self, task: Task) -> int:
         """Tokens to generate at most.
@@ -148,4 +178,11 @@ class Evaluator:
         if not task.labels:
             return self.max_new_tokens
         longest = max(len(ids) for ids in self.backbone.tokenizer(list(task.labels))["input_ids"])
-        return min(self.max_new_tokens, longest + 2)
+        return min(self.max_new_tokens, longest + 2 + self.encoder.frame)
+
+
+def _continued(example: Example, parts: Sequence[tuple[float, int]]) -> dict[str, Any]:
+    """The row of a text that was scored by its perplexity; there is no answer to show."""
+    found = perplexity(parts)
+    shown = {"id": example.id, "input": example.input, "references": list(example.references)}
+    return {**shown, "prediction": "", "score": 1.0 / found, "valid": None, "perplexity": found}

@@ -12,9 +12,9 @@ from kifuse.methods.base import Method
 from kifuse.registry import build_method
 from kifuse.reporting.record import RunRecord, ScoreRecord, TaskRecord
 from kifuse.training.manifest import check_manifest
-from kifuse.training.opening import WITHOUT_EFFECT, config_json, differences
+from kifuse.training.opening import RENDERING, WITHOUT_EFFECT, begun_form, config_json, differences
 
-WITHOUT_WEIGHT = (*WITHOUT_EFFECT, "method.", "data.order ")
+WITHOUT_WEIGHT = (*WITHOUT_EFFECT, RENDERING, "method.", "data.order ")
 """Beginnings of the differences between two configurations that leave a first task the same."""
 
 
@@ -54,6 +54,8 @@ def _agrees(theirs: RunRecord, config: RunConfig, record: RunRecord) -> bool:
         or theirs.tasks[0].train_steps is None
         or not same_task(theirs.tasks[0], record.tasks[0])
     ):
+        return False
+    if begun_form(theirs) != begun_form(record):
         return False
     differing = differences(theirs.config, config_json(config))
     if any(not each.startswith(WITHOUT_WEIGHT) for each in differing):

@@ -19,6 +19,7 @@ from kifuse.models.osf import refuse_pairing
 from kifuse.models.stack import refuse_kind
 from kifuse.registry import build_method
 from kifuse.reporting.record import MethodRecord, RunRecord, TaskRecord
+from kifuse.tasks.rendering import CHAT, PLAIN, Form, Rendering, decide_rendering
 from kifuse.tasks.task import Task, TaskStream
 from kifuse.training.environment import machine, versions
 
@@ -31,6 +32,9 @@ HARMLESS = frozenset({"log.txt", "config.yaml", ".lock", ".lock.owner", "wandb",
 
 WITHOUT_EFFECT = ("training.checkpoint_minutes ", "training.max_bad_steps ", "training.report_to ")
 """Settings that change no result, and so may change when a run goes on."""
+
+RENDERING = "data.chat_template "
+"""The setting that may change as long as prompts stay what they were."""
 
 
 def open_run(folder: Path, config: RunConfig, *, but: tuple[str, ...] = ()) -> RunRecord | None:
@@ -53,6 +57,9 @@ def open_run(folder: Path, config: RunConfig, *, but: tuple[str, ...] = ()) -> R
             raise RunError(f"output: {folder} is not empty and holds no run; name a new or empty folder.")
         return None
     record = RunRecord.load(folder)
+    setting = config.data.chat_template
+    if setting == "auto" or setting == (begun_form(record) == CHAT):
+        but = (*but, RENDERING)  # prompts stay as they were
     harmless = (*WITHOUT_EFFECT, *but)
     changed = [d for d in differences(record.config, config_json(config)) if not d.startswith(harmless)]
     if changed:
@@ -61,6 +68,45 @@ def open_run(folder: Path, config: RunConfig, *, but: tuple[str, ...] = ()) -> R
             "name another folder, or remove that one."
         )
     return record
+
+
+def begun_form(record: RunRecord) -> Form:
+    """The form in which a run's or a learner's examples were put to the model when it began."""
+    if record.rendering:
+        return CHAT if record.rendering["form"] == CHAT else PLAIN
+    # an older kifuse took the template only where it was told to
+    return CHAT if record.config.get("data", {}).get("chat_template") is True else PLAIN
+
+
+def settle_rendering(
+    record: RunRecord, config: RunConfig, tokenizer: Any, say: Callable[[str], None]
+) -> Rendering:
+    """Decide in which form examples are put to the model, and put it on record; a change is said.
+
+    Args:
+        record: Of the run; what it began with stays, unless the configuration says otherwise.
+        config: Of the run.
+        tokenizer: The model's.
+        say: Told where the form is another than the default's, or another than before.
+
+    Raises:
+        ModelError: The template is asked for, and there is none.
+    """
+    data, begun = config.data, begun_form(record)
+    found = decide_rendering(data.chat_template, tokenizer, benchmark=data.benchmark, begun=begun)
+    if found.form != begun:
+        say(f"from now on examples are put to the model in another form: {found.form}, as {found.why}")
+        record.config["data"]["chat_template"] = data.chat_template
+    elif not record.rendering:
+        fresh = decide_rendering("auto", tokenizer, benchmark=data.benchmark)
+        if fresh.form != begun or begun == CHAT:
+            say(
+                f"this was begun with an earlier kifuse; examples stay in the form of that time: {found.form}"
+                + (", with today's end of a turn" if begun == CHAT else f" ({found.why})")
+            )
+    if found.form != begun or not record.rendering:
+        record.rendering = found.state()
+    return found
 
 
 def check_data(folder: Path, record: RunRecord, stream: TaskStream) -> None:
@@ -200,6 +246,9 @@ def new_record(config: RunConfig, stream: TaskStream | None, method: Method, bac
         kifuse_version=__version__,
         status="running",
         created=now(),
+        rendering=decide_rendering(
+            config.data.chat_template, backbone.tokenizer, benchmark=config.data.benchmark
+        ).state(),
         config=config_json(config),
         model=model_facts(config.model.name, backbone),
         method=MethodRecord(

@@ -95,7 +95,6 @@ def _run(
     if record is None:
         record = new_record(config, stream, method, backbone)
     engine = Engine(config, record, method, backbone, progress, tokens=shared.tokens)
-    engine.check_lengths(stream.tasks)
     with engine.tracked():
         record = _StreamRun(engine, stream).go(reuse)
     shared.give_back(backbone, engine.model)
@@ -154,7 +153,7 @@ class _StreamRun:
         done = sum((t.train_steps or 0) + (t.extra_forward_backward or 0) for t in self.record.tasks)
         self.progress.begin(
             self.config.method.name,
-            plan_of(self.config, self.engine.method, self.tasks),
+            plan_of(self.config, self.engine.method, self.tasks, self.engine.reading.sizes(self.tasks)),
             Plan(done, sum(s.n for s in self.record.scores)),
         )
 

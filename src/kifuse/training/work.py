@@ -50,16 +50,19 @@ def passes(config: RunConfig, method: Method, tasks: Sequence[TaskInfo], sizes: 
     return work
 
 
-def plan_of(config: RunConfig, method: Method, tasks: Sequence[Task]) -> Plan:
+def plan_of(
+    config: RunConfig, method: Method, tasks: Sequence[Task], sizes: Sequence[int] | None = None
+) -> Plan:
     """The whole of a run's work.
 
     Args:
         config: Of the run.
         method: The method that it names.
         tasks: Of its stream, in their order.
+        sizes: Examples that the training on each has; None: as many as the task.
     """
     training = config.training
-    sizes = [len(task.train) for task in tasks]
+    sizes = [len(task.train) for task in tasks] if sizes is None else list(sizes)
     trainings = [sum(sizes)] if method.old_data == "all" else sizes
     infos = [
         TaskInfo(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,9 @@ from kifuse.errors import DataError, KifuseError, did_you_mean
 from kifuse.storage import parse_json
 from kifuse.tasks.readers.rows import Row, checked_text, kind_of
 from kifuse.tasks.task import Conversation
+from kifuse.tasks.transcript import SPEAKERS, message_text, transcript
 
-_SPEAKERS = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
-_ROLES = ("system", "developer", *_SPEAKERS)
+_ROLES = ("system", "developer", *SPEAKERS)
 _OTHER_ROLES = {
     "human": "user",
     "gpt": "assistant",
@@ -78,26 +77,16 @@ def read_tools(row: Row) -> list[Any] | None:
     return found
 
 
-def transcript(turns: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str]:
+def written(turns: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str]:
     """Write a chat as text, for people and for models without a chat template.
-
-    System messages are never cut. One user message is the text as it stands; a longer exchange has a line
-    ``User:``, ``Assistant:`` or ``Tool:`` for each message.
 
     Args:
         turns: As `read_turns` gives them, the learned answer last.
 
     Returns:
-        Head, body and tail of the prompt, and the target.
+        Head, body and tail of the prompt (see `kifuse.tasks.transcript`), and the target.
     """
-    texts = [(turn["role"], _text(turn)) for turn in turns]
-    _, target = texts.pop()
-    lead = "".join(f"{text}\n\n" for role, text in texts if role not in _SPEAKERS)
-    talk = [(role, text) for role, text in texts if role in _SPEAKERS]
-    if len(talk) == 1:
-        return lead, talk[0][1], "", target
-    body = "\n".join(f"{_SPEAKERS[role]}: {text}" for role, text in talk)
-    return lead, body, "\nAssistant:", target
+    return *transcript(turns[:-1]), message_text(turns[-1])
 
 
 def conversation(
@@ -220,11 +209,3 @@ def _calls(row: Row, what: str, turn: dict[str, Any]) -> list[dict[str, Any]]:
         inner = {**inner, "arguments": listed(inner["arguments"])} if "arguments" in inner else inner
         found.append({**call, "function": inner} if "function" in call else inner)
     return found
-
-
-def _text(turn: Mapping[str, Any]) -> str:
-    """The text of a message; tool calls as JSON behind it."""
-    calls = [call.get("function", call) for call in turn.get("tool_calls", ())]
-    shown = [{key: call[key] for key in ("name", "arguments") if key in call} for call in calls]
-    parts = [turn["content"], json.dumps(shown, ensure_ascii=False) if shown else ""]
-    return "\n".join(part for part in parts if part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kifuse.errors import DataError
-from kifuse.tasks.readers.chat import transcript
+from kifuse.tasks.readers.chat import written
 from kifuse.tasks.readers.formats.form import Asked, Format
 from kifuse.tasks.readers.long_sequence import part_cue
 from kifuse.tasks.readers.rows import Row, checked_text, kind_of
@@ -37,7 +37,7 @@ def read(row: Row, instructed: bool) -> Asked:
         if not text.strip():
             # the instruction itself is the user's turn, so it stands in its place in the talk
             messages[at]["content"], instruction = instruction or "", None
-        lead, body, tail, _ = transcript(messages)
+        lead, body, tail, _ = written(messages)
     elif asked == "query" and not text:
         body, instruction = instruction or "", None
         messages[at]["content"] = body

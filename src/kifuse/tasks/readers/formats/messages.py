@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kifuse.tasks.readers.chat import read_tools, read_turns, transcript
+from kifuse.tasks.readers.chat import read_tools, read_turns, written
 from kifuse.tasks.readers.formats.form import Asked, Format
 from kifuse.tasks.readers.rows import Row
 
@@ -25,7 +25,7 @@ def chat(row: Row, field: str) -> Asked:
     turns = read_turns(row, field)
     if row.filled("system"):
         turns.insert(0, {"role": "system", "content": row.get_text("system")})
-    lead, body, tail, target = transcript(turns)
+    lead, body, tail, target = written(turns)
     more = row.get_references("references") if row.filled("references") else ()
     return Asked(
         body,

@@ -1,0 +1,198 @@
+"""What a user asks a learner, as examples: texts, rows and chats, with the instruction of a task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+from kifuse.errors import ConfigError, DataError, did_you_mean
+from kifuse.tasks.task import Conversation, Example
+from kifuse.tasks.transcript import SPEAKERS, transcript
+
+_ANSWER = "?"
+_ANSWERS = {"input": "output", "prompt": "completion", "question": "answer", "instruction": "output"}
+"""The field of the answer by that of the question, in rows."""
+_EXPECTED = "texts, rows (mappings with 'input' or 'messages'), lists of messages, or Examples"
+
+
+class _Head(TypedDict):
+    head: str
+
+
+class Way(_Head, total=False):
+    """How all examples of a task ask, beside the text of each.
+
+    Attributes:
+        head: Instruction and options.
+        tail: The final cue.
+        cue_added: Whether a reader added it.
+        system: The messages before the user's, for chats.
+        tools: The tools that may be called, for chats.
+    """
+
+    tail: str
+    cue_added: bool
+    system: list[dict[str, Any]]
+    tools: list[Any] | None
+
+
+def way_of(examples: Sequence[Example]) -> Way | None:
+    """Find what all examples of a task have in common in how they ask.
+
+    Args:
+        examples: Of one task.
+
+    Returns:
+        It; None where they differ, since each brings an instruction of its own.
+    """
+    ways = [_way(example) for example in examples]
+    same = bool(ways) and all(way == ways[0] for way in ways[1:])
+    return ways[0] if same else None
+
+
+def _way(example: Example) -> Way:
+    if example.conversation is None:
+        return {"head": example.head, "tail": example.tail, "cue_added": example.cue_added}
+    messages = example.conversation.messages[:-1]
+    system = [message for message in messages if message.get("role") not in SPEAKERS]
+    lead, _, _ = transcript(system)
+    return {
+        "head": example.head.removesuffix(lead),
+        "system": system,
+        "tools": example.conversation.tools,
+    }
+
+
+class Questions:
+    """Makes examples of what a user asks.
+
+    Args:
+        ways: Gives, by name, the way in which each learned task asks.
+        say: Told once if a text lacks the instruction that a task was learned with.
+    """
+
+    def __init__(self, ways: Callable[[], Mapping[str, Way | None]], say: Callable[[str], None]) -> None:
+        self._ways, self._say = ways, say
+        self._said = False
+
+    def examples(self, asked: Any, task: str | None) -> list[Example]:
+        """Make an example of each question.
+
+        Args:
+            asked: Texts, rows, lists of messages or examples, in a list.
+            task: Name of the learned task whose instruction and options go with texts and rows; None: none.
+
+        Raises:
+            ConfigError: They are something else.
+            DataError: No task of this name was learned, or a row is wrong.
+        """
+        if isinstance(asked, (str, bytes, Mapping, Example, os.PathLike)) or not isinstance(asked, Iterable):
+            kind = "a text" if isinstance(asked, str) else type(asked).__name__
+            raise ConfigError(f"generate(): found {kind}, expected a list of {_EXPECTED}.")
+        items = list(asked)
+        if items and all(isinstance(item, Mapping) and _is_message(item) for item in items):
+            raise ConfigError(
+                "generate(): found a list of messages, expected a list of chats; put it into a list: "
+                "generate([messages])."
+            )
+        way = None if task is None else self._way(task)
+        made = [self._example(item, place, way) for place, item in enumerate(items)]
+        if task is None and not self._said:
+            self._tell([example.input for item, example in zip(items, made, strict=True) if _is_raw(item)])
+        return made
+
+    def _way(self, task: Any) -> Way:
+        ways = self._ways()
+        if task not in ways:
+            raise DataError(
+                f"generate(): no task {task!r} was learned, expected one of {', '.join(ways) or 'none yet'}."
+                f"{did_you_mean(str(task), ways)}"
+            )
+        found = ways[task]
+        if found is None:
+            raise DataError(
+                f"generate(): the rows of task {task!r} bring instructions of their own; leave task= out, "
+                "and give rows with their 'instruction', or messages."
+            )
+        return found
+
+    def _tell(self, texts: Sequence[str]) -> None:
+        """Say once if texts lack what the tasks were learned with."""
+        if not texts:
+            return
+        for name, way in self._ways().items():
+            head = way["head"].strip() if way else ""
+            if way is None or not (head or way.get("system")):
+                continue
+            if any(not head or not text.lstrip().startswith(head) for text in texts):
+                self._said = True
+                self._say(
+                    f"generate(): some of these texts lack the instruction that task {name!r} was learned "
+                    f"with; generate(texts, task={name!r}) puts it before them"
+                )
+                return
+
+    def _example(self, item: Any, place: int, way: Way | None) -> Example:
+        where = f"generate(): entry {place + 1}"
+        if isinstance(item, Example):
+            return item
+        if isinstance(item, str):
+            if not item.strip():
+                raise ConfigError(f"{where} is an empty text, expected text to answer.")
+            return asked_text(item, way)
+        if isinstance(item, Mapping):
+            return _row(dict(item), where, way)
+        if isinstance(item, Sequence) and item and all(isinstance(each, Mapping) for each in item):
+            return _row({"messages": [dict(each) for each in item]}, where, way)
+        raise ConfigError(f"{where} is {type(item).__name__}, expected {_EXPECTED}.")
+
+
+def asked_text(text: str, way: Way | None) -> Example:
+    """A text as a question, asked in a task's way or as it stands."""
+    if way is None:
+        return Example("", text, "", (_ANSWER,))
+    if "system" not in way:
+        tail = way.get("tail", "")
+        body = text.removesuffix(tail) if tail else text
+        return Example(way["head"], body, tail, (_ANSWER,), cue_added=way.get("cue_added", False))
+    asked = [*way["system"], {"role": "user", "content": way["head"] + text}]
+    head, body, tail = transcript([*way["system"], {"role": "user", "content": text}])
+    chat = Conversation.of([*asked, {"role": "assistant", "content": _ANSWER}], way.get("tools"))
+    return Example(way["head"] + head, body, tail, (_ANSWER,), conversation=chat)
+
+
+def _row(row: dict[str, Any], where: str, way: Way | None) -> Example:
+    from kifuse.tasks.incoming import as_task
+
+    for key in ("messages", "prompt"):
+        if isinstance(row.get(key), (list, tuple)) and row[key]:
+            messages = list(row[key])
+            if not isinstance(messages[-1], Mapping) or messages[-1].get("role") != "assistant":
+                messages.append({"role": "assistant", "content": _ANSWER})
+            row = {**{k: v for k, v in row.items() if k not in (key, "completion")}, "messages": messages}
+    question = next((key for key in _ANSWERS if row.get(key) is not None), None)
+    if "messages" not in row and question is None:
+        raise ConfigError(
+            f"{where} has the fields {', '.join(map(str, row)) or 'none'}, expected 'input' or 'messages'."
+        )
+    own = row.get("instruction") is not None or row.get("options") is not None
+    if "messages" not in row and question is not None:
+        row.setdefault(_ANSWERS[question], _ANSWER)
+        if not own and way is not None and isinstance(row[question], str):
+            return asked_text(row[question], way)
+    try:
+        return as_task([row], name="generate()", to_learn=False).train[0]
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _is_message(item: Mapping[Any, Any]) -> bool:
+    return "role" in item and "messages" not in item
+
+
+def _is_raw(item: Any) -> bool:
+    """Whether an instruction would have to be in the text itself."""
+    return isinstance(item, str) or (
+        isinstance(item, Mapping) and "messages" not in item and not item.get("instruction")
+    )

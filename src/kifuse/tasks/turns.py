@@ -1,0 +1,88 @@
+"""Which answers of a chat are learned: the last, or each of them as an example of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from kifuse.errors import DataError
+from kifuse.tasks.encoded import name_of
+from kifuse.tasks.task import Conversation, Example, Task
+from kifuse.tasks.transcript import message_text, transcript
+
+
+def with_learned_turns(task: Task, train_on: Literal["last", "all"]) -> Task:
+    """Make an example of each answer that is learned.
+
+    An answer is asked for with the messages before it, exactly as a server will ask. One that says
+    ``weight: 0`` or ``train: false`` is not learned. Test examples stay as they are: their last answer is
+    scored.
+
+    Args:
+        task: As it was read.
+        train_on: `data.train_on`.
+
+    Returns:
+        The task, with a warning that counts where examples were added or left out.
+
+    Raises:
+        DataError: A weight is neither 0 nor 1.
+    """
+    train: list[Example] = []
+    chats = made = silent = 0
+    for example in task.train:
+        if example.conversation is None:
+            train.append(example)
+            continue
+        chats += 1
+        messages = example.conversation.messages
+        last = len(messages) - 1
+        for place in range(0 if train_on == "all" else last, last + 1):
+            if messages[place].get("role") != "assistant":
+                continue
+            asked = any(message.get("role") == "user" for message in messages[:place])
+            if asked and _learned(example, messages[place]):
+                made += 1
+                train.append(example if place == last else _turn(example, place))
+            else:
+                silent += 1
+    if made == chats and not silent:
+        return task
+    said = f"Task '{task.name}': {made} training examples come of {chats} chats, one for each answer learned"
+    if silent:
+        said += f"; {silent} answers are not learned, as they say so or answer no user"
+    return replace(task, train=tuple(train), warnings=(*task.warnings, f"{said}."))
+
+
+def _learned(example: Example, message: dict[str, Any]) -> bool:
+    for key in ("weight", "train", "loss"):
+        value = message.get(key)
+        if value not in (0, 1, None):
+            raise DataError(
+                f"{name_of(example)}: '{key}' of a message is {value!r}, expected "
+                f"{'0 or 1' if key == 'weight' else 'true or false'}: an answer is learned or not."
+            )
+        if value is not None and not value:
+            return False
+    return True
+
+
+def _turn(example: Example, place: int) -> Example:
+    """An earlier answer of a chat as an example."""
+    chat = example.conversation
+    if chat is None:
+        return example
+    messages = chat.messages[: place + 1]
+    lead, _, _ = transcript(chat.messages[:-1])
+    instruction = example.head.removesuffix(lead)
+    head, body, tail = transcript(messages[:-1])
+    if instruction and body.startswith(instruction):
+        head, body = instruction + head, body.removeprefix(instruction)
+    return Example(
+        head,
+        body,
+        tail,
+        (message_text(messages[-1]),),
+        None if example.id is None else f"{example.id}, message {place + 1}",
+        Conversation.of(messages, chat.tools),
+    )
