@@ -17,6 +17,7 @@ from kifuse.learner_config import (
     learner_config,
     moved_model,
     named_model,
+    open_model,
     refuse_all_at_once,
     refuse_stream,
 )
@@ -31,7 +32,7 @@ from kifuse.lineage import (
     tasks_to_keep,
     times_undone,
 )
-from kifuse.models.given import given_backbone, given_name
+from kifuse.models.given import given_name
 from kifuse.models.precision import cast_by_itself
 from kifuse.page_refresh import PageRefresh
 from kifuse.reporting.page import write_report
@@ -54,7 +55,6 @@ from kifuse.training.opening import (
     RENDERING,
     new_record,
     now,
-    open_backbone,
     open_method,
     open_run,
     opening_lines,
@@ -110,11 +110,7 @@ class ContinualLearner:
             if record is not None:
                 self._place.tidy(record)
             built = open_method(self.config)
-            backbone = (
-                given_backbone(model, tokenizer, self.config.model.precision)
-                if given
-                else open_backbone(self.config, self._log.say)
-            )
+            backbone = open_model(self.config, model, tokenizer, self._log.say)
             refuse_all_at_once(built, self.config.method.name)
             before = record and record.model_copy(deep=True)
             if record is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from kifuse.config import RunConfig
 from kifuse.errors import ConfigError, RunError
 from kifuse.methods.base import Method
+from kifuse.models.given import given_backbone
 from kifuse.models.loading import Backbone
 from kifuse.problems import from_pydantic
 from kifuse.registry import name_of
 from kifuse.reporting.record import RunRecord
 from kifuse.training.environment import process_count
-from kifuse.training.opening import OPEN_STREAM, model_facts
+from kifuse.training.opening import OPEN_STREAM, model_facts, open_backbone
 
 
 def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: str | Path) -> RunConfig:
@@ -73,6 +74,17 @@ def moved_model(record: RunRecord, name: str, backbone: Backbone) -> None:
             f"{expected['family']} model of {expected['parameters']:,} that this learner began with."
         )
     record.model["name"] = record.config["model"]["name"] = name
+
+
+def open_model(config: RunConfig, model: Any, tokenizer: Any, say: Callable[[str], None]) -> Backbone:
+    """Take a model that was given as an object, or load it by its name.
+
+    Raises:
+        ModelError: It cannot be used, or not be loaded.
+    """
+    if isinstance(model, (str, Path)):
+        return open_backbone(config, say)
+    return given_backbone(model, tokenizer, config.model.precision)
 
 
 def named_model(record: RunRecord, folder: str | Path) -> str:
