@@ -52,7 +52,7 @@ def run(
 
     Args:
         config: What to run.
-        progress: Told what is going on.
+        progress: The listener that is told what is going on.
         reuse: Folders of other runs. Where one differs in its method and in the order of later tasks at most,
             and both methods train the first task plainly, its outcome is the same, and is taken over instead
             of being computed again.

@@ -19,7 +19,7 @@ from kifuse.training.progress import EVAL_STEP_SHARE, Plan, Progress, RowScore
 PLAIN_SECONDS = 20.0
 """How often a line is printed when the output is not a terminal."""
 MEASURED = 3
-"""Units of work from whose time the time left is told."""
+"""The time left is shown once so many units of work were measured."""
 
 
 @dataclass
@@ -88,7 +88,7 @@ class ConsoleProgress(Progress):
         self.task, self.work, self.taken, self.phase = name, work, 0, ()
         self.view.loss = self.view.rate = self.view.task_left = None
         self.from_work: tuple[float, int] | None = None
-        """When the first step of the task that was seen was over, and the passes taken by then."""
+        """The time at the end of the first step seen of the task, and the passes taken by then."""
 
     def say(self, text: str) -> None:
         """Print a line above the live view."""
@@ -126,13 +126,13 @@ class ConsoleProgress(Progress):
         self.view.current, self.view.doing = task, "starting"
 
     def passes(self, done: int) -> None:
-        """Note how much of the task's work is done; a step alone does not say."""
+        """Note how much of the task's work is done; a step may take several passes."""
         self.taken = done
         if self.phase == ("training", self.task):
             self.done = self.base + done
 
     def _enter(self, *phase: str) -> None:
-        """What was done in the phase before is done."""
+        """Begin a phase: what the phases before have done stays done."""
         if self.phase != phase:
             self.phase, self.base = phase, self.done
 
@@ -155,7 +155,7 @@ class ConsoleProgress(Progress):
         self._show(now, task, f"step {step}/{steps}")
 
     def _task_left(self, now: float, taken: int, work: int) -> None:
-        """The time that the task's passes still take, memory steps included, at the pace of those seen."""
+        """Estimate how long the rest of the task takes, memory steps included, at the pace so far."""
         since, before = self.from_work or (now, taken)
         if taken - before >= MEASURED:
             self.view.task_left = (now - since) / (taken - before) * max(work - taken, 0)
@@ -220,7 +220,7 @@ class ConsoleProgress(Progress):
 
 
 def listener(progress: bool | Progress) -> Progress:
-    """Who is told what is going on: the one given, a view in the terminal, or nobody."""
+    """Choose who is told what is going on: the given listener, the terminal, or nobody."""
     if isinstance(progress, Progress):
         return progress
     return ConsoleProgress(Console()) if progress else Progress()

@@ -24,13 +24,13 @@ class View:
     """The live part: everything that is known of the run just now.
 
     Attributes:
-        method: Its name, with what stands before it.
+        method: The method's name, with what stands before it.
         tasks: Names, in the order of the stream.
-        learned: How many of them were learned.
+        learned: How many tasks were learned.
         current: Name of the task that is trained or scored.
-        doing: What is done with it, e.g. `step 3 of 40`.
-        loss: The last one logged.
-        rate: The learning rate last logged.
+        doing: What happens to it, e.g. `step 3 of 40`.
+        loss: The loss logged last.
+        rate: The learning rate logged last.
         share: Part of all work that is done, 0 to 1.
         task_left: Seconds until training on the task is over; None while not known.
         run_left: Seconds until the run is over; None while not known.
@@ -77,7 +77,7 @@ class View:
         """The tasks around the current one; the others are counted.
 
         Args:
-            marks: Of a task that was learned, of the current one, and of one to come.
+            marks: The marks of a learned task, of the current one, and of one to come.
         """
         tasks = list(self.tasks)
         place = tasks.index(self.current) if self.current in tasks else min(self.learned, len(tasks) - 1)
@@ -91,7 +91,7 @@ class View:
         return Columns(shown, padding=(0, 2))
 
     def numbers(self) -> list[str]:
-        """Loss, learning rate and the times left for the task and for all runs, as far as they are known."""
+        """Loss, learning rate and the times left for the task and for all runs, if they are known."""
         found = []
         if self.loss is not None:
             found.append(f"loss {self.loss:.2f}")

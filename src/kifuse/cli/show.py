@@ -148,7 +148,7 @@ def _partition(rows: Sequence[UnitRow]) -> Table:
 
 
 def _place(row: UnitRow) -> str:
-    """Where the units are, such as `encoder layers 0-11`."""
+    """Say where the units are, such as `encoder layers 0-11`."""
     if not row.layers:
         return "outside of layers"
     side = next((part for part in row.stack.split(".") if part in ("encoder", "decoder")), "")

@@ -15,7 +15,7 @@ from kifuse.config.reading import read_yaml
 from kifuse.errors import ConfigError, RunError
 from kifuse.reporting.all_plots_and_tables import all_tables
 from kifuse.reporting.page import comparison_page
-from kifuse.reporting.run_groups import GRID, Run, comparison_runs
+from kifuse.reporting.run_groups import COMPARISON_FILE, Run, comparison_runs
 from kifuse.reporting.tables import write_tables
 from kifuse.reporting.wording import shorten
 from kifuse.storage import write_text
@@ -40,12 +40,12 @@ def open_folder(grid: Grid) -> Grid:
     variants, orders, seeds = grid.variants, grid.orders, grid.seeds
     if folder.exists() and not folder.is_dir():
         raise RunError(f"output: {folder} is a file; name a folder.")
-    if (folder / GRID).is_file():
-        found = read_yaml(folder / GRID)
+    if (folder / COMPARISON_FILE).is_file():
+        found = read_yaml(folder / COMPARISON_FILE)
         try:
-            section = read_section(found, folder / GRID)
+            section = read_section(found, folder / COMPARISON_FILE)
         except ConfigError as error:
-            raise RunError(f"{error}\nRestore {folder / GRID}, or name another folder.") from error
+            raise RunError(f"{error}\nRestore {folder / COMPARISON_FILE}, or name another folder.") from error
         before = {name: value for name, value in found.data.items() if name not in (SECTION, "output")}
         _refuse_changes(folder, before, _common(grid), section.variants, variants)
         labels = {variant.label for variant in section.variants}
@@ -57,7 +57,7 @@ def open_folder(grid: Grid) -> Grid:
     section = {"methods": [variant.as_entry() for variant in variants], "orders": orders, "seeds": seeds}
     plain = {**_common(grid), "output": str(folder), SECTION: {k: v for k, v in section.items() if v}}
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
-    write_text(folder / GRID, _HEAD + text)
+    write_text(folder / COMPARISON_FILE, _HEAD + text)
     return dataclasses.replace(grid, variants=variants)
 
 
@@ -103,7 +103,7 @@ def finished_runs(grid: Grid) -> list[Run]:
 
 
 def write_results(grid: Grid) -> str | None:
-    """Write the page and the tables anew; what cannot be written stops nothing.
+    """Write the page and the tables anew; a file that cannot be written stops nothing.
 
     Args:
         grid: What `open_folder` gave.

@@ -26,7 +26,7 @@ from kifuse.config.reading import Document, read_yaml
 from kifuse.errors import ConfigError
 
 OPTIONS = {"method": "--methods", "data.order": "--orders", "training.seed": "--seeds"}
-"""Keys of a run that a grid has lists of, with the options that give them."""
+"""The keys of a run for which a grid has lists, with the options that give them."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PlannedRun:
     Attributes:
         variant: The method with its settings.
         order: Number of the task order; None where the stream has no numbered orders.
-        seed: Of the training.
+        seed: The seed of the training.
         config: The whole run, with its folder.
     """
 
@@ -53,7 +53,7 @@ class PlannedRun:
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
+        """The folder of the run."""
         return self.config.output
 
 
@@ -62,8 +62,8 @@ class Grid:
     """A comparison.
 
     Attributes:
-        folder: Of the comparison; a run's is `<folder>/<label>/order<k>-seed<s>`.
-        common: What all runs share; the method, order and seed in it mean nothing.
+        folder: The folder of the comparison; a run's is `<folder>/<label>/order<k>-seed<s>`.
+        common: What all runs share. Its method, order and seed are not used.
         variants: The methods.
         runs: All runs; the methods of a seed and an order stand together.
     """
@@ -80,7 +80,7 @@ class Grid:
 
     @property
     def seeds(self) -> list[int]:
-        """Of the trainings."""
+        """The seeds of the trainings."""
         return list(dict.fromkeys(planned.seed for planned in self.runs))
 
 
@@ -101,7 +101,7 @@ def load_grid(
         overrides: Values by dotted key that replace the file's, for all runs.
         methods: Labels of the file's variants, or names of methods; None: those of the file, or its method.
         orders: Numbers of task orders; None: the file's.
-        seeds: Of the trainings; None: the file's.
+        seeds: The seeds of the trainings; None: the file's.
         flags: The command line's options by dotted key, for messages.
         check_files: Whether the data must be there.
 

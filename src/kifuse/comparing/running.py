@@ -1,4 +1,4 @@
-"""Runs a grid, one run after another; one that fails is told, and the others go on."""
+"""Runs a grid, one run after another. A run that fails is reported, and the others go on."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def run_grid(grid: Grid, console: Console) -> Outcome:
 
     Args:
         grid: The grid.
-        console: Where to.
+        console: The console to print to.
 
     Returns:
         The runs, and which of them failed and why.

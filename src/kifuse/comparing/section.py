@@ -11,7 +11,7 @@ from kifuse.config.reading import Document
 from kifuse.errors import ConfigError, did_you_mean
 from kifuse.file_names import name_fault, name_key
 from kifuse.problems import Key, Problem, show_value
-from kifuse.reporting.run_groups import GRID
+from kifuse.reporting.run_groups import COMPARISON_FILE
 
 SECTION = "compare"
 PAGE = "comparison.html"
@@ -20,7 +20,7 @@ LOG = "log.txt"
 
 _KEYS = ("methods", "orders", "seeds")
 _VARIANT_KEYS = ("label", "name", "set")
-_RESERVED = {name_key(name) for name in (GRID, PAGE, TABLES, LOG)}
+_RESERVED = {name_key(name) for name in (COMPARISON_FILE, PAGE, TABLES, LOG)}
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Variant:
     """A method with its settings, under a name of its own.
 
     Attributes:
-        label: Names the variant, and the folder of its runs.
-        name: Of the method.
-        settings: The method's settings that were given.
-        changes: Other keys of the configuration that this variant has its own values of, dotted.
+        label: The name of the variant and of the folder of its runs.
+        name: The method's name.
+        settings: The settings of the method that were given.
+        changes: Other values of the configuration that only this variant has, by dotted key.
         places: Where each dotted key was given, for messages.
     """
 
@@ -95,7 +95,7 @@ def read_section(document: Document, path: Path | None) -> Section:
 
     Args:
         document: The file.
-        path: Its name, for messages.
+        path: The file's name, for messages.
 
     Raises:
         ConfigError: Something in it is wrong; the message holds every problem.
@@ -197,7 +197,7 @@ class _Reader:
 
 
 def _cannot_vary(key: str) -> bool:
-    """Whether a key is a whole section, or one that a variant has no say in."""
+    """Whether a key is a whole section, or one that a variant may not set."""
     return "." not in key or key.startswith("method.") or key in ("data.order", "training.seed")
 
 

@@ -53,10 +53,10 @@ class Paper:
 
     Attributes:
         name: The folder of its recipes.
-        title: What it is called for short.
-        arxiv: Its number there.
-        code: Where its authors published their scripts.
-        metrics: What its figures are, in their order.
+        title: A short name of the paper.
+        arxiv: The paper's number on arXiv.
+        code: The address of the authors' scripts.
+        metrics: The metrics of its figures, in their order.
         rows: The rows of its tables, in their order.
     """
 

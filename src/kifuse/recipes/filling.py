@@ -17,7 +17,7 @@ from kifuse.recipes.lines import Line, as_yaml, format_recipe, parse_recipe
 _BY_USER = "yours"
 
 _TELL_NOTHING = {"output", "data.path", "data.benchmark", "data.order", "model.name"}
-"""Keys of the user's that do not belong in the name of the output folder."""
+"""Keys that do not go into the name of the output folder, even if the user sets them."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Filled:
         model: The model's name as the user typed it.
         benchmark: Name of the benchmark.
         order: Number of its order.
-        needs_data: Whether the user still has to say where the data is.
+        needs_data: Whether the user must still say where the data is.
     """
 
     text: str

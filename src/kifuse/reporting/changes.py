@@ -54,11 +54,11 @@ class Change:
     """One example, and the answers of each run to it.
 
     Attributes:
-        task: Name of its task.
-        id: Its id, where the data has one.
+        task: The name of its task.
+        id: The example's id, if the data has one.
         input: The whole input.
         references: The accepted outputs.
-        answers: One for each run folder in the order given; None where that run has no answer to it.
+        answers: One for each run folder, in the order given; None if that run has no answer to it.
     """
 
     task: str

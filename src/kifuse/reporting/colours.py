@@ -38,12 +38,12 @@ class Theme:
     """The colours of one theme, as `#rrggbb`.
 
     Attributes:
-        paper: Behind everything.
-        raised: Behind blocks of code and of text.
+        paper: The background of the page.
+        raised: The background of blocks of code and of text.
         ink: Text.
-        muted: Text of less weight, axis labels.
-        line: Hairlines that carry no meaning.
-        axis: Lines that do (3:1 against the paper).
+        muted: Less important text and axis labels.
+        line: Thin lines without a meaning.
+        axis: Lines with a meaning (contrast 3:1 against the paper).
         accent: Links, focus, the one curve that matters.
         faint: Curves in the background.
         right: Text about a right answer.
@@ -69,14 +69,14 @@ class Theme:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Of a whole: kept, shared, overwritten, neither."""
+        """The colours of the parts of a whole: kept, shared, overwritten, neither."""
         return self.groups[0], self.groups[2], self.groups[1], self.line
 
     def steps(self, diverging: bool = False) -> list[str]:
         """The scale in `STEPS` colours, even to the eye.
 
         Args:
-            diverging: Of values around zero.
+            diverging: Whether the values lie around zero.
 
         Returns:
             Colours from the least value to the most.
@@ -137,7 +137,7 @@ def ramp(stops: Sequence[str], count: int) -> list[str]:
 
 
 def step_of(value: float, low: float, high: float) -> int:
-    """Which colour of a scale a value has.
+    """Find the number of a value's colour on a scale.
 
     Args:
         value: The value; beyond the ends it has the colour of the end.

@@ -138,7 +138,7 @@ def runs_table(runs: Sequence[Run], labels: dict[int, str]) -> Table:
 
     Args:
         runs: The runs.
-        labels: Of the group of each, by the identity of the run.
+        labels: The label of each run's group, by `id(run)`.
 
     Returns:
         A table with everything that a spreadsheet may want.
@@ -318,7 +318,7 @@ def _missing(group: Group, names: Sequence[str], unfinished: bool) -> dict[str, 
 
 
 def _cautions(groups: Sequence[Group]) -> list[str]:
-    """What makes runs unlike that one would compare."""
+    """Why the runs may not be comparable."""
     records = [run.record for group in groups for run in group.runs]
     said = []
     if len({frozenset(task.name for task in record.tasks) for record in records}) > 1:

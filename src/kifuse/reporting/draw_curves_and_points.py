@@ -29,7 +29,7 @@ def curve_panel(plot: Curves, panel: CurvePanel, *, narrow: bool = False) -> Mar
     Args:
         plot: The curves.
         panel: One of their panels.
-        narrow: Of a wide plot, the drawing for a narrow page.
+        narrow: Whether a wide plot is drawn for a narrow page.
     """
     width, height = (216.0, 206.0) if plot.dots else (216.0, 168.0)
     kind = ""

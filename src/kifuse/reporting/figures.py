@@ -37,7 +37,7 @@ def write_figures(plots: Iterable[Plot | Missing], folder: Path) -> list[Path]:
 
     Args:
         plots: The pictures; those that are missing are left out.
-        folder: Where to; made if need be.
+        folder: The folder to write to. It is made if it does not exist.
 
     Returns:
         The files.
@@ -74,7 +74,7 @@ def figure(plot: Plot, *, unit: str = "pt") -> Markup:
 
     Args:
         plot: The plot.
-        unit: Of the file's width and height; a number without one is a pixel for most programs.
+        unit: The unit of the file's width and height. Most programs read a number without one as pixels.
 
     Returns:
         The file's text; `COLUMN` or `PAGE` wide, in light colours, with its style inside.
@@ -104,7 +104,7 @@ def figure(plot: Plot, *, unit: str = "pt") -> Markup:
 
 
 def _one_width(drawn: DrawnPlot) -> list[Drawing]:
-    """Of drawings for wide and narrow pages the one that fits paper."""
+    """Where there are drawings for wide and for narrow pages, take the one that fits paper."""
     if drawn.layout != "whole":
         return drawn.drawings
     return drawn.drawings[:1] if isinstance(drawn.plot, Timeline) else drawn.drawings[-1:]

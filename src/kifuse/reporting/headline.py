@@ -29,10 +29,10 @@ class Figure:
     """One number of the headline.
 
     Attributes:
-        name: Its name.
-        value: As it is shown; a dash where there is none.
-        unit: Behind the value, smaller.
-        note: What it is, or why there is none.
+        name: The name of the number.
+        value: The text that is shown; a dash if there is no value.
+        unit: The unit, in smaller letters behind the value.
+        note: What the number is, or why there is none.
     """
 
     name: str

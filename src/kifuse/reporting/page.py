@@ -168,7 +168,7 @@ def comparison_page(runs: Sequence[Run], folder: Path, *, texts: bool = True) ->
 
 
 def _link(run: Run | None, folder: Path) -> str | None:
-    """Where a run's own page is, seen from a folder; None where there is none."""
+    """The relative path from a folder to a run's own page, or None if the run has no page."""
     if run is None or run.folder is None or not (run.folder / FILE).is_file():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Pictures as data, before anybody draws them; the page, the figures and the tables share it."""
+"""The kinds of pictures as plain data. The page and the figure files draw them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kifuse.reporting.wording import NONE, compact, number
 
 @dataclass(frozen=True)
 class Plot:
-    """What every picture has.
+    """What every kind of picture has.
 
     Attributes:
         name: Its file name, without an ending.
@@ -45,15 +45,15 @@ class Heatmap(Plot):
     """Values as colours, rows by columns.
 
     Attributes:
-        rows: Their names, the same in every panel.
+        rows: The names of the rows, the same in every panel.
         row_title: What a row is.
         column_title: What a column is.
         unit: What a value is, with its unit.
         panels: One or more grids.
         low: Value of the scale's first colour.
-        high: Value of its last.
-        diverging: The scale is around zero.
-        decimals: Of the number written into each cell; None for no number.
+        high: Value of the scale's last colour.
+        diverging: Whether the scale has zero in its middle.
+        decimals: Decimals of the number written into each cell; None writes no number.
         marked: Cells (row, column) with a frame around them.
         marks: What the frames mean.
     """
@@ -88,7 +88,7 @@ class Heatmap(Plot):
 class Line:
     """A curve: `points` are (x, y) from left to right.
 
-    A faint one is there for comparison only. `group` numbers the colours and marks where several are shown.
+    A faint curve is there for comparison only. `group` is the number of its colour and mark.
     """
 
     label: str
@@ -112,13 +112,13 @@ class Curves(Plot):
 
     Attributes:
         panels: One or more.
-        x_title: What runs to the right, with its unit.
-        y_title: What runs upwards, with its unit.
-        x_range: Least and most of it.
-        y_range: Least and most of it.
-        dots: Dots without lines between them.
-        whole: x has whole numbers only.
-        wide: One large panel.
+        x_title: Title of the axis to the right, with its unit.
+        y_title: Title of the axis upwards, with its unit.
+        x_range: The lowest and the highest x.
+        y_range: The lowest and the highest y.
+        dots: Whether points are dots without lines between them.
+        whole: Whether x has whole numbers only.
+        wide: Whether it is one large panel.
     """
 
     panels: Sequence[CurvePanel]
@@ -131,7 +131,7 @@ class Curves(Plot):
     wide: bool = False
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """A row for each point of each curve that is not there for comparison only."""
+        """A row for each point of each curve, without the faint curves."""
         rows = [
             [panel.title, line.label, compact(x), compact(y)]
             for panel in self.panels
@@ -152,11 +152,11 @@ class Timeline(Plot):
     Attributes:
         spans: (task, first step, last step), one after the other.
         lines: A curve for each task.
-        marks: Steps with something to mark.
-        mark: What that is.
-        x_title: What runs to the right, with its unit.
-        y_title: What runs upwards, with its unit.
-        log: Equal ratios of y are equally far apart.
+        marks: The steps that are marked.
+        mark: What happened at a marked step.
+        x_title: Title of the axis to the right, with its unit.
+        y_title: Title of the axis upwards, with its unit.
+        log: Whether the axis of y is logarithmic.
     """
 
     spans: Sequence[tuple[str, float, float]]
@@ -178,10 +178,10 @@ class Shares(Plot):
     """Parts of a whole, one bar for each row.
 
     Attributes:
-        rows: Their names.
-        parts: Names of the parts.
+        rows: The names of the rows.
+        parts: The names of the parts.
         values: `values[row][part]`, percent of the row.
-        unit: Of what they are parts.
+        unit: What the parts are parts of, with the unit.
     """
 
     rows: Sequence[str]
@@ -200,7 +200,7 @@ class Shares(Plot):
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean with its standard deviation (None for a single value), and the values it is of."""
+    """A mean with its standard deviation (None for a single value), and the single values."""
 
     value: float
     deviation: float | None
@@ -217,7 +217,7 @@ class Strips(Plot):
     """Means with their spread and the single values, one line for each row, one panel for each quantity.
 
     Attributes:
-        rows: Their names, the same in every panel.
+        rows: The names of the rows, the same in every panel.
         panels: (title with unit, a mean or None for each row).
     """
 
@@ -239,8 +239,8 @@ class Cloud(Plot):
 
     Attributes:
         points: (group, label, x, y); the group numbers the colours and marks.
-        x_title: What runs to the right, with its unit.
-        y_title: What runs upwards, with its unit.
+        x_title: Title of the axis to the right, with its unit.
+        y_title: Title of the axis upwards, with its unit.
     """
 
     points: Sequence[tuple[int, str, Mean, Mean]]

@@ -1,4 +1,4 @@
-"""Runs of the same settings as one: their mean and spread over seeds and orders."""
+"""Runs as they are opened, and runs with the same settings as one group: mean and spread over seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kifuse.reporting.record import FILE, SCHEMA_VERSION, RunRecord
 from kifuse.reporting.wording import clean, count, listed, plain
 from kifuse.storage import read_json
 
-GRID = "compare.yaml"
+COMPARISON_FILE = "compare.yaml"
 """File that tells a comparison's folder, `<label>/<run>`, from that of a run."""
 
 _VARIED = {"training": {"seed", "threads"}, "data": {"order", "path"}}
@@ -32,9 +32,9 @@ class Run:
 
     Attributes:
         record: The record.
-        folder: Of the run; None for a record that was kept without its run.
-        name: Of the folder or the file.
-        label: Of the method's row in a comparison; empty elsewhere.
+        folder: The run's folder; None for a record that was kept as a file.
+        name: The name of the folder or of the file.
+        label: The label that a comparison gives the method; empty outside of comparisons.
     """
 
     record: RunRecord
@@ -44,7 +44,7 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        """Of the training."""
+        """The seed of the training."""
         return self.record.seeds.get("training")
 
 
@@ -64,7 +64,7 @@ class Group:
         """Average a quantity over the finished runs that have it.
 
         Args:
-            measure: Of one run.
+            measure: Finds the quantity in the record of one run.
 
         Returns:
             The mean, with the sample standard deviation (n - 1) from two runs on.
@@ -91,7 +91,7 @@ def open_run(path: Path | str) -> Run:
     """Read a run.
 
     Args:
-        path: Its folder, or a record that was kept as a file.
+        path: The run's folder, or a record that was kept as a file.
 
     Returns:
         The run.
@@ -137,7 +137,7 @@ def open_runs(paths: Sequence[Path | str]) -> list[Run]:
         unique.setdefault(Path(path).resolve(), path)
     runs: list[Run] = []
     for path in unique.values():
-        runs += comparison_runs(path) if (Path(path) / GRID).is_file() else [open_run(path)]
+        runs += comparison_runs(path) if (Path(path) / COMPARISON_FILE).is_file() else [open_run(path)]
     if not runs:
         raise RunError(f"{paths[0]}: holds no run that has begun; there is nothing to report.")
     return runs
@@ -147,8 +147,8 @@ def comparison_runs(folder: Path | str, labels: Sequence[str] = ()) -> list[Run]
     """Read the runs of a comparison; one whose record cannot be read is left out.
 
     Args:
-        folder: Of the comparison.
-        labels: Of its rows, in their order; others come after them.
+        folder: The folder of the comparison.
+        labels: The labels that come first, in this order; the others come after them.
     """
     found = {file.parent for file in Path(folder).glob(f"*/*/{FILE}")}
     rows = [*labels, *sorted({each.parent.name for each in found} - set(labels))]

@@ -211,7 +211,7 @@ def lost_by_task(record: RunRecord) -> list[tuple[str, float, float]]:
 
 
 def _since_learned(place: int, line: Line) -> Line:
-    """What is seen of a task behind another one: its scores from the moment on when it was learned."""
+    """The faint curve of a task behind another one: its scores since it was learned."""
     return Line(line.label, [point for point in line.points if point[0] >= place], faint=True)
 
 
@@ -282,7 +282,7 @@ def _starts(record: RunRecord) -> list[float]:
 
 
 def _fusion_steps(record: RunRecord) -> tuple[list[float], bool]:
-    """Where fusions were, over all tasks, and whether there were some that the record has no step of."""
+    """The steps of all fusions, and whether the record lacks the steps of some."""
     starts = {task.name: start for task, start in zip(record.tasks, _starts(record), strict=True)}
     marks, unknown = [], False
     for task, event, _ in record.fusions():

@@ -1,6 +1,6 @@
 """Small vector graphics for the page: elements with their text escaped, scales, axes. No styles inside.
 
-What a thing looks like stands in the page's style sheet, so that one drawing serves light, dark and print.
+The style sheet says how things look. So one drawing serves light, dark, print and files.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def element(tag: str, *children: object, **attributes: object) -> Markup:
     """Make one element.
 
     Args:
-        tag: Its name.
+        tag: The name of the element.
         children: Text, which is escaped, or elements.
-        attributes: An underscore in a name stands for a hyphen, one at its end for nothing; None is left out.
+        attributes: An underscore in a name becomes a hyphen, one at its end is dropped; None is left out.
 
     Returns:
         The element; numbers have two decimals at most.
@@ -43,9 +43,9 @@ def drawing(width: float, height: float, label: str, *children: object, kind: st
     Args:
         width: Units across; one unit is a pixel at natural size.
         height: Units down.
-        label: What a screen reader says in its place.
-        children: What is in it.
-        kind: Further classes.
+        label: What a screen reader reads out instead.
+        children: The elements in it.
+        kind: More classes.
     """
     return element(
         "svg",
@@ -89,8 +89,8 @@ def ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[fl
     Args:
         low: The lower end.
         high: The upper end.
-        most: How many there may be.
-        whole: Whole numbers only.
+        most: The highest number of ticks.
+        whole: Whether only whole numbers may be used.
 
     Returns:
         Multiples of 1, 2 or 5 times a power of ten.
@@ -133,10 +133,10 @@ def axes(
     """Lines at the ticks of y, ticks at x, and the titles of both axes.
 
     Args:
-        x: Of the axis to the right.
-        y: Of the axis upwards.
-        x_title: Its name, below it.
-        y_title: Its name, above it.
+        x: The scale of the axis to the right.
+        y: The scale of the axis upwards.
+        x_title: The title below the axis to the right.
+        y_title: The title above the axis upwards.
         x_ticks: Values with a number.
         y_ticks: Values with a number and a line.
     """
@@ -162,7 +162,7 @@ def path(points: Sequence[tuple[float, float]], kind: str) -> Markup:
 
 
 def marker(index: int, x: float, y: float, *, tip: str | None = None, size: float = 4.0) -> Markup:
-    """Draw the mark of a group; each has its own shape, so that colour is not all that tells them apart."""
+    """Draw the mark of a group. Each group has its own shape, since some people do not see the colours."""
     s = size
     shapes = [
         "",

@@ -1,4 +1,4 @@
-"""Tables for other programs: CSV for spreadsheets, Markdown for notes, LaTeX for papers."""
+"""Tables as data, and as files: CSV for spreadsheets, Markdown for notes, LaTeX for papers."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Cell:
     """One cell.
 
     Attributes:
-        text: As it is read.
-        value: The number behind it, for sorting and for CSV; None for a text or a missing value.
-        aside: A standard deviation, where there is one.
-        note: More about it.
-        link: What it is about, for the page.
+        text: What people read.
+        value: The number, for sorting and for CSV; None for a text or a missing value.
+        aside: The standard deviation, if there is one.
+        note: A remark about the value.
+        link: The run that the page links to.
     """
 
     text: str
@@ -64,12 +64,12 @@ class Table:
     """A table without its looks; the first column names the rows.
 
     Attributes:
-        name: Its file name, without an ending.
+        name: The file name, without an ending.
         title: What it shows.
-        heads: Of the columns.
-        rows: Of as many cells.
-        notes: Below it.
-        total: A last row for all.
+        heads: The heads of the columns.
+        rows: The rows, each with as many cells as there are heads.
+        notes: Remarks below the table.
+        total: A last row that sums up the others.
         sections: After how many rows a new group of them begins.
     """
 
@@ -82,7 +82,7 @@ class Table:
     sections: set[int] = field(default_factory=set)
 
     def numeric(self, column: int) -> bool:
-        """Whether a column holds numbers, or nothing but places for them."""
+        """Whether a column holds numbers, or nothing but dashes in their place."""
         cells = [row[column] for row in self.lines()]
         held = any(cell.value is not None for cell in cells)
         return held or (bool(cells) and all(cell.text == NONE for cell in cells))
@@ -92,7 +92,7 @@ class Table:
         return self.rows + ([self.total] if self.total else [])
 
     def csv(self) -> str:
-        """Write it for spreadsheets: whole numbers, deviations in columns of their own, no notes."""
+        """Write it for spreadsheets: numbers unrounded, deviations in columns of their own, no notes."""
         spread = [any(row[i].aside is not None for row in self.lines()) for i in range(len(self.heads))]
         heads: list[str] = []
         for head, wide in zip(self.heads, spread, strict=True):
@@ -133,7 +133,7 @@ def write_tables(tables: list[Table], folder: Path) -> list[Path]:
 
     Args:
         tables: The tables.
-        folder: Where to; made if need be.
+        folder: The folder to write to. It is made if it does not exist.
 
     Returns:
         The files.
@@ -156,7 +156,7 @@ def _for_csv(cell: Cell) -> str:
 
 
 def _harmless(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
+    """A text that no spreadsheet reads as a formula."""
     text = clean(text)
     return f"'{text}" if text.startswith(_FORMULA) else text
 

@@ -25,8 +25,8 @@ class Place:
     """Where a tensor sits.
 
     Attributes:
-        stack: `encoder`, `decoder`, or nothing for a model that has but one.
-        cross: In the attention of a decoder to its encoder.
+        stack: `encoder`, `decoder`, or empty for a model with one stack only.
+        cross: Whether it is in a decoder's attention to its encoder.
         projection: `query`, `value`, or the module's own name.
         layer: Number of the layer from 0; None for a tensor outside of the layers.
     """
@@ -38,7 +38,7 @@ class Place:
 
     @property
     def group(self) -> str:
-        """What the tensors of one panel have in common."""
+        """The name of the panel that shows this tensor."""
         stack = f"{self.stack} cross-attention" if self.cross else self.stack
         return f"{stack}, {self.projection}" if stack else self.projection
 
@@ -48,7 +48,7 @@ def place(name: str) -> Place:
     """Read a tensor's name.
 
     Args:
-        name: As from `named_parameters()`, with or without the parts that PEFT adds.
+        name: The tensor's name from `named_parameters()`, with or without the parts that PEFT adds.
 
     Returns:
         Its place; both matrices of an adapted module have the same.
@@ -72,8 +72,8 @@ def by_layer(names: Sequence[str], values: Sequence[float | None]) -> dict[str, 
     """Average what was measured of each tensor over those of one layer and projection.
 
     Args:
-        names: Of the tensors.
-        values: One number for each, or None where there is none.
+        names: The names of the tensors.
+        values: One number for each tensor; None where there is none.
 
     Returns:
         By group (encoder before decoder, self- before cross-attention), then by layer: the mean over the
