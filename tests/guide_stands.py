@@ -104,13 +104,14 @@ class Stands:
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, llama: Path, t5: Path, outline: Path) -> None:
-        from kifuse.models import loading
+        from kifuse.models import loading, tokenizer
         from kifuse.training import opening
 
         self.llama, self.outline, self.bundled = llama, outline, llama
         tiny = {"google-t5/t5-large": str(t5)}
         load = loading.load_backbone
-        patch.setattr(loading, "bundled_model", lambda name, say=None: self.bundled)
+        for module in (loading, tokenizer):
+            patch.setattr(module, "bundled_model", lambda name, say=None: self.bundled)
         patch.setattr(opening, "load_backbone", lambda name, **rest: load(tiny.get(name) or name, **rest))
         patch.setattr(registry, "METHODS", dict(registry.METHODS))
         patch.setattr(registry, "_OWN", {})

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from pathlib import PurePath
 from typing import Any
 
 from kifuse.errors import DataError, did_you_mean
@@ -326,7 +327,7 @@ def _metric(name: str, settings: Settings, seen: _Seen, why: str) -> tuple[Any, 
             f"of the same task '{name}' has an answer; put the two into two tasks."
         )
     if settings.metric is not None:
-        return settings.metric, f"named in {settings.origin}"
+        return settings.metric, f"named in {PurePath(settings.origin).name}"
     if seen.text is not None:
         return "perplexity", "text to continue"
     return ("rouge_l" if why == "free text" else "exact_match"), why
