@@ -30,10 +30,17 @@ def open_stream(data: DataConfig, seed: int) -> TaskStream:
         DataError: The data is missing or wrong, or a task has nothing to train on.
     """
     if data.benchmark is not None:
+        if data.metric is not None:
+            raise DataError(
+                f"data.metric: found {data.metric!r} with the benchmark {data.benchmark!r}, which says "
+                "itself how it is scored; leave it out, or read the data by data.path alone."
+            )
         stream = load_benchmark(data.benchmark, data.order, data.path)
     elif data.path is not None:
         order = data.order if isinstance(data.order, list) else None
         stream = read_stream(data.path, order, layout=data.layout, format=data.format, columns=data.columns)
+        if data.metric is not None:
+            stream = replace(stream, tasks=tuple(_scored_by(data.metric, task) for task in stream.tasks))
     else:
         raise DataError("data: found neither benchmark nor path, expected at least one of them.")
     return replace(stream, tasks=tuple(chosen_part(task, data, seed) for task in stream.tasks))
@@ -54,6 +61,13 @@ def chosen_part(task: Task, data: DataConfig, seed: int) -> Task:
     if not found.train:
         raise DataError(f"Task '{task.name}': it has no training examples, so there is nothing to learn.")
     return found.subset(data.train_examples, data.dev_examples, data.test_examples, seed)
+
+
+def _scored_by(metric: str, task: Task) -> Task:
+    try:
+        return replace(task, metric=metric, metric_why="named in data.metric")
+    except DataError as error:
+        raise DataError(f"data.metric: {error}") from error
 
 
 def own_steps(examples: int, epochs: int, batch_size: int) -> int:

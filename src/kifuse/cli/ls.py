@@ -7,11 +7,11 @@ import typer
 from kifuse.cli.user_errors import EPILOG_GAP
 
 ls_app = typer.Typer(
-    help="List the methods, benchmarks, models or recipes.",
+    help="List the methods, benchmarks, metrics, models or recipes.",
     epilog=EPILOG_GAP.join(
         [
             "[bold]Examples[/bold]",
-            *("kifuse ls methods", "kifuse ls benchmarks", "kifuse ls models", "kifuse ls recipes"),
+            *(f"kifuse ls {what}" for what in ("methods", "benchmarks", "metrics", "models", "recipes")),
         ]
     ),
     no_args_is_help=True,
@@ -43,6 +43,24 @@ def benchmarks() -> None:
         for name, each in BENCHMARKS.items()
     ]
     _print(["benchmark", "orders", "what it is", "paper"], rows)
+
+
+@ls_app.command(epilog="[bold]Example[/bold]  kifuse ls metrics")
+def metrics() -> None:
+    """List the metrics that score answers: what each means, and over what."""
+    from kifuse.scoring.metrics import METRICS
+
+    _print(
+        ["metric", "what it is", "over"],
+        [
+            (name, each.meaning, "the set" if each.over_set else "each answer")
+            for name, each in METRICS.items()
+        ],
+    )
+    typer.echo(
+        "Scores run from 0 to 100; over each answer: their mean. A function of your own is named "
+        "module:function, such as my_scores:score."
+    )
 
 
 @ls_app.command(epilog="[bold]Example[/bold]  kifuse ls models")

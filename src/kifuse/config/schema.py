@@ -180,6 +180,11 @@ class DataConfig(Section):
         description="Names of the data's own columns by what they hold, such as {input: question, output: "
         "answer}; null: known names are found.",
     )
+    metric: Text | None = Field(
+        default=None,
+        description="What scores every task, in place of its own metric: a name of 'kifuse ls metrics', or "
+        "module:function, a function of yours in the working directory; null: each task's own.",
+    )
 
 
 class MethodConfig(Section):

@@ -70,10 +70,12 @@ class TaskRecord(_Part):
     `kept_parameters` is what the task left: scalars of the adapter and of the method's state after it.
 
     Known before training, and None where an older kifuse did not look: `format` and `metric_why` in the
-    reader's words; `passed_over`, what stands in the data and was not read; `repeated`, examples that repeat
-    another one, by split; `contradictions`, training inputs whose answers contradict each other;
-    `also_trained`, test examples whose input is also trained on; `longest_input` and `longest_target` in
-    tokens; `cut_...`, how many inputs lost their middle and answers their end.
+    reader's words; `metric_source`, the SHA-256 of the source of the user's own function that scores it;
+    `comparison`, how answers are compared with references; `passed_over`, what stands in the data and was not
+    read; `repeated`, examples that repeat another one, by split; `contradictions`, training inputs whose
+    answers contradict each other; `also_trained`, test examples whose input is also trained on;
+    `longest_input` and `longest_target` in tokens; `cut_...`, how many inputs lost their middle and answers
+    their end.
 
     `seal` is the SHA-256 of the list of the task's files, `state/after-<k>/manifest.json`.
     """
@@ -91,6 +93,8 @@ class TaskRecord(_Part):
     longest_target: int | None = None
     format: str | None = None
     metric_why: str | None = None
+    metric_source: str | None = None
+    comparison: str | None = None
     passed_over: list[str] = Field(default_factory=list)
     repeated: dict[str, int] | None = None
     contradictions: int | None = None

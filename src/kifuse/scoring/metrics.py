@@ -10,7 +10,7 @@ from kifuse.errors import DataError, did_you_mean
 from kifuse.scoring import free_text, values
 from kifuse.scoring.labels import Comparison
 from kifuse.scoring.over_labels import whole_macro_f1
-from kifuse.scoring.own_function import is_own, own_function, own_name
+from kifuse.scoring.own_function import is_own, own_function, register_metric
 
 Points = Callable[[str, Iterable[str], Comparison], float]
 Whole = Callable[[Sequence[str], Sequence[Sequence[str]], Comparison, Sequence[float]], float]
@@ -26,6 +26,7 @@ class Metric:
         meaning: What it is, in one line.
         points: The score of one prediction, from 0 to 1; None where the answers do not matter.
         whole: The score of a set, from 0 to 1, where it is not the mean of the points.
+        as_text: Whether answers are compared as texts or labels, and not as values of another kind.
     """
 
     name: str
@@ -33,6 +34,12 @@ class Metric:
     meaning: str
     points: Points | None
     whole: Whole | None = None
+    as_text: bool = True
+
+    @property
+    def over_set(self) -> bool:
+        """Whether the score is of the whole test set, and no mean over its examples."""
+        return self.whole is not None or self.points is None
 
 
 METRICS: dict[str, Metric] = {
@@ -71,14 +78,14 @@ METRICS: dict[str, Metric] = {
         Metric(
             "bleu",
             "BLEU",
-            "BLEU of the whole test set against all references (sacrebleu, 13a)",
+            "BLEU of the test set against all references (sacrebleu, 13a)",
             free_text.bleu,
             free_text.whole_bleu,
         ),
         Metric(
             "chrf",
             "chrF",
-            "chrF of the whole test set: runs of up to six characters (sacrebleu)",
+            "chrF of the test set: runs of up to six characters (sacrebleu)",
             free_text.chrf,
             free_text.whole_chrf,
         ),
@@ -86,7 +93,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "macro_f1",
             "macro F1",
-            "F1 of each label in the whole test set, averaged (scikit-learn); no label is a miss",
+            "F1 of each label in the test set, averaged (scikit-learn); an answer that is no label is a miss",
             free_text.exact_match,
             whole_macro_f1,
         ),
@@ -95,24 +102,28 @@ METRICS: dict[str, Metric] = {
             "JSON equality",
             "the same JSON value: order of keys and spaces do not count",
             values.json_equal,
+            as_text=False,
         ),
         Metric(
             "number",
             "numeric closeness",
             "the same number: whole ones equal, others within a millionth; 1,000 is 1000 and 5% is 0.05",
             values.number_close,
+            as_text=False,
         ),
         Metric(
             "code",
             "code equality",
             "the same text save for white space at the ends of lines; indentation counts",
             values.code_equal,
+            as_text=False,
         ),
         Metric(
             "perplexity",
             "100 / perplexity",
             "100 divided by the perplexity of the reference text: 100 when each token is certain",
             None,
+            as_text=False,
         ),
     )
 }
@@ -132,7 +143,7 @@ def metric_name(metric: Any) -> str:
         DataError: There is no metric of that name, or the function cannot be used.
     """
     if callable(metric):
-        return own_name(metric)
+        return register_metric(metric)
     if not isinstance(metric, str) or not (metric in METRICS or is_own(metric)):
         raise DataError(
             f"metric is {metric!r}, expected one of {', '.join(METRICS)}, or a function of your own, "

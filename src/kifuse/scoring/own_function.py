@@ -26,18 +26,19 @@ _given: dict[str, Callable[..., Any]] = {}
 
 def is_own(name: str) -> bool:
     """Tell whether the name of a metric is that of a user's own function, such as ``my_module:score``."""
-    return name in _given or _NAME.match(name) is not None
+    return name in _given or _NAME.match(name) is not None or (":" in name and "@" in name)
 
 
-def own_name(function: Callable[..., Any]) -> str:
-    """Name a function that is given as an object, so that a task can be scored by it.
+def register_metric(function: Callable[..., Any]) -> str:
+    """Name a function that is given as an object, so that tasks can be scored by it.
 
     Args:
         function: The function.
 
     Returns:
         ``module:function``. A function that cannot be found again by its name (a lambda, a function inside
-        another) is known in this process only, and its name ends with a part of its source's hash.
+        another) is known in this process only, and its name ends with a part of its source's hash; a later
+        process that goes on with its scores registers it first.
 
     Raises:
         DataError: It cannot be called with a prediction and references.
@@ -48,6 +49,10 @@ def own_name(function: Callable[..., Any]) -> str:
         if not qualified:
             name = f"{type(function).__module__}:{type(function).__qualname__}"
         name += f"@{(_hash_of_function(function) or format(id(function), 'x'))[:8]}"
+        plain, number = name, 1
+        while name in _given and _workings(_given[name]) != _workings(function):
+            number += 1
+            name = f"{plain}-{number}"
     _check_signature(function, name)
     _given[name] = function
     return name
@@ -68,6 +73,11 @@ def own_function(name: str) -> Callable[..., Any]:
     """
     if name in _given:
         return _given[name]
+    if "@" in name:
+        raise DataError(
+            f"metric '{name}': this function was given in Python by another process, where it had no name to "
+            "find it by; give it again first: kifuse.scoring.register_metric(function)."
+        )
     module_name, _, attribute = name.partition(":")
     module = sys.modules.get("__main__") if module_name == "__main__" else _module(name, module_name)
     function = _attribute(module, attribute)
@@ -242,6 +252,15 @@ def _hash_of_function(function: Callable[..., Any]) -> str | None:
     except (OSError, TypeError):
         return None
     return hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _workings(function: Callable[..., Any]) -> tuple[Any, ...]:
+    """What makes two functions of the same source text do different things."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return type(function), getattr(function, "__dict__", {})
+    cells = tuple(cell.cell_contents for cell in getattr(function, "__closure__", None) or ())
+    return code.co_code, code.co_consts, code.co_names, getattr(function, "__defaults__", None), cells
 
 
 def _shown(value: Any) -> str:

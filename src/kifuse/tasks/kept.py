@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import DataError, KifuseError
+from kifuse.scoring.metrics import metric_name
 from kifuse.storage import read_json, write_json
 from kifuse.tasks.overlaps import Inputs
 from kifuse.tasks.questions import Way, way_of
@@ -61,6 +62,14 @@ def kept_task(file: Path, test_hash: str) -> Task:
         DataError: The file is damaged, or holds other examples than it did.
     """
     found = read_json(file)
+    try:
+        metric = found["metric"]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{file}: not a kept task of format {FORMAT}; the file is damaged.") from error
+    try:
+        metric_name(metric)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
     try:
         task = _task(found)
     except (KeyError, TypeError, AttributeError, KifuseError) as error:

@@ -207,8 +207,12 @@ class Task:
 
     @property
     def comparison_why(self) -> str:
-        """How its answers are compared with the references, in a sentence without a full stop."""
-        return comparison_why(self.labels)
+        """How its answers are compared with the references, in a sentence without a full stop.
+
+        Empty where the metric compares no texts, such as JSON equality or a function of one's own.
+        """
+        as_text = self.metric in METRICS and METRICS[self.metric].as_text
+        return comparison_why(self.labels) if as_text else ""
 
     @property
     def metric_source(self) -> str | None:

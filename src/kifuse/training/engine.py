@@ -35,6 +35,7 @@ from kifuse.training.evaluator import Cell, Evaluator
 from kifuse.training.interrupt import Patience
 from kifuse.training.middle import Middle
 from kifuse.training.one_task import TaskTraining, train_task, training_arguments
+from kifuse.training.opening import other_source
 from kifuse.training.progress import Progress
 from kifuse.training.reading import Reading
 from kifuse.training.snapshot import Snapshots
@@ -327,6 +328,10 @@ class Engine:
         """Score a task (0-based index) after some tasks were learned, unless the record has it already."""
         if any((s.after, s.task) == (after, index) for s in self.record.scores):
             return None
+        changed = other_source(task, self.record.tasks[index])
+        if changed is not None and changed not in self.record.warnings:
+            self.record.warnings.append(changed)
+            self.progress.say(changed)
         cell = self.evaluator.score(
             task, after, lambda done, total: self.progress.scoring(task.name, done, total)
         )

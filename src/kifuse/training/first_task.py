@@ -70,7 +70,7 @@ def same_task(a: TaskRecord, b: TaskRecord) -> bool:
 
 
 def _identity(task: TaskRecord) -> tuple[Any, ...]:
-    return task.name, task.hashes, task.labels, task.metric
+    return task.name, task.hashes, task.labels, task.metric, task.metric_source
 
 
 def early_scores(theirs: RunRecord, record: RunRecord, cells: Sequence[tuple[int, int]]) -> list[ScoreRecord]:

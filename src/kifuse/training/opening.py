@@ -128,11 +128,31 @@ def check_data(folder: Path, record: RunRecord, stream: TaskStream) -> None:
             f"{split} examples" for split, old in entry.hashes.items() if now_there.hashes[split] != old
         ]
         changed += [key for key in ("labels", "metric") if getattr(now_there, key) != getattr(entry, key)]
+        if now_there.metric == entry.metric and now_there.metric_source != entry.metric_source:
+            changed.append(f"source of the metric {task.metric}")
         if changed:
             raise RunError(
                 f"{folder}: the {' and '.join(changed)} of task {task.name!r} have changed since this run "
                 f"began; {remedy}"
             )
+
+
+def other_source(task: Task, entry: TaskRecord) -> str | None:
+    """Say that the user's own function that scores a task is not what it was when the task was learned.
+
+    Args:
+        task: The task as it is scored now.
+        entry: What the record says of it.
+
+    Returns:
+        The sentence; None where it is the same, or the record does not know.
+    """
+    if entry.metric_source is None or task.metric_source == entry.metric_source:
+        return None
+    return (
+        f"Task '{task.name}': the source of its metric {task.metric} has changed since it was learned; "
+        "scores from before and after the change do not compare."
+    )
 
 
 def open_method(config: RunConfig) -> Method:
@@ -287,5 +307,7 @@ def task_record(task: Task) -> TaskRecord:
         hashes={split: task.split_hash(split) for split in ("train", "dev", "test")},
         format=task.format or None,
         metric_why=task.metric_why or None,
+        metric_source=task.metric_source,
+        comparison=task.comparison_why or None,
         passed_over=list(task.passed_over),
     )

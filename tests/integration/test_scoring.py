@@ -1,0 +1,125 @@
+"""How a learner scores what its model answers: in any script, and by a function of one's own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kifuse import ContinualLearner, Example, RunRecord, Task, TaskStream
+from kifuse.config import DataConfig
+from kifuse.errors import DataError, RunError
+from kifuse.streams import open_stream
+from kifuse.tasks.encoding import Encoder
+from kifuse.training.evaluator import Evaluator
+from kifuse.training.opening import check_data, task_record
+from tests.learners import Make
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def score_of(answers: list[str], references: list[str], tokenizer: Any, folder: Path, **task: Any) -> Any:
+    """The cell of a task whose model gives these answers."""
+    evaluator = Evaluator(
+        None,
+        SimpleNamespace(tokenizer=tokenizer, encoder_decoder=False),  # pyright: ignore[reportArgumentType]
+        Encoder(tokenizer, encoder_decoder=False, max_input=64, max_target=16),
+        folder=folder,
+        max_new_tokens=8,
+        batch_tokens=64,
+    )
+    evaluator.answers = lambda *_, **__: answers
+    examples = tuple(Example("", f"q{n}", "", (each,)) for n, each in enumerate(references))
+    fields = {"labels": None, "metric": "exact_match", **task}
+    return evaluator.score(Task("t", (), (), examples, **fields), 1)
+
+
+def test_an_answer_that_ends_with_a_special_token_is_right(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    for metric in ("exact_match", "rouge_l", "chrf", "macro_f1"):
+        cell = score_of(["red", "blue"], ["red</s>", "blue<|end|>"], tiny_tokenizer, tmp_path, metric=metric)
+        assert cell.score == 100.0
+    written = (tmp_path / "after-1" / "t.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["references"] for line in written] == [["red</s>"], ["blue<|end|>"]]
+    labels = ("red</s>", "blue</s>")
+    cell = score_of(["red", "pink"], ["red</s>", "blue</s>"], tiny_tokenizer, tmp_path, labels=labels)
+    assert (cell.score, cell.valid) == (50.0, 50.0)
+
+
+def test_an_answer_of_nothing_but_a_special_token_is_not_any_silence(
+    tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    assert score_of(["", "</s>"], ["</s>", "</s>"], tiny_tokenizer, tmp_path).score == 50.0
+
+
+def test_emoji_are_answers(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    cell = score_of(["😀", "😀"], ["😀", "😡"], tiny_tokenizer, tmp_path, metric="rouge_l")
+    assert cell.score == 50.0
+
+
+def test_grades_are_told_apart(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    labels = ("A", "A-", "A+")
+    cell = score_of(["A", "A", "a."], ["A-", "A", "A"], tiny_tokenizer, tmp_path, labels=labels)
+    assert (cell.score, cell.valid) == (pytest.approx(100 / 3), pytest.approx(200 / 3))
+
+
+@pytest.fixture
+def scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file of a function in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "house_scores.py"
+    file.write_text("def score(prediction, references):\n    return 0.25\n")
+    yield file
+    sys.modules.pop("house_scores", None)
+
+
+def rows(count: int) -> list[dict[str, str]]:
+    return [{"input": f"What is the topic? {n}", "output": "Sports"} for n in range(count)]
+
+
+def test_a_function_of_ones_own_scores_a_task_for_months(make: Make, scores: Path, tmp_path: Path) -> None:
+    first = make({"name": "sequential"}).learn(
+        rows(6), name="january", test=rows(2), metric="house_scores:score"
+    )
+    assert first.after == {"january": 25.0}
+    entry = RunRecord.load(tmp_path / "learner").tasks[0]
+    assert entry.metric == "house_scores:score" and entry.comparison is None
+    assert entry.metric_source is not None and len(entry.metric_source) == 64
+    scores.write_text("def score(prediction, references):\n    return 0.5\n")
+    del sys.modules["house_scores"]
+    later = ContinualLearner.load(tmp_path / "learner", progress=False)
+    second = later.learn(rows(6), name="february", test=rows(2), metric="chrf")
+    assert second.after["january"] == 50.0
+    said = [line for line in later.record.warnings if "house_scores" in line]
+    assert len(said) == 1 and "has changed since it was learned" in said[0]
+    assert "signs, symbols" in (later.record.tasks[1].comparison or "")
+    scores.unlink()
+    del sys.modules["house_scores"]
+    with pytest.raises(DataError, match=r"tasks.1\.json: metric 'house_scores:score': the working directory"):
+        ContinualLearner.load(tmp_path / "learner", progress=False).evaluate()
+
+
+def test_a_run_does_not_go_on_with_another_function(scores: Path, tmp_path: Path) -> None:
+    example = Example("", "q", "", ("a",))
+    task = Task("sums", (example,), (), (example,), None, "house_scores:score")
+    record = SimpleNamespace(tasks=[task_record(task)])
+    stream = TaskStream("s", (task,))
+    check_data(tmp_path, record, stream)  # pyright: ignore[reportArgumentType]
+    scores.write_text("def score(prediction, references):\n    return 1\n")
+    with pytest.raises(RunError, match=r"the source of the metric house_scores:score of task 'sums' ha"):
+        check_data(tmp_path, record, stream)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_configuration_names_what_scores_all_tasks(tiny_stream: Path, scores: Path) -> None:
+    data = DataConfig(path=tiny_stream, metric="house_scores:score")
+    stream = open_stream(data, seed=0)
+    assert {task.metric for task in stream} == {"house_scores:score"}
+    assert {task.metric_why for task in stream} == {"named in data.metric"}
+    with pytest.raises(DataError, match=r"data\.metric: Task 'colour': metric is 'rouge'.*Did you mean"):
+        open_stream(data.model_copy(update={"metric": "rouge"}), seed=0)
+    with pytest.raises(DataError, match=r"data\.metric: .*'support-desk', which says itself"):
+        open_stream(DataConfig(benchmark="support-desk", metric="bleu"), seed=0)
