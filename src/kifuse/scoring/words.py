@@ -27,7 +27,7 @@ _PARTS = regex.compile(
     rf"(?V1)(?P<word>{_ALONE}[\p{{M}}{_JOINERS}]*|{_WORD}|\p{{M}}+)|(?P<indent>\n\s+)|(?P<space>\s+)|(?P<other>\X)"
 )
 _NEAR = 40  # characters on either side of a mark that are looked at
-_OPERATOR = regex.compile(r"(?V1)[[\p{S}*/\\%^&@#=_]--[`´]]")
+_OPERATOR = regex.compile(r"(?V1)[[\p{S}*/\\%^&@#=_]--[`´|]]")
 
 
 @lru_cache(maxsize=4096)
@@ -96,6 +96,8 @@ def _says_something(form: str, part: regex.Match[str], calculates: bool) -> bool
         inside = last.strip() and following.isalpha() and mark[0] in ".:"
         negates = mark[0] == "!" and not last.strip() and following.isalpha()
         return bool(following.isnumeric() or inside or negates)
+    if mark[0] == "|":  # divides the parts of a line where it stands alone
+        return bool(last.strip() or following.strip())
     if mark[0] in "()":
         return calculates or (mark[0] == "(" and last.isalnum())
     if unicodedata.category(mark[0]) == "Pd":

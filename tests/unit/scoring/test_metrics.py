@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +18,7 @@ from kifuse.scoring.free_text import squad_words
 from kifuse.scoring.metrics import METRICS, metric_titles
 from kifuse.scoring.scores import score, score_all, score_one
 
+GUIDE = Path(__file__).parents[3] / "docs" / "your-own-data.md"
 FREE = ["exact_match", "token_f1", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf"]
 ANSWERED = [name for name, metric in METRICS.items() if metric.points is not None]
 WORDS = "the a cat dog sat on mat red 7 42 don't Paris, (old) well-known runs. in it's an".split()  # noqa: SIM905
@@ -236,6 +239,8 @@ def test_the_same_answer_scores_100(metric: str, one: str, other: str) -> None:
 def test_rouge_and_f1_pass_over_the_punctuation_within_a_sentence() -> None:
     for metric in ("rouge_l", "token_f1"):
         assert score_one("the cat, so old - sat", ("the cat so old sat",), metric) == 1.0
+        assert score_one("kettle no heat | call", ("kettle | no heat | call",), metric) == 1.0
+        assert score_one("a||b", ("a b",), metric) < 1.0
 
 
 @pytest.mark.parametrize("metric", FREE[1:])
@@ -362,6 +367,17 @@ def test_score_refuses_what_it_cannot_score() -> None:
         score_one("a", ("a",), "rougel")
     with pytest.raises(DataError, match="measured on the model"):
         score_one("a", ("a",), "perplexity")
+
+
+def test_the_guide_lists_every_metric() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.+) \| (.+) \| (the set|each answer) \|$", GUIDE.read_text("utf-8"), re.M
+    )
+    known = [
+        (each.name, each.title, each.meaning, "the set" if each.over_set else "each answer")
+        for each in METRICS.values()
+    ]
+    assert rows == known
 
 
 def test_every_metric_has_a_title_and_a_meaning() -> None:
