@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.config import RunConfig
-from kifuse.methods.base import Parameters
+from kifuse.methods.parameters import Parameters
 from kifuse.training.context import TrainerContext
 from kifuse.training.runner import run
 

@@ -9,15 +9,15 @@ methods of kifuse do: here in a run beside sequential training, or as `Anchor().
 from __future__ import annotations
 
 import argparse
-from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 import kifuse
-from kifuse.methods.base import SETTINGS, kept_tensors, kept_under
+from kifuse.methods.base import SETTINGS
 
 
 @dataclass(kw_only=True, config=SETTINGS)
@@ -25,33 +25,18 @@ class Anchor(kifuse.Method):
     """Adds strength * (w - w before the task) to each gradient: an L2 penalty around the last model."""
 
     strength: Annotated[float, Field(ge=0)] = 1.0
-    _anchor: Any = field(default=None, init=False, repr=False)  # tensors by the names of the parameters
+    _anchor: kifuse.OfTask[list[Tensor] | None] = None  # saved in the middle of a task, forgotten at its end
 
-    def begin_task(self, task: kifuse.TaskInfo, params: kifuse.Parameters) -> None:
+    def begin_task(self, ctx: kifuse.Context) -> None:
         """Remember the model before the task; before the first one there is nothing to keep."""
-        self._anchor = None if task.first else kept_tensors("anchor", params.names, params.clone())
+        if not ctx.task.first:
+            self._anchor = ctx.params.clone()
 
-    def continue_task(self, task: kifuse.TaskInfo, params: kifuse.Parameters) -> None:
-        """Go on in the middle of a task: the anchor came with the state."""
-
-    def on_gradients(self, params: kifuse.Parameters) -> None:
+    def on_gradients(self, ctx: kifuse.Context) -> None:
         """Gradients are complete: change them before the optimizer moves."""
-        if self._anchor:
-            for p, start in zip(params.tensors, kept_under("anchor", self._anchor, params), strict=True):
-                if p.grad is not None:
-                    p.grad.add_(p.detach() - start, alpha=self.strength)
-
-    def end_task(self, task: kifuse.TaskInfo, ctx: kifuse.StepContext) -> None:
-        """Forget the anchor."""
-        self._anchor = None
-
-    def state(self) -> kifuse.MethodState:
-        """What must survive: nothing between two tasks, the anchor in the middle of one."""
-        return kifuse.MethodState(dict(self._anchor or {}))
-
-    def load_state(self, state: kifuse.MethodState) -> None:
-        """Take back what `state` gave."""
-        self._anchor = state.tensors or None
+        for p, start in zip(ctx.params.tensors, self._anchor or (), strict=bool(self._anchor)):
+            if p.grad is not None:
+                p.grad.add_(p.detach() - start, alpha=self.strength)
 
 
 def main() -> None:

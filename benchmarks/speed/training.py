@@ -12,7 +12,6 @@ from benchmarks.speed.pairs import Ratio, in_turn, ratio
 from transformers import Trainer, TrainingArguments
 
 from kifuse.config import RunConfig
-from kifuse.methods.base import Parameters, TaskInfo
 from kifuse.models.adapters import add_adapter
 from kifuse.models.loading import Backbone, load_backbone
 from kifuse.registry import build_method
@@ -21,6 +20,7 @@ from kifuse.tasks.encoding import Encoded
 from kifuse.training.batches import MemoryBatches, ModelCollator, OrderedExamples
 from kifuse.training.callback import MethodCallback
 from kifuse.training.loss import TargetLoss
+from kifuse.training.taps import Taps
 
 ROWS, LENGTH, TARGET = 8, 128, 4
 
@@ -103,9 +103,12 @@ class InTurn(Clocked):
         self.active = state.global_step % 2 == 0
         super().on_step_begin(args, state, control, **kwargs)
         if self.active:
-            self.guard.watch(self.trainer, self._context().params)
-        else:
-            self.guard.release()
+            self._taps = self._taps or Taps(self.trainer)
+            self.guard.watch(self._taps, self.running().params)
+        elif self._taps is not None:
+            self._taps.release()
+            self._taps = None
+            self.guard.clear()
 
     def stopped(self, seconds: float) -> None:
         """Keep whether the hooks were on, too."""
@@ -124,7 +127,7 @@ class Rounds(Clocked):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Have the passes of memory steps counted apart."""
         super().on_train_begin(args, state, control, **kwargs)
-        context = self._context()
+        context = self.running()
         backward = context._backward
 
         def counted(batch: Any) -> Any:
@@ -167,7 +170,6 @@ def overhead(name: str, method: str, pairs: int) -> Ratio:
     base, model = backbone(name)
     encoded = examples(base.model.config.vocab_size, ROWS * 2)
     driver = InTurn(build_method(method, {}), index=1, name="b")
-    driver.method.begin_task(TaskInfo(0, "a", 1), Parameters(model.named_parameters()))
     train(driver, base, model, encoded, 2 * pairs + 4)
     on = [t for active, t in driver.times[4:] if active]
     off = [t for active, t in driver.times[4:] if not active]

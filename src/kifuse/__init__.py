@@ -24,9 +24,12 @@ if TYPE_CHECKING:
         load_importance,
         save_importance,
     )
-    from kifuse.methods.base import Method, MethodState, Parameters, StepContext, TaskInfo
+    from kifuse.methods.base import Method
+    from kifuse.methods.context import Context, TaskInfo
     from kifuse.methods.joint import Joint
+    from kifuse.methods.kept import Kept, MethodState, OfTask, Unsaved
     from kifuse.methods.kif import KIF
+    from kifuse.methods.parameters import Parameters
     from kifuse.methods.recurrent_kif import RecurrentKIF
     from kifuse.methods.replay import Replay
     from kifuse.methods.sequential import Sequential
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from kifuse.registry import build_method, register
     from kifuse.reporting.record import RunRecord
     from kifuse.tasks import Example, MemoryBuffer, Task, TaskStream, read_stream, read_task
+    from kifuse.training.standalone import StandaloneCallback
 
 _PLACES = {
     "kifuse.config": ("RunConfig", "load_config"),
@@ -49,7 +53,10 @@ _PLACES = {
         "load_importance",
         "save_importance",
     ),
-    "kifuse.methods.base": ("Method", "MethodState", "Parameters", "StepContext", "TaskInfo"),
+    "kifuse.methods.base": ("Method",),
+    "kifuse.methods.context": ("Context", "TaskInfo"),
+    "kifuse.methods.kept": ("Kept", "MethodState", "OfTask", "Unsaved"),
+    "kifuse.methods.parameters": ("Parameters",),
     "kifuse.methods.joint": ("Joint",),
     "kifuse.methods.kif": ("KIF",),
     "kifuse.methods.recurrent_kif": ("RecurrentKIF",),
@@ -58,6 +65,7 @@ _PLACES = {
     "kifuse.page_refresh": ("run",),
     "kifuse.registry": ("build_method", "register"),
     "kifuse.reporting.record": ("RunRecord",),
+    "kifuse.training.standalone": ("StandaloneCallback",),
     "kifuse.tasks": ("Example", "MemoryBuffer", "Task", "TaskStream", "read_stream", "read_task"),
 }
 _WHERE = {name: place for place, names in _PLACES.items() for name in names}
@@ -65,17 +73,20 @@ _WHERE = {name: place for place, names in _PLACES.items() for name in names}
 __all__ = [
     "KIF",
     "ConfigError",
+    "Context",
     "ContinualLearner",
     "DataError",
     "Example",
     "Importance",
     "Joint",
+    "Kept",
     "KifuseError",
     "LearnReport",
     "MemoryBuffer",
     "Method",
     "MethodState",
     "ModelError",
+    "OfTask",
     "Parameters",
     "RecurrentKIF",
     "Replay",
@@ -83,10 +94,11 @@ __all__ = [
     "RunError",
     "RunRecord",
     "Sequential",
-    "StepContext",
+    "StandaloneCallback",
     "Task",
     "TaskInfo",
     "TaskStream",
+    "Unsaved",
     "__version__",
     "build_method",
     "fuse",

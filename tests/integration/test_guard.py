@@ -19,8 +19,10 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, Trai
 
 from kifuse.config import TrainingConfig
 from kifuse.errors import RunError
-from kifuse.methods.base import Method, MethodState, Parameters
+from kifuse.methods.base import Method
+from kifuse.methods.context import TaskInfo
 from kifuse.methods.kif import KIF
+from kifuse.methods.parameters import Parameters
 from kifuse.methods.sequential import Sequential
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.callback import MethodCallback
@@ -234,12 +236,6 @@ class Replaying(Sequential.__base__):  # type: ignore[misc, name-defined]
         self.read += 1
         assert all(bool(torch.isfinite(g).all()) for g in params.grads if g is not None)
 
-    def state(self) -> MethodState:
-        return MethodState()
-
-    def load_state(self, state: MethodState) -> None:
-        pass
-
 
 @pytest.mark.parametrize("optimizer", ["shared", "own"])
 def test_a_bad_memory_step_moves_nothing_and_is_not_read(train: Train, tiny_tokenizer: Any, optimizer: str):
@@ -269,17 +265,11 @@ class Counting(Sequential.__base__):  # type: ignore[misc, name-defined]
     def __init__(self) -> None:
         self.gradients = self.updates = 0
 
-    def on_gradients(self, params: Parameters) -> None:
+    def on_gradients(self, ctx: Any) -> None:
         self.gradients += 1
 
-    def on_update(self, params: Parameters) -> None:
+    def on_update(self, ctx: Any) -> None:
         self.updates += 1
-
-    def state(self) -> MethodState:
-        return MethodState()
-
-    def load_state(self, state: MethodState) -> None:
-        pass
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -308,7 +298,7 @@ def test_an_fp16_overflow_is_kept_from_the_method_and_is_no_bad_step(fused: bool
     callback = MethodCallback(method, index=0, name="task", max_bad_steps=3)
     callback.trainer = trainer
     callback.guard.watch(Taps(trainer), Parameters(layer.named_parameters()))
-    callback.context = callback._new_context(Shards(layer.named_parameters()))
+    callback.context = callback._new_context(Shards(layer.named_parameters()), TaskInfo(0, "task", 4))
     state, moved = TrainerState(), []
     for factor in (1.0, 1e38, 1.0, 1e38):
         before = weights(layer)
@@ -387,7 +377,9 @@ def test_memory_steps_under_fp16_are_unscaled_and_survive_overflows(optimizer: A
     factors = [1.0, 1e38, 0.5]
     batches = MemoryBatches([{"factor": factor} for factor in factors for _ in range(2)], 2, 0)
     batches._index = lambda position: position
-    context = TrainerContext(trainer, Shards(trainer.layer.named_parameters()), batches)
+    context = TrainerContext(
+        trainer, Shards(trainer.layer.named_parameters()), batches, task=TaskInfo(0, "task", 4)
+    )
     moved = []
     for _ in factors:
         before = weights(trainer.layer)

@@ -10,7 +10,8 @@ import pytest
 from torch import Tensor
 
 from kifuse.config import TrainingConfig
-from kifuse.methods.base import Method, Parameters
+from kifuse.methods.base import Context, Method
+from kifuse.methods.parameters import Parameters
 from kifuse.models.loading import Backbone
 from kifuse.tasks.encoding import Encoded
 from kifuse.training.one_task import train_task
@@ -52,18 +53,19 @@ def train_two(
     cls: Any = type(method)
     on_gradients, on_update = cls.on_gradients, cls.on_update
 
-    def see_gradients(self: Any, params: Parameters) -> None:
-        task = tasks[-1]
+    def see_gradients(self: Any, ctx: Context) -> None:
+        task, params = tasks[-1], ctx.params
         task.values.append(dict(zip(params.names, params.clone(), strict=True)))
         task.raw.append(_grads(params))
-        if params.magnitudes is not None:
-            kept = [None if n is None else n.clone() for n in params.magnitudes]
+        if "magnitudes" in self.needs:
+            kept = [None if n is None else n.clone() for n in ctx.magnitudes]
             task.magnitudes.append(dict(zip(params.names, kept, strict=True)))
-        on_gradients(self, params)
+        on_gradients(self, ctx)
         task.changed.append(_grads(params))
 
-    def see_update(self: Any, params: Parameters) -> None:
-        on_update(self, params)
+    def see_update(self: Any, ctx: Context) -> None:
+        params = ctx.params
+        on_update(self, ctx)
         tasks[-1].moved.append(dict(zip(params.names, params.clone(), strict=True)))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from kifuse.config import TrainingConfig
 from kifuse.errors import ConfigError
-from kifuse.methods.base import Method, Parameters
+from kifuse.methods.base import Method
+from kifuse.methods.context import Context
 from kifuse.methods.kif import KIF
+from kifuse.methods.parameters import Parameters
 from kifuse.models.loading import Backbone
 from kifuse.registry import build_method
 from kifuse.training.context import TrainerContext
@@ -95,16 +97,17 @@ def _train(
     tasks: list[Training] = []
     on_gradients, on_update = KIF.on_gradients, KIF.on_update
 
-    def see_gradients(self: KIF, params: Parameters) -> None:
+    def see_gradients(self: KIF, ctx: Context) -> None:
+        params = ctx.params
         tasks[-1].before.append(_copies(params))
-        if params.squares is not None:
-            squares = [square.clone() for square in params.squares]
+        if self.needs:
+            squares = [square.clone() for square in ctx.squares]
             tasks[-1].squares.append(dict(zip(params.names, squares, strict=True)))
-        on_gradients(self, params)
+        on_gradients(self, ctx)
 
-    def see_update(self: KIF, params: Parameters) -> None:
-        tasks[-1].after.append(_copies(params))
-        on_update(self, params)
+    def see_update(self: KIF, ctx: Context) -> None:
+        tasks[-1].after.append(_copies(ctx.params))
+        on_update(self, ctx)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KIF, "on_gradients", see_gradients)

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from kifuse import registry
 from kifuse.errors import ConfigError
-from kifuse.methods.base import Method, MethodState
+from kifuse.methods.base import Method
 from kifuse.registry import METHODS, Entry, build_method, check_settings, method_entry, method_names
 
 
@@ -125,12 +125,6 @@ class Mine(Method):
     """
 
     strength: float = 1.0
-
-    def state(self) -> MethodState:
-        return MethodState()
-
-    def load_state(self, state: MethodState) -> None:
-        pass
 
 
 @pytest.fixture

@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import field
 from typing import Annotated, Any, Literal, final
 
 import torch
@@ -47,17 +46,13 @@ from torch import Tensor
 
 from kifuse.methods.base import (
     SETTINGS,
+    Context,
     Method,
-    MethodState,
     NotNegative,
     OldData,
-    StepContext,
     TaskInfo,
-    kept_tensors,
-    kept_under,
-    refuse_other_task,
 )
-from kifuse.methods.parameters import Parameters
+from kifuse.methods.kept import OfTask
 
 SLOW = 70
 """S above which a task is no longer learned fast."""
@@ -163,12 +158,12 @@ class Intervals:
         more = 1.0 if self.interval < LONG else 0.5
         return math.floor(min(longest, self.interval * (self.signal / signal + more)))
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All that changes, as JSON."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
         for name, value in state.items():
             setattr(self, name, list(value) if isinstance(value, list) else value)
 
@@ -186,11 +181,8 @@ class AIMMerging(Method):
     cold_merges: Annotated[int, Field(ge=1)] = 4
     probe: Literal["train", "eval"] = "train"
 
-    _task: Any = field(default=None, init=False, repr=False)
-    _intervals: Any = field(default=None, init=False, repr=False)
-    _start: Any = field(default=None, init=False, repr=False)
-    _names: Any = field(default=(), init=False, repr=False)
-    _saved: Any = field(default=None, init=False, repr=False)
+    _intervals: OfTask[Intervals | None] = None
+    _start: OfTask[list[Tensor]]
 
     @field_validator("interval")
     @classmethod
@@ -209,11 +201,10 @@ class AIMMerging(Method):
         """About M_0 / S_0 memory steps and a third of a pass for the probe, per step of a later task."""
         return 0 if task.first else round(task.steps * (self.memory_steps / self.interval + 1 / 3))
 
-    def begin_task(self, task: TaskInfo, params: Parameters) -> None:
+    def begin_task(self, ctx: Context) -> None:
         """Start the first interval; nothing is merged in the first task."""
-        self._task, self._names, self._saved = task.name, params.names, None
-        self._start = None if task.first else params.clone()
-        self._intervals = None if task.first else self._new_intervals()
+        if not ctx.task.first:
+            self._start, self._intervals = ctx.params.clone(), self._new_intervals()
 
     def _new_intervals(self) -> Intervals:
         return Intervals(
@@ -225,32 +216,19 @@ class AIMMerging(Method):
             cold_merges=self.cold_merges,
         )
 
-    def continue_task(self, task: TaskInfo, params: Parameters) -> None:
-        """Go on in the interval that `load_state` found.
-
-        Raises:
-            ValueError: The state is not of this task's middle, or of other parameters.
-        """
-        saved = self._saved or MethodState()
-        self.begin_task(task, params)
-        if self._intervals is not None:
-            refuse_other_task(saved.values.get("task"), task.name)
-            self._start = kept_under("start", saved.tensors, params)
-            self._intervals.load_state(saved.values["intervals"])
-
-    def on_step(self, ctx: StepContext) -> None:
+    def on_step(self, ctx: Context) -> None:
         """Probe the memory, and merge when the controller says so."""
         if self._intervals is None or not ctx.memory_size:
             return
-        loss = ctx.passes.memory_loss(train=self.probe == "train")
+        loss = ctx.memory_loss(train=self.probe == "train")
         if ctx.logging and math.isfinite(loss):
             ctx.log(memory_loss=loss, interval=self._intervals.interval)
         if self._intervals.probe(ctx.step, loss):
-            self._merge(ctx, loss)
+            self._merge(ctx, loss, self._intervals)
 
     @torch.no_grad()
-    def _merge(self, ctx: StepContext, loss: float) -> None:
-        now, params = self._intervals, ctx.params
+    def _merge(self, ctx: Context, loss: float, now: Intervals) -> None:
+        params = ctx.params
         inner_end = params.clone()
         inner = torch._foreach_sub(inner_end, self._start)
         for _ in range(now.memory_steps):
@@ -274,24 +252,11 @@ class AIMMerging(Method):
         now.merged(ctx.step, movement)
         self._start = params.clone()
 
-    def end_task(self, task: TaskInfo, ctx: StepContext) -> None:
+    def end_task(self, ctx: Context) -> None:
         """Record what was done; the last, unfinished interval stays as it is."""
         if self._intervals is not None:
             now = self._intervals
             ctx.event("intervals", merges=now.merges, alarms=now.alarms, interval=now.interval)
-        self._intervals = self._start = None
-
-    def state(self) -> MethodState:
-        """In the middle of a task theta_0 and the controller; at its end weights and memory are all."""
-        if self._intervals is None:
-            return self._saved or MethodState()
-        tensors = kept_tensors("start", self._names, self._start)
-        return MethodState(tensors, {"task": self._task, "intervals": self._intervals.state()})
-
-    def load_state(self, state: MethodState) -> None:
-        """Take back what `state` gave; `continue_task` goes on from it."""
-        self._intervals = self._start = None
-        self._saved = state if state.values else None
 
 
 def _weighted(

@@ -19,15 +19,14 @@ The penalty's gradient is added after the loss's gradient was clipped, once a st
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import field
-from typing import Any, final
+from typing import final
 
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from kifuse.methods.base import SETTINGS, NotNegative
-from kifuse.methods.pairs import Pair, PairPenalty, PenaltyNotes, add_gradient, named_pairs
+from kifuse.methods.base import SETTINGS, Context, NotNegative
+from kifuse.methods.pairs import Pair, PairPenalty, add_gradient, named_pairs
 from kifuse.methods.parameters import Parameters
 
 
@@ -38,8 +37,6 @@ class ELLA(PairPenalty):
 
     strength: NotNegative = 1e4
     normalise: bool = False
-
-    _notes: Any = field(default_factory=PenaltyNotes, init=False, repr=False)
 
     @property
     def weight(self) -> float:
@@ -62,11 +59,11 @@ class ELLA(PairPenalty):
                 yield pair.a.detach().float(), pair.b.detach().float(), past, pair
 
     @torch.no_grad()
-    def on_gradients(self, params: Parameters) -> None:
+    def on_gradients(self, ctx: Context) -> None:
         """Add the penalty's gradient, layer by layer."""
         if not self.strength:
             return
-        for a, b, past, pair in self._layers(params):
+        for a, b, past, pair in self._layers(ctx.params):
             # d ||(B A) * W||_F^2 / d (B A) = 2 (B A) * W * W
             slope = (b @ a).mul_(past).mul_(past).mul_(2.0)
             add_gradient(pair.a, b.mT @ slope, self.strength)

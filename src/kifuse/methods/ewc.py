@@ -33,8 +33,7 @@ default is kifuse's own (see docs/methods/ewc.md).
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Annotated, Any, final
+from typing import Annotated, final
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
@@ -43,15 +42,13 @@ from torch import Tensor
 
 from kifuse.methods.base import (
     SETTINGS,
+    Context,
     Method,
-    MethodState,
     Need,
     Parameters,
-    StepContext,
     TaskInfo,
-    kept_tensors,
-    kept_under,
 )
+from kifuse.methods.kept import Kept
 from kifuse.methods.shown import HISTORY, HISTORY_AFTER, IMPORTANCE, Shown
 
 
@@ -65,11 +62,11 @@ class EWC(Method):
     gamma: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     examples: Annotated[int, Field(ge=1)] | None = None
 
-    _names: Any = field(default=(), init=False, repr=False)
-    _fisher: Any = field(default=None, init=False, repr=False)
-    _centre: Any = field(default=None, init=False, repr=False)
-    _spread: Any = field(default=0.0, init=False, repr=False)
-    _kept: Any = field(default=None, init=False, repr=False)
+    _fisher: Kept[list[Tensor] | None] = None
+    """Fbar; None before the first task's end."""
+    _centre: Kept[list[Tensor]]
+    """c."""
+    _spread: Kept[float] = 0.0
 
     plain_first_task = False
     shown = Shown(series=(IMPORTANCE, HISTORY, HISTORY_AFTER))
@@ -90,17 +87,10 @@ class EWC(Method):
         """One pass over the examples that F is the mean of."""
         return -(-min(self.examples or task.examples, task.examples) // task.batch_size)
 
-    def begin_task(self, task: TaskInfo, params: Parameters) -> None:
-        """Take up what `load_state` found; the task itself is not recorded until its end."""
-        self._names = params.names
-        if self._kept:
-            self._fisher = kept_under("fisher", self._kept, params)
-            self._centre = kept_under("centre", self._kept, params)
-        self._kept = None
-
     @torch.no_grad()
-    def on_gradients(self, params: Parameters) -> None:
+    def on_gradients(self, ctx: Context) -> None:
         """Add the penalty's gradient, lambda Fbar (theta - c)."""
+        params = ctx.params
         if self._fisher is None or not self.penalty:
             return
         pull = torch._foreach_sub([p.detach() for p in params.tensors], self._centre)
@@ -110,62 +100,48 @@ class EWC(Method):
             grads, pulls = zip(*pairs, strict=True)
             torch._foreach_add_(grads, pulls, alpha=self.penalty)
 
-    def on_step(self, ctx: StepContext) -> None:
+    def on_step(self, ctx: Context) -> None:
         """Put the penalty beside the task's loss in the log."""
         if self._fisher is not None and ctx.logging:
-            size = self._size(ctx.params)
+            size = self._size(ctx.params, self._fisher)
             ctx.log(penalty=size, weighted_penalty=self.penalty * size)
 
     @torch.no_grad()
-    def _size(self, params: Parameters) -> float:
+    def _size(self, params: Parameters, fisher: list[Tensor]) -> float:
         """The penalty before it is weighted by lambda, 1/2 sum_k sum_i F_ki (theta_i - theta*_ki)^2."""
         terms = [
-            (f * (p - c) ** 2).sum()
-            for p, f, c in zip(params.tensors, self._fisher, self._centre, strict=True)
+            (f * (p - c) ** 2).sum() for p, f, c in zip(params.tensors, fisher, self._centre, strict=True)
         ]
         return 0.5 * (float(torch.stack(terms).sum()) + self._spread)
 
-    def end_task(self, task: TaskInfo, ctx: StepContext) -> None:
+    def end_task(self, ctx: Context) -> None:
         """Measure F_t and fold it into what is kept."""
         params = ctx.params
         fisher = ctx.squared_gradients(self.examples)
         mean = float(sum(float(f.sum()) for f in fisher)) / params.count
-        note = {} if self._fisher is None else {"weighted_penalty": self.penalty * self._size(params)}
-        ctx.event("fisher", mean=mean, **note)
+        size = None if self._fisher is None else self.penalty * self._size(params, self._fisher)
+        ctx.event("fisher", mean=mean, **({} if size is None else {"weighted_penalty": size}))
         ctx.measure(importance=params.means(fisher))
         theta = [p.detach().float().clone() for p in params.tensors]
         if self._fisher is None:
             self._fisher, self._centre = fisher, theta
         else:
             ctx.measure(history=params.means(self._fisher))
-            self._fold(fisher, theta)
+            self._fold(self._fisher, fisher, theta)
         ctx.measure(history_after=params.means(self._fisher))
 
     @torch.no_grad()
-    def _fold(self, fisher: list[Tensor], theta: list[Tensor]) -> None:
+    def _fold(self, old: list[Tensor], fisher: list[Tensor], theta: list[Tensor]) -> None:
         """Online: Fbar <- gamma Fbar + F, c <- theta. Otherwise Fbar <- Fbar + F, c <- the weighted mean."""
-        old, centre = self._fisher, self._centre
         # new tensors: a state that was given out stays what it was
-        self._fisher = torch._foreach_add(fisher, old, alpha=self.gamma)
+        both, centre = list(torch._foreach_add(fisher, old, alpha=self.gamma)), self._centre
+        self._fisher = both
         if self.online:
             self._centre = theta
             return
         # F / (Fbar + F); where both are 0 the mean has no weight and stays
-        share = [torch.nan_to_num(new / both) for new, both in zip(fisher, self._fisher, strict=True)]
+        share = [torch.nan_to_num(new / each) for new, each in zip(fisher, both, strict=True)]
         way = torch._foreach_sub(theta, centre)
-        self._centre = torch._foreach_addcmul(centre, share, way)
+        self._centre = list(torch._foreach_addcmul(centre, share, way))
         for before, part, each in zip(old, share, way, strict=True):
             self._spread += float((before * part * each**2).sum())
-
-    def state(self) -> MethodState:
-        """Fbar and c, whatever the number of tasks; the same in the middle of a task as at its start."""
-        values = {} if self.online else {"spread": self._spread}
-        if self._fisher is None:
-            return MethodState(dict(self._kept or {}), values)
-        fisher = kept_tensors("fisher", self._names, self._fisher)
-        return MethodState(fisher | kept_tensors("centre", self._names, self._centre), values)
-
-    def load_state(self, state: MethodState) -> None:
-        """Take back Fbar and c."""
-        self._kept, self._fisher, self._centre = dict(state.tensors), None, None
-        self._spread = float(state.values.get("spread", 0.0))

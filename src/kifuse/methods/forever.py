@@ -26,7 +26,6 @@ is none after the last mark. A step that moved nothing takes no time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
 from itertools import pairwise
 from typing import Annotated, Any, final
 
@@ -37,18 +36,15 @@ from torch import Tensor
 
 from kifuse.methods.base import (
     SETTINGS,
+    Context,
     Fraction,
     Method,
-    MethodState,
     NotNegative,
     OldData,
     Positive,
-    StepContext,
     TaskInfo,
-    kept_tensors,
-    kept_under,
-    refuse_other_task,
 )
+from kifuse.methods.kept import OfTask, Unsaved
 from kifuse.methods.parameters import Parameters
 
 ROUNDING = 1e-9
@@ -107,13 +103,13 @@ class ModelTime:
             return 1.0
         return self.pace * self.day_steps / self.day
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All of it, as JSON."""
         names = ("steps", "elapsed", "day", "pace", "reached")
         return {name: getattr(self, name) for name in names}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
         for name, value in state.items():
             setattr(self, name, value)
 
@@ -131,13 +127,10 @@ class Forever(Method):
     clip: tuple[NotNegative, NotNegative] = (0.5, 3.0)
     event_steps: Annotated[int, Field(ge=1)] | None = None
 
-    _task: Any = field(default=None, init=False, repr=False)
-    _time: Any = field(default=None, init=False, repr=False)
-    _anchor: Any = field(default=None, init=False, repr=False)
-    _last: Any = field(default=None, init=False, repr=False)
-    _names: Any = field(default=(), init=False, repr=False)
-    _due: Any = field(default=False, init=False, repr=False)
-    _saved: Any = field(default=None, init=False, repr=False)
+    _time: OfTask[ModelTime | None] = None
+    _anchor: OfTask[list[Tensor]]
+    _last: Unsaved[list[Tensor]]
+    _due = False
 
     @field_validator("schedule")
     @classmethod
@@ -167,46 +160,34 @@ class Forever(Method):
         """Memory steps of an event."""
         return min(memory_batches, self.day_steps) if self.event_steps is None else self.event_steps
 
-    def begin_task(self, task: TaskInfo, params: Parameters) -> None:
+    def begin_task(self, ctx: Context) -> None:
         """Set the anchor, and start the time anew; nothing is remembered in the first task."""
-        self._task, self._names, self._due, self._saved = task.name, params.names, False, None
-        self._time = None if task.first else ModelTime(self.day_steps, self.schedule, self.smoothing)
-        self._anchor, self._last = (None, None) if task.first else (params.clone(), params.clone())
-
-    def continue_task(self, task: TaskInfo, params: Parameters) -> None:
-        """Go on with the anchor and the time that `load_state` found.
-
-        Raises:
-            ValueError: The state is not of this task's middle, or of other parameters.
-        """
-        saved = self._saved or MethodState()
-        self.begin_task(task, params)
-        if self._time is not None:
-            refuse_other_task(saved.values.get("task"), task.name)
-            self._anchor = kept_under("anchor", saved.tensors, params)
-            self._time.load_state(saved.values["time"])
+        self._due = False
+        if not ctx.task.first:
+            self._time = ModelTime(self.day_steps, self.schedule, self.smoothing)
+            self._anchor, self._last = ctx.params.clone(), ctx.params.clone()
 
     @torch.no_grad()
-    def on_update(self, params: Parameters) -> None:
+    def on_update(self, ctx: Context) -> None:
         """Take in how far the step went."""
         if self._time is None:
             return
-        values = [p.detach() for p in params.tensors]
+        values = [p.detach() for p in ctx.params.tensors]
         moved = torch._foreach_norm(torch._foreach_sub(values, self._last))
         torch._foreach_copy_(self._last, values)
         # whether to replay is decided here, by a number that only the device knows
         self._due = self._time.step(float(torch.stack(moved).float().norm()))
 
-    def on_step(self, ctx: StepContext) -> None:
+    def on_step(self, ctx: Context) -> None:
         """Replay, when it is time."""
         if self._time is not None and ctx.logging:
             ctx.log(days=self._time.days, pace=self._time.ratio)
-        if self._due and ctx.memory_size:
-            self._replay(ctx)
+        if self._due and self._time is not None and ctx.memory_size:
+            self._replay(ctx, self._time)
         self._due = False
 
-    def _replay(self, ctx: StepContext) -> None:
-        ratio, (low, high) = self._time.ratio, self.clip
+    def _replay(self, ctx: Context, time: ModelTime) -> None:
+        ratio, (low, high) = time.ratio, self.clip
         strength = self.anchor * min(max(1.0 + self.gamma * (ratio - 1.0), low), high)
         steps = self._size(ctx.memory_batches)
         distance = float(torch.stack(torch._foreach_norm(self._away(ctx.params))).float().norm())
@@ -223,8 +204,8 @@ class Forever(Method):
             torch._foreach_copy_(self._last, [p.detach() for p in ctx.params.tensors])
         ctx.event(
             "replay event",
-            mark=self.schedule[self._time.reached - 1],
-            days=self._time.days,
+            mark=self.schedule[time.reached - 1],
+            days=time.days,
             ratio=ratio,
             anchor=strength,
             penalty=strength * distance**2,
@@ -235,20 +216,7 @@ class Forever(Method):
     def _away(self, params: Parameters) -> list[Tensor]:
         return list(torch._foreach_sub([p.detach() for p in params.tensors], self._anchor))
 
-    def end_task(self, task: TaskInfo, ctx: StepContext) -> None:
+    def end_task(self, ctx: Context) -> None:
         """Record how many days the task had."""
         if self._time is not None:
             ctx.event("model time", days=self._time.days, day=self._time.day)
-        self._time = self._anchor = self._last = None
-
-    def state(self) -> MethodState:
-        """In the middle of a task the anchor and the time; at its end the weights and the memory are all."""
-        if self._time is None:
-            return self._saved or MethodState()
-        values = {"task": self._task, "time": self._time.state()}
-        return MethodState(kept_tensors("anchor", self._names, self._anchor), values)
-
-    def load_state(self, state: MethodState) -> None:
-        """Take back what `state` gave; `continue_task` goes on from it."""
-        self._time = self._anchor = self._last = None
-        self._saved = state if state.values else None

@@ -12,7 +12,7 @@ from typing import final
 
 from pydantic.dataclasses import dataclass
 
-from kifuse.methods.base import SETTINGS, Method, MethodState
+from kifuse.methods.base import SETTINGS, Method
 
 
 @final
@@ -21,10 +21,3 @@ class IncLoRA(Method):
     """One pair a task, nothing else."""
 
     stacks = True
-
-    def state(self) -> MethodState:
-        """Nothing: the earlier pairs are in the adapter."""
-        return MethodState()
-
-    def load_state(self, state: MethodState) -> None:
-        """There is nothing to load."""

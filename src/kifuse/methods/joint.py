@@ -10,7 +10,7 @@ from typing import final
 
 from pydantic.dataclasses import dataclass
 
-from kifuse.methods.base import SETTINGS, Method, MethodState, OldData
+from kifuse.methods.base import SETTINGS, Method, OldData
 
 
 @final
@@ -22,10 +22,3 @@ class Joint(Method):
     def old_data(self) -> OldData:
         """All tasks at once."""
         return "all"
-
-    def state(self) -> MethodState:
-        """Nothing to remember."""
-        return MethodState()
-
-    def load_state(self, state: MethodState) -> None:
-        """Nothing to take back."""

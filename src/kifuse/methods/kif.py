@@ -36,7 +36,7 @@ started at the model before the task; that one is in it by its start and is not 
 
 from __future__ import annotations
 
-from dataclasses import field
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, final
 
 import torch
@@ -51,23 +51,18 @@ from kifuse.knowledge.selection import interpolated_fraction
 from kifuse.knowledge.skill_units import FINER_THAN, SkillUnits
 from kifuse.methods.base import (
     SETTINGS,
+    Context,
     Fraction,
     Method,
-    MethodState,
     Need,
     NotNegative,
     OldData,
     Parameters,
     Past,
     Positive,
-    StepContext,
     TaskInfo,
-    kept_tensors,
-    kept_under,
-    prefixed,
-    refuse_other_task,
-    unprefixed,
 )
+from kifuse.methods.kept import Kept, MethodState, OfTask, Unsaved
 from kifuse.methods.shown import (
     FUSION,
     HISTORY,
@@ -109,16 +104,17 @@ class KIF(Method):
     importance_share: Fraction = 0.9
     scope: Literal["global", "module", "layer"] = "global"
 
-    _tracker: Any = field(default=None, init=False, repr=False)
-    _units: Any = field(default=None, init=False, repr=False)
-    _previous: Any = field(default=None, init=False, repr=False)
-    _running: Any = field(default=None, init=False, repr=False)
-    _history: Any = field(default=None, init=False, repr=False)
-    _current: Any = field(default=None, init=False, repr=False)
-    _names: Any = field(default=(), init=False, repr=False)
-    _task: Any = field(default=None, init=False, repr=False)
-    _pairs: Any = field(default=(), init=False, repr=False)
-    _resumed: Any = field(default=None, init=False, repr=False)
+    _history: Kept[Tensor | None] = None
+    """Cumulative importance with the last task in it, `(units,)`."""
+    _current: Kept[Tensor | None] = None
+    """The last task's own, `(units,)`."""
+    _parameters: Kept[list[str] | None] = None
+    """Names of the parameters that the units were made of."""
+    _previous: OfTask[list[Tensor]]
+    _tracker: OfTask[ImportanceTracker]
+    _running: OfTask[ParameterAverage | None] = None
+    _units: Unsaved[SkillUnits]
+    _pairs: Unsaved[Sequence[tuple[Tensor, Tensor]]] = ()
 
     plain_first_task = False
     shown = Shown(
@@ -176,9 +172,10 @@ class KIF(Method):
         """The replay stage, from the second task on."""
         return 0 if task.first else self.replay_epochs * memory_batches
 
-    def begin_task(self, task: TaskInfo, params: Parameters) -> None:
+    def begin_task(self, ctx: Context) -> None:
         """Remember the model before the task, start identification anew."""
-        self._resumed, self._task, self._names = None, task.name, params.names
+        params = ctx.params
+        self._parameters = list(params.names)
         self._units = SkillUnits.build(params.names, params.shapes, self.units)
         self._previous = params.clone()
         self._tracker = ImportanceTracker(
@@ -189,25 +186,11 @@ class KIF(Method):
             smoothing=self.smoothing,
             uncertainty=self.uncertainty,
         )
-        averaged = self.fusion == "ema" and not task.first and self._history is not None
+        averaged = self.fusion == "ema" and not ctx.task.first and self._history is not None
         self._running = ParameterAverage(params.tensors, self.ema_decay) if averaged else None
         self._pairs = lora_pairs(params) if self.orthogonality else ()
 
-    def continue_task(self, task: TaskInfo, params: Parameters) -> None:
-        """Go on in the middle of a task, with what `load_state` found there.
-
-        Raises:
-            ValueError: The state is of another task, of other parameters or not of a task's middle.
-        """
-        kept = self._resumed or {}
-        refuse_other_task(self._task, task.name, middle=bool(kept))
-        self.begin_task(task, params)
-        self._previous = kept_under("previous", kept, params)
-        self._tracker.load_state_dict(unprefixed("tracker", kept))
-        if self._running is not None:
-            self._running.load_state_dict(unprefixed("running", kept))
-
-    def on_gradients(self, params: Parameters) -> None:
+    def on_gradients(self, ctx: Context) -> None:
         """Add the orthogonality term's gradient, then read the importance (Eq. 5, 8-12)."""
         # averaged over the adapted matrices, as the paper's regularisation weight 0.1 assumes
         for a, b in self._pairs:
@@ -218,16 +201,16 @@ class KIF(Method):
                 if p.grad is not None:
                     p.grad.add_(g, alpha=self.orthogonality / len(self._pairs))
         if self.reading == "before":
-            self._identify(params)
+            self._identify(ctx)
 
-    def on_update(self, params: Parameters) -> None:
+    def on_update(self, ctx: Context) -> None:
         """Average the new parameters; the authors' timing: the new parameter with the old gradient."""
         if self.reading == "after":
-            self._identify(params)
+            self._identify(ctx)
         if self._running is not None:
-            self._running.update(params.tensors)
+            self._running.update(ctx.params.tensors)
 
-    def on_step(self, ctx: StepContext) -> None:
+    def on_step(self, ctx: Context) -> None:
         """Log the orthogonality term beside the loss (Eq. 5)."""
         if self._pairs and ctx.logging:
             ctx.log(orthogonality=self._penalty())
@@ -240,15 +223,11 @@ class KIF(Method):
         ]
         return self.orthogonality * float(torch.stack(terms).mean())
 
-    def _identify(self, params: Parameters) -> None:
-        if self.needs and params.squares is None:
-            raise ValueError(
-                "fisher 'per_example' needs the squared gradients of single examples in Parameters.squares, "
-                "which the training engine gathers for a method that needs squares; found none."
-            )
-        self._tracker.update(params.tensors, params.grads, fisher=params.squares)
+    def _identify(self, ctx: Context) -> None:
+        fisher = ctx.squares if self.needs else None
+        self._tracker.update(ctx.params.tensors, ctx.params.grads, fisher=fisher)
 
-    def end_task(self, task: TaskInfo, ctx: StepContext) -> None:
+    def end_task(self, ctx: Context) -> None:
         """Score the units (Eq. 6), fuse with the old model (Eq. 14-17), update the history (Eq. 13)."""
         how = self.unit_score if self.units == "rank" else "mean"
         scores = self._tracker.scores(last=True)
@@ -256,7 +235,7 @@ class KIF(Method):
         self._note(ctx)
         ctx.measure(importance=ctx.params.means(scores), moved=ctx.params.moved_from(self._previous))
         del scores
-        if task.first or self._history is None:
+        if ctx.task.first or self._history is None:
             self._history = current.clone()
         else:
             history = self._history.to(current.device)
@@ -269,20 +248,19 @@ class KIF(Method):
             self._fuse(history, current, ctx)
             self._history = cumulative(history, current, self.beta)
         ctx.measure(history_after=self._per_tensor(self._history, ctx))
-        self._previous = self._tracker = self._running = self._task = None
 
-    def _note(self, ctx: StepContext) -> None:
+    def _note(self, ctx: Context) -> None:
         """Record what identification left out, and the size of the orthogonality term."""
         if self._tracker.skipped:
             ctx.event("importance", skipped_steps=self._tracker.skipped)
         if self._pairs:
             ctx.event("orthogonality", weighted_penalty=self._penalty())
 
-    def _per_tensor(self, values: Tensor, ctx: StepContext) -> Tensor:
+    def _per_tensor(self, values: Tensor, ctx: Context) -> Tensor:
         """Unit values as one number per trainable tensor, the mean over its scalars."""
         return ctx.params.means(self._units.expand(values))
 
-    def _fuse(self, history: Tensor, current: Tensor, ctx: StepContext) -> None:
+    def _fuse(self, history: Tensor, current: Tensor, ctx: Context) -> None:
         p, c = min_max(history), min_max(current)
         before = now = None
         if self.fusion == "static" or self.replay_epochs:
@@ -332,7 +310,7 @@ class KIF(Method):
             fraction = interpolated_fraction(values.numel(), self.quantile)
         return important_units(self._units, values, fraction=fraction, scope=self.scope)
 
-    def _replay(self, frozen: list[Tensor], ctx: StepContext) -> None:
+    def _replay(self, frozen: list[Tensor], ctx: Context) -> None:
         """KIF-M: train the fused model on the memory; frozen units come out bit-identical."""
         fixed = ctx.params.clone()
 
@@ -353,31 +331,11 @@ class KIF(Method):
         ctx.event("replay stage", epochs=self.replay_epochs, frozen_share=held / ctx.params.count)
 
     def state(self) -> MethodState:
-        """At the end of a task two scores per unit, whatever the number of tasks; in its middle, all of it.
-
-        `history` is the cumulative importance with the last task in it, `current` the last task's own, both
-        `(units,)`; `values` names the level of the units and the parameters they were made of.
-        """
-        own = {"history": self._history, "current": self._current}
-        tensors = {name: scores for name, scores in own.items() if scores is not None}
-        values: dict[str, Any] = {"units": self.units, "parameters": list(self._names)} if self._names else {}
-        if self._task is not None:
-            values["task"] = self._task
-        if self._tracker is None:
-            return MethodState({**tensors, **(self._resumed or {})}, values)
-        tensors |= kept_tensors("previous", self._names, self._previous)
-        tensors |= prefixed("tracker", self._tracker.state_dict())
-        if self._running is not None:
-            tensors |= prefixed("running", self._running.state_dict())
-        return MethodState(tensors, values)
-
-    def load_state(self, state: MethodState) -> None:
-        """Take back the importance, and what was gathered in the middle of a task."""
-        self._history, self._current = state.tensors.get("history"), state.tensors.get("current")
-        self._names = tuple(state.values.get("parameters", ()))
-        self._task = state.values.get("task")
-        self._resumed = {k: v for k, v in state.tensors.items() if k not in ("history", "current")}
-        self._previous = self._tracker = self._running = None
+        """What is declared, and the level of the units that the scores are of."""
+        state = super().state()
+        if state.values.get("parameters"):
+            state.values["units"] = self.units
+        return state
 
 
 def lora_pairs(params: Parameters) -> list[tuple[Tensor, Tensor]]:

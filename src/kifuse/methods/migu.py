@@ -26,15 +26,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import field
-from typing import Annotated, Any, Literal, final
+from typing import Annotated, Literal, final
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from kifuse.methods.base import SETTINGS, Method, MethodState, Need, Parameters, TaskInfo
+from kifuse.methods.base import SETTINGS, Context, Method, Need
+from kifuse.methods.kept import Unsaved
 
 
 @final
@@ -45,48 +45,36 @@ class MIGU(Method):
     quantile: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.7
     mask: Literal["update", "gradient"] = "update"
 
-    _active: Any = field(default=False, init=False, repr=False)
-    _held: Any = field(default=(), init=False, repr=False)
+    _active: Unsaved[bool] = False
+    _held: Unsaved[Sequence[tuple[Tensor, Tensor, Tensor]]] = ()
 
     @property
     def needs(self) -> frozenset[Need]:
         """The masks are made of magnitudes."""
         return frozenset({"magnitudes"})
 
-    def begin_task(self, task: TaskInfo, params: Parameters) -> None:
+    def begin_task(self, ctx: Context) -> None:
         """The first task is ordinary training."""
-        self._active, self._held = not task.first and self.quantile > 0.0, ()
+        self._active, self._held = not ctx.task.first and self.quantile > 0.0, ()
 
     @torch.no_grad()
-    def on_gradients(self, params: Parameters) -> None:
+    def on_gradients(self, ctx: Context) -> None:
         """Choose the step's rows; the others get no gradient, and their values are noted."""
         if not self._active:
             return
-        if params.magnitudes is None:
-            raise ValueError(
-                "MIGU needs the magnitudes of output units in Parameters.magnitudes, which the training "
-                "engine gathers for a method that needs magnitudes; found none."
-            )
-        held = held_back(params.magnitudes, self.quantile)
-        masked = [(p, m) for p, m in zip(params.tensors, held, strict=True) if m is not None]
+        held = held_back(ctx.magnitudes, self.quantile)
+        masked = [(p, m) for p, m in zip(ctx.params.tensors, held, strict=True) if m is not None]
         for p, mask in masked:
             if p.grad is not None:
                 p.grad.masked_fill_(mask, 0.0)
         self._held = [(p, m, p.detach().clone()) for p, m in masked] if self.mask == "update" else ()
 
     @torch.no_grad()
-    def on_update(self, params: Parameters) -> None:
+    def on_update(self, ctx: Context) -> None:
         """Put back what momentum or weight decay have moved all the same."""
         for p, mask, before in self._held:
             p.copy_(torch.where(mask, before, p))
         self._held = ()
-
-    def state(self) -> MethodState:
-        """Nothing to remember."""
-        return MethodState()
-
-    def load_state(self, state: MethodState) -> None:
-        """Nothing to take back."""
 
 
 def held_back(magnitudes: Sequence[Tensor | None], quantile: float) -> list[Tensor | None]:

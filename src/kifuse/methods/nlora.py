@@ -20,15 +20,14 @@ The penalty's gradient is added after the loss's gradient was clipped, once a st
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import field
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from kifuse.methods.base import SETTINGS, NotNegative
-from kifuse.methods.pairs import PairPenalty, PenaltyNotes, add_gradient, named_pairs
+from kifuse.methods.base import SETTINGS, Context, NotNegative
+from kifuse.methods.pairs import PairPenalty, add_gradient, named_pairs
 from kifuse.methods.parameters import Parameters
 
 
@@ -40,7 +39,6 @@ class NLoRA(PairPenalty):
     strength: NotNegative = 1e-5
     product: Literal["BA", "AB"] = "BA"
 
-    _notes: Any = field(default_factory=PenaltyNotes, init=False, repr=False)
     plain_first_task = False
 
     def check(self, params: Parameters) -> None:
@@ -66,9 +64,9 @@ class NLoRA(PairPenalty):
             yield (b @ a if self.product == "BA" else a @ b).abs().sum()
 
     @torch.no_grad()
-    def on_gradients(self, params: Parameters) -> None:
+    def on_gradients(self, ctx: Context) -> None:
         """Add the penalty's gradient, layer by layer."""
-        for _, pair in named_pairs(params) if self.strength else ():
+        for _, pair in named_pairs(ctx.params) if self.strength else ():
             a, b = pair.a.float(), pair.b.float()
             if self.product == "BA":
                 # d sum |(B A)_ij| / d A = B^T S,  / d B = S A^T,  with S = sign(B A)

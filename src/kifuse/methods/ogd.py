@@ -28,8 +28,7 @@ Paper: arXiv 1910.07104. Its values are for small image models; `per_task` and `
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import field
-from typing import Annotated, Any, Literal, final
+from typing import Annotated, Literal, final
 
 import torch
 from pydantic import Field
@@ -39,17 +38,12 @@ from torch import Tensor
 from kifuse.knowledge.basis import CappedBasis
 from kifuse.methods.base import (
     SETTINGS,
+    Context,
     Method,
-    MethodState,
     Need,
-    Parameters,
-    StepContext,
     TaskInfo,
-    kept_tensors,
-    kept_under,
-    prefixed,
-    unprefixed,
 )
+from kifuse.methods.kept import Kept, OfTask, Unsaved
 
 
 @final
@@ -61,10 +55,9 @@ class OGD(Method):
     basis: Annotated[int, Field(ge=0)] = 100
     project: Literal["update", "gradient"] = "update"
 
-    _names: Any = field(default=(), init=False, repr=False)
-    _basis: Any = field(default=None, init=False, repr=False)
-    _start: Any = field(default=None, init=False, repr=False)
-    _kept: Any = field(default=None, init=False, repr=False)
+    _basis: Kept[dict[str, Tensor] | None] = None
+    _start: OfTask[list[Tensor] | None] = None
+    _directions: Unsaved[CappedBasis]
 
     plain_first_task = False
 
@@ -77,42 +70,28 @@ class OGD(Method):
         """One pass over the examples whose gradients are kept."""
         return -(-min(self.per_task, task.examples) // task.batch_size) if self.basis else 0
 
-    def begin_task(self, task: TaskInfo, params: Parameters) -> None:
+    def begin_task(self, ctx: Context) -> None:
         """Take up the basis, and remember the parameters before the task."""
-        self._take_up(params)
-        self._start = params.clone() if len(self._basis) and self.project == "update" else None
-
-    def continue_task(self, task: TaskInfo, params: Parameters) -> None:
-        """Take up the basis and the parameters before the task, as `load_state` found them."""
-        kept = self._kept or {}
-        self._take_up(params)
-        projected = len(self._basis) and self.project == "update"
-        self._start = kept_under("start", kept, params) if projected else None
-
-    def _take_up(self, params: Parameters) -> None:
-        self._names = params.names
-        if self._basis is None:
-            self._basis = CappedBasis(params.count, self.basis, params.tensors[0].device)
-            kept = unprefixed("basis", self._kept or {})
-            if kept:
-                self._basis.load_state_dict(kept)
-        self._kept = None
+        self._directions = CappedBasis(ctx.params.count, self.basis, ctx.params.tensors[0].device)
+        if self._basis:
+            self._directions.load_state_dict(self._basis)
+            self._start = ctx.params.clone() if self.project == "update" else None
 
     @torch.no_grad()
-    def on_gradients(self, params: Parameters) -> None:
+    def on_gradients(self, ctx: Context) -> None:
         """Project the gradient: g <- g - V^T V g."""
-        if not len(self._basis):
+        if not len(self._directions):
             return
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params.tensors]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in ctx.params.tensors]
         for grad, piece in self._projected(grads):
             grad.copy_(piece)
 
     @torch.no_grad()
-    def on_update(self, params: Parameters) -> None:
+    def on_update(self, ctx: Context) -> None:
         """Project what the optimizer has made of it: theta <- theta_0 + P (theta - theta_0)."""
         if self._start is None:
             return
-        values = [p.detach() for p in params.tensors]
+        values = [p.detach() for p in ctx.params.tensors]
         moved = torch._foreach_sub(values, self._start)
         for (_, piece), value, start in zip(self._projected(moved), values, self._start, strict=True):
             value.copy_(start + piece)
@@ -120,26 +99,13 @@ class OGD(Method):
     def _projected(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Each tensor with its piece of the projection of all of them."""
         flat = torch.cat([t.float().flatten() for t in tensors])
-        pieces = self._basis.project_(flat).split([t.numel() for t in tensors])
+        pieces = self._directions.project_(flat).split([t.numel() for t in tensors])
         for tensor, piece in zip(tensors, pieces, strict=True):
             yield tensor, piece.view_as(tensor)
 
-    def end_task(self, task: TaskInfo, ctx: StepContext) -> None:
+    def end_task(self, ctx: Context) -> None:
         """Add the directions of the task's logits."""
-        self._start = None
         if self.basis:
-            share = self._basis.extend(ctx.logit_gradients(self.per_task))
-            ctx.event("basis", vectors=len(self._basis), kept_share=share)
-
-    def state(self) -> MethodState:
-        """The basis; in the middle of a task the parameters before it as well."""
-        if self._basis is None:
-            return MethodState(dict(self._kept or {}))
-        tensors = prefixed("basis", self._basis.state_dict()) if len(self._basis) else {}
-        if self._start is not None:
-            tensors |= kept_tensors("start", self._names, self._start)
-        return MethodState(tensors)
-
-    def load_state(self, state: MethodState) -> None:
-        """Take back the basis, and the parameters before a task in its middle."""
-        self._kept, self._basis, self._start = dict(state.tensors), None, None
+            share = self._directions.extend(ctx.logit_gradients(self.per_task))
+            ctx.event("basis", vectors=len(self._directions), kept_share=share)
+            self._basis = self._directions.state_dict() if len(self._directions) else None

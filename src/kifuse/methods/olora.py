@@ -17,15 +17,14 @@ The penalty's gradient is added after the loss's gradient was clipped, once a st
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import field
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from kifuse.methods.base import SETTINGS, NotNegative, StepContext, TaskInfo
-from kifuse.methods.pairs import Pair, PairPenalty, PenaltyNotes, add_gradient, named_pairs
+from kifuse.methods.base import SETTINGS, Context, NotNegative
+from kifuse.methods.pairs import Pair, PairPenalty, add_gradient, named_pairs
 from kifuse.methods.parameters import Parameters
 
 
@@ -37,8 +36,6 @@ class OLoRA(PairPenalty):
     orthogonality: NotNegative = 0.5
     penalty: Literal["squares", "absolute"] = "squares"
     norm: NotNegative = 0.0
-
-    _notes: Any = field(default_factory=PenaltyNotes, init=False, repr=False)
 
     @property
     def weight(self) -> float:
@@ -58,11 +55,11 @@ class OLoRA(PairPenalty):
                 yield pair, past_a, past_a @ pair.a.detach().float().mT
 
     @torch.no_grad()
-    def on_gradients(self, params: Parameters) -> None:
+    def on_gradients(self, ctx: Context) -> None:
         """Add the gradients of both penalties."""
         if not (self.orthogonality or self.norm):
             return
-        for pair, past_a, overlap in self._overlaps(params):
+        for pair, past_a, overlap in self._overlaps(ctx.params):
             # d sum m_kl^2 / d A_t = 2 m^T A_past,  d sum |m_kl| / d A_t = sign(m)^T A_past
             slope = 2.0 * overlap if self.penalty == "squares" else overlap.sign()
             add_gradient(pair.a, slope.mT @ past_a, self.orthogonality)
@@ -71,16 +68,16 @@ class OLoRA(PairPenalty):
                 length = p.norm()
                 add_gradient(p, torch.where(length > 0, p / length, 0.0), self.norm)
 
-    def on_step(self, ctx: StepContext) -> None:
+    def on_step(self, ctx: Context) -> None:
         """Log the second penalty beside the first."""
         super().on_step(ctx)
         size = self._norms(ctx.params) if ctx.logging else None
         if size is not None:
             ctx.log(norm_penalty=size, weighted_norm_penalty=self.norm * size)
 
-    def end_task(self, task: TaskInfo, ctx: StepContext) -> None:
+    def end_task(self, ctx: Context) -> None:
         """Put both penalties on record; of the second its size at the end."""
-        super().end_task(task, ctx)
+        super().end_task(ctx)
         size = self._norms(ctx.params)
         if size is not None:
             ctx.event("norm penalty", weight=self.norm, value=size, weighted=self.norm * size)

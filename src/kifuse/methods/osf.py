@@ -29,8 +29,7 @@ Paper: arXiv 2504.07097.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import field
-from typing import Any, Literal, NamedTuple, final
+from typing import Literal, NamedTuple, final
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -38,12 +37,9 @@ from torch import Tensor
 
 from kifuse.methods.base import (
     SETTINGS,
+    Context,
     Fraction,
     Method,
-    MethodState,
-    StepContext,
-    TaskInfo,
-    refuse_other_task,
 )
 from kifuse.methods.parameters import Parameters
 
@@ -67,9 +63,6 @@ class OSF(Method):
     growth: Fraction = 0.0
     project: Literal["update", "gradient"] = "update"
 
-    _task: Any = field(default=None, init=False, repr=False)
-    _marks: Any = field(default_factory=list, init=False, repr=False)
-
     renews = True
     plain_first_task = False
 
@@ -90,42 +83,26 @@ class OSF(Method):
                     "use kind osf."
                 )
 
-    def begin_task(self, task: TaskInfo, params: Parameters) -> None:
-        """Note which directions the task began with.
+    def begin_task(self, ctx: Context) -> None:
+        """Refuse anything but the factors of kind `osf`.
 
         Raises:
             ValueError: See `check`.
         """
-        self.check(params)
-        self._task, self._marks = task.name, _marks(params)
-
-    def continue_task(self, task: TaskInfo, params: Parameters) -> None:
-        """Go on if the matrices were decomposed as before, to the last bit.
-
-        Raises:
-            ValueError: The state is of another task, or the decomposition has come out otherwise.
-        """
-        refuse_other_task(self._task, task.name, middle=self._task is not None)
-        if self._marks != _marks(params):
-            raise ValueError(
-                f"the singular directions of task {task.name!r} are not those it began with: another "
-                "machine, number of threads or release of torch decomposes matrices otherwise in the last "
-                "bits. Go on where it began, or remove the run's folder 'checkpoint' to begin the task anew."
-            )
+        self.check(ctx.params)
 
     @torch.no_grad()
-    def on_update(self, params: Parameters) -> None:
+    def on_update(self, ctx: Context) -> None:
         """Project what the optimizer has made of the factors."""
         if self.project == "update":
-            for layer in _layers(params):
+            for layer in _layers(ctx.params):
                 # the columns of V_l^T are its rows
                 _project(layer.u, layer.u_kept, starts=_u_starts(layer))
                 _project(layer.v.mT, layer.v_kept.mT, starts=_v_starts(layer))
 
     @torch.no_grad()
-    def end_task(self, task: TaskInfo, ctx: StepContext) -> None:
+    def end_task(self, ctx: Context) -> None:
         """Put on record how many directions were frozen, and how much of the factors lies in them."""
-        self._task, self._marks = None, []
         trained = [layer.u.shape[1] for layer in _layers(ctx.params)]
         directions = [min(len(layer.u), layer.v.shape[1]) for layer in _layers(ctx.params)]
         outside = [
@@ -142,14 +119,6 @@ class OSF(Method):
             trained=sum(trained),
             in_frozen=float(torch.stack(outside).max()),
         )
-
-    def state(self) -> MethodState:
-        """In the middle of a task the sums that its directions are recognised by; otherwise nothing."""
-        return MethodState({}, {} if self._task is None else {"task": self._task, "marks": self._marks})
-
-    def load_state(self, state: MethodState) -> None:
-        """Take back the sums of a task's middle."""
-        self._task, self._marks = state.values.get("task"), list(state.values.get("marks", ()))
 
 
 def _layers(params: Parameters) -> Iterator[_Layer]:
@@ -189,9 +158,3 @@ def _outside(factor: Tensor, kept: Tensor, *, starts: bool) -> Tensor:
     inside = factor.detach().clone()
     _project(inside, kept, starts=starts)
     return (factor - inside).norm() / factor.norm()
-
-
-def _marks(params: Parameters) -> list[float]:
-    """A sum of each tensor that says where a factor may move: another in the last bit has another sum."""
-    sums = [kept.sum(dtype=torch.float64) for kept in params.past.values()]
-    return torch.stack(sums).tolist() if sums else []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from kifuse.methods.base import Method, MethodState, StepContext, TaskInfo
+from kifuse.methods.base import Context, Method
+from kifuse.methods.kept import OfTask
 from kifuse.methods.parameters import Parameters
 
 
@@ -46,19 +46,6 @@ def add_gradient(p: nn.Parameter, gradient: Tensor, weight: float) -> None:
         p.grad.add_(gradient.to(p.grad.dtype), alpha=weight)
 
 
-@dataclass
-class PenaltyNotes:
-    """The size of a penalty over a task's steps, before it is weighted; step 0 is the task's start."""
-
-    steps: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-
-    def add(self, step: int, value: float) -> None:
-        """Note it after a step."""
-        self.steps.append(step)
-        self.values.append(value)
-
-
 class PairPenalty(Method):
     """Base of the methods that train a fresh pair a task under a penalty, and keep the others frozen.
 
@@ -68,8 +55,8 @@ class PairPenalty(Method):
 
     stacks = True
 
-    _notes: Any
-    """A `PenaltyNotes`; each method has it as a field."""
+    _penalty: OfTask[tuple[list[int], list[float]] | None] = None
+    """Steps, and the size of the penalty after each of them, before it is weighted; step 0 is the start."""
 
     @property
     @abstractmethod
@@ -80,29 +67,24 @@ class PairPenalty(Method):
     def parts(self, params: Parameters) -> Iterator[Tensor]:
         """The penalty of each layer, before it is weighted; nothing in a task without a penalty."""
 
-    def begin_task(self, task: TaskInfo, params: Parameters) -> None:
+    def begin_task(self, ctx: Context) -> None:
         """Note the penalty of the fresh pairs."""
-        self._notes = PenaltyNotes()
-        self._note(0, params)
+        self._penalty = ([], [])
+        self._note(0, ctx.params)
 
-    def continue_task(self, task: TaskInfo, params: Parameters) -> None:
-        """Go on with what was noted."""
-
-    def on_step(self, ctx: StepContext) -> None:
+    def on_step(self, ctx: Context) -> None:
         """Note the penalty where the loss is logged, and log it beside the loss."""
         if ctx.logging:
             size = self._note(ctx.step, ctx.params)
             if size is not None:
                 ctx.log(penalty=size, weighted_penalty=self.weight * size)
 
-    def end_task(self, task: TaskInfo, ctx: StepContext) -> None:
+    def end_task(self, ctx: Context) -> None:
         """Put on record what was noted."""
-        notes, self._notes = self._notes, PenaltyNotes()
-        if notes.steps:
-            weighted = [self.weight * value for value in notes.values]
-            ctx.event(
-                "penalty", weight=self.weight, steps=notes.steps, values=notes.values, weighted=weighted
-            )
+        steps, values = self._penalty or ([], [])
+        if steps:
+            weighted = [self.weight * value for value in values]
+            ctx.event("penalty", weight=self.weight, steps=steps, values=values, weighted=weighted)
 
     @torch.no_grad()
     def _note(self, step: int, params: Parameters) -> float | None:
@@ -110,15 +92,7 @@ class PairPenalty(Method):
         if not parts:
             return None
         size = float(torch.stack(parts).sum())
-        self._notes.add(step, size)
+        steps, values = self._penalty or ([], [])
+        steps.append(step)
+        values.append(size)
         return size
-
-    def state(self) -> MethodState:
-        """In the middle of a task what was noted; at its end nothing, as the pairs are in the adapter."""
-        notes = self._notes
-        return MethodState({}, {"penalty": [notes.steps, notes.values]} if notes.steps else {})
-
-    def load_state(self, state: MethodState) -> None:
-        """Take back what was noted in the middle of a task."""
-        steps, values = state.values.get("penalty", ([], []))
-        self._notes = PenaltyNotes(list(steps), list(values))

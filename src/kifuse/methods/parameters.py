@@ -28,14 +28,6 @@ class Parameters:
         all other methods."""
         self.names: tuple[str, ...] = tuple(name for name, _ in pairs)
         self.tensors: list[nn.Parameter] = [p for _, p in pairs]
-        self.squares: list[Tensor] | None = None
-        """Sum over the step's examples j of the squared g_j, each g_j the example's share of the step's
-        gradient (sum_j g_j = g); in the shapes of the parameters, valid from `on_gradients` to `on_update`
-        for a method that needs `squares`, None elsewhere."""
-        self.magnitudes: list[Tensor | None] | None = None
-        """n_j = sum over the step's real tokens of |y_j|, for each output unit j of each trainable linear
-        weight: float32, `(out, 1)` for a weight `(out, in)`, `(1, out)` for a transposed one; None for any
-        other parameter. Valid from `on_gradients` to `on_update` for a method that needs `magnitudes`."""
 
     @property
     def pairs(self) -> Iterable[tuple[str, nn.Parameter]]:
@@ -63,7 +55,7 @@ class Parameters:
 
     @torch.no_grad()
     def means(self, values: Sequence[Tensor]) -> Tensor:
-        """The mean of each parameter's values, for `StepContext.measure`.
+        """The mean of each parameter's values, for `Context.measure`.
 
         Args:
             values: One tensor per parameter, each broadcastable to the parameter's shape (booleans too).
@@ -79,7 +71,7 @@ class Parameters:
     def moved_from(self, previous: Sequence[Tensor]) -> Tensor:
         """How far each parameter is from earlier values, as the mean over its scalars.
 
-        Made for `StepContext.measure`.
+        Made for `Context.measure`.
 
         Args:
             previous: One tensor per parameter, of its shape; each is compared on its own device.

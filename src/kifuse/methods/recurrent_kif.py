@@ -49,7 +49,6 @@ schedule may have brought to 0.
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import Annotated, Any, Literal, final
 
 import torch
@@ -63,15 +62,15 @@ from kifuse.knowledge.importance import ImportanceTracker
 from kifuse.knowledge.selection import interpolated_fraction, scope_groups, thresholds
 from kifuse.methods.base import (
     SETTINGS,
+    Context,
     Fraction,
     Method,
-    MethodState,
     OldData,
     Parameters,
     Positive,
-    StepContext,
     TaskInfo,
 )
+from kifuse.methods.kept import OfTask
 from kifuse.methods.rounds import Mask, Rounds, above, part_of
 from kifuse.methods.shown import MOVED, Event, Series, Shown
 
@@ -105,9 +104,8 @@ class RecurrentKIF(Method):
     importance_share: Fraction = 0.9
     scope: Literal["global", "module", "layer"] = "global"
 
-    _task: Any = field(default=None, init=False, repr=False)
-    _names: Any = field(default=(), init=False, repr=False)
-    _saved: Any = field(default=None, init=False, repr=False)
+    _gathered: OfTask[Any] = None
+    """A `Rounds`; None in the first task, where there is nothing to fuse with."""
 
     shown = Shown(
         series=(
@@ -186,25 +184,12 @@ class RecurrentKIF(Method):
         """M memory steps a round, from the second task on."""
         return 0 if task.first else -(-task.steps // self.inner_steps) * self.outer_steps
 
-    def begin_task(self, task: TaskInfo, params: Parameters) -> None:
+    def begin_task(self, ctx: Context) -> None:
         """Start the first round; on the first task there is nothing to fuse with."""
-        self._saved, self._names = None, params.names
-        self._task = None if task.first else self._begin(task, params)
-
-    def continue_task(self, task: TaskInfo, params: Parameters) -> None:
-        """Take the task up where `state` was asked for.
-
-        Raises:
-            ValueError: The state is of another task, of other parameters or not of a task's middle.
-        """
-        saved = self._saved
-        self.begin_task(task, params)
-        if self._task is not None:
-            self._task.resume(saved or MethodState(), params)
-
-    def _begin(self, task: TaskInfo, params: Parameters) -> Rounds:
-        return Rounds(
-            task=task.name,
+        params = ctx.params
+        if ctx.task.first:
+            return
+        self._gathered = Rounds(
             inner=self._new_tracker(params, self.alpha_inner),
             # the paper's a2 weighs the new value, the tracker's the old one
             outer=self._new_tracker(params, 1.0 - self.alpha_outer),
@@ -223,26 +208,26 @@ class RecurrentKIF(Method):
             uncertainty=self.score == "uncertainty",
         )
 
-    def on_gradients(self, params: Parameters) -> None:
+    def on_gradients(self, ctx: Context) -> None:
         """Read the inner importance (Eq. 3-4)."""
-        if self._task is not None:
-            self._task.inner.update(params.tensors, params.grads)
+        if self._gathered is not None:
+            self._gathered.inner.update(ctx.params.tensors, ctx.params.grads)
 
-    def on_step(self, ctx: StepContext) -> None:
+    def on_step(self, ctx: Context) -> None:
         """Close the round after Q inner steps, and at the end of the task."""
-        if self._task is None or not ctx.memory_size:
+        if self._gathered is None or not ctx.memory_size:
             return
-        last = ctx.step == ctx.total_steps
+        last = ctx.step == ctx.task.steps
         if ctx.step % self.inner_steps == 0 or last:
-            self._task.rates.append(ctx.lr)
+            self._gathered.rates.append(ctx.lr)
             if self.rounds == "many" or last:
                 self._close_round(ctx)
-        if ctx.logging and self._task.fused_at:
+        if ctx.logging and self._gathered.fused_at:
             self._log_masks(ctx)
 
     @torch.no_grad()
-    def _close_round(self, ctx: StepContext) -> None:
-        task, params = self._task, ctx.params
+    def _close_round(self, ctx: Context) -> None:
+        task, params = self._gathered, ctx.params
         inner_end = FlatCopy(params.tensors)
         self._outer_loop(ctx)
         if self.masks == "none":
@@ -256,29 +241,29 @@ class RecurrentKIF(Method):
         task.inner.reset()
         ctx.log(fusions=len(task.fused_at))
 
-    def _log_masks(self, ctx: StepContext) -> None:
+    def _log_masks(self, ctx: Context) -> None:
         """Log the means of the masks and their product, over all parameters and the rounds so far."""
-        task = self._task
+        task = self._gathered
         scalars = ctx.params.count * len(task.fused_at)
         mask_in, mask_out, both = (task.mask_means * task.sizes).sum(dim=1).tolist()
         ctx.log(mask_in=mask_in / scalars, mask_out=mask_out / scalars, mask_overlap=both / scalars)
 
-    def _outer_loop(self, ctx: StepContext) -> None:
+    def _outer_loop(self, ctx: Context) -> None:
         """Take the memory steps, M for each Q inner steps, and read their importance (Eq. 6-7)."""
-        read = None if self.outer_importance == "static" and self._task.fused_at else self._read_outer
-        for rate in self._task.rates:
+        read = None if self.outer_importance == "static" and self._gathered.fused_at else self._read_outer
+        for rate in self._gathered.rates:
             lr = rate if self.outer_lr is None else self.outer_lr
             for _ in range(self.outer_steps):
                 with torch.enable_grad():
                     ctx.memory_step(lr=lr, optimizer=self.outer_optimizer, before=read)
-        self._task.rates.clear()
+        self._gathered.rates.clear()
 
     def _read_outer(self, params: Parameters) -> None:
-        self._task.outer.update(params.tensors, params.grads)
+        self._gathered.outer.update(params.tensors, params.grads)
 
     def _masks(self) -> tuple[Mask, Mask]:
         """The masks of the round (Eq. 8), or what stands in their place."""
-        row_in, row_out = self._task.inner.flat_scores(), self._task.outer.flat_scores()
+        row_in, row_out = self._gathered.inner.flat_scores(), self._gathered.outer.flat_scores()
         if self.masks == "soft":
             soft_in, soft_out = soft_masks(row_in, row_out, tau=self.tau)
             return part_of(soft_in), part_of(soft_out)
@@ -288,7 +273,7 @@ class RecurrentKIF(Method):
 
     def _select(self, row: Tensor) -> Mask:
         """Eq. 8: 1 where the importance lies above the threshold, else 0."""
-        by_share, task = self.threshold == "share", self._task
+        by_share, task = self.threshold == "share", self._gathered
         fraction = 1.0 - self.quantile
         if self.threshold == "interpolated":
             fraction = interpolated_fraction(row.numel(), self.quantile)
@@ -300,18 +285,21 @@ class RecurrentKIF(Method):
         )
         return above(row, limits)
 
-    def end_task(self, task: TaskInfo, ctx: StepContext) -> None:
+    def end_task(self, ctx: Context) -> None:
         """Fuse what training that ended early left unfused, and record what the fusions were."""
-        if self._task is not None and ctx.memory_size and ctx.step > max(self._task.fused_at, default=0):
+        if (
+            self._gathered is not None
+            and ctx.memory_size
+            and ctx.step > max(self._gathered.fused_at, default=0)
+        ):
             if ctx.step % self.inner_steps:
-                self._task.rates.append(ctx.lr)
+                self._gathered.rates.append(ctx.lr)
             self._close_round(ctx)
-        if self._task is not None and self._task.fused_at:
+        if self._gathered is not None and self._gathered.fused_at:
             self._record(ctx)
-        self._task = None
 
-    def _record(self, ctx: StepContext) -> None:
-        task, rounds = self._task, len(self._task.fused_at)
+    def _record(self, ctx: Context) -> None:
+        task, rounds = self._gathered, len(self._gathered.fused_at)
         mask_in, mask_out, both = task.mask_means / rounds
         ctx.event(
             "fusions",
@@ -330,13 +318,3 @@ class RecurrentKIF(Method):
             mask_both=both,
             moved=ctx.params.moved_from(task.task_start),
         )
-
-    def state(self) -> MethodState:
-        """In the middle of a task, all it has gathered. At its end the weights and the memory are all."""
-        if self._task is not None:
-            return self._task.state(self._names)
-        return self._saved or MethodState()
-
-    def load_state(self, state: MethodState) -> None:
-        """Take back what `state` gave; `continue_task` goes on from it."""
-        self._task, self._saved = None, state if state.values else None

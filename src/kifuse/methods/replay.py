@@ -11,7 +11,7 @@ from typing import final
 
 from pydantic.dataclasses import dataclass
 
-from kifuse.methods.base import SETTINGS, Method, MethodState, OldData
+from kifuse.methods.base import SETTINGS, Method, OldData
 
 
 @final
@@ -23,10 +23,3 @@ class Replay(Method):
     def old_data(self) -> OldData:
         """Memory examples are mixed into the current task's batches."""
         return "mixed"
-
-    def state(self) -> MethodState:
-        """Nothing beyond the memory buffer, which the engine keeps."""
-        return MethodState()
-
-    def load_state(self, state: MethodState) -> None:
-        """Nothing to take back."""

@@ -6,8 +6,9 @@ round is fused chunk by chunk, so that nothing else grows with the number of par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,15 +16,7 @@ from torch import Tensor
 from kifuse.knowledge.chunks import Chunk, FlatCopy, Window, chunk_size, cut, split
 from kifuse.knowledge.fusion import masked_sum
 from kifuse.knowledge.importance import ImportanceTracker
-from kifuse.methods.base import (
-    MethodState,
-    Parameters,
-    kept_tensors,
-    kept_under,
-    prefixed,
-    refuse_other_task,
-    unprefixed,
-)
+from kifuse.methods.parameters import Parameters
 
 Mask = Tensor | Callable[[Chunk], Tensor]
 """Factors of a task vector: one number for all scalars, or the numbers of a chunk's."""
@@ -39,7 +32,6 @@ class Rounds:
     """What is gathered over the rounds of one task.
 
     Attributes:
-        task: Its name.
         inner: I_in, of the round.
         outer: I_out, of the task.
         start: theta_b.
@@ -51,7 +43,6 @@ class Rounds:
         score_means: Means of I_in and I_out over each parameter, of the last round.
     """
 
-    task: str
     inner: ImportanceTracker
     outer: ImportanceTracker
     start: FlatCopy
@@ -131,27 +122,34 @@ class Rounds:
         self.score_means = torch.stack([sums(row, self.shapes) for row in rows]) / self.sizes
         self.mask_means = means if self.mask_means is None else self.mask_means + means
 
-    def state(self, names: tuple[str, ...]) -> MethodState:
-        """Everything from which `resume` goes on."""
-        tensors = prefixed("inner", self.inner.state_dict()) | prefixed("outer", self.outer.state_dict())
-        tensors |= kept_tensors("start", names, [view.clone() for view in self.start.views])
-        tensors |= kept_tensors("task_start", names, self.task_start)
+    def state_dict(self) -> dict[str, Any]:
+        """Everything from which `load_state_dict` goes on: tensors, and counts as JSON."""
+        found: dict[str, Any] = {"rates": list(self.rates), "fused_at": list(self.fused_at)}
+        for part in ("inner", "outer"):
+            found |= {f"{part}.{name}": t for name, t in getattr(self, part).state_dict().items()}
+        for part, tensors in (("start", self.start.views), ("task_start", self.task_start)):
+            found |= {f"{part}.{place}": tensor.clone() for place, tensor in enumerate(tensors)}
         if self.mask_means is not None and self.score_means is not None:
-            tensors |= {"mask_means": self.mask_means, "score_means": self.score_means}
-        values = {"task": self.task, "rates": list(self.rates), "fused_at": list(self.fused_at)}
-        return MethodState(tensors, values)
+            found |= {"mask_means": self.mask_means, "score_means": self.score_means}
+        return found
 
-    def resume(self, state: MethodState, params: Parameters) -> None:
-        """Take back what `state` gave."""
-        refuse_other_task(state.values.get("task"), self.task)
-        self.inner.load_state_dict(unprefixed("inner", state.tensors))
-        self.outer.load_state_dict(unprefixed("outer", state.tensors))
-        self.start.take(kept_under("start", state.tensors, params))
-        self.task_start = [tensor.cpu() for tensor in kept_under("task_start", state.tensors, params)]
-        self.rates, self.fused_at = list(state.values["rates"]), list(state.values["fused_at"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave.
+
+        Raises:
+            ValueError: It is of other parameters.
+        """
+        for part in ("inner", "outer"):
+            start = f"{part}."
+            found = {n.removeprefix(start): t for n, t in state.items() if n.startswith(start)}
+            getattr(self, part).load_state_dict(found)
+        places = range(len(self.shapes))
+        self.start.take([state[f"start.{place}"] for place in places])
+        self.task_start = [state[f"task_start.{place}"].cpu() for place in places]
+        self.rates, self.fused_at = list(state["rates"]), list(state["fused_at"])
         if self.fused_at:
-            self.mask_means = state.tensors["mask_means"].to(self.sizes.device)
-            self.score_means = state.tensors["score_means"].to(self.sizes.device)
+            self.mask_means = state["mask_means"].to(self.sizes.device)
+            self.score_means = state["score_means"].to(self.sizes.device)
 
 
 def above(row: Tensor, thresholds: Tensor) -> Callable[[Chunk], Tensor]:

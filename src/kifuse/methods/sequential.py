@@ -9,17 +9,10 @@ from typing import final
 
 from pydantic.dataclasses import dataclass
 
-from kifuse.methods.base import SETTINGS, Method, MethodState
+from kifuse.methods.base import SETTINGS, Method
 
 
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class Sequential(Method):
     """Ordinary training on each task in turn (SeqLoRA)."""
-
-    def state(self) -> MethodState:
-        """Nothing to remember."""
-        return MethodState()
-
-    def load_state(self, state: MethodState) -> None:
-        """Nothing to take back."""

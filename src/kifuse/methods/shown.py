@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Series:
-    """What `StepContext.measure` takes: one number for each trainable tensor. The page shows it by layers.
+    """What `Context.measure` takes: one number for each trainable tensor. The page shows it by layers.
 
     Attributes:
         name: Its name in `measure`.
@@ -39,7 +39,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Event:
-    """What `StepContext.event` takes: something that happened once.
+    """What `Context.event` takes: something that happened once.
 
     Attributes:
         kind: Its kind in `event`.
@@ -61,7 +61,7 @@ class Shown:
     Attributes:
         series: In the order of the page.
         events: Those that mean more than their name and values, which the page lists for every event.
-        logged: For a number of `StepContext.log`, the text that the terminal shows while training goes on.
+        logged: For a number of `Context.log`, the text that the terminal shows while training goes on.
     """
 
     series: tuple[Series, ...] = ()

@@ -21,14 +21,14 @@ There is no floor under lambda(i), which a public package puts at 0.1.
 from __future__ import annotations
 
 import math
-from dataclasses import field
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from kifuse.methods.base import SETTINGS, Method, MethodState, StepContext, TaskInfo, refuse_other_task
+from kifuse.methods.base import SETTINGS, Context, Method
+from kifuse.methods.kept import Kept, OfTask
 from kifuse.methods.pairs import Pair, named_pairs
 from kifuse.methods.parameters import Parameters
 
@@ -41,9 +41,8 @@ class SLAO(Method):
     start: Literal["last-fine-tuned", "merged"] = "last-fine-tuned"
     keep_function: bool = False
 
-    _task: Any = field(default=None, init=False, repr=False)
-    _tuned: Any = field(default_factory=dict, init=False, repr=False)
-    _merged: Any = field(default_factory=dict, init=False, repr=False)
+    _tuned: Kept[dict[str, Tensor] | None] = None
+    _merged: OfTask[dict[str, Tensor] | None] = None
 
     def check(self, params: Parameters) -> None:
         """Refuse anything but LoRA pairs.
@@ -72,71 +71,40 @@ class SLAO(Method):
                 )
 
     @torch.no_grad()
-    def begin_task(self, task: TaskInfo, params: Parameters) -> None:
+    def begin_task(self, ctx: Context) -> None:
         """Keep the merged B, and start from the last fine-tuned pair, from the second task on.
 
         Raises:
             ValueError: See `check`.
         """
-        self.check(params)
-        self._task = task.name
-        if task.first:
+        self.check(ctx.params)
+        if ctx.task.first:
             return
-        self._merged = {name: pair.b.detach().clone() for name, pair in named_pairs(params)}
-        for name, pair in named_pairs(params):
+        tuned, pairs = self._tuned or {}, dict(named_pairs(ctx.params))
+        merged = self._merged = {name: pair.b.detach().clone() for name, pair in pairs.items()}
+        for name, pair in pairs.items():
             # after the first task B_ft is the merged B
-            tuned = self._tuned.get(name, self._merged[name]).to(pair.b.device)
-            b = tuned if self.start == "last-fine-tuned" else self._merged[name]
+            last = tuned.get(name, merged[name])
+            b = last if self.start == "last-fine-tuned" else merged[name]
             _start(pair, b, keep_function=self.keep_function)
-        self._tuned = {}
-
-    def continue_task(self, task: TaskInfo, params: Parameters) -> None:
-        """Go on with the merged B that `load_state` found.
-
-        Raises:
-            ValueError: The state is of another task, of other parameters or not of a task's middle.
-        """
-        refuse_other_task(self.state().values.get("task"), task.name)
-        wanted = {} if task.first else {name: pair.b for name, pair in named_pairs(params)}
-        shapes = [{name: b.shape for name, b in each.items()} for each in (self._merged, wanted)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"the method's state holds {len(self._merged)} merged matrices, expected {len(wanted)} of "
-                "the model's shapes; training goes on only from the model and state of one moment."
-            )
-        self._merged = {name: self._merged[name].to(b.device) for name, b in wanted.items()}
+        self._tuned = None
 
     @torch.no_grad()
-    def end_task(self, task: TaskInfo, ctx: StepContext) -> None:
+    def end_task(self, ctx: Context) -> None:
         """Merge: B_merge + lambda(i) (B_ft - B_merge) with the newest A."""
-        weight = 1.0 / math.sqrt(task.index + 1)
-        self._task = None
-        if task.first:
-            return  # lambda(1) = 1: the fine-tuned pair is the merged one
-        self._tuned = {name: pair.b.detach().clone() for name, pair in named_pairs(ctx.params)}
-        for name, pair in named_pairs(ctx.params):
-            pair.b.copy_(torch.lerp(self._merged[name], self._tuned[name], weight))
+        if self._merged is None:
+            return  # lambda(1) = 1: the fine-tuned pair of the first task is the merged one
+        weight = 1.0 / math.sqrt(ctx.task.index + 1)
+        pairs = dict(named_pairs(ctx.params))
+        tuned = self._tuned = {name: pair.b.detach().clone() for name, pair in pairs.items()}
+        for name, pair in pairs.items():
+            pair.b.copy_(torch.lerp(self._merged[name], tuned[name], weight))
         ctx.event("merge", weight_of_new=weight, drift=self._drift(ctx.params))
-        self._merged = {}
 
     def _drift(self, params: Parameters) -> float:
         """How far training took the rows of A from orthonormal: the largest |A A^T - I| over the layers."""
         grams = [_gram(pair.a) for _, pair in named_pairs(params)]
         return max(float((gram - torch.eye(len(gram))).abs().max()) for gram in grams)
-
-    def state(self) -> MethodState:
-        """B_ft at the end of a task but the first; B_merge in its middle. Neither grows with T."""
-        tensors = {f"tuned.{name}": b for name, b in self._tuned.items()}
-        tensors |= {f"merged.{name}": b for name, b in self._merged.items()}
-        return MethodState(tensors, {} if self._task is None else {"task": self._task})
-
-    def load_state(self, state: MethodState) -> None:
-        """Take back the last fine-tuned B, or the merged one."""
-        self._task = state.values.get("task")
-        self._tuned, self._merged = (
-            {name.partition(".")[2]: b for name, b in state.tensors.items() if name.startswith(f"{kind}.")}
-            for kind in ("tuned", "merged")
-        )
 
 
 def _start(pair: Pair, b: Tensor, *, keep_function: bool) -> None:

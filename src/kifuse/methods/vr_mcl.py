@@ -40,8 +40,7 @@ ten more in it; between tasks one number a tensor.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field
-from typing import Annotated, Any, final
+from typing import Annotated, final
 
 import torch
 from pydantic import Field
@@ -50,21 +49,17 @@ from torch import Tensor
 
 from kifuse.methods.base import (
     SETTINGS,
+    Context,
     Method,
-    MethodState,
     Need,
     NotNegative,
     OldData,
     Past,
     Positive,
-    StepContext,
     TaskInfo,
-    kept_tensors,
-    kept_under,
-    refuse_other_task,
 )
-from kifuse.methods.parameters import Parameters
-from kifuse.methods.passes import Batch, Passes
+from kifuse.methods.context import Batch
+from kifuse.methods.kept import Kept, OfTask
 
 Tensors = list[Tensor]
 
@@ -81,12 +76,9 @@ class VRMCL(Method):
     momentum: Past = 0.15
     clip: Positive | None = 1.0
 
-    _task: Any = field(default=None, init=False, repr=False)
-    _names: Any = field(default=(), init=False, repr=False)
-    _rates: Any = field(default=None, init=False, repr=False)
-    _momentum: Any = field(default=None, init=False, repr=False)
-    _before: Any = field(default=None, init=False, repr=False)
-    _saved: Any = field(default=None, init=False, repr=False)
+    _rates: Kept[Tensor]
+    _momentum: OfTask[list[Tensor] | None] = None
+    _before: OfTask[list[Tensor] | None] = None
 
     @property
     def old_data(self) -> OldData:
@@ -106,46 +98,31 @@ class VRMCL(Method):
         inner = -(-task.batch_size // self.inner_size)
         return task.steps * points * ((2 if self.second_order else 1) + 2 * inner)
 
-    def begin_task(self, task: TaskInfo, params: Parameters) -> None:
-        """Carry alpha on, start the variance reduction anew."""
-        self._names, self._saved = params.names, None
-        self._task = None if task.first else task.name
-        self._momentum = self._before = None
-        first, count = params.tensors[0], len(params.tensors)
+    def begin_task(self, ctx: Context) -> None:
+        """Carry alpha on; the variance reduction starts anew.
+
+        Raises:
+            ValueError: alpha was learned for other parameters.
+        """
+        first, count = ctx.params.tensors[0], len(ctx.params.tensors)
         if self._rates is not None and len(self._rates) != count:
             raise ValueError(
                 f"the method's state has inner rates of {len(self._rates)} tensors, the model {count}; they "
                 "can be carried on only with the same trainable parameters."
             )
-        if self._rates is None and not task.first:
-            self._rates = torch.full((count,), self.alpha, dtype=_wide(first))
-        if self._rates is not None:
-            self._rates = self._rates.to(first.device)
+        if self._rates is None and not ctx.task.first:
+            self._rates = torch.full((count,), self.alpha, dtype=_wide(first), device=first.device)
 
-    def continue_task(self, task: TaskInfo, params: Parameters) -> None:
-        """Go on with the m and the weights of the step before, as `load_state` found them.
-
-        Raises:
-            ValueError: The state is not of this task's middle, or of other parameters.
-        """
-        saved = self._saved or MethodState()
-        self.begin_task(task, params)
-        if self._task is not None:
-            refuse_other_task(saved.values.get("task"), task.name)
-        if saved.values.get("begun"):
-            self._momentum = kept_under("momentum", saved.tensors, params)
-            self._before = kept_under("before", saved.tensors, params)
-
-    def on_batch(self, ctx: StepContext) -> None:
+    def on_gradients(self, ctx: Context) -> None:
         """Replace the gradient by m_t, and take a step on alpha."""
-        if self._task is None or not ctx.memory_size:
+        if ctx.task.first or not ctx.memory_size or self._rates is None:
             return
-        batch, memory = ctx.passes.step_batch(), ctx.passes.draw_memory()
+        batch, memory = ctx.step_batch(), ctx.draw_memory()
         now = ctx.params.clone()
-        gradient, rates = self._hypergradient(ctx.passes, now, batch, memory)
+        gradient, rates = self._hypergradient(ctx, now, batch, memory)
         with torch.no_grad():
-            if self._momentum is not None:
-                old, _ = self._hypergradient(ctx.passes, self._before, batch, memory)
+            if self._momentum is not None and self._before is not None:
+                old, _ = self._hypergradient(ctx, self._before, batch, memory)
                 # m_t = g_t(theta_t) + c (m_{t-1} - g_t(theta_{t-1}))
                 drift = torch._foreach_sub(self._momentum, old)
                 gradient = list(torch._foreach_add(gradient, drift, alpha=self.momentum))
@@ -159,35 +136,35 @@ class VRMCL(Method):
             if self.momentum:
                 self._momentum, self._before = gradient, now
             self._rates = (self._rates - self.alpha_lr * rates).clamp_(min=0.0)
-        ctx.passes.clip()
+        ctx.clip()
 
     def _hypergradient(
-        self, passes: Passes, theta: Sequence[Tensor], batch: Batch, memory: Batch
+        self, ctx: Context, theta: Sequence[Tensor], batch: Batch, memory: Batch
     ) -> tuple[Tensors, Tensor]:
         """g_t(theta), and h: the derivative by alpha, `(tensors,)`."""
         order = self._second if self.second_order else self._first
-        gradient, rates = order(passes, theta, batch, memory)
+        gradient, rates = order(ctx, theta, batch, memory)
         return self._bounded(gradient), self._bounded([rates])[0]
 
     @torch.no_grad()
     def _first(
-        self, passes: Passes, theta: Sequence[Tensor], batch: Batch, memory: Batch
+        self, ctx: Context, theta: Sequence[Tensor], batch: Batch, memory: Batch
     ) -> tuple[Tensors, Tensor]:
         """First order: the inner gradients are constants."""
         phi, gone = list(theta), [torch.zeros_like(each) for each in theta]
         total, rates = [torch.zeros_like(each) for each in theta], torch.zeros_like(self._rates)
         for k, part in enumerate(batch.split(self.inner_size)):
-            inner = self._clamped(passes.gradient(part, at=phi, noise=2 * k))
+            inner = self._clamped(ctx.gradient(part, at=phi, noise=2 * k))
             gone = [a + b for a, b in zip(gone, inner, strict=True)]
             phi = self._moved(phi, inner, self._rates)
-            outer = passes.gradient(batch + memory, at=phi, noise=2 * k + 1)
+            outer = ctx.gradient(batch + memory, at=phi, noise=2 * k + 1)
             torch._foreach_add_(total, outer)
             rates -= torch.stack([(a * b).sum().to(rates) for a, b in zip(outer, gone, strict=True)])
         return total, rates
 
     @torch.enable_grad()
     def _second(
-        self, passes: Passes, theta: Sequence[Tensor], batch: Batch, memory: Batch
+        self, ctx: Context, theta: Sequence[Tensor], batch: Batch, memory: Batch
     ) -> tuple[Tensors, Tensor]:
         """Second order: through the inner gradients."""
         leaves = [each.detach().requires_grad_() for each in theta]
@@ -195,9 +172,9 @@ class VRMCL(Method):
         phi: Tensors = list(leaves)
         losses = []
         for k, part in enumerate(batch.split(self.inner_size)):
-            inner = self._clamped(passes.gradient(part, at=phi, noise=2 * k, create_graph=True))
+            inner = self._clamped(ctx.gradient(part, at=phi, noise=2 * k, create_graph=True))
             phi = self._moved(phi, inner, rates)
-            losses.append(passes.loss(batch + memory, at=phi, noise=2 * k + 1))
+            losses.append(ctx.batch_loss(batch + memory, at=phi, noise=2 * k + 1))
         grads = torch.autograd.grad(torch.stack(losses).sum(), [*leaves, rates])
         return list(grads[:-1]), grads[-1]
 
@@ -219,32 +196,15 @@ class VRMCL(Method):
         factor = (self.clip / norm).clamp(max=1.0)
         return [v * factor.to(v.dtype) for v in values]
 
-    def end_task(self, task: TaskInfo, ctx: StepContext) -> None:
-        """Record what alpha has become; m and the weights before are forgotten."""
-        if self._task is not None:
+    def end_task(self, ctx: Context) -> None:
+        """Record what alpha has become."""
+        if not ctx.task.first and self._rates is not None:
             order = "second" if self.second_order else "first"
             low, high = torch.aminmax(self._rates)
             ctx.event(
                 "inner rates", order=order, mean=float(self._rates.mean()), min=float(low), max=float(high)
             )
             ctx.measure(inner_rate=self._rates)
-        self._task = self._momentum = self._before = None
-
-    def state(self) -> MethodState:
-        """alpha; in the middle of a task also m and the weights before the last step."""
-        if self._rates is None:
-            return self._saved or MethodState()
-        tensors, begun = {"rates": self._rates}, self._momentum is not None
-        if begun:
-            tensors |= kept_tensors("momentum", self._names, self._momentum)
-            tensors |= kept_tensors("before", self._names, self._before)
-        values = {"begun": begun} if self._task is None else {"begun": begun, "task": self._task}
-        return MethodState(tensors, values)
-
-    def load_state(self, state: MethodState) -> None:
-        """Take back what `state` gave; `continue_task` goes on from it."""
-        self._task = self._momentum = self._before = None
-        self._rates, self._saved = state.tensors.get("rates"), state if state.values else None
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -16,11 +16,10 @@ from kifuse.models.stack import frozen_pairs
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.context import TrainerContext
 from kifuse.training.guard import MAX_BAD_STEPS, Guard, drop_gradients, largest_gradients
-from kifuse.training.magnitudes import StepMagnitudes
-from kifuse.training.passes import StepInputs
 from kifuse.training.refusals import refuse, refuse_other_precision, refuse_parameters, refuse_shards
+from kifuse.training.services import Service, open_services
 from kifuse.training.shards import Shards
-from kifuse.training.squares import StepSquares
+from kifuse.training.state_folder import copied
 from kifuse.training.taps import Taps
 
 
@@ -68,9 +67,7 @@ class MethodCallback(TrainerCallback):
         self.guard = Guard(max_bad_steps)
         self._healthy = True
         self._taps: Taps | None = None
-        self._squares: StepSquares | None = None
-        self._magnitudes: StepMagnitudes | None = None
-        self._inputs: StepInputs | None = None
+        self._services: dict[str, Service] = {}
 
     def attach(self, trainer: Any) -> None:
         """Give the callback its Trainer, and refuse set-ups in which methods cannot work.
@@ -97,45 +94,44 @@ class MethodCallback(TrainerCallback):
         refuse_parameters(self.method, params)
         self._release()
         taps = self._taps = Taps(self.trainer)
-        if "squares" in self.method.needs:
-            self._squares = StepSquares(taps, model, params)
-        if "magnitudes" in self.method.needs:
-            self._magnitudes = StepMagnitudes(taps, model, params)
         self.guard.watch(taps, shards.own)
-        if "batch" in self.method.needs:
-            self._inputs = StepInputs(taps, model, curvature="curvature" in self.method.needs)
-        self.context = self._new_context(shards)
-        self.context.total_steps = state.max_steps
-        self.context.heard = self.heard
+        self._services = open_services(self.method.needs, taps, model, params)
         self.task = TaskInfo(self.index, self.name, state.max_steps, self._batch_size(args))
-        self._begin(self.task, self.context)
+        self.context = self._new_context(shards, self.task)
+        self.context.heard = self.heard
+        self._begin(self.context)
 
     def _batch_size(self, args: Any) -> int:
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
-    def _new_context(self, shards: Shards) -> TrainerContext:
-        return TrainerContext(self.trainer, shards, self.memory, guard=self.guard, examples=self.examples)
+    def _new_context(self, shards: Shards, task: TaskInfo) -> TrainerContext:
+        return TrainerContext(
+            self.trainer, shards, self.memory, task=task, guard=self.guard, examples=self.examples
+        )
 
-    def _begin(self, task: TaskInfo, context: TrainerContext) -> None:
+    def _begin(self, context: TrainerContext) -> None:
         with context.shards.whole() as params:
             if self.resume is None:
-                return self.method.begin_task(task, params)
+                self.method.take_up(params)
+                self.method.begin_task(context)
+                return
             (method, training), self.resume = self.resume, None
-            context.load_state(training)
-            self.method.load_state(method)
+            weights = params.clone()
             try:
-                self.method.continue_task(task, params)
+                self.method.load_state(copied(method, params.tensors[0].device))
+                self.method.take_up(params)
+                self.method.begin_task(context)
+                # as they were saved, whatever beginning has made of them
+                params.assign(weights)
+                self.method.go_on(method, params)
+                context.load_state(training)
             except ValueError as error:
-                raise RunError(f"task {task.name!r}, in its middle: {error}") from error
+                raise RunError(f"task {context.task.name!r}, in its middle: {error}") from error
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget what memory steps left in the hooks."""
-        if self._squares is not None:
-            self._squares.clear()
-        if self._magnitudes is not None:
-            self._magnitudes.clear()
-        if self._inputs is not None:
-            self._inputs.clear()
+        for service in self._services.values():
+            service.clear()
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
@@ -146,24 +142,19 @@ class MethodCallback(TrainerCallback):
         context.lr = float(optimizer.param_groups[0]["lr"])
         seen = self.guard.take(context.shards.own)
         in_a_row = self.guard.in_a_row["task"]
-        self._healthy = self.guard.passes(context, "task", state.global_step + 1, *seen)
-        if self._healthy and self._inputs is not None:
-            context.passes.begin_step(self._inputs.take())
-            self.method.on_batch(context)
-            context.passes.end_step()
-            # judged once more, by the gradients that the method has put in their place
-            self.guard.in_a_row["task"] = in_a_row
-            seen = (seen[0], largest_gradients(context.params))
-            self._healthy = self.guard.passes(context, "task", state.global_step + 1, *seen)
+        self._healthy = self.guard.healthy(context, "task", state.global_step + 1, *seen)
+        if self._healthy:
+            with context.shards.whole():
+                context.begin_gradients({need: each.take() for need, each in self._services.items()})
+                self.method.on_gradients(context)
+                context.end_gradients()
+            if "batch" in self._services:
+                # judged once more, by the gradients that the method has put in their place
+                self.guard.in_a_row["task"] = in_a_row
+                seen = (seen[0], largest_gradients(context.params))
+                self._healthy = self.guard.healthy(context, "task", state.global_step + 1, *seen)
         if not self._healthy:
             drop_gradients(optimizer)
-            return
-        with context.shards.whole() as params:
-            if self._squares is not None:
-                params.squares = self._squares.take()
-            if self._magnitudes is not None:
-                params.magnitudes = self._magnitudes.take()
-            self.method.on_gradients(params)
 
     def on_optimizer_step(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
@@ -171,14 +162,14 @@ class MethodCallback(TrainerCallback):
         """The optimizer has moved, unless the step was not finite."""
         # a fused optimizer skips an fp16 overflow by itself and says nothing
         if self._healthy and not getattr(optimizer, "step_was_skipped", False):
-            with self.running().shards.whole() as params:
-                self.method.on_update(params)
+            with self.running().shards.whole():
+                self.method.on_update(self.running())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The gradients are gone, the schedule has moved."""
         context = self.running()
         context.step = state.global_step
-        context.params.squares = context.params.magnitudes = None
+        context.found = {}
         with context.shards.whole():
             self.method.on_step(context)
         if not self._healthy:
@@ -199,7 +190,8 @@ class MethodCallback(TrainerCallback):
         if self.task is None:
             return
         with torch.enable_grad(), context.shards.whole():
-            self.method.end_task(self.task, context)
+            self.method.end_task(context)
+        self.method.forget_task()
         self.guard.note(context)
 
     def _release(self) -> None:
@@ -207,14 +199,10 @@ class MethodCallback(TrainerCallback):
         if self._taps is not None:
             self._taps.release()
             self._taps = None
-        self._inputs = None
         self.guard.clear()
-        if self._squares is not None:
-            self._squares.remove()
-            self._squares = None
-        if self._magnitudes is not None:
-            self._magnitudes.remove()
-            self._magnitudes = None
+        for service in self._services.values():
+            service.remove()
+        self._services = {}
 
     def running(self) -> TrainerContext:
         """The context of the training that is under way.

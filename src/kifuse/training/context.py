@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from kifuse.errors import RunError
-from kifuse.methods.base import MethodState, Parameters
+from kifuse.methods.base import MethodState, Parameters, TaskInfo
 from kifuse.tasks.encoding import Encoded
+from kifuse.training.batch_gradients import BatchGradients, TrainerBatch
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.guard import Guard, drop_gradients
 from kifuse.training.moments import forget_moments, load_moments, moments
-from kifuse.training.passes import TrainerPasses
 from kifuse.training.probes import Probes
 from kifuse.training.shards import Shards
 
@@ -24,13 +24,14 @@ IGNORED = -100
 
 
 class TrainerContext:
-    """Implements `kifuse.methods.base.StepContext` for a Trainer that is training.
+    """Implements `kifuse.methods.context.Context` for a Trainer that is training.
 
     Args:
         trainer: The Trainer; its optimizer, accelerator, collator and loss are used, so that memory steps are
             right under accumulation, mixed precision and several processes.
         shards: The trainable parameters.
         memory: Batches of the memory buffer, or None for a method that may not see old data.
+        task: Where in the stream training stands.
         guard: Judges the memory steps; None for one of its own.
         collate: Makes a batch of memory examples; None for the Trainer's own collator.
         examples: The current task's training examples, for a method that looks at single ones of them.
@@ -42,6 +43,7 @@ class TrainerContext:
         shards: Shards,
         memory: MemoryBatches | None,
         *,
+        task: TaskInfo,
         guard: Guard | None = None,
         collate: Callable[[Any], Any] | None = None,
         examples: Sequence[Any] | None = None,
@@ -54,7 +56,9 @@ class TrainerContext:
         self.collate = trainer.data_collator if collate is None else collate
         self.examples = examples
         self.step = 0
-        self.total_steps = 0
+        self.task = task
+        self.found: dict[str, Any] = {}
+        """By need: what it has found in this step."""
         self.lr = 0.0
         self.base_lr = float(trainer.args.learning_rate)
         self.replayed = 0
@@ -63,7 +67,7 @@ class TrainerContext:
         self.measured: dict[str, list[float]] = {}
         self.heard: Callable[[dict[str, Any]], None] = lambda _: None
         self.logs_reach_integrations = True
-        self.passes = TrainerPasses(self)
+        self.batch_gradients = BatchGradients(self)
         self._own: torch.optim.Optimizer | None = None
 
     @property
@@ -83,7 +87,7 @@ class TrainerContext:
         optimizer: Literal["shared", "own"] = "shared",
         before: Callable[[Parameters], None] | None = None,
     ) -> None:
-        """See `StepContext.memory_step`.
+        """See `Context.memory_step`.
 
         A step whose loss or gradient is not finite moves nothing, and `before` is not called; see
         `kifuse.training.guard`.
@@ -119,7 +123,7 @@ class TrainerContext:
             # clips nothing, but takes the scale off the gradients
             accelerator.clip_grad_norm_(own.tensors, math.inf)
         stepper = self.trainer.optimizer if optimizer == "shared" else self._own_optimizer()
-        if self.guard.passes(self, "memory", self.step, losses, largest):
+        if self.guard.healthy(self, "memory", self.step, losses, largest):
             if before is not None:
                 with self.shards.whole() as params:
                     before(params)
@@ -184,6 +188,57 @@ class TrainerContext:
             )
         return self._own
 
+    def step_batch(self) -> TrainerBatch:
+        """See `Context.step_batch`."""
+        return self.batch_gradients.step_batch()
+
+    def draw_memory(self) -> TrainerBatch:
+        """See `Context.draw_memory`."""
+        return self.batch_gradients.draw_memory()
+
+    def gradient(self, batch: Any, **how: Any) -> list[Tensor]:
+        """See `Context.gradient`."""
+        return self.batch_gradients.gradient(batch, **how)
+
+    def batch_loss(self, batch: Any, *, at: Sequence[Tensor], noise: int = 0) -> Tensor:
+        """See `Context.batch_loss`."""
+        return self.batch_gradients.batch_loss(batch, at=at, noise=noise)
+
+    def memory_loss(self, *, train: bool) -> float:
+        """See `Context.memory_loss`."""
+        return self.batch_gradients.memory_loss(train=train)
+
+    def clip(self) -> None:
+        """See `Context.clip`."""
+        self.batch_gradients.clip()
+
+    @property
+    def squares(self) -> list[Tensor]:
+        """See `Context.squares`."""
+        return self._seen("squares")
+
+    @property
+    def magnitudes(self) -> list[Tensor | None]:
+        """See `Context.magnitudes`."""
+        return self._seen("magnitudes")
+
+    def begin_gradients(self, found: dict[str, Any]) -> None:
+        """Called before `on_gradients`, with what the services have found in the step, by need."""
+        self.found = found
+        self.batch_gradients.begin_step(found.get("batch"))
+
+    def end_gradients(self) -> None:
+        """Called after `on_gradients`."""
+        self.batch_gradients.end_step()
+
+    def _seen(self, need: str) -> Any:
+        if need not in self.found:
+            raise RunError(
+                f"{need} of the step are known in on_gradients and on_update only, for a method that needs "
+                f"{need!r}."
+            )
+        return self.found[need]
+
     def reset_moments(self) -> None:
         """Forget the moments of the task's optimizer and of the memory steps' own; both start them anew."""
         for optimizer in (self.trainer.optimizer, self._own):
@@ -191,11 +246,11 @@ class TrainerContext:
                 forget_moments(optimizer)
 
     def squared_gradients(self, count: int | None = None) -> list[Tensor]:
-        """See `StepContext.squared_gradients` and `kifuse.training.probes`."""
+        """See `Context.squared_gradients` and `kifuse.training.probes`."""
         return self._probes(count).squared_gradients(count)
 
     def logit_gradients(self, count: int | None = None) -> Iterator[Tensor]:
-        """See `StepContext.logit_gradients` and `kifuse.training.probes`."""
+        """See `Context.logit_gradients` and `kifuse.training.probes`."""
         return self._probes(count).logit_gradients(count)
 
     def _probes(self, count: int | None) -> Probes:
@@ -245,7 +300,7 @@ class TrainerContext:
             The place in the memory, the moments of the memory steps' own optimizer, counts and records.
         """
         tensors = {} if self._own is None else moments(self._own, self.shards.own.pairs)
-        values = {
+        values: dict[str, Any] = {
             "step": self.step,
             "lr": self.lr,
             "replayed": self.replayed,
@@ -255,22 +310,40 @@ class TrainerContext:
             "drawn": self.memory.drawn if self.memory else 0,
             "own_optimizer": self._own is not None,
             "guard": self.guard.state(),
-            "passes": self.passes.state(),
+            "passes": self.batch_gradients.state(),
+            "frozen": sums_of(self.params.past),
         }
         return MethodState(tensors, values)
 
     def load_state(self, state: MethodState) -> None:
-        """Take back what `state` gave."""
+        """Take back what `state` gave.
+
+        Raises:
+            ValueError: What is frozen beside the trained tensors is not what it was.
+        """
         values = state.values
+        if values.get("frozen", []) != sums_of(self.params.past):
+            raise ValueError(
+                "what is frozen beside the trained tensors is not what the task began with: another machine, "
+                "number of threads or release of torch decomposes matrices otherwise in the last bits, or "
+                "the state is of an earlier kifuse. Go on where the task began, or begin it anew: of a run, "
+                "remove the folder 'checkpoint' in it."
+            )
         self.step, self.lr = values["step"], values["lr"]
         self.replayed, self.extra_passes = values["replayed"], values["extra_passes"]
         self.events, self.measured = list(values["events"]), dict(values["measured"])
         if self.memory:
             self.memory.drawn = values["drawn"]
         self.guard.load_state(values["guard"])
-        self.passes.load_state(values["passes"])
+        self.batch_gradients.load_state(values["passes"])
         if values["own_optimizer"]:
             load_moments(self._own_optimizer(), self.shards.own.pairs, state.tensors)
+
+
+def sums_of(tensors: Mapping[str, Tensor]) -> list[float]:
+    """A sum of each tensor: one that differs in the last bit has another sum."""
+    sums = [tensor.sum(dtype=torch.float64) for tensor in tensors.values()]
+    return torch.stack(sums).tolist() if sums else []
 
 
 @contextlib.contextmanager

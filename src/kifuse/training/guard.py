@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,9 +27,7 @@ from kifuse.errors import RunError
 from kifuse.methods.base import Parameters
 from kifuse.training.shards import piece_of
 from kifuse.training.taps import Taps
-
-if TYPE_CHECKING:
-    from kifuse.training.context import TrainerContext
+from kifuse.training.under_way import UnderWay
 
 MAX_BAD_STEPS = 10
 """Bad steps in a row after which training stops, unless a user says otherwise."""
@@ -84,8 +82,8 @@ class Guard:
         self.clear()
         return seen
 
-    def passes(
-        self, context: TrainerContext, kind: Kind, step: int, losses: Sequence[Tensor], largest: Tensor
+    def healthy(
+        self, context: UnderWay, kind: Kind, step: int, losses: Sequence[Tensor], largest: Tensor
     ) -> bool:
         """Whether a step may be taken; otherwise it is counted and put on record.
 
@@ -118,8 +116,8 @@ class Guard:
         self._tell(context, kind, step, loss, broken)
         return False
 
-    def _tell(self, context: TrainerContext, kind: Kind, step: int, loss: float, broken: list[str]) -> None:
-        where = f"step {step} of {context.total_steps}" + (", memory batch" if kind == "memory" else "")
+    def _tell(self, context: UnderWay, kind: Kind, step: int, loss: float, broken: list[str]) -> None:
+        where = f"step {step} of {context.task.steps}" + (", memory batch" if kind == "memory" else "")
         tensors = f"{len(broken)} of {len(context.params.names)} tensors"
         found = f"loss {loss:.6g}, non-finite gradients in {tensors}"
         if broken:
@@ -141,7 +139,7 @@ class Guard:
             "max_bad_steps sets how many are borne with."
         )
 
-    def note(self, context: TrainerContext) -> None:
+    def note(self, context: UnderWay) -> None:
         """Put on record, at the end of a task, what was not worth an entry each time."""
         if self.overflows:
             context.event("fp16 overflows", skipped_steps=self.overflows)

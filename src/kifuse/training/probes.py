@@ -68,7 +68,7 @@ class Probes:
         return sorted(random.Random(f"{self.trainer.args.seed}:probe").sample(numbers, count))  # noqa: S311
 
     def squared_gradients(self, count: int | None = None) -> list[Tensor]:
-        """See `StepContext.squared_gradients`.
+        """See `Context.squared_gradients`.
 
         One backward pass for each batch where all trained layers are linear ones, otherwise one for each
         example. An example whose gradient is not finite is left out and told.
@@ -147,7 +147,7 @@ class Probes:
         return True
 
     def logit_gradients(self, count: int | None = None) -> Iterator[Tensor]:
-        """See `StepContext.logit_gradients`; an example whose gradient is not finite is left out and told.
+        """See `Context.logit_gradients`; an example whose gradient is not finite is left out and told.
 
         Raises:
             RunError: There is no finite gradient, or the batches hold no targets.

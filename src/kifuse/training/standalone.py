@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from kifuse.errors import RunError
-from kifuse.methods.base import Method, MethodState, Parameters
+from kifuse.methods.base import Method, MethodState, Parameters, TaskInfo
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.callback import MethodCallback
 from kifuse.training.context import TrainerContext
@@ -164,11 +164,11 @@ class StandaloneCallback(MethodCallback):
         self._under_way = True
         super().on_train_begin(args, state, control, model=model, **kwargs)
 
-    def _new_context(self, shards: Shards) -> TrainerContext:
+    def _new_context(self, shards: Shards, task: TaskInfo) -> TrainerContext:
         collate = getattr(self._loader, "collate_fn", None)
         examples = examples_of(self._loader) if "examples" in self.method.needs else None
         return TrainerContext(
-            self.trainer, shards, self.memory, guard=self.guard, collate=collate, examples=examples
+            self.trainer, shards, self.memory, task=task, guard=self.guard, collate=collate, examples=examples
         )
 
     def _take_up(self, params: Parameters, middle: StateFolder | None) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kifuse.methods.base import Method, Parameters, TaskInfo
+from kifuse.methods.base import Method
+from kifuse.methods.context import TaskInfo
+from kifuse.methods.parameters import Parameters
 from tests.unit.methods.hand_passes import HandPasses
 
 Values = dict[str, Tensor]
@@ -55,7 +57,7 @@ def loss(theta: Values, batch: Batch) -> Tensor:
 
 
 class ByHand:
-    """Trains one task; implements `kifuse.methods.base.StepContext`.
+    """Trains one task; implements `kifuse.methods.context.Context`.
 
     Args:
         method: The method, which may be exchanged between steps.
@@ -96,6 +98,8 @@ class ByHand:
         self._drawn = 0
         self.batch = self.current[0]
         self.passes = HandPasses(self, loss)
+        for name in ("step_batch", "draw_memory", "gradient", "batch_loss", "memory_loss", "clip"):
+            setattr(self, name, getattr(self.passes, name))
 
     @property
     def memory_size(self) -> int:
@@ -113,16 +117,14 @@ class ByHand:
 
     def steps(self) -> Iterator[int]:
         """Begin the task and take its steps, one after another; the task's end is not told."""
-        self.method.begin_task(self.task, self.params)
+        self.begin()
         for batch, rate in zip(self.current, self.rates, strict=True):
             self.batch = batch
             self._gradients(batch)
-            if "batch" in self.method.needs:
-                self.method.on_batch(self)
-            self.method.on_gradients(self.params)
+            self.method.on_gradients(self)
             self.lr = rate
             self._move(self.optimizer, rate)
-            self.method.on_update(self.params)
+            self.method.on_update(self)
             self.optimizer.zero_grad()
             self.step += 1
             self.before_memory = {}
@@ -132,8 +134,25 @@ class ByHand:
     def train(self) -> list[Values]:
         """Train the whole task; the values after each step."""
         reached = [self.values() for _ in self.steps()]
-        self.method.end_task(self.task, self)
+        self.end()
         return reached
+
+    def begin(self) -> None:
+        """Begin the task as the engine does."""
+        self.method.take_up(self.params)
+        self.method.begin_task(self)
+
+    def go_on(self) -> None:
+        """Begin the task in its middle, where the method was given the state of that moment."""
+        weights, state = self.params.clone(), self.method.state()
+        self.begin()
+        self.params.assign(weights)
+        self.method.go_on(state, self.params)
+
+    def end(self) -> None:
+        """End the task as the engine does."""
+        self.method.end_task(self)
+        self.method.forget_task()
 
     def _gradients(self, batch: Batch) -> None:
         loss(dict(zip(self.params.names, self.params.tensors, strict=True)), batch).backward()
@@ -184,3 +203,33 @@ class ByHand:
         for name, each in series.items():
             assert each.shape == (len(self.params.names),)
             self.measured[name] = each.detach().clone()
+
+
+class Bare:
+    """A context with parameters alone, for single hooks.
+
+    Args:
+        params: The parameters.
+        task: The task; the second one if it is not given.
+        more: Whatever else a hook asks for.
+    """
+
+    logging, step, memory_size = False, 0, 0
+
+    def __init__(self, params: Parameters, task: TaskInfo | None = None, **more: Any) -> None:
+        self.params, self.task = params, task or TaskInfo(1, "second", 3)
+        self.events: list[dict[str, Any]] = []
+        vars(self).update(more)
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Keep what happened."""
+        self.events.append({"kind": kind, **values})
+
+    def measure(self, **series: Tensor) -> None:
+        """Nobody looks at the pictures."""
+
+
+def begin(method: Any, ctx: Any) -> None:
+    """Begin a task as the engine does."""
+    method.take_up(ctx.params)
+    method.begin_task(ctx)

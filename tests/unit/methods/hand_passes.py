@@ -1,4 +1,4 @@
-"""Losses and gradients at any weights, by hand: implements `kifuse.methods.passes.Passes`."""
+"""Losses and gradients at any weights, by hand: a part of `kifuse.methods.context.Context`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class HandPasses:
         self.drawn += 1
         return HandBatch(*self.training.memory[(self.drawn - 1) % len(self.training.memory)])
 
-    def loss(self, batch: Any, *, at: Sequence[Tensor], noise: int = 0) -> Tensor:
+    def batch_loss(self, batch: Any, *, at: Sequence[Tensor], noise: int = 0) -> Tensor:
         """The loss at values."""
         return self.formula(dict(zip(self.training.params.names, at, strict=True)), (batch.x, batch.y))
 
@@ -63,7 +63,9 @@ class HandPasses:
         if not create_graph:
             values = [value.detach().requires_grad_() for value in values]
         with torch.enable_grad():
-            return list(torch.autograd.grad(self.loss(batch, at=values), values, create_graph=create_graph))
+            return list(
+                torch.autograd.grad(self.batch_loss(batch, at=values), values, create_graph=create_graph)
+            )
 
     def memory_loss(self, *, train: bool) -> float:
         """The loss of a memory batch of its own turn, or what a test has laid out."""
@@ -71,7 +73,7 @@ class HandPasses:
         if self.probe_losses:
             return self.probe_losses[self.probed - 1]
         batch = HandBatch(*self.training.memory[-self.probed % len(self.training.memory)])
-        return float(self.loss(batch, at=[p.detach() for p in self.training.params.tensors]))
+        return float(self.batch_loss(batch, at=[p.detach() for p in self.training.params.tensors]))
 
     def clip(self) -> None:
         """Clip the gradients."""

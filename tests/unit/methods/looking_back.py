@@ -25,7 +25,7 @@ class LookingBack(ByHand):
         return dict(zip(self.params.names, self.params.tensors, strict=True))
 
     def squared_gradients(self, count: int | None = None) -> list[Tensor]:
-        """See `kifuse.methods.base.StepContext`."""
+        """See `kifuse.methods.context.Context`."""
         chosen = self.examples()[:count]
         found = ewc.fisher(self.params.tensors, [lambda e=e: -3 * loss(self._named(), e) for e in chosen])
         return [f.float() for f in found]
@@ -35,7 +35,7 @@ class LookingBack(ByHand):
         return loss(self._named(), (example[0], torch.zeros_like(example[1])))
 
     def logit_gradients(self, count: int | None = None) -> Iterator[Tensor]:
-        """See `kifuse.methods.base.StepContext`."""
+        """See `kifuse.methods.context.Context`."""
         for example in self.examples()[:count]:
             grads = torch.autograd.grad(self.logit(example), self.params.tensors)
             yield torch.cat([g.flatten() for g in grads]).float()

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from kifuse.errors import ConfigError
 from kifuse.methods.aim import AIMMerging, Intervals, _weighted
-from kifuse.methods.base import MethodState, TaskInfo
+from kifuse.methods.context import TaskInfo
+from kifuse.methods.kept import MethodState
 from kifuse.registry import build_method
 from tests.reference import aim as reference
 from tests.unit.methods.by_hand import ByHand, batches, loss, values
@@ -195,17 +196,18 @@ def test_going_on_in_the_middle_ends_as_if_nothing_had_happened():
             if step == cut:
                 fresh = AIMMerging(**SETTINGS)
                 fresh.load_state(training.method.state())
-                fresh.continue_task(training.task, training.params)
                 training.method = fresh
-        training.method.end_task(training.task, training)
+                training.go_on()
+        training.end()
         assert all(torch.equal(training.values()[n], v) for n, v in expected.items())
         assert training.events == whole.events
 
 
 def test_a_state_of_another_moment_is_refused():
     training = trained(AIMMerging(**SETTINGS))
-    with pytest.raises(ValueError, match="of no task's middle, expected the middle of task 'task 1'"):
-        AIMMerging(**SETTINGS).continue_task(training.task, training.params)
+    training.method.load_state(MethodState())
+    with pytest.raises(ValueError, match="not of a task's middle"):
+        training.go_on()
 
 
 def test_the_state_is_one_copy_of_the_weights():

@@ -17,7 +17,7 @@ from tests.unit.methods.by_hand import ByHand, batches, values
 
 READS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__")
 NAMES = {getattr(Tensor, name): name for name in READS} | {torch.equal: "equal", torch.nonzero: "nonzero"}
-HOOKS = ("on_batch", "on_gradients", "on_update", "on_step")
+HOOKS = ("on_gradients", "on_update", "on_step")
 
 
 class Reads(TorchFunctionMode):
@@ -107,5 +107,5 @@ def test_the_guard_reads_once():
         trainer=SimpleNamespace(accelerator=SimpleNamespace(num_processes=1)), params=task.params
     )
     with Reads() as mode:
-        assert Guard().passes(context, "task", 1, [torch.ones(())], torch.ones(8))
+        assert Guard().healthy(context, "task", 1, [torch.ones(())], torch.ones(8))
     assert mode.found == ["tolist"]

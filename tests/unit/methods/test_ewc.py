@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from kifuse.errors import ConfigError
-from kifuse.methods.base import MethodState, Parameters, TaskInfo
+from kifuse.methods.context import TaskInfo
 from kifuse.methods.ewc import EWC
+from kifuse.methods.kept import MethodState
+from kifuse.methods.parameters import Parameters
 from kifuse.registry import build_method
 from tests.reference import ewc
-from tests.unit.methods.by_hand import Values, batches, values
+from tests.unit.methods.by_hand import Bare, Values, batches, begin, values
 from tests.unit.methods.looking_back import LookingBack
 
 STEPS = 4
@@ -42,8 +44,9 @@ class Tasks:
         params = Parameters((n, torch.nn.Parameter(t.clone())) for n, t in theta.items())
         for p in params.tensors:
             p.grad = torch.zeros_like(p)
-        self.method.begin_task(TaskInfo(9, "next", STEPS), params)
-        self.method.on_gradients(params)
+        ctx = Bare(params, TaskInfo(9, "next", STEPS))
+        begin(self.method, ctx)
+        self.method.on_gradients(ctx)
         return {n: g for n, g in zip(params.names, params.grads, strict=True) if g is not None}
 
     def literal(self, theta: Values) -> Values:
@@ -82,7 +85,7 @@ def test_the_penalty_and_its_pull_are_zero_where_a_single_task_has_ended(online:
     rounded = {name: t.float().double() for name, t in tasks.anchors[-1].items()}
     assert all(not g.any() for g in tasks.pull(rounded).values())
     params = Parameters((n, torch.nn.Parameter(t)) for n, t in rounded.items())
-    assert tasks.method._size(params) == 0.0
+    assert tasks.method._size(params, tasks.method._fisher or []) == 0.0
 
 
 def test_with_one_earlier_task_online_and_separate_agree():
@@ -142,7 +145,7 @@ def test_an_example_without_part_in_the_loss_leaves_the_centre_alone():
     method = EWC()
     fisher = [torch.zeros(2), torch.tensor([0.0, 1.0])]
     method._fisher, method._centre = [fisher[0].clone()], [torch.tensor([5.0, 6.0])]
-    method._fold([fisher[1]], [torch.tensor([7.0, 8.0])])
+    method._fold(method._fisher, [fisher[1]], [torch.tensor([7.0, 8.0])])
     assert method._centre[0].tolist() == [5.0, 8.0] and method._spread == 0.0
 
 
@@ -157,9 +160,10 @@ def test_the_middle_of_a_task_is_taken_up_from_the_state_alone():
             if step == 2:
                 fresh = EWC()
                 fresh.load_state(run.method.state())
-                fresh.continue_task(run.task, run.params)
-                run.method = fresh if method is cut else run.method
-        run.method.end_task(run.task, run)
+                if method is cut:
+                    run.method = fresh
+                    run.go_on()
+        run.end()
         ends.append((run.values(), run.method.state()))
     (one, first), (two, second) = ends
     assert all(torch.equal(one[n], two[n]) for n in one)
@@ -172,7 +176,7 @@ def test_a_state_of_another_model_is_refused():
     method.load_state(MethodState({"fisher.other": torch.zeros(2)}, {}))
     params = Parameters([("w", torch.nn.Parameter(torch.zeros(2)))])
     with pytest.raises(ValueError, match=r"nothing as fisher\.w"):
-        method.begin_task(TaskInfo(1, "b", 1), params)
+        begin(method, Bare(params))
 
 
 def test_a_parameter_without_a_gradient_is_passed_over():
@@ -180,7 +184,7 @@ def test_a_parameter_without_a_gradient_is_passed_over():
     method._fisher, method._centre = [torch.ones(2), torch.ones(2)], [torch.zeros(2), torch.zeros(2)]
     params = Parameters((n, torch.nn.Parameter(torch.ones(2))) for n in "ab")
     params.tensors[1].grad = torch.zeros(2)
-    method.on_gradients(params)
+    method.on_gradients(Bare(params))
     second: Tensor | None = params.grads[1]
     assert params.grads[0] is None and second is not None and second.tolist() == [100.0, 100.0]
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kifuse.errors import ConfigError
-from kifuse.methods.base import MethodState, TaskInfo
+from kifuse.methods.context import TaskInfo
 from kifuse.methods.forever import Forever, ModelTime
+from kifuse.methods.kept import MethodState
 from kifuse.registry import build_method
 from tests.reference import forever as reference
 from tests.unit.methods.by_hand import ByHand, batches, loss, values
@@ -76,7 +77,7 @@ def test_time_goes_on_from_its_state():
     for step, size in enumerate(sizes, start=1):
         if step % 7 == 0:
             fresh = ModelTime(5, DAYS, 0.05)
-            fresh.load_state(time.state())
+            fresh.load_state_dict(time.state_dict())
             time = fresh
         if time.step(size):
             found.append(step)
@@ -133,7 +134,7 @@ def test_the_anchor_pulls_at_nothing_at_a_task_s_start():
     """With the weights where they were, the gradient of beta ||Theta - Theta*||^2 is 0."""
     method = Forever(**SETTINGS)
     training = trained(method)
-    method.begin_task(training.task, training.params)
+    training.begin()
     assert all(not away.any() for away in method._away(training.params))
 
 
@@ -179,17 +180,18 @@ def test_going_on_in_the_middle_ends_as_if_nothing_had_happened():
             if step == cut:
                 fresh = Forever(**SETTINGS)
                 fresh.load_state(training.method.state())
-                fresh.continue_task(training.task, training.params)
                 training.method = fresh
-        training.method.end_task(training.task, training)
+                training.go_on()
+        training.end()
         assert all(torch.equal(training.values()[n], v) for n, v in expected.items())
         assert training.events == whole.events
 
 
 def test_a_state_of_another_moment_is_refused():
     training = trained(Forever(**SETTINGS))
-    with pytest.raises(ValueError, match="of no task's middle, expected the middle of task 'task 1'"):
-        Forever(**SETTINGS).continue_task(training.task, training.params)
+    training.method.load_state(MethodState())
+    with pytest.raises(ValueError, match="not of a task's middle"):
+        training.go_on()
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,13 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from kifuse.errors import ConfigError
-from kifuse.methods.base import Method, MethodState, Parameters, TaskInfo
+from kifuse.methods.base import Method
+from kifuse.methods.kept import MethodState
 from kifuse.methods.kif import KIF
+from kifuse.methods.parameters import Parameters
 from kifuse.registry import build_method
 from tests.reference import per_example
-from tests.unit.methods.by_hand import SHAPES, Batch, ByHand, batches, loss, values
+from tests.unit.methods.by_hand import SHAPES, Bare, Batch, ByHand, batches, begin, loss, values
 
 STEPS = 5
 RANKS = 8
@@ -36,7 +38,7 @@ class Learning(ByHand):
                 for row in range(len(x))
             ]
             squares, _ = per_example.sum_of_squares(self.params.tensors, shares)
-            self.params.squares = [square.float() for square in squares]
+            self.squares = [square.float() for square in squares]
 
 
 def _method(settings: Mapping[str, Any]) -> Method:
@@ -106,10 +108,10 @@ def test_going_on_after_any_step_is_bit_identical(settings: dict[str, Any], inde
                 again = training.method.state()
                 assert again.values == saved.values
                 _equal(again.tensors, saved.tensors)
-                training.method.continue_task(training.task, training.params)
+                training.go_on()
             if step >= stop:
                 _equal(training.values(), expected[step - 1])
-        training.method.end_task(training.task, training)
+        training.end()
         _equal(training.values(), whole.values())
         assert training.events == whole.events
         _equal(training.measured, whole.measured)
@@ -209,25 +211,15 @@ def test_going_on_from_another_moment_is_refused(settings: dict[str, Any]):
     next(training.steps())
     saved = _through_files(training.method.state())
     fresh = _method(settings)
-    with pytest.raises(ValueError, match="expected"):
-        fresh.continue_task(training.task, training.params)
     smaller = Parameters([(next(iter(SHAPES)), nn.Parameter(torch.zeros(3, 4)))])
-    fresh.load_state(saved)
+    begin(fresh, Bare(smaller))
     with pytest.raises(ValueError, match="expected shape"):
-        fresh.continue_task(training.task, smaller)
-    training.method.end_task(training.task, training)
+        fresh.go_on(saved, smaller)
+    training.end()
+    again = _task(fresh, 1)
     fresh.load_state(_through_files(training.method.state()))
-    with pytest.raises(ValueError, match="expected"):
-        fresh.continue_task(training.task, training.params)
-
-
-def test_the_middle_of_another_task_is_refused():
-    training = _task(_method({"name": "kif"}), 1)
-    next(training.steps())
-    fresh = _method({"name": "kif"})
-    fresh.load_state(_through_files(training.method.state()))
-    with pytest.raises(ValueError, match="of task 'task 1', expected the middle of task 'other'"):
-        fresh.continue_task(TaskInfo(2, "other", STEPS), training.params)
+    with pytest.raises(ValueError, match="not of a task's middle"):
+        again.go_on()
 
 
 @pytest.mark.parametrize("settings", RESUMED.values(), ids=RESUMED)
@@ -249,13 +241,6 @@ def test_a_history_of_other_units_is_refused():
     training = _task(method, 1)
     with pytest.raises(ValueError, match="the history has 5 skill units, the model 8"):
         training.train()
-
-
-def test_single_examples_need_an_engine_that_gathers_them():
-    method = _method({"name": "kiflora", "fisher": "per_example"})
-    assert method.needs == {"squares"} and not _method({"name": "kiflora"}).needs
-    with pytest.raises(ValueError, match=r"Parameters\.squares"):
-        ByHand(method, values(), batches(1), []).train()
 
 
 @pytest.mark.parametrize(
@@ -312,13 +297,12 @@ def test_a_step_that_is_not_finite_leaves_importance_as_it_was():
     for step in training.steps():
         if step == 2:
             before = {k: v for k, v in training.method.state().tensors.items() if "bar" in k}
-            assert training.params.squares is not None
-            training.params.squares[3][0, 0] = torch.inf
+            training.squares[3][0, 0] = torch.inf
             for p in training.params.tensors:
                 p.grad = torch.ones_like(p)
-            training.method.on_gradients(training.params)
+            training.method.on_gradients(training)
             training.optimizer.zero_grad()
             after = {k: v for k, v in training.method.state().tensors.items() if "bar" in k}
             _equal(after, before)
-    training.method.end_task(training.task, training)
+    training.end()
     assert training.events[0] == {"kind": "importance", "step": STEPS, "skipped_steps": 1}

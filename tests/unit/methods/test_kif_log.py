@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
 
-from kifuse.methods.base import Parameters, TaskInfo
+from kifuse.methods.context import TaskInfo
 from kifuse.methods.kif import KIF
-
-
-class Notes:
-    """A step context that only listens."""
-
-    memory_size = 0
-
-    def __init__(self, params: Parameters) -> None:
-        self.params = params
-        self.events: list[dict[str, Any]] = []
-
-    def measure(self, **series: torch.Tensor) -> None:
-        """Not what this is about."""
-
-    def event(self, kind: str, **values: Any) -> None:
-        self.events.append({"kind": kind, **values})
+from kifuse.methods.parameters import Parameters
+from tests.unit.methods.by_hand import Bare, begin
 
 
 @pytest.mark.parametrize("weight", [0.1, 2.0])
@@ -39,11 +23,10 @@ def test_the_penalty_is_the_mean_over_adapted_matrices(weight: float) -> None:
         ("layers.1.lora_B.default.weight", nn.Parameter(torch.zeros(4, 2))),
     ]
     params = Parameters(named)
-    notes = Notes(params)
+    notes = Bare(params, TaskInfo(index=0, name="first", steps=1))
     method = KIF(units="rank", orthogonality=weight)
-    task = TaskInfo(index=0, name="first", steps=1)
-    method.begin_task(task, params)
-    method.end_task(task, notes)  # type: ignore[arg-type]
+    begin(method, notes)
+    method.end_task(notes)
     (event,) = notes.events
     assert event["kind"] == "orthogonality"
     assert event["weighted_penalty"] == pytest.approx(weight * (20 + 2) / 2)

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kifuse.errors import ConfigError
-from kifuse.methods.base import Parameters, TaskInfo
+from kifuse.methods.context import TaskInfo
 from kifuse.methods.migu import MIGU, held_back
+from kifuse.methods.parameters import Parameters
 from kifuse.registry import build_method
 from tests.reference import migu
+from tests.unit.methods.by_hand import Bare, begin
 
 SECOND = TaskInfo(1, "second", 3)
 
@@ -62,18 +64,18 @@ def _parameters() -> Parameters:
 def _train(method: MIGU, params: Parameters, optimizer: torch.optim.Optimizer, steps: int = 3) -> list[Any]:
     """Of each step the values before and after, and which units were the most used."""
     draw = torch.Generator().manual_seed(2)
-    seen = []
+    seen, ctx = [], Bare(params)
     for _ in range(steps):
         for p in params.tensors:
             p.grad = torch.randn(p.shape, generator=draw)
         sizes = [(4, 1), (10, 1), None, (1, 10)]
-        params.magnitudes = [None if s is None else torch.rand(s, generator=draw) for s in sizes]
+        ctx.magnitudes = [None if s is None else torch.rand(s, generator=draw) for s in sizes]
         before = params.clone()
-        method.on_gradients(params)
+        method.on_gradients(ctx)
         grads = [None if g is None else g.clone() for g in params.grads]
         optimizer.step()
-        method.on_update(params)
-        seen.append((before, params.clone(), grads, params.magnitudes))
+        method.on_update(ctx)
+        seen.append((before, params.clone(), grads, ctx.magnitudes))
         optimizer.zero_grad()
     return seen
 
@@ -86,7 +88,7 @@ def _rows(values: Tensor, n: Tensor) -> Tensor:
 def test_rows_that_are_held_back_stay_bit_for_bit_under_adamw():
     params, method = _parameters(), MIGU()
     optimizer = torch.optim.AdamW(params.tensors, lr=0.1, weight_decay=0.3)
-    method.begin_task(SECOND, params)
+    begin(method, Bare(params, SECOND))
     once: dict[tuple[int, int], int] = {}
     for before, after, grads, magnitudes in _train(method, params, optimizer, steps=6):
         for place, (b, a, g, n) in enumerate(zip(before, after, grads, magnitudes, strict=True)):
@@ -105,7 +107,7 @@ def test_rows_that_are_held_back_stay_bit_for_bit_under_adamw():
 
 def test_the_paper_s_rule_leaves_rows_alone_under_plain_sgd_only():
     params, method = _parameters(), MIGU(mask="gradient")
-    method.begin_task(SECOND, params)
+    begin(method, Bare(params, SECOND))
     steps = _train(method, params, torch.optim.SGD(params.tensors, lr=0.1))
     for before, after, _, magnitudes in steps:
         for b, a, n in zip(before, after, magnitudes, strict=True):
@@ -122,10 +124,10 @@ def test_the_paper_s_rule_leaves_rows_alone_under_plain_sgd_only():
 def test_the_first_task_and_quantile_zero_are_plain_training(settings: dict[str, Any], task: TaskInfo):
     params, plain = _parameters(), _parameters()
     method = MIGU(**settings)
-    method.begin_task(task, params)
+    begin(method, Bare(params, task))
     _train(method, params, torch.optim.AdamW(params.tensors, lr=0.1))
     never = MIGU(quantile=0.0)
-    never.begin_task(task, plain)
+    begin(never, Bare(plain, task))
     optimizer = torch.optim.AdamW(plain.tensors, lr=0.1)
     draw = torch.Generator().manual_seed(2)
     for _ in range(3):
@@ -134,13 +136,6 @@ def test_the_first_task_and_quantile_zero_are_plain_training(settings: dict[str,
         [torch.rand(s, generator=draw) for s in ((4, 1), (10, 1), (1, 10))]
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(params.clone(), plain.clone(), strict=True))
-
-
-def test_without_magnitudes_it_says_so():
-    params, method = _parameters(), MIGU()
-    method.begin_task(SECOND, params)
-    with pytest.raises(ValueError, match=r"Parameters\.magnitudes"):
-        method.on_gradients(params)
 
 
 @pytest.mark.parametrize("settings", [{"quantile": 1.0}, {"quantile": -0.1}, {"mask": "rows"}])

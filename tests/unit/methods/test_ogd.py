@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from kifuse.errors import ConfigError
-from kifuse.methods.base import Parameters, TaskInfo
+from kifuse.methods.context import TaskInfo
 from kifuse.methods.ogd import OGD
+from kifuse.methods.parameters import Parameters
 from kifuse.registry import build_method
 from tests.reference import ogd
-from tests.unit.methods.by_hand import Values, batches, values
+from tests.unit.methods.by_hand import Bare, Values, batches, begin, values
 from tests.unit.methods.looking_back import LookingBack
 
 STEPS = 4
@@ -37,7 +38,7 @@ def _second(method: OGD, first: LookingBack, **changes: Any) -> LookingBack:
 def test_adam_s_steps_are_orthogonal_to_all_that_is_kept(rate: float):
     method = OGD(per_task=8)
     first = _first(method)
-    rows = method._basis.rows.double()
+    rows = method._directions.rows.double()
     assert rows.shape == (8, first.params.count)
     torch.testing.assert_close(rows @ rows.mT, torch.eye(8).double(), rtol=0, atol=1e-6)
     second = _second(method, first, rates=rate)
@@ -60,7 +61,7 @@ def test_without_the_projection_of_updates_adam_leaves_the_allowed_subspace():
             group["weight_decay"] = 0.0
         list(second.steps())
         step = _flat(second.values()) - _flat(first.values())
-        found[project] = float((method._basis.rows.double() @ step).abs().max() / step.norm())
+        found[project] = float((method._directions.rows.double() @ step).abs().max() / step.norm())
     assert found["update"] < 1e-5 and found["gradient"] > 1e-2
 
 
@@ -72,8 +73,8 @@ def test_the_gradient_is_projected_as_the_paper_has_it():
     for p in params.tensors:
         p.grad = torch.sin(torch.arange(p.numel(), dtype=p.dtype)).view_as(p)
     before = torch.cat([g.flatten() for g in params.grads if g is not None])
-    method.begin_task(TaskInfo(1, "b", 1), params)
-    method.on_gradients(params)
+    begin(method, Bare(params))
+    method.on_gradients(Bare(params))
     found = torch.cat([g.flatten() for g in params.grads if g is not None])
     wanted = ogd.project(before, ogd.gram_schmidt(kept))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -112,7 +113,7 @@ def test_the_basis_never_exceeds_its_cap():
         assert len(method.state().tensors["basis.rows"]) <= 10
     assert [e["vectors"] for e in noted] == [7, 10, 10]
     assert noted[0]["kept_share"] == 1.0 > noted[1]["kept_share"] > 0.5
-    rows = method._basis.rows.double()
+    rows = method._directions.rows.double()
     torch.testing.assert_close(rows @ rows.mT, torch.eye(10).double(), rtol=0, atol=1e-6)
 
 
@@ -137,8 +138,8 @@ def test_the_middle_of_a_task_is_taken_up_from_the_state_alone(project: str):
                 state = second.method.state()
                 second.method = OGD(per_task=5, basis=7, project=project)
                 second.method.load_state(state)
-                second.method.continue_task(second.task, second.params)
-        second.method.end_task(second.task, second)
+                second.go_on()
+        second.end()
         ends.append((second.values(), second.method.state().tensors))
     (one, first), (two, last) = ends
     assert all(torch.equal(one[n], two[n]) for n in one)
@@ -152,19 +153,20 @@ def test_a_state_of_another_model_or_moment_is_refused():
     fresh = OGD()
     fresh.load_state(method.state())
     with pytest.raises(ValueError, match="of another model"):
-        fresh.begin_task(TaskInfo(1, "b", 1), Parameters([("w", nn.Parameter(torch.zeros(3)))]))
+        begin(fresh, Bare(Parameters([("w", nn.Parameter(torch.zeros(3)))])))
     fresh.load_state(method.state())
-    with pytest.raises(ValueError, match=r"nothing as start\."):
-        fresh.continue_task(TaskInfo(1, "b", 1), first.params)
+    begin(fresh, Bare(first.params))
+    with pytest.raises(ValueError, match="nothing as start"):
+        fresh.go_on(method.state(), first.params)
 
 
 def test_a_parameter_without_a_gradient_gets_none():
     method = OGD(per_task=3)
     first = _first(method)
-    method.begin_task(TaskInfo(1, "b", 1), first.params)
+    begin(method, Bare(first.params))
     for p in first.params.tensors[1:]:
         p.grad = torch.ones_like(p)
-    method.on_gradients(first.params)
+    method.on_gradients(Bare(first.params))
     assert first.params.grads[0] is None
 
 

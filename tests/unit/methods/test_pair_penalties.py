@@ -20,6 +20,7 @@ from kifuse.methods.pairs import PairPenalty
 from kifuse.methods.parameters import Parameters
 from kifuse.registry import build_method
 from tests.reference import ella, nlora, olora
+from tests.unit.methods.by_hand import Bare
 
 A, B = "layer.lora_A.default.weight", "layer.lora_B.default.weight"
 
@@ -55,7 +56,7 @@ def gradients(method: Method, pairs: Pairs) -> list[Tensor]:
     params = parameters(pairs)
     for p in params.tensors:
         p.grad = torch.zeros_like(p)
-    method.on_gradients(params)
+    method.on_gradients(Bare(params))
     return [p.grad for p in params.tensors if p.grad is not None]
 
 
@@ -182,7 +183,7 @@ def test_ella_settles_where_the_paper_says(strength: float):
     for _ in range(3000):
         rest = (b @ a - goal).detach()
         a.grad, b.grad = b.detach().mT @ rest, rest @ a.detach().mT
-        method.on_gradients(params)
+        method.on_gradients(Bare(params))
         with torch.no_grad():
             for p in (a, b):
                 p.sub_(0.05 * p.grad)  # type: ignore[operator]
@@ -206,7 +207,7 @@ def test_two_tasks_collide_the_less_the_stronger_n_lora_is():
             for _ in range(400):
                 optimizer.zero_grad()
                 (0.5 * (b @ a - goal).square().sum()).backward()
-                NLoRA(strength=strength).on_gradients(params)
+                NLoRA(strength=strength).on_gradients(Bare(params))
                 optimizer.step()
             updates.append((b @ a).detach().abs() > 0.1)
         shares.append(float((updates[0] & updates[1]).float().mean()))

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kifuse.errors import ConfigError
-from kifuse.methods.base import MethodState, Parameters, TaskInfo
+from kifuse.methods.kept import MethodState
+from kifuse.methods.parameters import Parameters
 from kifuse.methods.recurrent_kif import RecurrentKIF
 from kifuse.registry import build_method
 from tests.reference.recurrent import Round, recurrent_kif
-from tests.unit.methods.by_hand import ByHand, Values, batches, loss, values
+from tests.unit.methods.by_hand import Bare, ByHand, Values, batches, begin, loss, values
 
 RATE, OUTER_RATE, Q, M, STEPS = 0.02, 0.01, 3, 2, 8
 ROUNDS = -(-STEPS // Q)  # the last one is short
@@ -304,10 +305,10 @@ def test_going_on_after_any_step_is_bit_identical(settings: dict[str, Any]):
                 # what a checkpoint written before the first step after it would hold
                 again = _through_files(training.method.state())
                 assert again.values == saved.values and again.tensors.keys() == saved.tensors.keys()
-                training.method.continue_task(training.task, training.params)
+                training.go_on()
             if step >= stop:
                 _equal(training.values(), expected[step - 1])
-        training.method.end_task(training.task, training)
+        training.end()
         assert training.events == whole.events
         _equal(training.measured, whole.measured)
 
@@ -326,16 +327,15 @@ def test_nothing_is_kept_at_the_end_of_a_task():
     training = _by_hand(_method())
     for step in training.steps():
         state = training.method.state()
-        assert state.values["fused_at"] == [end for end in (3, 6, 8) if end <= step]
-    training.method.end_task(training.task, training)
+        assert state.values["gathered"]["fused_at"] == [end for end in (3, 6, 8) if end <= step]
+    training.end()
     assert training.method.state() == MethodState()
 
 
 def test_the_first_task_goes_on_without_a_state():
     method = _method()
     method.load_state(MethodState())
-    training = _by_hand(method, index=0)
-    method.continue_task(training.task, training.params)
+    _by_hand(method, index=0).go_on()
     assert method.state() == MethodState()
 
 
@@ -343,16 +343,14 @@ def test_going_on_from_another_moment_is_refused():
     training = _by_hand(_method())
     next(training.steps())
     saved = _through_files(training.method.state())
-    fresh = _method()
-    with pytest.raises(ValueError, match="of no task's middle, expected the middle of task 'task 1'"):
-        fresh.continue_task(training.task, training.params)
-    fresh.load_state(saved)
-    with pytest.raises(ValueError, match="of task 'task 1', expected the middle of task 'other'"):
-        fresh.continue_task(TaskInfo(2, "other", STEPS), training.params)
+    training.method.load_state(MethodState())
+    with pytest.raises(ValueError, match="not of a task's middle"):
+        training.go_on()
     smaller = Parameters([("layers.0.q.lora_A.weight", nn.Parameter(torch.zeros(2, 4)))])
-    fresh.load_state(saved)
+    fresh = _method()
+    begin(fresh, Bare(smaller))
     with pytest.raises(ValueError, match="expected"):
-        fresh.continue_task(training.task, smaller)
+        fresh.go_on(saved, smaller)
 
 
 def test_a_new_task_forgets_the_middle_of_another():
@@ -363,8 +361,8 @@ def test_a_new_task_forgets_the_middle_of_another():
     training.method = fresh
     expected = _by_hand(_method())
     training.params.assign(list(values().values()))
-    fresh.begin_task(training.task, training.params)
-    expected.method.begin_task(expected.task, expected.params)
+    training.begin()
+    expected.begin()
     state, other = fresh.state(), expected.method.state()
     assert state.values == other.values
     _equal(state.tensors, other.tensors)
@@ -410,12 +408,12 @@ def test_a_broken_gradient_is_counted_and_changes_no_importance():
     broken = [torch.full_like(p, torch.nan) for p in training.params.tensors]
     for step in training.steps():
         if step == 4:
-            before = _through_files(training.method.state()).tensors["inner.ibar"]
+            before = _through_files(training.method.state()).tensors["gathered.inner.ibar"]
             for p, grad in zip(training.params.tensors, broken, strict=True):
                 p.grad = grad
-            training.method.on_gradients(training.params)
+            training.method.on_gradients(training)
             training.optimizer.zero_grad()
-            after: Tensor = training.method.state().tensors["inner.ibar"]
+            after: Tensor = training.method.state().tensors["gathered.inner.ibar"]
             assert torch.equal(before, after) and bool(before.any())
-    training.method.end_task(training.task, training)
+    training.end()
     assert [event["skipped_inner"] for event in training.events] == [1]

@@ -12,7 +12,8 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from kifuse.methods.base import MethodState, Parameters, TaskInfo
+from kifuse.methods.kept import MethodState
+from kifuse.methods.parameters import Parameters
 from kifuse.methods.slao import SLAO
 from kifuse.registry import build_method
 from tests.reference import slao as reference
@@ -30,14 +31,14 @@ def learn(method: SLAO, theta: Values, index: int) -> tuple[ByHand, Values, Valu
         started = started or training.values()
         if step == STEPS:
             tuned = training.values()
-            method.end_task(training.task, training)
+            training.end()
     return training, started, tuned
 
 
 def start_of(method: SLAO, theta: Values, index: int) -> Values:
     """The values that a task begins with."""
     training = ByHand(method, theta, batches(1), [], index=index)
-    method.begin_task(training.task, training.params)
+    training.begin()
     return training.values()
 
 
@@ -165,9 +166,9 @@ def test_going_on_in_the_middle_ends_as_if_nothing_had_happened():
         if step == 2:
             fresh = SLAO()
             fresh.load_state(again.state())
-            fresh.continue_task(training.task, training.params)
             training.method = fresh
-    training.method.end_task(training.task, training)
+            training.go_on()
+    training.end()
     for name, value in whole.values().items():
         assert torch.equal(training.values()[name], value)
     for name, value in method.state().tensors.items():
@@ -176,13 +177,8 @@ def test_going_on_in_the_middle_ends_as_if_nothing_had_happened():
 
 def test_a_state_of_another_moment_is_refused():
     method, _, merged = chain(2)
-    params = Parameters((n, nn.Parameter(v)) for n, v in merged[-1].items())
-    with pytest.raises(ValueError, match="of no task's middle, expected the middle of task 'third'"):
-        method.continue_task(TaskInfo(2, "third", 3), params)
-    with pytest.raises(ValueError, match="0 merged matrices, expected 4"):
-        other = SLAO()
-        other.load_state(MethodState({}, {"task": "third"}))
-        other.continue_task(TaskInfo(2, "third", 3), params)
+    with pytest.raises(ValueError, match="not of a task's middle"):
+        ByHand(method, merged[-1], batches(1), [], index=2).go_on()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kifuse.methods.base import MethodState, TaskInfo
+from kifuse.methods.context import TaskInfo
+from kifuse.methods.kept import MethodState
 from kifuse.methods.vr_mcl import VRMCL
 from tests.reference import vr_mcl as reference
 from tests.unit.methods.by_hand import ByHand, batches, loss, values
@@ -101,11 +102,11 @@ def test_the_order_matters_only_with_inner_steps():
 def at(training: ByHand, made: VRMCL) -> tuple[list[Tensor], list[Tensor]]:
     """g_t at the present weights, and the m_t that the method makes of it."""
     passes = HandPasses(training, loss)
-    training.passes, training.batch = passes, training.current[3]
+    training.batch = training.current[3]
     theta = training.params.clone()
     batch, memory = HandBatch(*training.batch), HandBatch(*training.memory[0])
     g, _ = copy.deepcopy(made)._hypergradient(passes, theta, batch, memory)
-    made.on_batch(training)
+    made.on_gradients(training)
     return g, [p.grad.clone() for p in training.params.tensors if p.grad is not None]
 
 
@@ -115,7 +116,7 @@ def test_at_weights_that_did_not_move_only_the_last_m_is_weighed(c: float, seed:
     """theta_t = theta_{t-1}: m_t - g_t = c (m_{t-1} - g_t); and with c = 0, m_t is g_t."""
     made = method(momentum=c)
     training = training_of(made)
-    made.begin_task(training.task, training.params)
+    training.begin()
     draw = torch.Generator().manual_seed(seed)
     last = [torch.randn(p.shape, dtype=p.dtype, generator=draw) for p in training.params.tensors]
     made._momentum, made._before = last, training.params.clone()
@@ -134,7 +135,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_of_the_method():
             before = {n: t.clone() for n, t in made.state().tensors.items()}
             x, y = training.current[3]
             training.batch = (x * torch.nan, y)
-            made.on_batch(training)
+            made.on_gradients(training)
             assert any(not bool(torch.isfinite(p.grad).all()) for p in training.params.tensors)
             training.optimizer.zero_grad()
             after = made.state().tensors
@@ -156,7 +157,7 @@ def test_inner_rates_are_carried_on_and_nothing_else():
     training = training_of(made)
     training.train()
     state = made.state()
-    assert list(state.tensors) == ["rates"] and state.values == {"begun": False}
+    assert list(state.tensors) == ["rates"] and state.values == {}
     assert not torch.equal(state.tensors["rates"], torch.full_like(state.tensors["rates"], 0.1))
     assert bool((state.tensors["rates"] >= 0).all())
     (event,) = training.events
@@ -164,7 +165,7 @@ def test_inner_rates_are_carried_on_and_nothing_else():
     fresh = method()
     fresh.load_state(state)
     later = training_of(fresh, index=2)
-    fresh.begin_task(later.task, later.params)
+    later.begin()
     assert torch.equal(fresh.state().tensors["rates"], state.tensors["rates"])
 
 
@@ -178,21 +179,18 @@ def test_going_on_in_the_middle_ends_as_if_nothing_had_happened(second: bool):
             if step == cut:
                 fresh = method(second_order=second)
                 fresh.load_state(training.method.state())
-                fresh.continue_task(training.task, training.params)
                 training.method = fresh
-        training.method.end_task(training.task, training)
+                training.go_on()
+        training.end()
         assert all(torch.equal(training.values()[n], v) for n, v in expected.items())
         assert training.events == whole.events
 
 
-def test_a_state_of_another_moment_or_model_is_refused():
-    training = training_of(method())
-    with pytest.raises(ValueError, match="of no task's middle, expected the middle of task 'task 1'"):
-        method().continue_task(training.task, training.params)
-    other = method()
-    other.load_state(MethodState({"rates": torch.ones(3)}, {"begun": False}))
+def test_a_state_of_another_model_is_refused():
+    made = method()
+    made.load_state(MethodState({"rates": torch.ones(3)}))
     with pytest.raises(ValueError, match="inner rates of 3 tensors, the model 8"):
-        other.begin_task(training.task, training.params)
+        training_of(made).begin()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from kifuse.errors import RunError
-from kifuse.methods.base import Parameters
+from kifuse.methods.parameters import Parameters
 from kifuse.models.loading import Backbone
 from kifuse.tasks.encoding import Encoded
 from kifuse.training.batches import Filler

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kifuse.errors import RunError
-from kifuse.methods.base import Parameters
+from kifuse.methods.parameters import Parameters
 from kifuse.models.loading import Backbone
 from kifuse.tasks.encoding import Encoded
 from kifuse.training.one_task import _collator

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 from kifuse.errors import RunError
-from kifuse.methods.base import Parameters
+from kifuse.methods.parameters import Parameters
 from kifuse.training.squares import StepSquares
 from kifuse.training.taps import Taps
 

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from kifuse.config import TrainingConfig
 from kifuse.errors import RunError
-from kifuse.methods.base import SETTINGS, Method, MethodState, Need, OldData, StepContext
+from kifuse.methods.base import SETTINGS, Context, Method, Need, OldData
 from kifuse.models.loading import Backbone
+from kifuse.training.batch_gradients import StepInputs, TrainerBatch
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.one_task import TaskTraining, train_task
-from kifuse.training.passes import StepInputs, TrainerBatch
 from kifuse.training.taps import Taps
 from tests.parity.literal import loss_of, task_batches, trainable
 from tests.two_tasks import adapted, encoded, load
 
 pytestmark = pytest.mark.usefixtures("quick")
-Look = Callable[[StepContext], None]
+Look = Callable[[Context], None]
 
 
 @dataclass(kw_only=True, config=SETTINGS)
@@ -46,21 +46,16 @@ class Looking(Method):
         wanted: dict[Need, bool] = {"batch": self.at_batch is not None, "curvature": self.curvature}
         return frozenset(need for need, is_so in wanted.items() if is_so)
 
-    def on_batch(self, ctx: StepContext) -> None:
-        self.at_batch(ctx)
+    def on_gradients(self, ctx: Context) -> None:
+        if self.at_batch is not None:
+            self.at_batch(ctx)
 
-    def on_step(self, ctx: StepContext) -> None:
+    def on_step(self, ctx: Context) -> None:
         if self.at_step is not None:
             self.at_step(ctx)
 
     def settings(self) -> dict[str, Any]:
         return {}
-
-    def state(self) -> MethodState:
-        return MethodState()
-
-    def load_state(self, state: MethodState) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -111,15 +106,15 @@ def test_on_its_own_batch_it_is_the_step_s_gradient(
 ):
     looked = []
 
-    def look(ctx: StepContext) -> None:
-        batch = ctx.passes.step_batch()
+    def look(ctx: Context) -> None:
+        batch = ctx.step_batch()
         own = [p.grad.clone() for p in ctx.params.tensors]
-        equal(ctx.passes.gradient(batch), own)
+        equal(ctx.gradient(batch), own)
         # minibatches, weighed by their target tokens, make up the batch
         parts = batch.split(3)
         assert [rows(part) for part in parts] in ([3, 1], [3])
         joined = parts[0] + parts[1] if len(parts) > 1 else parts[0]
-        equal(ctx.passes.gradient(joined), own)
+        equal(ctx.gradient(joined), own)
         assert all(torch.equal(p.grad, g) for p, g in zip(ctx.params.tensors, own, strict=True))
         looked.append(rows(batch))
 
@@ -133,16 +128,16 @@ def test_on_its_own_batch_it_is_the_step_s_gradient(
 def test_at_other_weights_it_is_the_gradient_there(backbone: Backbone, tiny_stream: Path, tmp_path: Path):
     loss = loss_of(adapted(backbone))
 
-    def look(ctx: StepContext) -> None:
-        batch = ctx.passes.step_batch()
+    def look(ctx: Context) -> None:
+        batch = ctx.step_batch()
         before = ctx.params.clone()
         other = [p + 0.1 * torch.randn_like(p) for p in before]
-        found = ctx.passes.gradient(batch, at=other)
-        value = ctx.passes.loss(batch, at=other)
+        found = ctx.gradient(batch, at=other)
+        value = ctx.batch_loss(batch, at=other)
         assert all(torch.equal(p, b) for p, b in zip(ctx.params.tensors, before, strict=True))
         ctx.params.assign(other)
-        equal(found, ctx.passes.gradient(batch))
-        assert math.isclose(value.item(), ctx.passes.loss(batch, at=ctx.params.tensors).item(), rel_tol=1e-6)
+        equal(found, ctx.gradient(batch))
+        assert math.isclose(value.item(), ctx.batch_loss(batch, at=ctx.params.tensors).item(), rel_tol=1e-6)
         ctx.params.assign(before)
         seen.append((other, found, value.item()))
 
@@ -165,13 +160,13 @@ def test_a_drawn_batch_is_the_next_of_the_memory_and_counts(
     _, _, memory = encoded(mine, tiny_stream)
     loss, drawn = loss_of(mine), MemoryBatches(memory, 4, 1)
 
-    def look(ctx: StepContext) -> None:
-        batch = ctx.passes.draw_memory()
+    def look(ctx: Context) -> None:
+        batch = ctx.draw_memory()
         assert rows(batch) == 4
         values = dict(zip(ctx.params.names, ctx.params.clone(), strict=True))
         leaves = {n: v.requires_grad_() for n, v in values.items()}
         wanted = torch.autograd.grad(loss(leaves, drawn.next()), list(leaves.values()))
-        equal(ctx.passes.gradient(batch), list(wanted))
+        equal(ctx.gradient(batch), list(wanted))
 
     _, done = train(backbone, tiny_stream, tmp_path, Looking(at_step=look))
     assert done.replayed == 12 and done.extra_passes == 3
@@ -183,9 +178,9 @@ def test_the_loss_of_a_memory_batch(backbone: Backbone, tiny_stream: Path, tmp_p
     _, _, memory = encoded(mine, tiny_stream)
     loss, drawn, found = loss_of(mine), MemoryBatches(memory, 4, -2), []
 
-    def look(ctx: StepContext) -> None:
+    def look(ctx: Context) -> None:
         before = torch.get_rng_state()
-        value = ctx.passes.memory_loss(train=on)
+        value = ctx.memory_loss(train=on)
         assert torch.equal(torch.get_rng_state(), before)
         theta = dict(zip(ctx.params.names, ctx.params.clone(), strict=True))
         found.append((value, float(loss(theta, drawn.next()))))
@@ -198,10 +193,10 @@ def test_the_loss_of_a_memory_batch(backbone: Backbone, tiny_stream: Path, tmp_p
 
 
 def test_looking_changes_nothing_of_training(backbone: Backbone, tiny_stream: Path, tmp_path: Path):
-    def look(ctx: StepContext) -> None:
-        ctx.passes.gradient(ctx.passes.step_batch(), noise=3)
-        ctx.passes.loss(ctx.passes.draw_memory(), at=ctx.params.tensors)
-        ctx.passes.memory_loss(train=True)
+    def look(ctx: Context) -> None:
+        ctx.gradient(ctx.step_batch(), noise=3)
+        ctx.batch_loss(ctx.draw_memory(), at=ctx.params.tensors)
+        ctx.memory_loss(train=True)
 
     runs = [
         train(backbone, tiny_stream, tmp_path, method, dropout=0.3)[0]
@@ -214,9 +209,9 @@ def test_looking_changes_nothing_of_training(backbone: Backbone, tiny_stream: Pa
 def test_passes_with_one_number_have_one_dropout(backbone: Backbone, tiny_stream: Path, tmp_path: Path):
     looked: list[list[Tensor]] = []
 
-    def look(ctx: StepContext) -> None:
-        batch = ctx.passes.step_batch()
-        first, again, other = (ctx.passes.gradient(batch, noise=n) for n in (1, 1, 2))
+    def look(ctx: Context) -> None:
+        batch = ctx.step_batch()
+        first, again, other = (ctx.gradient(batch, noise=n) for n in (1, 1, 2))
         assert all(map(torch.equal, first, again))
         assert not all(map(torch.equal, first, other))
         looked.append(first)
@@ -233,17 +228,17 @@ def test_a_gradient_is_differentiated_again(
     backbone = load(tiny_folder_llama)
     backbone.model.set_attn_implementation(attention)
 
-    def look(ctx: StepContext) -> None:
-        batch = ctx.passes.step_batch()
+    def look(ctx: Context) -> None:
+        batch = ctx.step_batch()
         theta = [p.requires_grad_() for p in ctx.params.clone()]
         draw = torch.Generator().manual_seed(0)
         direction = [torch.randn(p.shape, generator=draw) for p in theta]
-        gradient = ctx.passes.gradient(batch, at=theta, create_graph=True)
+        gradient = ctx.gradient(batch, at=theta, create_graph=True)
         along = sum((g * d).sum() for g, d in zip(gradient, direction, strict=True))
         found = torch.autograd.grad(along, theta)
         step = 1e-2
         ends = [
-            ctx.passes.gradient(batch, at=[p + s * d for p, d in zip(theta, direction, strict=True)])
+            ctx.gradient(batch, at=[p + s * d for p, d in zip(theta, direction, strict=True)])
             for s in (step, -step)
         ]
         wanted = [(one - other) / (2 * step) for one, other in zip(*ends, strict=True)]
@@ -257,7 +252,7 @@ def test_a_gradient_is_differentiated_again(
 def test_a_gradient_that_is_not_finite_makes_a_bad_step(
     backbone: Backbone, tiny_stream: Path, tmp_path: Path
 ):
-    def look(ctx: StepContext) -> None:
+    def look(ctx: Context) -> None:
         if ctx.step == 1:
             ctx.params.tensors[0].grad.fill_(math.nan)
 
@@ -271,7 +266,7 @@ def test_a_gradient_that_is_not_finite_makes_a_bad_step(
 
 
 def test_too_many_of_them_in_a_row_end_training(backbone: Backbone, tiny_stream: Path, tmp_path: Path):
-    def look(ctx: StepContext) -> None:
+    def look(ctx: Context) -> None:
         ctx.params.tensors[0].grad.fill_(math.nan)
 
     with pytest.raises(RunError, match="2 steps in a row"):
@@ -279,9 +274,9 @@ def test_too_many_of_them_in_a_row_end_training(backbone: Backbone, tiny_stream:
 
 
 def test_outside_of_its_moment_there_is_no_batch(backbone: Backbone, tiny_stream: Path, tmp_path: Path):
-    def look(ctx: StepContext) -> None:
-        with pytest.raises(RunError, match="in on_batch only"):
-            ctx.passes.step_batch()
+    def look(ctx: Context) -> None:
+        with pytest.raises(RunError, match="in on_gradients only"):
+            ctx.step_batch()
 
     train(backbone, tiny_stream, tmp_path, Looking(at_step=look))
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kifuse.errors import RunError
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.taps import Taps
-
-if TYPE_CHECKING:
-    from kifuse.training.context import TrainerContext
+from kifuse.training.under_way import UnderWay
 
 Inputs = Mapping[str, Any]
 """A collated batch, as a Trainer's data loader gives it."""
@@ -48,7 +46,7 @@ class TrainerBatch:
         return TrainerBatch((*self.parts, *other.parts), self.processes, self.passes + other.passes)
 
     def split(self, size: int) -> list[TrainerBatch]:
-        """See `kifuse.methods.passes.Batch.split`."""
+        """See `kifuse.methods.context.Batch.split`."""
         most = max(1, size // self.processes)
         found: list[list[Inputs]] = []
         room = 0
@@ -110,6 +108,10 @@ class StepInputs:
         """Start a new optimizer step."""
         self._seen = []
 
+    def remove(self) -> None:
+        """Forget what was seen."""
+        self.clear()
+
     def take(self) -> tuple[Inputs, ...]:
         """The micro-batches since `clear`."""
         seen, self._seen = tuple(self._seen), []
@@ -138,14 +140,14 @@ def _refuse(trainer: Any, model: nn.Module, curvature: bool) -> None:
         raise RunError("second_order: quantised layers have no second derivative; use second_order: false.")
 
 
-class TrainerPasses:
-    """Implements `kifuse.methods.passes.Passes` for a Trainer that is training.
+class BatchGradients:
+    """Losses and gradients on batches, at any weights, for a Trainer that is training; nothing moves.
 
     Args:
         context: Of the training; its counts include these passes.
     """
 
-    def __init__(self, context: TrainerContext) -> None:
+    def __init__(self, context: UnderWay) -> None:
         self._context = context
         self._batch: TrainerBatch | None = None
         self._loss: _Loss | None = None
@@ -156,26 +158,26 @@ class TrainerPasses:
     def _processes(self) -> int:
         return self._context.trainer.accelerator.num_processes
 
-    def begin_step(self, parts: tuple[Inputs, ...]) -> None:
-        """Take in the step's own batch."""
-        self._batch = TrainerBatch(parts, self._processes)
+    def begin_step(self, parts: tuple[Inputs, ...] | None) -> None:
+        """Take in the step's own batch, where one was kept."""
+        self._batch = None if parts is None else TrainerBatch(parts, self._processes)
 
     def end_step(self) -> None:
         """Forget it."""
         self._batch = None
 
     def step_batch(self) -> TrainerBatch:
-        """See `Passes.step_batch`.
+        """See `Context.step_batch`.
 
         Raises:
             RunError: No step's batch was kept.
         """
         if self._batch is None:
-            raise RunError("a step's batch is known in on_batch only, for a method that needs it.")
+            raise RunError("a step's batch is known in on_gradients only, for a method that needs 'batch'.")
         return self._batch
 
     def draw_memory(self) -> TrainerBatch:
-        """See `Passes.draw_memory`.
+        """See `Context.draw_memory`.
 
         Raises:
             RunError: There is no memory.
@@ -195,7 +197,7 @@ class TrainerPasses:
         noise: int = 0,
         create_graph: bool = False,
     ) -> list[Tensor]:
-        """See `Passes.gradient`."""
+        """See `Context.gradient`."""
         values = list(self._context.params.tensors if at is None else at)
         if not create_graph:
             values = [value.detach().requires_grad_() for value in values]
@@ -209,15 +211,15 @@ class TrainerPasses:
         self._count(batch.passes * (TWICE if create_graph else 1))
         return self._reduced(total or [torch.zeros_like(value) for value in values])
 
-    def loss(self, batch: Any, *, at: Sequence[Tensor], noise: int = 0) -> Tensor:
-        """See `Passes.loss`."""
+    def batch_loss(self, batch: Any, *, at: Sequence[Tensor], noise: int = 0) -> Tensor:
+        """See `Context.batch_loss`."""
         with torch.enable_grad():
             losses = list(self._losses(batch, at, noise, True))
         self._count(batch.passes)
         return torch.stack(losses).sum()
 
     def memory_loss(self, *, train: bool) -> float:
-        """See `Passes.memory_loss`.
+        """See `Context.memory_loss`.
 
         Raises:
             RunError: There is no memory.
@@ -236,7 +238,7 @@ class TrainerPasses:
         return float(self._reduced([loss])[0])
 
     def clip(self) -> None:
-        """See `Passes.clip`."""
+        """See `Context.clip`."""
         limit = self._context.trainer.args.max_grad_norm
         if limit and limit > 0:
             torch.nn.utils.clip_grad_norm_(self._context.params.tensors, limit)

@@ -1,0 +1,219 @@
+"""The context: all that a method's hooks are given, and all that they may ask of the training engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from kifuse.methods.parameters import Parameters
+
+Weights = Literal["now", "before task", "base"]
+"""The weights of a forward pass: the present ones; those before the task, for a method that needs
+`before task`; those of the model without its adapter."""
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """Where in the stream training stands.
+
+    Attributes:
+        index: 0-based position of the task.
+        name: Its name.
+        steps: Number of optimizer steps.
+        batch_size: Examples of a step, over all processes.
+        examples: The task's own training examples; 0 where their number is not known.
+    """
+
+    index: int
+    name: str
+    steps: int
+    batch_size: int = 1
+    examples: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether nothing was learned before."""
+        return self.index == 0
+
+
+class Batch(Protocol):
+    """Some examples, ready for the model."""
+
+    def split(self, size: int) -> Sequence[Batch]:
+        """The same examples in their order, in batches of `size`; the last may be smaller.
+
+        With several processes each contributes its share, at least one example, to each of them.
+        """
+        ...
+
+    def __add__(self, other: Any) -> Batch:
+        """The examples of both; `other` is of the same engine."""
+        ...
+
+
+class Context(Protocol):
+    """What the training engine offers a method.
+
+    Losses are the Trainer's own: the mean over the target tokens of the whole batch. The engine takes care of
+    accumulation, mixed precision and several processes. Where a number of dropout masks is asked for
+    (`noise`), calls of one step with the same number see the same masks on batches of the same form; the
+    random numbers of training itself are left as they are.
+    """
+
+    task: TaskInfo
+    params: Parameters
+    step: int
+    """Optimizer steps taken in this task."""
+    lr: float
+    """Learning rate of the step just taken, not of the next one, which a schedule may have brought to 0."""
+    base_lr: float
+    """Learning rate that the schedule starts from."""
+
+    @property
+    def memory_size(self) -> int:
+        """Examples in the memory buffer, over all earlier tasks."""
+        ...
+
+    @property
+    def memory_batches(self) -> int:
+        """Batches in one pass over the memory buffer."""
+        ...
+
+    def memory_step(
+        self,
+        *,
+        lr: float | None = None,
+        optimizer: Literal["shared", "own"] = "shared",
+        before: Callable[[Parameters], None] | None = None,
+    ) -> None:
+        """Forward, backward and one optimizer step on the next batch of the memory buffer.
+
+        Args:
+            lr: Learning rate of this step; None for that of the step just taken.
+            optimizer: The task's own optimizer with its moments, or a second AdamW that lives as long.
+            before: Called with complete gradients before the optimizer moves.
+        """
+        ...
+
+    def step_batch(self) -> Batch:
+        """The step's own batch, all micro-batches of it; in `on_gradients` of a method that needs `batch`."""
+        ...
+
+    def draw_memory(self) -> Batch:
+        """The next batch of the memory buffer, which counts as replayed."""
+        ...
+
+    def gradient(
+        self,
+        batch: Batch,
+        *,
+        at: Sequence[Tensor] | None = None,
+        noise: int = 0,
+        create_graph: bool = False,
+    ) -> list[Tensor]:
+        """The gradient of the loss of a batch, reduced over processes, not clipped; nothing moves.
+
+        Args:
+            batch: From `step_batch` or `draw_memory`.
+            at: One value per parameter, in the order of `Parameters`; None for the present weights.
+            noise: Number of the dropout masks.
+            create_graph: Whether the gradient is itself differentiable in `at`.
+
+        Returns:
+            One tensor per parameter, of its shape.
+        """
+        ...
+
+    def batch_loss(self, batch: Batch, *, at: Sequence[Tensor], noise: int = 0) -> Tensor:
+        """The loss of a batch at given weights, differentiable in them; a scalar."""
+        ...
+
+    def memory_loss(self, *, train: bool) -> float:
+        """The loss of the present weights on a freshly drawn memory batch, without gradient.
+
+        These batches are drawn beside those of memory steps, and do not count as replayed.
+
+        Args:
+            train: Whether dropout is on, as in training.
+        """
+        ...
+
+    def clip(self) -> None:
+        """Clip the parameters' gradients to the norm that the Trainer clips those of its steps to."""
+        ...
+
+    def reset_moments(self) -> None:
+        """Forget the moments of the task's optimizer and of the memory steps' own."""
+        ...
+
+    @property
+    def squares(self) -> list[Tensor]:
+        """Sum over the step's examples j of the squared g_j, each g_j the example's share of the gradient.
+
+        sum_j g_j is the step's gradient. In the shapes of the parameters; in `on_gradients` and `on_update`
+        of a method that needs `squares`.
+        """
+        ...
+
+    @property
+    def magnitudes(self) -> list[Tensor | None]:
+        """n_j = sum over the step's real tokens of |y_j|, for each output unit j of a trained linear weight.
+
+        float32, `(out, 1)` for a weight `(out, in)`, `(1, out)` for a transposed one; None for any other
+        parameter. In `on_gradients` and `on_update` of a method that needs `magnitudes`.
+        """
+        ...
+
+    def squared_gradients(self, count: int | None = None) -> list[Tensor]:
+        """The mean over examples of the current task of the squared gradient of their log-likelihood.
+
+        F = 1/n sum_j (d log p(y_j | x_j) / d theta)^2, log p summed over the tokens of the gold target,
+        dropout off. It depends neither on the batch size nor on padding; weights, gradients, modes and random
+        numbers are left as they are. In `end_task` of a method that needs `examples`.
+
+        Args:
+            count: Number of examples n, drawn with the run's seed; None for all of them.
+
+        Returns:
+            float32, in the shapes of the parameters; the same on all processes.
+        """
+        ...
+
+    def logit_gradients(self, count: int | None = None) -> Iterator[Tensor]:
+        """The gradient of the gold tokens' logits, of one example of the current task after another.
+
+        Of each example d/d theta sum_t z_t[y_t], summed over the positions t of its target, dropout off. In
+        `end_task` of a method that needs `examples`.
+
+        Args:
+            count: Number of examples, drawn with the run's seed; None for all of them.
+
+        Yields:
+            float32 `(scalars of all parameters,)`, in the order of `params`; the same on all processes.
+        """
+        ...
+
+    @property
+    def logging(self) -> bool:
+        """Whether a log line is due after this step: a moment to read numbers from the device for `log`."""
+        ...
+
+    def log(self, **values: float) -> None:
+        """Add numbers to the training log of this step; they reach the terminal and trackers at once."""
+        ...
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Add an entry to the task's record: something that happened once (a fusion, a replay stage)."""
+        ...
+
+    def measure(self, **series: Tensor) -> None:
+        """Add to the task's record one number for each trainable tensor, for its pictures.
+
+        Args:
+            series: By name: one value per trainable tensor, in the order of `params`; see
+                `Parameters.means`. `Method.shown` says which of them have a picture.
+        """
+        ...
