@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import DynamicCache
-from transformers.cache_utils import DummyLayer, DynamicLayer
+from transformers import DynamicCache, cache_utils
+from transformers.cache_utils import DynamicLayer
 
 from kifuse.evaluation.caches import part_of, row_cache, with_room
 from kifuse.evaluation.generation import greedy_generate
@@ -132,7 +132,7 @@ def test_a_cache_of_another_kind_is_left_to_the_model() -> None:
     unused = DynamicCache()
     unused.layers = [*cache.layers, DynamicLayer()]  # a layer that reads another one's keys
     shared = DynamicCache()
-    shared.layers = [*cache.layers, DummyLayer()]
+    shared.layers = [*cache.layers, getattr(cache_utils, "DummyLayer", DynamicLayer)()]
     for other in (unused, shared, None, (states(3), states(3))):
         with pytest.raises(OtherCacheError):
             row_cache(SimpleNamespace(past_key_values=other))
