@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from kifuse.tasks import Encoder, Overlap, read_stream
+from kifuse.tasks.findings import look_through
 
 COUNTS = {"cb": (250, 56, 56), "copa": (400, 100, 100), "rte": (1000, 277, 277), "yahoo": (1000, 100, 400)}
 LABELS = {
@@ -85,6 +86,18 @@ def test_overlaps_are_found_exactly_as_published(stream):
         Overlap(task.name, "dev", task.name, "test", DEV_IN_TEST[task.name])
         for task in stream
         if task.name in DEV_IN_TEST
+    ]
+
+
+def test_what_is_said_of_the_published_splits_is_exactly_what_is_published(stream):
+    found = look_through(stream.tasks)
+    assert [each.also_trained for each in found.tasks] == [0] * 15
+    assert [each.contradictions for each in found.tasks] == [0] * 15
+    assert found.notes(most=None) == [
+        "Examples that repeat another one of their split (same input, same answers): rte/train 1 of 1,000.",
+        "Inputs that stand in two splits: "
+        + ", ".join(f"{t.name}/dev and test {DEV_IN_TEST[t.name]}" for t in stream if t.name in DEV_IN_TEST)
+        + ".",
     ]
 
 

@@ -10,11 +10,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kifuse.cli.visible_text import PROMPT, TARGET, excerpt, styled, visible
+from kifuse.cli.visible_text import PROMPT, SPECIAL, TARGET, excerpt, styled, visible
 
 if TYPE_CHECKING:
     from kifuse.tasks.findings import Findings, TaskFindings
-    from kifuse.tasks.rendered import Piece, Rendered
+    from kifuse.tasks.rendered import Piece
+    from kifuse.tasks.rendering import Rendering
     from kifuse.tasks.task import Task
 
 _LINES = 2
@@ -55,7 +56,7 @@ def print_excerpts(console: Console, tasks: Sequence[TaskFindings]) -> None:
             continue
         prompt = styled(found.rendered.prompt[skipped:], PROMPT, lines=False)
         answer = styled(found.rendered.target, TARGET, lines=False)
-        cut = ("  too long, so a part is left out" if found.rendered.cut else "", "dim")
+        cut = ("  too long to be shown whole" if found.rendered.cut else "", "dim")
         console.print(Text.assemble(" ", (found.task.name, "bold"), cut))
         console.print(_grid(9, "   prompt", excerpt(Text.assemble(_GAP * (skipped > 0), prompt), room)))
         console.print(_grid(9, "   answer", excerpt(answer, room)))
@@ -83,13 +84,17 @@ def print_whole(console: Console, found: TaskFindings) -> None:
             f"{lengths.cut_answers:,} training and {lengths.cut_test_answers:,} test answers",
         )
     for note in task.passed_over:
-        _line(console, "passed by", visible(note))
+        _line(console, "not read", visible(note))
     if (clash := found.contradiction) is not None:
         one, other = (visible(answer) for answer in clash.answers)
         _line(console, "contrary", f"'{visible(clash.input)[-200:]}' is answered '{one}' and '{other}'")
     if found.rendered is not None:
         if found.rendered.cut:
-            _line(console, "too long", "a part of the example is left out, as it is for the model")
+            _line(
+                console,
+                "too long",
+                "a part of the example is left out, or follows in further pieces, as for the model",
+            )
         for label, pieces, style in (
             ("prompt", found.rendered.prompt, PROMPT),
             ("answer", found.rendered.target, TARGET),
@@ -99,18 +104,18 @@ def print_whole(console: Console, found: TaskFindings) -> None:
     console.print()
 
 
-def legend(rendered: Rendered | None, form: str) -> Text:
+def legend(rendering: Rendering | None) -> Text:
     """Say what the examples show, in their colours."""
-    if rendered is None or rendered.plain:
+    if rendering is None:
         return Text("The first example of each task, as its text stands in the data:")
+    form = "by the model's chat template" if rendering.by_template else "as plain text"
     return Text.assemble(
-        "What the model reads, ",
-        form,
-        ": the prompt, ",
+        ("What the model reads", "bold"),
+        f", {form} ({rendering.why}): the prompt, ",
         ("the answer", TARGET),
         " that is learned, ",
-        ("special tokens", "cyan"),
-        ", ⏎ for a line break:",
+        ("special tokens", SPECIAL),
+        ", ⏎ for a line break.",
     )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from kifuse.config import RunConfig
     from kifuse.tasks.findings import Findings
+    from kifuse.tasks.rendering import Rendering
     from kifuse.tasks.task import Task, TaskStream
 
 
@@ -62,7 +63,8 @@ def validate(
     notes = [*reading.notes, *stream.warnings, *findings.notes(most=None), *_passed_over(stream)]
     if as_json:
         found = shown_tasks.as_json(findings, notes, lambda task: _steps(resolved, [task]))
-        typer.echo(json.dumps({"config": str(config), "form": reading.form, **found}, ensure_ascii=False))
+        form = reading.rendering.state() if reading.rendering else None
+        typer.echo(json.dumps({"config": str(config), "rendering": form, **found}, ensure_ascii=False))
         return
     console.print(f"{config} is valid. It would run:", soft_wrap=True, markup=False)
     for name, what in _facts(resolved):
@@ -70,7 +72,7 @@ def validate(
     shown_tasks.print_origin(console, stream.tasks)
     console.print(_tasks(resolved, findings))
     shown_tasks.print_notes(console, notes)
-    console.print(shown_tasks.legend(findings.tasks[0].rendered, reading.form))
+    console.print(shown_tasks.legend(reading.rendering))
     console.print()
     if whole:
         for each in whole:
@@ -84,7 +86,7 @@ class _Reading(NamedTuple):
     """What was found, in which form examples are put to the model, and what is to be said of that."""
 
     findings: Findings
-    form: str
+    rendering: Rendering | None
     notes: list[str]
 
 
@@ -94,6 +96,7 @@ def _read(config: RunConfig, stream: TaskStream, progress: Console) -> _Reading:
     from kifuse.models.tokenizer import load_tokenizer
     from kifuse.tasks.encoding import Encoder
     from kifuse.tasks.findings import look_through
+    from kifuse.tasks.rendering import decide_rendering
 
     try:
         with progress.status("loading the tokenizer"):
@@ -104,20 +107,22 @@ def _read(config: RunConfig, stream: TaskStream, progress: Console) -> _Reading:
             )
     except ModelError as error:
         said = f"Without a tokenizer no lengths are known, and examples are shown as they stand: {error}"
-        return _Reading(look_through(stream.tasks), "", [said])
-    template = config.data.chat_template is True
+        return _Reading(look_through(stream.tasks), None, [said])
+    data = config.data
+    rendering = decide_rendering(data.chat_template, loaded.tokenizer, benchmark=data.benchmark)
     encoder = Encoder(
         loaded.tokenizer,
         encoder_decoder=loaded.encoder_decoder,
-        max_input=config.data.max_input,
-        max_target=config.data.max_target,
-        chat_template=template,
+        max_input=data.max_input,
+        max_target=data.max_target,
+        chat_template=rendering.by_template,
     )
     with _bar(progress) as bar:
         count = sum(len(task.train) + len(task.test) for task in stream.tasks)
         job = bar.add_task("tokenising", total=count)
         findings = look_through(stream.tasks, encoder, done=lambda count: bar.advance(job, count))
-    return _Reading(findings, "with the model's chat template" if template else "as plain text", [])
+    examples = (e for task in stream.tasks for e in (*task.train, *task.test))
+    return _Reading(findings, rendering, [*filter(None, [rendering.note(examples)]), *encoder.notes])
 
 
 def _bar(console: Console) -> Progress:

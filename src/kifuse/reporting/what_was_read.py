@@ -98,10 +98,12 @@ def _counts(record: RunRecord) -> Table:
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
+    if record.rendering:
+        found.append(("form", f"{clean(record.rendering.get('form'))}: {clean(record.rendering.get('why'))}"))
     questions: list[tuple[str, Callable[[TaskRecord], str]]] = [
         ("read as", lambda task: task.format or ""),
         ("scored by", lambda task: f"{task.metric}: {task.metric_why}" if task.metric_why else ""),
-        ("compared", lambda task: getattr(task, "comparison", None) or ""),
+        ("compared", lambda task: task.comparison or ""),
     ]
     for label, fact in questions:
         values = [(clean(task.name), clean(fact(task))) for task in record.tasks]

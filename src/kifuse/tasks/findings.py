@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kifuse.tasks.encoded import is_text
 from kifuse.tasks.encoding import Encoder
 from kifuse.tasks.overlaps import Inputs, Overlap, find_overlaps
 from kifuse.tasks.rendered import Rendered, render_example
@@ -282,7 +283,9 @@ def _lengths(task: Task, encoder: Encoder, done: Callable[[int], None] | None) -
             counts[inputs] += sum(each.cut for each in encoded)
             counts[answers] += sum(each.target_cut for each in encoded)
             cut = [e for e, each in zip(portion, encoded, strict=True) if each.cut or each.target_cut]
-            for each in [*encoded, *encoder.uncut().encode_many(cut)]:
+            # a text to continue is parted, so that nothing of it is too long
+            asked = [each for e, each in zip(portion, encoded, strict=True) if not is_text(e)]
+            for each in [*asked, *encoder.uncut().encode_many(cut)]:
                 longest["longest_input"] = max(longest["longest_input"], len(each.input_ids))
                 longest["longest_target"] = max(longest["longest_target"], len(each.target_ids))
             if done:

@@ -41,7 +41,7 @@ class Rendered:
 
 
 def render_example(example: Example, encoder: Encoder | None = None) -> Rendered:
-    """Show an example as the very text that is trained, cut as it is cut there.
+    """Show an example as the very text that is trained, cut as it is cut there; of a text its first piece.
 
     Args:
         example: The example.
@@ -55,12 +55,12 @@ def render_example(example: Example, encoder: Encoder | None = None) -> Rendered
     """
     if encoder is None:
         return Rendered(_pieces([example.input]), _pieces([example.target]), plain=True)
-    encoded = encoder.encode(example)
+    encoded, *more = encoder.encode_pieces([example])
     prompt, target = list(encoded.input_ids), list(encoded.target_ids)
     return Rendered(
         _decoded(prompt, [], encoder),
         _decoded(target, [] if encoder.encoder_decoder else prompt, encoder),
-        cut=encoded.cut or encoded.target_cut,
+        cut=encoded.cut or encoded.target_cut or bool(more),
     )
 
 

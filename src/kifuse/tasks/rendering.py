@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,6 +44,15 @@ class Rendering:
     def state(self) -> dict[str, str]:
         """What a record keeps of it."""
         return {"form": self.form, "why": self.why}
+
+    def note(self, examples: Iterable[Example]) -> str:
+        """What is to be said of examples in this form; empty where nothing is."""
+        if self.by_template or all(example.conversation is None for example in examples):
+            return ""
+        return (
+            "chats are written out as plain text, a line 'User:' or 'Assistant:' for each message, as "
+            f"{self.why}."
+        )
 
 
 def decide_rendering(

@@ -77,12 +77,8 @@ class Reading:
 
     def _note_forms(self, examples: Iterable[Example]) -> None:
         """Say once what the form does not show, and what the template does not render."""
-        chats = not self._rendering.by_template and any(e.conversation is not None for e in examples)
-        if chats:
-            self._note(
-                f"chats are written out as plain text, a line 'User:' or 'Assistant:' for each message, as "
-                f"{self._rendering.why}."
-            )
+        if said := self._rendering.note(examples):
+            self._note(said)
         for note in self.encoder.notes:
             self._note(note)
 

@@ -115,6 +115,14 @@ def test_what_is_too_long_is_counted_with_the_limit_that_would_hold_it(tiny_toke
     assert look_through([task("t", rows, rows[1:])], wide).notes() == found.notes()[:-2]
 
 
+def test_a_text_to_continue_is_parted_and_never_too_long(tiny_tokenizer):
+    encoder = Encoder(tiny_tokenizer, encoder_decoder=False, max_input=8, max_target=8)
+    one = Example("", "", "", ("a long text " * 40,))
+    found = look_through([task("t", [one], [Example("", "", "", ("more",))])], encoder)
+    assert found.notes() == [] and found.tasks[0].rendered is not None
+    assert found.tasks[0].rendered.cut  # its first piece is shown
+
+
 def test_a_long_list_of_places_is_cut_short_and_counted():
     found = look_through([task(f"t{i}", [example(f"a{i}")] * 2, [example(f"b{i}")]) for i in range(12)])
     assert found.notes()[0].endswith("t7/train 1 of 2 and 4 more.")
@@ -145,5 +153,5 @@ def test_a_space_that_a_tokenizer_drops_at_the_start_of_a_text_is_shown():
 def test_without_a_tokenizer_the_texts_are_shown_as_they_are():
     found = look_through([task("t", [example("a", "b")])]).tasks[0]
     assert found.lengths is None and found.rendered is not None and found.rendered.plain
-    assert found.rendered.state() == {"prompt": [["a", False]], "target": [["b", False]]}
+    assert found.rendered.state() == {"prompt": [["a", False]], "target": [["b", False]], "cut": False}
     assert "longest_input" not in found.facts()
