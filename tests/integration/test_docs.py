@@ -84,7 +84,7 @@ def check_configuration(block: Block) -> None:
     if "compare" in found:
         file = Path(block.file)
         file.write_text(text, encoding="utf-8")
-        assert load_grid(file, {}, check_files=True).cells
+        assert load_grid(file, {}, check_files=True).runs
         return
     if {"model", "method", "output"} <= set(found):
         file = Path(block.file or "config.yaml")

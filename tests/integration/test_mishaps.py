@@ -17,10 +17,9 @@ from typer.testing import CliRunner
 from kifuse import ContinualLearner, RunRecord, Task
 from kifuse.cli import app
 from kifuse.errors import ConfigError, DataError, KifuseError, ModelError, RunError
-from kifuse.methods import osf
 from kifuse.models.loading import empty_model, load_backbone
 from kifuse.page_refresh import run
-from kifuse.training import snapshot
+from kifuse.training import context, snapshot
 from kifuse.training.middle import MiddleKeeper
 from kifuse.training.progress import Progress
 from tests.learners import METHOD, Make, settings_of
@@ -340,8 +339,8 @@ def test_singular_directions_that_come_out_otherwise_are_said(
 
     with pytest.raises(Stopped):
         run(config, progress=StopLate())
-    monkeypatch.setattr(osf, "_marks", lambda _: ["another machine's"])
-    with pytest.raises(RunError, match="in its middle: the singular directions of task 'colour'"):
+    monkeypatch.setattr(context, "sums_of", lambda _: ["another machine's"])
+    with pytest.raises(RunError, match="in its middle: what is frozen beside the trained tensors is not"):
         run(config)
 
 

@@ -16,6 +16,7 @@ from kifuse import ContinualLearner, RunRecord, read_stream
 from kifuse.config import load_config, loading
 from kifuse.errors import ConfigError, RunError
 from kifuse.methods.kif import KIF
+from kifuse.scoring.scores import Scored
 from kifuse.training import evaluator
 from kifuse.training.progress import Progress
 from kifuse.training.runner import run
@@ -90,7 +91,12 @@ def test_tensorboard_gets_one_run_and_the_result_is_the_same(
     plain: Path, tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     numbers = itertools.count(1)  # a model this small answers nothing right
-    monkeypatch.setattr(evaluator, "score_one", lambda *_: next(numbers) / 100)
+
+    def score_all(predictions: Any, *_: Any, **more: Any) -> Scored:
+        points = [next(numbers) / 100 for _ in predictions]
+        return Scored(100.0 * sum(points) / len(points), points, None)
+
+    monkeypatch.setattr(evaluator, "score_all", score_all)
     folder = tmp_path / "run"
     training = {"report_to": ["tensorboard"], "checkpoint_minutes": 0}
     config = make_config(tiny_folder_llama, tiny_stream, folder, METHODS["recurrent-kif"], training=training)

@@ -7,6 +7,7 @@ for all rows and columns of a batch: the prompts are read into it piece by piece
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import cache as once
 from typing import Any
 
@@ -21,7 +22,9 @@ _ROOM = 16
 
 def cache_of(out: Any) -> Any:
     """The cache of a model output, which transformers before 5.24 calls `past_key_values`."""
-    return out["cache"] if "cache" in out else getattr(out, "past_key_values", None)
+    return (
+        out["cache"] if isinstance(out, Mapping) and "cache" in out else getattr(out, "past_key_values", None)
+    )
 
 
 def row_cache(out: Any) -> Any:

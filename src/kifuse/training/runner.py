@@ -113,11 +113,11 @@ class _StreamRun:
     def go(self, reuse: Sequence[Path]) -> RunRecord:
         """Do what is not done yet."""
         engine = self.engine
+        self._look_at_data()  # first, so that data which cannot be used leaves nothing behind
         if engine.writes:
             write_text(engine.folder / "config.yaml", to_yaml(self.config))
         engine.save()
         self._take_over_first_task(reuse)
-        self._look_at_data()
         self._announce()
         start = self._restore()
         for k in range(start, len(self.tasks) + 1):
