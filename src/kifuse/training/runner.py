@@ -113,11 +113,15 @@ class _StreamRun:
     def go(self, reuse: Sequence[Path]) -> RunRecord:
         """Do what is not done yet."""
         engine = self.engine
-        self._look_at_data()  # first, so that data which cannot be used leaves nothing behind
+        # looked through before anything is written, so that data which cannot be used leaves nothing behind
+        findings = None if is_looked_through(self.record) else look_through(self.tasks, engine.encoder)
         if engine.writes:
             write_text(engine.folder / "config.yaml", to_yaml(self.config))
         engine.save()
         self._take_over_first_task(reuse)
+        if findings is not None:
+            put_on_record(self.record, findings, engine.folder if engine.writes else None)
+            engine.save()
         self._announce()
         start = self._restore()
         for k in range(start, len(self.tasks) + 1):
@@ -136,14 +140,6 @@ class _StreamRun:
             shutil.rmtree(engine.folder / "checkpoint", ignore_errors=True)
         self.progress.finish()
         return self.record
-
-    def _look_at_data(self) -> None:
-        """Put on record what there is to know about the data, unless it is there."""
-        if is_looked_through(self.record):
-            return
-        findings = look_through(self.tasks, self.engine.encoder)
-        put_on_record(self.record, findings, self.engine.folder if self.engine.writes else None)
-        self.engine.save()
 
     def _announce(self) -> None:
         """Say what is odd in the data, and how much there is to do."""
