@@ -21,6 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
     "joint": {"name": "joint"},
     "replay": {"name": "replay"},
+    "der++": {"name": "der++", "tokens": 5},
     "kif": {"name": "kif"},
     "kif, authors' reading": {"name": "kif", "reading": "after", "fusion": "adaptive", "units": "module"},
     "kiflora": {"name": "kiflora"},

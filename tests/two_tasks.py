@@ -82,6 +82,7 @@ def learn(
             current=examples,
             mixed=old if method.old_data == "mixed" else [],
             memory=old if method.old_data == "steps" else [],
+            kept=memory if "kept" in method.needs and not index else [],
             folder=folder,
         )
         if method.renews:

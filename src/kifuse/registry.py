@@ -64,6 +64,12 @@ METHODS: dict[str, Entry] = {
         summary="Trains on the task together with the kept examples of earlier tasks.",
         data_class="real replay",
     ),
+    "der++": Entry(
+        target="kifuse.methods.derpp:DERPP",
+        summary="Replay that also holds the model to what it once said to each kept example.",
+        data_class="real replay",
+        paper="arXiv 2004.07211",
+    ),
     "kif": Entry(
         target="kifuse.methods.kif:KIF",
         summary="Finds the skill units that matter to each task and fuses the old and new adapter after it.",

@@ -131,7 +131,10 @@ def test_files_that_the_guide_quotes_are_run_or_are_pages_themselves():
 
 @pytest.mark.parametrize("names", FAMILIES.values(), ids=lambda names: names[0])
 def test_every_method_has_a_page_with_its_settings_and_their_defaults(names: list[str]):
-    page = next((file for name in names if (file := DOCS / "methods" / f"{name}.md").is_file()), None)
+    page = next(
+        (file for name in names if (file := DOCS / "methods" / f"{name.replace('+', 'p')}.md").is_file()),
+        None,
+    )
     assert page is not None, f"docs/methods/{names[0]}.md: there is no page of {', '.join(names)}"
     text = page.read_text("utf-8")
     for name in names:

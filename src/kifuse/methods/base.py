@@ -6,6 +6,7 @@ the training engine: the same object runs in kifuse's own runner and in anybody'
 | hook | when | may |
 | --- | --- | --- |
 | `begin_task` | before the first step of a task | copy weights, prepare statistics |
+| `loss` | after the forward pass of each micro-batch | add a term, or a teacher |
 | `on_gradients` | gradients complete, reduced, unscaled, clipped; weights not moved yet | read, change |
 | `on_update` | the optimizer has really moved | read or correct the update |
 | `on_step` | after each step, skipped ones too | take memory steps, fuse, log |
@@ -20,9 +21,10 @@ import dataclasses
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
+from torch import Tensor
 
 import kifuse
-from kifuse.methods.context import Context, TaskInfo
+from kifuse.methods.context import Batch, Context, TaskInfo
 from kifuse.methods.kept import Declared, MethodState, collect, declare, forget, put_back
 from kifuse.methods.parameters import Parameters
 from kifuse.methods.shown import Shown
@@ -38,11 +40,12 @@ Real replay keeps examples of earlier tasks, generated replay has a model write 
 which task a test example is of may choose among adapters. All data at once is the upper bound.
 """
 
-Need = Literal["squares", "magnitudes", "examples", "batch", "curvature"]
+Need = Literal["squares", "magnitudes", "examples", "batch", "curvature", "kept", "before task"]
 """What the engine gathers for methods that ask for it, since it costs time, or not every set-up can give it.
 
 In this order: `Context.squares`; `Context.magnitudes`; gradients of single examples at the end of a task;
-gradients on the step's own batch, at any weights; gradients of gradients there.
+gradients on the step's own batch, at any weights; gradients of gradients there; `Context.kept_examples`; a
+copy of the weights before the task, for `Context.forward`.
 """
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -64,7 +67,11 @@ SETTINGS = ConfigDict(extra="forbid", validate_default=True)
 class Method:
     """Base of every method. Concrete methods are final, and vary by their settings."""
 
-    declared: ClassVar[dict[str, Declared]] = {}
+    declared: ClassVar[dict[str, Declared]] = {
+        "stored_tensors": Declared("stored_tensors", within_task=False, written="dict[str, Tensor]")
+    }
+    stored_tensors: dict[str, Tensor] | None = None
+    """What `Context.store` was given, as `<example>.<name>`."""
     _waiting: MethodState | None = None
     _parameter_names: tuple[str, ...] = ()
 
@@ -155,6 +162,23 @@ class Method:
         Where training goes on in the middle of a task it is called too, with the weights of that moment.
         Afterwards the weights and everything declared are put back as they were saved.
         """
+
+    def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
+        """The loss of a micro-batch, in training only; the default is the Trainer's own, `ctx.target_loss`.
+
+        Terms are added to it. What is a sum over target positions goes through `ctx.mean_over_targets`, so
+        that neither accumulation nor the number of processes changes it.
+
+        Args:
+            ctx: The context.
+            model: The model, in training mode.
+            batch: The micro-batch, for `ctx`.
+            outputs: Of the model, with `logits`.
+
+        Returns:
+            A scalar.
+        """
+        return ctx.target_loss
 
     def on_gradients(self, ctx: Context) -> None:
         """Called with complete gradients before the optimizer moves.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -143,6 +143,66 @@ class Context(Protocol):
 
     def clip(self) -> None:
         """Clip the parameters' gradients to the norm that the Trainer clips those of its steps to."""
+        ...
+
+    def forward(self, batch: Batch, *, at: Weights = "now") -> Any:
+        """The model's outputs on a batch, without gradient and without dropout; modes stay as they are.
+
+        Args:
+            batch: As `Method.loss` or `kept_examples` gives it.
+            at: The weights; see `Weights`.
+
+        Returns:
+            The outputs of transformers, with `logits`.
+        """
+        ...
+
+    def targets(self, batch: Batch, outputs: Any) -> list[tuple[Tensor, Tensor]]:
+        """What the model says at each target position.
+
+        Args:
+            batch: As `Method.loss` or `kept_examples` gives it.
+            outputs: Of the model on this batch.
+
+        Returns:
+            For each row float32 logits `(targets, vocabulary)` and the gold tokens' ids `(targets,)`.
+        """
+        ...
+
+    @property
+    def target_loss(self) -> Tensor:
+        """The Trainer's own loss of the batch that `Method.loss` is given, scaled as it is to be returned."""
+        ...
+
+    def mean_over_targets(self, values: Tensor) -> Tensor:
+        """A sum of numbers at target positions, divided as the Trainer divides its loss; in `Method.loss`.
+
+        The mean is that over all target tokens of the step, over micro-batches and processes. Positions that
+        are left out count as 0.
+
+        Args:
+            values: One for each of some positions of the batch, `(positions,)`.
+        """
+        ...
+
+    def kept_examples(self) -> Iterator[Batch]:
+        """The examples of this task that the memory will keep, one after another, each as a batch.
+
+        In `end_task` of a method that needs `kept`.
+        """
+        ...
+
+    def store(self, example: Batch, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors with an example, for as long as the method is used; they are saved with its state.
+
+        Args:
+            example: From `kept_examples`.
+            tensors: By name.
+        """
+        ...
+
+    def stored(self, batch: Batch) -> list[dict[str, Tensor] | None]:
+        """What was stored with each row of the batch that `Method.loss` is given; None with others."""
         ...
 
     def reset_moments(self) -> None:

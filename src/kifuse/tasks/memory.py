@@ -68,6 +68,21 @@ class MemoryBuffer:
         wanted = self.per_task if self.per_task is not None else int(share * available)
         return max(1, min(wanted, available))
 
+    def draw(self, task: Task) -> tuple[Example, ...]:
+        """Choose the examples of a task that are kept once it is learned; the same whenever it is asked.
+
+        Args:
+            task: The task.
+
+        Raises:
+            DataError: It has no training examples.
+        """
+        if not task.train:
+            raise DataError(f"Task '{task.name}' has no training examples to keep in the memory buffer.")
+        labels = task.labels if self.selection == "balanced" else None
+        order = visiting_order(task.train, labels, (self.seed, task.name, task.split_hash("train")))
+        return tuple(task.train[index] for index in sorted(order[: self.quota(len(task.train))]))
+
     def add(self, task: Task) -> None:
         """Keep some training examples of a task.
 
@@ -80,12 +95,7 @@ class MemoryBuffer:
         if task.name in self._examples:
             raise DataError(f"Task '{task.name}' is in the memory buffer already; add each task once.")
         check_different([*self._examples, task.name], "The memory buffer")
-        if not task.train:
-            raise DataError(f"Task '{task.name}' has no training examples to keep in the memory buffer.")
-        labels = task.labels if self.selection == "balanced" else None
-        order = visiting_order(task.train, labels, (self.seed, task.name, task.split_hash("train")))
-        chosen = sorted(order[: self.quota(len(task.train))])
-        self._examples[task.name] = tuple(task.train[index] for index in chosen)
+        self._examples[task.name] = self.draw(task)
 
     def examples(self, task: str | None = None) -> list[Example]:
         """List the examples held.

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kifuse.errors import RunError
+from kifuse.methods.context import Weights
+from kifuse.training.at_rest import at_rest
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.taps import Taps
 from kifuse.training.under_way import UnderWay
@@ -41,6 +43,17 @@ class TrainerBatch:
     parts: tuple[Inputs, ...]
     processes: int = 1
     passes: Fraction = Fraction(1)
+
+    @property
+    def only_part(self) -> Inputs:
+        """The inputs of a batch that is one forward pass.
+
+        Raises:
+            RunError: It is several.
+        """
+        if len(self.parts) != 1:
+            raise RunError(f"a batch of one forward pass is needed here, but this one has {len(self.parts)}.")
+        return self.parts[0]
 
     def __add__(self, other: Any) -> TrainerBatch:
         return TrainerBatch((*self.parts, *other.parts), self.processes, self.passes + other.passes)
@@ -217,6 +230,26 @@ class BatchGradients:
             losses = list(self._losses(batch, at, noise, True))
         self._count(batch.passes)
         return torch.stack(losses).sum()
+
+    @torch.no_grad()
+    def forward(self, batch: TrainerBatch, *, at: Weights, before: Sequence[Tensor] | None) -> Any:
+        """See `Context.forward`; `before` holds the weights before the task."""
+        model = self._context.trainer.model
+        inputs = dict(batch.only_part)
+        if not getattr(model.config, "is_encoder_decoder", False) or "decoder_input_ids" in inputs:
+            inputs.pop("labels", None)  # no loss is asked for
+        inputs.pop("num_items_in_batch", None)
+        self._count(FORWARD * batch.passes)
+        with at_rest(model, self._context.params.tensors[0].device):
+            if at == "now":
+                return model(**inputs)
+            if at == "before task" and before is not None:
+                named = dict(zip(self._context.params.names, before, strict=True))
+                return torch.func.functional_call(model, named, kwargs=inputs)
+            if not hasattr(model, "disable_adapter"):
+                raise RunError("the model has no adapter that could be left out; its weights are trained.")
+            with model.disable_adapter():
+                return model(**inputs)
 
     def memory_loss(self, *, train: bool) -> float:
         """See `Context.memory_loss`.

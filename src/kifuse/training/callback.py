@@ -16,6 +16,7 @@ from kifuse.models.stack import frozen_pairs
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.context import TrainerContext
 from kifuse.training.guard import MAX_BAD_STEPS, Guard, drop_gradients, largest_gradients
+from kifuse.training.method_loss import MethodLoss
 from kifuse.training.refusals import refuse, refuse_other_precision, refuse_parameters, refuse_shards
 from kifuse.training.services import Service, open_services
 from kifuse.training.shards import Shards
@@ -33,6 +34,7 @@ class MethodCallback(TrainerCallback):
         memory: Batches of the memory buffer, for methods that take memory steps.
         max_bad_steps: Training stops at this many steps in a row whose loss or gradient is not finite.
         examples: The task's own training examples, for methods that look at single ones of them.
+        kept: Those of them that the memory will keep, for methods that ask for them.
 
     Call `attach(trainer)` after the Trainer is made and before `trainer.train()`.
     """
@@ -49,12 +51,14 @@ class MethodCallback(TrainerCallback):
         memory: MemoryBatches | None = None,
         max_bad_steps: int = MAX_BAD_STEPS,
         examples: Sequence[Any] | None = None,
+        kept: Sequence[Any] | None = None,
     ) -> None:
         self.method = method
         self.index = index
         self.name = name
         self.memory = memory
         self.examples = examples
+        self.kept = kept
         self.trainer: Any = None
         self.context: TrainerContext | None = None
         self.task: TaskInfo | None = None
@@ -99,6 +103,9 @@ class MethodCallback(TrainerCallback):
         self.task = TaskInfo(self.index, self.name, state.max_steps, self._batch_size(args))
         self.context = self._new_context(shards, self.task)
         self.context.heard = self.heard
+        self.context.method_loss = MethodLoss(taps, self.method, self.context)
+        if "before task" in self.method.needs:
+            self.context.before = params.clone()
         self._begin(self.context)
 
     def _batch_size(self, args: Any) -> int:
@@ -106,7 +113,14 @@ class MethodCallback(TrainerCallback):
 
     def _new_context(self, shards: Shards, task: TaskInfo) -> TrainerContext:
         return TrainerContext(
-            self.trainer, shards, self.memory, task=task, guard=self.guard, examples=self.examples
+            self.trainer,
+            shards,
+            self.memory,
+            task=task,
+            method=self.method,
+            guard=self.guard,
+            examples=self.examples,
+            kept=self.kept,
         )
 
     def _begin(self, context: TrainerContext) -> None:

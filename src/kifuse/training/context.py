@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kifuse.errors import RunError
-from kifuse.methods.base import MethodState, Parameters, TaskInfo
-from kifuse.tasks.encoding import Encoded
+from kifuse.methods.base import Method
+from kifuse.methods.context import TaskInfo, Weights
+from kifuse.methods.kept import MethodState
 from kifuse.training.batch_gradients import BatchGradients, TrainerBatch
 from kifuse.training.batches import MemoryBatches
-from kifuse.training.guard import Guard, drop_gradients
+from kifuse.training.guard import Guard
+from kifuse.training.memory_steps import MemorySteps
+from kifuse.training.method_loss import MethodLoss, row_keys, stored_with, targets_of
 from kifuse.training.moments import forget_moments, load_moments, moments
 from kifuse.training.probes import Probes
 from kifuse.training.shards import Shards
 
-IGNORED = -100
 
-
-class TrainerContext:
+class TrainerContext(MemorySteps):
     """Implements `kifuse.methods.context.Context` for a Trainer that is training.
 
     Args:
@@ -32,9 +32,11 @@ class TrainerContext:
         shards: The trainable parameters.
         memory: Batches of the memory buffer, or None for a method that may not see old data.
         task: Where in the stream training stands.
+        method: The method, which keeps what is stored with examples; a plain one if it is not given.
         guard: Judges the memory steps; None for one of its own.
         collate: Makes a batch of memory examples; None for the Trainer's own collator.
         examples: The current task's training examples, for a method that looks at single ones of them.
+        kept: Those of them that the memory will keep, for a method that asks for them.
     """
 
     def __init__(
@@ -44,31 +46,28 @@ class TrainerContext:
         memory: MemoryBatches | None,
         *,
         task: TaskInfo,
+        method: Method | None = None,
         guard: Guard | None = None,
         collate: Callable[[Any], Any] | None = None,
         examples: Sequence[Any] | None = None,
+        kept: Sequence[Any] | None = None,
     ) -> None:
-        self.trainer = trainer
-        self.shards = shards
-        self.params = shards.params
-        self.memory = memory
-        self.guard = Guard() if guard is None else guard
-        self.collate = trainer.data_collator if collate is None else collate
+        super().__init__(trainer, shards, memory, guard=guard, collate=collate)
         self.examples = examples
-        self.step = 0
         self.task = task
+        self.method = Method() if method is None else method
+        self.kept = kept
+        self.method_loss: MethodLoss | None = None
+        self.before: list[Tensor] | None = None
+        """The parameters before the task, for a method that needs `before task`."""
         self.found: dict[str, Any] = {}
         """By need: what it has found in this step."""
-        self.lr = 0.0
         self.base_lr = float(trainer.args.learning_rate)
-        self.replayed = 0
-        self.extra_passes = 0
         self.events: list[dict[str, Any]] = []
         self.measured: dict[str, list[float]] = {}
         self.heard: Callable[[dict[str, Any]], None] = lambda _: None
         self.logs_reach_integrations = True
         self.batch_gradients = BatchGradients(self)
-        self._own: torch.optim.Optimizer | None = None
 
     @property
     def memory_size(self) -> int:
@@ -79,114 +78,6 @@ class TrainerContext:
     def memory_batches(self) -> int:
         """Batches in one pass over the memory buffer."""
         return self.memory.per_pass if self.memory else 0
-
-    def memory_step(
-        self,
-        *,
-        lr: float | None = None,
-        optimizer: Literal["shared", "own"] = "shared",
-        before: Callable[[Parameters], None] | None = None,
-    ) -> None:
-        """See `Context.memory_step`.
-
-        A step whose loss or gradient is not finite moves nothing, and `before` is not called; see
-        `kifuse.training.guard`.
-
-        Raises:
-            RunError: The memory is empty, or too many steps in a row were not finite.
-        """
-        if self.memory is None or not self.memory.encoded:
-            raise RunError("a memory step was asked for, but the method has no memory to step on.")
-        batch = self.memory.next()
-        with self.shards.apart() as own:
-            self._step_on(batch, own, self.lr if lr is None else lr, optimizer, before)
-        self.replayed += len(batch)
-        self.extra_passes += 1
-
-    def _step_on(
-        self,
-        batch: Sequence[Any],
-        own: Parameters,
-        lr: float,
-        optimizer: Literal["shared", "own"],
-        before: Callable[[Parameters], None] | None,
-    ) -> None:
-        """One step of the model's own tensors on a global batch."""
-        with torch.enable_grad():
-            losses = self._backward(batch)
-        _, largest = self.guard.take(own)
-        accelerator, limit = self.trainer.accelerator, self.trainer.args.max_grad_norm
-        scaler = getattr(accelerator, "scaler", None)
-        if limit and limit > 0:
-            accelerator.clip_grad_norm_(own.tensors, limit)
-        elif scaler is not None:
-            # clips nothing, but takes the scale off the gradients
-            accelerator.clip_grad_norm_(own.tensors, math.inf)
-        stepper = self.trainer.optimizer if optimizer == "shared" else self._own_optimizer()
-        if self.guard.healthy(self, "memory", self.step, losses, largest):
-            if before is not None:
-                with self.shards.whole() as params:
-                    before(params)
-            with _at_rate(stepper, lr):
-                stepper.step()
-        elif scaler is not None and optimizer == "shared":
-            drop_gradients(stepper)
-            stepper.step()
-        if scaler is not None and optimizer == "own":
-            # the scale belongs to the shared optimizer, which took no step to bring it up to date
-            scaler.update()
-        stepper.zero_grad()
-
-    def _backward(self, batch: Sequence[Any]) -> list[Tensor]:
-        """Accumulate the gradient of one global batch, reduced over processes; the loss of each part."""
-        trainer = self.trainer
-        accelerator, model = trainer.accelerator, trainer.model_wrapped
-        inputs = self.parts(batch)
-        items = self._items(batch, inputs)
-        own = getattr(trainer, "current_gradient_accumulation_steps", 1)
-        # a loss that is a mean over its part is divided by this
-        trainer.current_gradient_accumulation_steps = len(inputs)
-        losses = []
-        for place, part in enumerate(inputs):
-            last = place == len(inputs) - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                losses.append(trainer.training_step(model, part, items).detach())
-        trainer.current_gradient_accumulation_steps = own
-        return losses
-
-    def parts(self, batch: Sequence[Any]) -> list[Any]:
-        """Collate this process's share of a global batch, in parts of the Trainer's size."""
-        accelerator, size = self.trainer.accelerator, self.trainer.args.per_device_train_batch_size
-        mine = batch[accelerator.process_index :: accelerator.num_processes]
-        most = -(-len(batch) // accelerator.num_processes)
-        return [self._inputs(mine[start : start + size], batch) for start in range(0, most, size)]
-
-    def _inputs(self, part: Sequence[Any], batch: Sequence[Any]) -> Any:
-        inputs = self.collate(part or batch[:1])
-        if not part:
-            # every process must run as many passes; one without examples contributes nothing
-            inputs["labels"] = torch.full_like(inputs["labels"], IGNORED)
-        return inputs
-
-    def _items(self, batch: Sequence[Any], inputs: list[Any]) -> Any:
-        """What the loss is divided by: the target tokens of the global batch, as in the Trainer's steps."""
-        device = self.trainer.args.device
-        if isinstance(batch[0], Encoded):
-            # known to every process without asking the others
-            return torch.tensor(sum(len(e.target_ids) for e in batch), device=device)
-        return self.trainer.get_batch_samples(iter(inputs), len(inputs), device)[1]
-
-    def _own_optimizer(self) -> torch.optim.Optimizer:
-        if self._own is None:
-            args = self.trainer.args
-            self._own = torch.optim.AdamW(
-                self.shards.own.tensors,
-                lr=args.learning_rate,
-                betas=(args.adam_beta1, args.adam_beta2),
-                eps=args.adam_epsilon,
-                weight_decay=args.weight_decay,
-            )
-        return self._own
 
     def step_batch(self) -> TrainerBatch:
         """See `Context.step_batch`."""
@@ -238,6 +129,60 @@ class TrainerContext:
                 f"{need!r}."
             )
         return self.found[need]
+
+    @property
+    def target_loss(self) -> Tensor:
+        """See `Context.target_loss`."""
+        return self._method_loss().of_targets
+
+    def mean_over_targets(self, values: Tensor) -> Tensor:
+        """See `Context.mean_over_targets`."""
+        return self._method_loss().mean(values)
+
+    def _method_loss(self) -> MethodLoss:
+        if self.method_loss is None:
+            raise RunError("the loss of a batch is known in Method.loss only.")
+        return self.method_loss
+
+    def forward(self, batch: Any, *, at: Weights = "now") -> Any:
+        """See `Context.forward`.
+
+        Raises:
+            RunError: The weights before the task were not kept, or the model has no adapter to leave out.
+        """
+        if at == "before task" and self.before is None:
+            raise RunError("the weights before the task are kept for a method that needs 'before task' only.")
+        return self.batch_gradients.forward(batch, at=at, before=self.before)
+
+    def targets(self, batch: Any, outputs: Any) -> list[tuple[Tensor, Tensor]]:
+        """See `Context.targets`."""
+        config = getattr(self.trainer.model, "config", None)
+        encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+        return targets_of(batch.only_part, outputs, encoder_decoder=encoder_decoder)
+
+    def kept_examples(self) -> Iterator[TrainerBatch]:
+        """See `Context.kept_examples`.
+
+        Raises:
+            RunError: They are not known.
+        """
+        if self.kept is None:
+            raise RunError("the examples that will be kept are known to a method that needs 'kept' only.")
+        args = self.trainer.args
+        together = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        for example in self.kept:
+            inputs = self.trainer._prepare_inputs(self.collate([example]))
+            yield TrainerBatch((inputs,), passes=Fraction(1, together))
+
+    def store(self, example: Any, tensors: Mapping[str, Tensor]) -> None:
+        """See `Context.store`."""
+        (key,) = row_keys(example.only_part)
+        kept = {f"{key}.{name}": tensor.detach() for name, tensor in tensors.items()}
+        self.method.stored_tensors = {**(self.method.stored_tensors or {}), **kept}
+
+    def stored(self, batch: Any) -> list[dict[str, Tensor] | None]:
+        """See `Context.stored`."""
+        return stored_with(self.method.stored_tensors, row_keys(batch.only_part))
 
     def reset_moments(self) -> None:
         """Forget the moments of the task's optimizer and of the memory steps' own; both start them anew."""
@@ -300,6 +245,9 @@ class TrainerContext:
             The place in the memory, the moments of the memory steps' own optimizer, counts and records.
         """
         tensors = {} if self._own is None else moments(self._own, self.shards.own.pairs)
+        if self.before is not None:
+            named = zip(self.params.names, self.before, strict=True)
+            tensors |= {f"before {name}": tensor for name, tensor in named}
         values: dict[str, Any] = {
             "step": self.step,
             "lr": self.lr,
@@ -336,24 +284,14 @@ class TrainerContext:
             self.memory.drawn = values["drawn"]
         self.guard.load_state(values["guard"])
         self.batch_gradients.load_state(values["passes"])
+        tensors = dict(state.tensors)
+        if self.before is not None:
+            self.before = [tensors.pop(f"before {name}").to(p.device) for name, p in self.params.pairs]
         if values["own_optimizer"]:
-            load_moments(self._own_optimizer(), self.shards.own.pairs, state.tensors)
+            load_moments(self._own_optimizer(), self.shards.own.pairs, tensors)
 
 
 def sums_of(tensors: Mapping[str, Tensor]) -> list[float]:
     """A sum of each tensor: one that differs in the last bit has another sum."""
     sums = [tensor.sum(dtype=torch.float64) for tensor in tensors.values()]
     return torch.stack(sums).tolist() if sums else []
-
-
-@contextlib.contextmanager
-def _at_rate(optimizer: Any, lr: float) -> Iterator[None]:
-    """Run one step at another learning rate, then give the schedule its own back."""
-    before = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    try:
-        yield
-    finally:
-        for group, value in zip(optimizer.param_groups, before, strict=True):
-            group["lr"] = value

@@ -230,6 +230,9 @@ class Engine:
         check_memory(self.memory, earlier, gone=[n for n in self.memory.tasks if n not in at_hand])
         current = self.reading.training(examples)
         old = self.encoder.encode_pieces(self.memory.examples()) if self.remembers else []
+        kept = []
+        if self.remembers and "kept" in self.method.needs:
+            kept = self.encoder.encode_pieces(self.memory.draw(task))
         patience = Patience(self.progress.say)
         middle = Middle(
             self.folder / "checkpoint",
@@ -245,7 +248,7 @@ class Engine:
             open_factors(self.model, self.method.preserved(k - 1, self.config.model.adapter.preserve))
         # several processes keep nothing of a task's middle: they stop at once, as by themselves
         with patience.listening() if process_count() == 1 else contextlib.nullcontext():
-            done = self._train(k, name, current, old, middle)
+            done = self._train(k, name, current, old, kept, middle)
         if self.method.renews:
             close_factors(self.model)
         # with what a method did after the last step
@@ -274,7 +277,13 @@ class Engine:
         patience.check_task(name)
 
     def _train(
-        self, k: int, name: str, current: list[Encoded], old: list[Encoded], middle: Middle
+        self,
+        k: int,
+        name: str,
+        current: list[Encoded],
+        old: list[Encoded],
+        kept: list[Encoded],
+        middle: Middle,
     ) -> TaskTraining:
         settings, watcher = self.config.training, Watcher(self.progress, name, self.method.shown)
         mixed = old if self.method.old_data == "mixed" else []
@@ -293,6 +302,7 @@ class Engine:
             current=current,
             mixed=mixed,
             memory=old if self.method.old_data == "steps" else [],
+            kept=kept,
             folder=self.folder / "checkpoint",
             listener=partial(self._tell, name),
             heard=watcher.heard,

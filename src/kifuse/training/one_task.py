@@ -93,6 +93,7 @@ def train_task(
     current: Sequence[Encoded],
     mixed: Sequence[Encoded] = (),
     memory: Sequence[Encoded] = (),
+    kept: Sequence[Encoded] = (),
     folder: Path,
     listener: StepListener = lambda *_: None,
     heard: Callable[[dict[str, Any]], None] = lambda _: None,
@@ -111,6 +112,7 @@ def train_task(
         current: Examples of the task.
         mixed: Memory examples that join every pass (replay).
         memory: Memory examples for steps of their own.
+        kept: Those of the task that the memory will keep.
         folder: The Trainer's output folder.
         listener: Told of each step.
         heard: Told of each entry that the method adds to the record.
@@ -138,6 +140,7 @@ def train_task(
         memory=batches,
         max_bad_steps=settings.max_bad_steps,
         examples=current,
+        kept=kept,
     )
     steps = own_steps(len(examples), settings.epochs, settings.batch_size)
     driver.heard = heard

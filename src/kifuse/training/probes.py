@@ -10,13 +10,11 @@ Left as they are: weights, gradients, modes of modules, random numbers.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -27,6 +25,7 @@ from kifuse.knowledge.per_example import SquaredGradients
 from kifuse.methods.base import Parameters
 from kifuse.tasks.collator import IGNORED
 from kifuse.tasks.encoding import Encoded
+from kifuse.training.at_rest import at_rest
 
 LEAST_SCALE = 2.0**-24
 """An fp16 gradient that overflows even with its loss scaled by this is broken."""
@@ -81,7 +80,7 @@ class Probes:
         # examples of like length share a batch
         mine.sort(key=lambda number: (_length(self.examples[number]), number))
         total = torch.zeros(self.params.count, device=self.params.tensors[0].device)
-        with _at_rest(self._model, total.device):
+        with at_rest(self._model, total.device):
             seen = self._add_squares(mine, total)
         sums = torch.cat([total, torch.tensor([seen], dtype=total.dtype, device=total.device)])
         if accelerator.num_processes > 1:
@@ -157,7 +156,7 @@ class Probes:
         found = 0
         for start in range(0, len(numbers), processes):
             together = numbers[start : start + processes]
-            with _at_rest(self._model, self.params.tensors[0].device):
+            with at_rest(self._model, self.params.tensors[0].device):
                 # a process without an example of its own takes another's, so that all gather alike
                 scale, grads = self._gradients([together[min(rank, len(together) - 1)]], _gold_logits)
             own = _flat(grads, self.params).div_(scale)
@@ -278,19 +277,3 @@ def _length(example: Any) -> int:
     if isinstance(example, Encoded):
         return example.length
     return len(example["input_ids"]) if isinstance(example, Mapping) and "input_ids" in example else 0
-
-
-@contextlib.contextmanager
-def _at_rest(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Dropout off; afterwards every module's mode and the random numbers are as they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    numbers = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        model.eval()
-        try:
-            yield
-        finally:
-            random.setstate(numbers[0])
-            np.random.set_state(numbers[1])
-            for module, mode in modes:
-                module.training = mode

@@ -33,7 +33,7 @@ from kifuse.training.finding import calling_trainer
 from kifuse.training.guard import MAX_BAD_STEPS, Guard
 from kifuse.training.probes import examples_of
 from kifuse.training.refusals import refuse_method
-from kifuse.training.rows import Row, RowMemory, fingerprint_of, first_row, given_rows
+from kifuse.training.rows import Row, RowMemory, fingerprint_of, first_row, given_rows, live
 from kifuse.training.shards import Shards
 from kifuse.training.state_folder import (
     STATE,
@@ -168,7 +168,15 @@ class StandaloneCallback(MethodCallback):
         collate = getattr(self._loader, "collate_fn", None)
         examples = examples_of(self._loader) if "examples" in self.method.needs else None
         return TrainerContext(
-            self.trainer, shards, self.memory, task=task, guard=self.guard, collate=collate, examples=examples
+            self.trainer,
+            shards,
+            self.memory,
+            task=task,
+            method=self.method,
+            guard=self.guard,
+            collate=collate,
+            examples=examples,
+            kept=[live(row) for row in self._drawn],
         )
 
     def _take_up(self, params: Parameters, middle: StateFolder | None) -> None:

@@ -1,0 +1,27 @@
+"""A model that is looked at while it trains, and left as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextlib.contextmanager
+def at_rest(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Dropout off; afterwards every module's mode and the random numbers are as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        model.eval()
+        try:
+            yield
+        finally:
+            random.setstate(numbers[0])
+            np.random.set_state(numbers[1])
+            for module, mode in modes:
+                module.training = mode

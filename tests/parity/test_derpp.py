@@ -1,0 +1,96 @@
+"""DER++ under the real Trainer against its literal loss, micro-batch by micro-batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kifuse.config import TrainingConfig
+from kifuse.methods.derpp import DERPP
+from kifuse.models.loading import Backbone
+from kifuse.training.context import TrainerContext
+from kifuse.training.one_task import train_task
+from tests.reference import derpp
+from tests.two_tasks import adapted, encoded, learn, load
+
+pytestmark = pytest.mark.usefixtures("quick")
+TRAINING: dict[str, Any] = {"learning_rate": 5e-3, "epochs": 1, "batch_size": 4, "scheduler": "constant"}
+
+
+@pytest.fixture(scope="module", params=["llama", "t5"])
+def backbone(request: pytest.FixtureRequest, quick: None) -> Backbone:
+    return load(request.getfixturevalue(f"tiny_folder_{request.param}"))
+
+
+def _train_two(
+    backbone: Backbone, stream: Path, method: DERPP, folder: Path, **training: Any
+) -> list[Tensor]:
+    mine = adapted(backbone)
+    first, second, memory = encoded(mine, stream)
+    for index, (current, mixed) in enumerate(((first, []), (second, memory))):
+        train_task(
+            mine.model,
+            mine,
+            method,
+            TrainingConfig(**{**TRAINING, **training}),
+            index=index,
+            name=str(index),
+            current=current,
+            mixed=mixed,
+            kept=memory if index == 0 else [],
+            folder=folder,
+        )
+    return [p.detach().clone() for p in mine.model.parameters() if p.requires_grad]
+
+
+def test_each_loss_is_the_literal_one(
+    backbone: Backbone, tiny_stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    original, forward = DERPP.loss, {}
+    seen: list[tuple[float, float]] = []
+    replayed = 0
+
+    def see(self: DERPP, ctx: Any, model: Any, batch: Any, outputs: Any) -> Tensor:
+        nonlocal replayed
+        found = original(self, ctx, model, batch, outputs)
+        rows, stored = ctx.targets(batch, outputs), ctx.stored(batch)
+        old = [None if each is None else forward[tuple(each["ids"].flatten().tolist())] for each in stored]
+        replayed += sum(each is not None for each in old)
+        pairs = [(now.detach(), gold, before) for (now, gold), before in zip(rows, old, strict=True)]
+        seen.append((float(found.detach()), derpp.loss(pairs, 6, 0.7, 0.5)))
+        return found
+
+    def store(self: Any, example: Any, tensors: dict[str, Tensor]) -> None:
+        ((full, _),) = self.targets(example, self.forward(example))
+        forward[tuple(tensors["ids"].flatten().tolist())] = full
+        keep(self, example, tensors)
+
+    keep = TrainerContext.store
+    monkeypatch.setattr(DERPP, "loss", see)
+    monkeypatch.setattr(TrainerContext, "store", store)
+    method = DERPP(tokens=6, strength=0.7, label_weight=0.5)
+    _train_two(backbone, tiny_stream, method, tmp_path)
+    assert replayed == 5
+    for found, wanted in seen:
+        assert found == pytest.approx(wanted, rel=2e-3)
+
+
+def test_accumulation_changes_nothing(backbone: Backbone, tiny_stream: Path, tmp_path: Path):
+    """Terms of a method are scaled as the Trainer scales its own loss."""
+    reached = [
+        _train_two(backbone, tiny_stream, DERPP(tokens=6, strength=5.0), tmp_path, accumulation=parts)
+        for parts in (1, 2, 4)
+    ]
+    for other in reached[1:]:
+        for a, b in zip(reached[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_without_strength_it_is_replay(backbone: Backbone, tiny_stream: Path, tmp_path: Path):
+    plain, _ = learn(backbone, tiny_stream, {"name": "replay"}, tmp_path / "a")
+    found, _ = learn(backbone, tiny_stream, {"name": "der++", "strength": 0.0}, tmp_path / "b")
+    assert all(map(torch.equal, plain, found))
