@@ -71,6 +71,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ewc": {"name": "ewc", "penalty": 10.0},
     "ewc, of some examples": {"name": "ewc", "penalty": 10.0, "examples": 5},
     "online-ewc": {"name": "online-ewc", "penalty": 10.0, "gamma": 0.5},
+    "lwf": {"name": "lwf"},
     "ogd": {"name": "ogd", "per_task": 5},
     "ogd, with a full basis": {"name": "ogd", "per_task": 5, "basis": 6, "project": "gradient"},
     "osf": {"name": "osf", "growth": 0.2},

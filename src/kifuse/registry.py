@@ -64,12 +64,6 @@ METHODS: dict[str, Entry] = {
         summary="Trains on the task together with the kept examples of earlier tasks.",
         data_class="real replay",
     ),
-    "der++": Entry(
-        target="kifuse.methods.derpp:DERPP",
-        summary="Replay that also holds the model to what it once said to each kept example.",
-        data_class="real replay",
-        paper="arXiv 2004.07211",
-    ),
     "kif": Entry(
         target="kifuse.methods.kif:KIF",
         summary="Finds the skill units that matter to each task and fuses the old and new adapter after it.",
@@ -144,6 +138,12 @@ METHODS: dict[str, Entry] = {
         data_class="replay-free",
         paper="arXiv 2601.02232",
     ),
+    "der++": Entry(
+        target="kifuse.methods.derpp:DERPP",
+        summary="Replay that also holds the model to what it once said to each kept example.",
+        data_class="real replay",
+        paper="arXiv 2004.07211",
+    ),
     "ewc": Entry(
         target="kifuse.methods.ewc:EWC",
         summary="Holds what mattered to each earlier task by a penalty, weighted by Fisher information.",
@@ -156,6 +156,12 @@ METHODS: dict[str, Entry] = {
         data_class="replay-free",
         preset={"online": True},
         paper="arXiv 1805.06370",
+    ),
+    "lwf": Entry(
+        target="kifuse.methods.lwf:LwF",
+        summary="Holds the model, on the task's own inputs, to what it said before the task.",
+        data_class="replay-free",
+        paper="arXiv 1606.09282",
     ),
     "ogd": Entry(
         target="kifuse.methods.ogd:OGD",

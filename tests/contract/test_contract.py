@@ -247,6 +247,7 @@ def test_a_method_is_handed_the_old_data_of_its_class_only(finished: Finished, n
         ({"name": "kif", "fusion": "average", "average": 0.0}, True),
         ({"name": "kiflora", "fusion": "none", "orthogonality": 0.0}, True),
         ({"name": "ewc", "penalty": 0.0}, True),
+        ({"name": "lwf", "strength": 0.0}, True),
         ({"name": "ogd", "basis": 0}, True),
         ({"name": "migu", "quantile": 0.0}, True),
         # the task ends before the first day, and before the first merge
@@ -313,6 +314,7 @@ def test_a_stacking_method_keeps_earlier_pairs_bit_identical_and_says_how_it_gro
         "recurrent-kif",
         "recurrent-kif, own optimizer",
         "ewc",
+        "lwf",
         "ogd",
         "migu",
         "slao",
