@@ -10,18 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kifuse.config import to_yaml
 from kifuse.errors import DataError, RunError, did_you_mean
 from kifuse.learner_config import (
     checked_points,
     learner_config,
-    moved_model,
     named_model,
-    open_model,
-    refuse_all_at_once,
-    refuse_stream,
 )
 from kifuse.learner_folder import LearnerFolder
+from kifuse.learner_opening import open_engine
 from kifuse.lineage import (
     LearnReport,
     event,
@@ -33,11 +29,10 @@ from kifuse.lineage import (
     times_undone,
 )
 from kifuse.models.given import given_name
-from kifuse.models.precision import cast_by_itself
 from kifuse.page_refresh import PageRefresh
 from kifuse.reporting.page import write_report
 from kifuse.reporting.record import RunRecord
-from kifuse.storage import write_text
+from kifuse.storage import sha256_file
 from kifuse.streams import chosen_part
 from kifuse.tasks.findings import look_through
 from kifuse.tasks.incoming import as_task
@@ -47,17 +42,10 @@ from kifuse.tasks.task import Task, check_different
 from kifuse.terminal_progress import listener
 from kifuse.training.answers import answer
 from kifuse.training.data_on_record import put_on_record, tell
-from kifuse.training.engine import Engine
 from kifuse.training.environment import is_main_process
-from kifuse.training.lock import exclusive
 from kifuse.training.log_file import RunLog
 from kifuse.training.opening import (
-    RENDERING,
-    new_record,
     now,
-    open_method,
-    open_run,
-    opening_lines,
     require_trackers,
     task_record,
 )
@@ -92,6 +80,7 @@ class ContinualLearner:
         max_forgetting: float | None = None,
         progress: bool | Progress = True,
         _elsewhere: bool = False,
+        _at: int | str | None = None,
     ) -> None:
         given = not isinstance(model, (str, Path))
         name = given_name(model) if given else str(model)
@@ -101,53 +90,51 @@ class ContinualLearner:
         require_trackers(self.config)
         self._log = RunLog(self.folder, PageRefresh(listener(progress)), writes=is_main_process())
         self._place = LearnerFolder(self.folder, self._log.say)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(exclusive(self.folder))
-            but = ("model.name ",) if _elsewhere else ()
-            record = open_run(self.folder, self.config, but=(RENDERING, *but))
-            refuse_stream(record, self.folder)
-            stack.enter_context(self._log.writing(*opening_lines(self.config, record)))
-            if record is not None:
-                self._place.tidy(record)
-            built = open_method(self.config)
-            backbone = open_model(self.config, model, tokenizer, self._log.say)
-            refuse_all_at_once(built, self.config.method.name)
-            before = record and record.model_copy(deep=True)
-            if record is None:
-                record = new_record(self.config, None, built, backbone)
-                record.model["given"] = given
-                write_text(self.folder / "config.yaml", to_yaml(self.config))
-            elif _elsewhere:
-                moved_model(record, name, backbone)
-            record.max_forgetting = self.max_forgetting
-            self._engine = Engine(self.config, record, built, backbone, self._log)
-            if record != before:
-                record.save(self.folder)
-            cast_by_itself(backbone)
-            self._questions = Questions(
-                lambda: {n: kept_way(self._place.kept_task(i)) for i, n in enumerate(self.tasks)},
-                warnings.warn if progress is False else self._log.say,
-            )
-            if self.learned:
-                self._engine.restore(self.learned)
+        self._engine = open_engine(
+            self.config,
+            self._place,
+            self._log,
+            model=model if given else None,
+            tokenizer=tokenizer,
+            max_forgetting=self.max_forgetting,
+            elsewhere=_elsewhere,
+            at=_at,
+        )
+        self._questions = Questions(
+            lambda: {n: kept_way(self._place.kept_task(i)) for i, n in enumerate(self.tasks)},
+            warnings.warn if progress is False else self._log.say,
+        )
 
     @classmethod
-    def load(cls, output_dir: str | Path, model: Any = None, **options: Any) -> ContinualLearner:
+    def load(
+        cls,
+        output_dir: str | Path,
+        model: Any = None,
+        *,
+        at: int | str | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> ContinualLearner:
         """Take up a learner where an earlier process left it.
 
         Args:
             output_dir: Its folder.
             model: The model again, if it was given as an object, or its folder, if that has moved; None: it
                 is loaded by its name.
+            at: Number of tasks, or the name of the last task, to go back to: as `rollback`, but without the
+                newest state, which may be damaged.
+            trust_remote_code: Run Python code that comes with the model; what the folder says does not count.
             options: `tokenizer`, `progress`, and `max_forgetting` where it is to be another from now on.
 
         Raises:
             RunError: The folder holds no learner, its model must be given, or another model is.
         """
         record = RunRecord.load(os.path.expanduser(output_dir))
-        options = {"max_forgetting": record.max_forgetting, "_elsewhere": model is not None, **options}
+        model_settings = {**record.config["model"], "trust_remote_code": trust_remote_code}
+        sections = {k: v for k, v in record.config.items() if k != "method"} | {"model": model_settings}
+        known = {"max_forgetting": record.max_forgetting, "_elsewhere": model is not None}
         model = named_model(record, output_dir) if model is None else model
-        sections = {k: v for k, v in record.config.items() if k != "method"}
+        options = {**known, **options, "_at": at}
         return cls(model, record.config["method"], output_dir, settings=sections, **options)
 
     @property
@@ -285,8 +272,7 @@ class ContinualLearner:
         """
         to = tasks_to_keep(to, self.tasks)
         with self._alone():
-            undone = self.tasks[to:]
-            self._back_to(to, event("rolled back", now(), to=to, tasks=undone))
+            self._place.back_to(self._engine, to, "rolled back")
             self._engine.tell_saved()
 
     def _again(self, task: Task) -> LearnReport:
@@ -318,6 +304,8 @@ class ContinualLearner:
     def _begin(self, task: Task) -> None:
         """Put a task on record, keep its test examples, and score it before it is learned."""
         record, k = self.record, self.learned
+        for i in range(k):
+            self._place.check_kept(i, record)
         earlier = {name: kept_inputs(self._place.kept_task(i)) for i, name in enumerate(self.tasks)}
         findings = look_through([task], self._engine.encoder, earlier=earlier)
         waiting = record.tasks[k:]
@@ -327,6 +315,7 @@ class ContinualLearner:
             record.scores = [s for s in record.scores if s.task < k]
             record.tasks = [*record.tasks[:k], entry]
         keep_task(self._place.kept_task(k), task)
+        record.tasks[k].kept = sha256_file(self._place.kept_task(k))
         said = put_on_record(record, findings, self.folder if self._engine.writes else None)
         tell(said, record.tasks[k:], self._engine.progress.say)
         record.status, record.finished = "running", None
@@ -354,7 +343,7 @@ class ContinualLearner:
         facts |= {"before": report.before, "after": report.after}
         report = report.judged(self.max_forgetting, self._aside(times_undone(record) + 1, k))
         if not report.accepted:
-            self._back_to(k - 1, event("refused", now(), **facts, reason=report.reason))
+            self._place.back_to(self._engine, k - 1, "refused", **facts, reason=report.reason)
             self._engine.progress.say(report.reason)
         else:
             record.lineage.append(event("learned", now(), **facts))
@@ -365,24 +354,8 @@ class ContinualLearner:
         self._engine.progress.finish()
         return report
 
-    def _back_to(self, k: int, what: dict[str, Any]) -> None:
-        """Make the state after k tasks the present one; the record says so before any file moves."""
-        record = self.record
-        aside = self._place.undone(times_undone(record) + 1)
-        self._engine.restore(k)
-        try:
-            record.save(aside)
-            record.tasks = record.tasks[:k]
-            record.scores = [s for s in record.scores if s.after <= k and s.task < k]
-            record.lineage.append(what)
-            record.status, record.finished = "finished", now()
-            self._engine.save()
-        except BaseException:
-            self._engine.cut_short()
-            raise
-        self._place.tidy(record, tell=False)
-
     def _kept(self, index: int) -> Task:
+        self._place.check_kept(index, self.record)
         return kept_task(self._place.kept_task(index), self.record.tasks[index].hashes["test"])
 
     def _foreign(self, each: Any) -> Task:

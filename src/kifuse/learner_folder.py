@@ -9,12 +9,15 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from kifuse.errors import KifuseError, RunError
-from kifuse.lineage import learned_count, times_undone, was_undone
-from kifuse.reporting.record import RunRecord
-from kifuse.storage import sha256_file
+from kifuse.folders import check_file
+from kifuse.lineage import event, learned_count, times_undone, was_undone
+from kifuse.reporting.record import FILE, RunRecord
+from kifuse.training.engine import Engine
 from kifuse.training.lock import exclusive
+from kifuse.training.opening import now
 
 UNDONE = "rolled-back"
 """Folder of what a rollback or a refusal took out, in one folder for each."""
@@ -45,6 +48,64 @@ class LearnerFolder:
     def undone(self, number: int) -> Path:
         """The folder of what the rollback or refusal of a number, from 1, took out."""
         return self.path / UNDONE / str(number)
+
+    def check_kept(self, index: int, record: RunRecord) -> None:
+        """Make sure that what was kept of a task is as it was written.
+
+        Raises:
+            RunError: It is not.
+        """
+        if record.tasks[index].kept is not None:
+            check_file(self.kept_task(index), record.tasks[index].kept, FILE)
+
+    def back_to(self, engine: Engine, k: int, kind: str, **facts: Any) -> None:
+        """Make the state after k tasks the present one; the record says so before any file moves.
+
+        Call it while the folder is held. A rollback goes further back where that state is damaged.
+
+        Args:
+            engine: With the record, which is changed in place.
+            k: Number of tasks.
+            kind: `rolled back` or `refused`.
+            facts: What else the history says of it.
+
+        Raises:
+            RunError: No state is whole, or a file cannot be written or moved.
+        """
+        record = engine.record
+        learned, names = learned_count(record), [task.name for task in record.tasks]
+        if kind == "rolled back":
+            k = self._restore_newest(engine, k)
+            facts = {"to": k, "tasks": names[k:learned]}
+            if k == learned == len(names):
+                return
+        else:
+            engine.restore(k)
+        try:
+            record.save(self.undone(times_undone(record) + 1))
+            record.tasks = record.tasks[:k]
+            record.scores = [s for s in record.scores if s.after <= k and s.task < k]
+            record.lineage.append(event(kind, now(), **facts))
+            record.status, record.finished = "finished", now()
+            engine.save()
+        except BaseException:
+            engine.cut_short()
+            raise
+        self.tidy(record, tell=False)
+
+    def _restore_newest(self, engine: Engine, k: int) -> int:
+        """Restore the newest whole state after at most k tasks, and tell which ones are left aside."""
+        for j in range(k, 0, -1):
+            try:
+                engine.restore(j)
+            except KifuseError as error:
+                self.say(f"the state after {engine.record.tasks[j - 1].name!r} is left aside: {error}")
+            else:
+                return j
+        if k:
+            raise RunError(f"{self.path}: no state after any of the first {k} tasks is whole; see above.")
+        engine.restore(0)
+        return 0
 
     @contextlib.contextmanager
     def alone(self, record: RunRecord, *, broken: Callable[[], None]) -> Iterator[None]:
@@ -122,10 +183,10 @@ class LearnerFolder:
         manifest = self.path / "state" / path.name / "manifest.json"
         if path.suffix or not manifest.is_file():
             return left if cut_short or undone is None else undone
-        if undone is not None and before is not None and _number(path) <= len(before.tasks):
-            seal = before.tasks[_number(path) - 1].seal
-            if seal is None or seal == sha256_file(manifest):
-                return undone
+        known = before is not None and _number(path) <= learned_count(before)
+        # had it been learned since the rollback, what was undone would have been moved by then
+        if known and undone is not None and not (undone / path.relative_to(self.path)).exists():
+            return undone
         if not cut_short:
             raise _older(self.path, manifest.parent)
         return left

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.config import RunConfig
+from kifuse.reporting.page import FILE as PAGE
 from kifuse.reporting.page import refresh_report
+from kifuse.reporting.record import FILE as RECORD
 from kifuse.reporting.record import RunRecord
 from kifuse.training import runner
+from kifuse.training.environment import is_main_process
 from kifuse.training.progress import Progress
 from kifuse.training.shared import Shared
 
@@ -65,4 +68,18 @@ def run(
         KifuseError: The configuration, the data, the model or the output folder is not as it must be, or
             another process is writing to the folder.
     """
-    return runner.run(config, progress=PageRefresh(progress or Progress()), reuse=reuse, shared=shared)
+    refresh, folder = PageRefresh(progress or Progress()), Path(config.output)
+    record = runner.run(config, progress=refresh, reuse=reuse, shared=shared)
+    if is_main_process() and page_is_older(folder):
+        problem = refresh.saved(folder)
+        if problem:
+            refresh.say(problem)
+    return record
+
+
+def page_is_older(folder: Path) -> bool:
+    """Whether the page of a run is older than its record, as a kill between the two leaves it, or gone."""
+    page, record = folder / PAGE, folder / RECORD
+    if not record.is_file():
+        return False
+    return not page.is_file() or page.stat().st_mtime_ns < record.stat().st_mtime_ns

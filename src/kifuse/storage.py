@@ -72,12 +72,21 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     Raises:
         KifuseError: If the object is no JSON value or the file cannot be written.
     """
+    write_text(path, json_text(path, obj))
+
+
+def json_text(path: str | os.PathLike[str], obj: Any) -> str:
+    """An object as indented JSON, as `write_json` writes it to a file.
+
+    Raises:
+        KifuseError: If the object is no JSON value; names the file.
+    """
     try:
         text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
         text.encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise KifuseError(f"{path}: cannot be written as JSON: {error}.") from error
-    write_text(path, text + "\n")
+    return text + "\n"
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

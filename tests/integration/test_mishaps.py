@@ -20,6 +20,7 @@ from kifuse.errors import ConfigError, DataError, KifuseError, ModelError, RunEr
 from kifuse.models.loading import empty_model, load_backbone
 from kifuse.page_refresh import run
 from kifuse.training import context, snapshot
+from kifuse.training.loss import TargetLoss
 from kifuse.training.middle import MiddleKeeper
 from kifuse.training.progress import Progress
 from tests.learners import METHOD, Make, settings_of
@@ -94,6 +95,20 @@ def test_an_adapter_that_cannot_be_written_is_said_and_nothing_is_lost(
             learner.learn(tasks[1])
     learner.learn(tasks[1])
     assert learner.tasks == ["colour", "fruit"] and _same(_weights(learner), _weights(expected))
+
+
+def test_a_training_without_a_good_step_is_not_learned(
+    make: Make, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+):
+    learner, loss = make(), TargetLoss.__call__
+    learner.learn(tasks[0])
+    before = _weights(learner)
+    with monkeypatch.context() as patch:
+        patch.setattr(TargetLoss, "__call__", lambda *a, **k: loss(*a, **k) * float("nan"))
+        with pytest.raises(RunError, match="'fruit': nothing was learned: none of its 3 steps"):
+            learner.learn(tasks[1])
+    assert learner.tasks == ["colour"] and _same(_weights(learner), before)
+    assert learner.learn(tasks[1]).accepted
 
 
 def test_a_name_in_another_case_is_refused_before_any_training(make: Make, tasks: list[Task]):

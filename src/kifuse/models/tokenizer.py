@@ -96,6 +96,12 @@ def checked_name(name: str) -> str:
 def cannot_load(name: str, error: Exception) -> str:
     """Say that a model cannot be loaded, and why."""
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "trust_remote_code" in str(error):
+        return (
+            f"model.name: {name!r} brings Python code of its own, which runs only if you trust whoever made "
+            "it: model.trust_remote_code: true in a configuration, trust_remote_code=True for "
+            "ContinualLearner.load."
+        )
     if is_model_folder(name):
         return f"model.name: {name}: not a model folder that transformers can load: {first}"
     return (

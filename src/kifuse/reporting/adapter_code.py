@@ -52,8 +52,12 @@ def _load(record: RunRecord, adapter: str, full: bool) -> list[str]:
         else f"base = {name!r}"
     )
     trusted = ", trust_remote_code=True" if _section(record).get("trust_remote_code") else ""
+    warned = (
+        ["# runs Python code that comes with the model: only if you trust whoever made it"] if trusted else []
+    )
     lines = [
         base,
+        *warned,
         f"tokenizer = AutoTokenizer.from_pretrained(base{trusted})",
         f"model = {_auto(record)}.from_pretrained(base{trusted})",
     ]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import KifuseError
-from kifuse.reporting.record import RunRecord
+from kifuse.folders import check_file
+from kifuse.reporting.record import FILE, RunRecord
 
 # From this score on (0 to 1) an answer counts as right; exact match gives 0 or 1 anyway.
 _RIGHT = 0.5
@@ -168,9 +169,10 @@ def _read_run(folder: Path, notes: list[str]) -> _Run:
         notes.append(f"{folder}: the run {reason}, so there is no earlier task to forget")
         return {}
     run: _Run = {}
+    seals = {(cell.after, cell.task): cell.predictions for cell in record.scores}
     for number, task in enumerate(record.tasks[:-1], start=1):
-        learned = _read_rows(folder, number, task.name, notes)
-        final = _read_rows(folder, last, task.name, notes)
+        learned = _read_rows(folder, number, task.name, seals.get((number, number - 1)), notes)
+        final = _read_rows(folder, last, task.name, seals.get((last, number - 1)), notes)
         if learned is None or final is None:
             continue
         common = [key for key in learned if key in final]
@@ -183,12 +185,16 @@ def _read_run(folder: Path, notes: list[str]) -> _Run:
     return run
 
 
-def _read_rows(folder: Path, after: int, task: str, notes: list[str]) -> dict[_Key, dict[str, Any]] | None:
+def _read_rows(
+    folder: Path, after: int, task: str, seal: str | None, notes: list[str]
+) -> dict[_Key, dict[str, Any]] | None:
     file = folder / "predictions" / f"after-{after}" / f"{task}.jsonl"
     rows: dict[_Key, dict[str, Any]] = {}
     seen: Counter[str] = Counter()
     number = 1
     try:
+        if seal is not None and file.is_file():
+            check_file(file, seal, FILE)
         # Split at line feeds only: other line ends may stand inside a JSON string.
         for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):  # noqa: B007
             if line.strip():
@@ -200,6 +206,9 @@ def _read_rows(folder: Path, after: int, task: str, notes: list[str]) -> dict[_K
                 seen[name] += 1
     except FileNotFoundError:
         notes.append(f"{file}: no such file; the run has no predictions of {task} after {after} tasks")
+        return None
+    except KifuseError as error:
+        notes.append(str(error))
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         notes.append(f"{file}:{number}: not readable as predictions: {error!r}")

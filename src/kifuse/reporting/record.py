@@ -16,7 +16,7 @@ from kifuse.evaluation.metrics import Metric, ScoreMatrix
 from kifuse.file_names import leads_out
 from kifuse.methods.shown import Event, Shown
 from kifuse.reporting.former_names import FORMER
-from kifuse.storage import read_json, write_json
+from kifuse.sealed import read_sealed, write_sealed
 
 SCHEMA_VERSION = 1
 FILE = "record.json"
@@ -77,7 +77,8 @@ class TaskRecord(_Part):
     `longest_input` and `longest_target` in tokens; `cut_...`, how many inputs lost their middle and answers
     their end.
 
-    `seal` is the SHA-256 of the list of the task's files, `state/after-<k>/manifest.json`.
+    `seal` is the SHA-256 of the list of the task's files, `state/after-<k>/manifest.json`; `kept` that of a
+    learner's `tasks/<k>.json`. Records of an earlier kifuse have neither.
     """
 
     name: Annotated[str, AfterValidator(_file_name)]
@@ -111,13 +112,14 @@ class TaskRecord(_Part):
     per_tensor: dict[str, Any] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     seal: str | None = None
+    kept: str | None = None
 
 
 class ScoreRecord(_Part):
     """One cell: task number `task` (from 0) scored after `after` tasks were learned (0: before any).
 
     `score` and `valid` (outputs that are a label of the task) are percentages; `valid` is None for a task
-    without labels. `n` is the number of test examples.
+    without labels. `n` is the number of test examples. `predictions` is the SHA-256 of the file with them.
     """
 
     after: int = Field(ge=0)
@@ -126,6 +128,7 @@ class ScoreRecord(_Part):
     valid: float | None = None
     n: int
     seconds: float
+    predictions: str | None = None
 
 
 class RunRecord(_Part):
@@ -177,7 +180,7 @@ class RunRecord(_Part):
         file = Path(folder) / FILE
         if not os.path.lexists(file):
             raise RunError(f"{folder}: holds no run ({FILE} is missing). Name the folder of a run.")
-        found = read_json(file)
+        found, sealed = read_sealed(file)
         if not isinstance(found, dict):
             raise RunError(
                 f"{file}: found a JSON {type(found).__name__}, expected an object; the record is damaged."
@@ -192,11 +195,14 @@ class RunRecord(_Part):
                 f"{SCHEMA_VERSION}, which is what kifuse {__version__} reads; {remedy}."
             )
         try:
-            return cls.model_validate(found)
+            record = cls.model_validate(found)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
             raise RunError(f"{file}: {key}: {first['msg']}. The record is damaged.") from error
+        if not sealed and any(task.seal for task in record.tasks):
+            raise RunError(f"{file}: its seal is gone: the file was edited; restore it from a copy.")
+        return record
 
     def save(self, folder: Path | str) -> None:
         """Write the record into a run folder, atomically.
@@ -214,7 +220,7 @@ class RunRecord(_Part):
             plain = self.model_dump(mode="json")
         except PydanticSerializationError as error:
             raise RunError(f"{file}: cannot be written: {error}. Keep plain values in the record.") from error
-        write_json(file, _finite(plain))
+        write_sealed(file, _finite(plain))
 
     def matrix(self) -> ScoreMatrix:
         """Collect the scores.

@@ -17,7 +17,7 @@ from kifuse.errors import KifuseError, RunError
 from kifuse.reporting.plots import Mean
 from kifuse.reporting.record import FILE, SCHEMA_VERSION, RunRecord
 from kifuse.reporting.wording import clean, count, listed, plain
-from kifuse.storage import read_json
+from kifuse.sealed import read_sealed
 
 COMPARISON_FILE = "compare.yaml"
 """File that tells a comparison's folder, `<label>/<run>`, from that of a run."""
@@ -106,7 +106,7 @@ def open_run(path: Path | str) -> Run:
         raise RunError(f"{path}: no such run. Name the folder of a run, or a file like its {FILE}.")
     if path.name == FILE:
         return Run(RunRecord.load(path.parent), path.parent, path.resolve().parent.name)
-    found = read_json(path)
+    found = read_sealed(path)[0]
     version = found.get("schema_version") if isinstance(found, dict) else None
     if version != SCHEMA_VERSION:
         raise RunError(

@@ -169,6 +169,8 @@ class MethodCallback(TrainerCallback):
                 self._healthy = self.guard.healthy(context, "task", state.global_step + 1, *seen)
         if not self._healthy:
             drop_gradients(optimizer)
+            return
+        self.guard.taken += 1
 
     def on_optimizer_step(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any

@@ -38,6 +38,7 @@ from kifuse.training.one_task import TaskTraining, train_task, training_argument
 from kifuse.training.opening import other_source
 from kifuse.training.progress import Progress
 from kifuse.training.reading import Reading
+from kifuse.training.refusals import nothing_learned
 from kifuse.training.snapshot import Snapshots
 from kifuse.training.tracking import Tracking, steps_before
 from kifuse.training.watching import Watcher, matrix_row
@@ -57,6 +58,7 @@ class Engine:
         backbone: The model; it is given its adapter here.
         progress: Told what is going on.
         tokens: Where token ids are kept for other runs in this process.
+        writes: Whether anything is written; only the main process ever does.
     """
 
     def __init__(
@@ -68,13 +70,14 @@ class Engine:
         progress: Progress,
         *,
         tokens: TokenCache | None = None,
+        writes: bool = True,
     ) -> None:
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
         self.config, self.record, self.method = config, record, method
         self.backbone, self.progress = backbone, progress
         self.folder = Path(config.output)
-        self.writes = is_main_process()
+        self.writes = writes and is_main_process()
         self.snapshots = Snapshots(self.folder)
         seed = config.training.seed
         self.model = add_adapter(
@@ -173,7 +176,7 @@ class Engine:
             RunError: A file is damaged; or k is 0 and most weights are trained, of which no copy is kept.
         """
         if k:
-            self.memory = self.snapshots.load(k, self.model, self.method)
+            self.memory = self.snapshots.load(k, self.model, self.method, self.record.tasks[k - 1].seal)
             self._cut_short = False
             return
         if self.method.stacks:
@@ -249,6 +252,10 @@ class Engine:
         # several processes keep nothing of a task's middle: they stop at once, as by themselves
         with patience.listening() if process_count() == 1 else contextlib.nullcontext():
             done = self._train(k, name, current, old, kept, middle)
+        if not done.taken:
+            if self.writes:
+                middle.forget()
+            raise RunError(nothing_learned(name, done.steps))
         if self.method.renews:
             close_factors(self.model)
         # with what a method did after the last step
@@ -320,7 +327,7 @@ class Engine:
             self.memory.add(task)
         self.record.tasks[k - 1].kept_parameters = self._kept_parameters()
         if self.writes:
-            self.snapshots.save(k, self.model, self.method, self.memory)
+            self.record.tasks[k - 1].seal = self.snapshots.save(k, self.model, self.method, self.memory)
         self.save()
 
     def _kept_parameters(self) -> int:
@@ -348,7 +355,13 @@ class Engine:
         self.record.tasks[index].cut_test_inputs = cell.cut
         self.record.scores.append(
             ScoreRecord(
-                after=after, task=index, score=cell.score, valid=cell.valid, n=cell.n, seconds=cell.seconds
+                after=after,
+                task=index,
+                score=cell.score,
+                valid=cell.valid,
+                n=cell.n,
+                seconds=cell.seconds,
+                predictions=cell.predictions,
             )
         )
         self.save()

@@ -12,7 +12,7 @@ from typing import Any
 from kifuse.evaluation.generation import greedy_generate
 from kifuse.models.loading import Backbone
 from kifuse.scoring.scores import score_all
-from kifuse.storage import write_text
+from kifuse.storage import sha256_text, write_text
 from kifuse.tasks.encoding import Encoded, Encoder
 from kifuse.tasks.task import Example, Task
 from kifuse.training.perplexity import METRIC, losses, perplexity
@@ -28,6 +28,7 @@ class Cell:
         n: Test examples.
         seconds: Wall time.
         cut: Inputs that lost their middle to fit.
+        predictions: SHA-256 of the file with the answers; None where none was written.
     """
 
     score: float
@@ -35,6 +36,7 @@ class Cell:
     n: int
     seconds: float
     cut: int = 0
+    predictions: str | None = None
 
 
 class Evaluator:
@@ -88,19 +90,18 @@ class Evaluator:
             seen=[self.encoder.references(example) for example in task.test],
             seen_labels=[self.encoder.seen(label) for label in task.labels or ()],
         )
-        if keep:
-            rows = [
-                {
-                    "id": example.id,
-                    "input": example.input,
-                    "references": list(example.references),
-                    "prediction": prediction,
-                    "score": scored.points[place],
-                    "valid": scored.valid[place] if scored.valid is not None else None,
-                }
-                for place, (example, prediction) in enumerate(zip(task.test, predictions, strict=True))
-            ]
-            self._write(after, task, rows)
+        rows = [
+            {
+                "id": example.id,
+                "input": example.input,
+                "references": list(example.references),
+                "prediction": prediction,
+                "score": scored.points[place],
+                "valid": scored.valid[place] if scored.valid is not None else None,
+            }
+            for place, (example, prediction) in enumerate(zip(task.test, predictions, strict=True))
+        ]
+        written = self._write(after, task, rows) if keep else None
         n = len(task.test)
         return Cell(
             score=scored.score,
@@ -108,6 +109,7 @@ class Evaluator:
             n=n,
             seconds=time.monotonic() - start,
             cut=sum(item.cut for item in encoded),
+            predictions=written,
         )
 
     def _continue(
@@ -121,21 +123,24 @@ class Evaluator:
             losses(self.model, self.backbone, flat, batch_tokens=self.batch_tokens, progress=progress)
         )
         by_example = [[next(found) for _ in parts] for parts in pieces]
-        if keep:
-            self._write(after, task, [_continued(*each) for each in zip(task.test, by_example, strict=True)])
+        rows = [_continued(*each) for each in zip(task.test, by_example, strict=True)]
+        written = self._write(after, task, rows) if keep else None
         return Cell(
             score=100.0 / perplexity([part for parts in by_example for part in parts]),
             valid=None,
             n=len(task.test),
             seconds=time.monotonic() - start,
             cut=sum(piece.cut for piece in flat),
+            predictions=written,
         )
 
-    def _write(self, after: int, task: Task, rows: Sequence[dict[str, Any]]) -> None:
-        """Write the predictions of a task."""
-        if self.folder is not None:
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_text(self.folder / f"after-{after}" / f"{task.name}.jsonl", lines)
+    def _write(self, after: int, task: Task, rows: Sequence[dict[str, Any]]) -> str | None:
+        """Write the predictions of a task; returns their SHA-256, or None where nothing is written."""
+        if self.folder is None:
+            return None
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text(self.folder / f"after-{after}" / f"{task.name}.jsonl", lines)
+        return sha256_text(lines)
 
     def answers(
         self, task: Task, encoded: Sequence[Encoded], progress: Callable[[int, int], None] | None = None

@@ -11,8 +11,8 @@ from kifuse.errors import KifuseError
 from kifuse.methods.base import Method
 from kifuse.registry import build_method
 from kifuse.reporting.record import RunRecord, ScoreRecord, TaskRecord
-from kifuse.training.manifest import check_manifest
 from kifuse.training.opening import RENDERING, WITHOUT_EFFECT, begun_form, config_json, differences
+from kifuse.training.snapshot import Snapshots
 
 WITHOUT_WEIGHT = (*WITHOUT_EFFECT, RENDERING, "method.", "data.order ")
 """Beginnings of the differences between two configurations that leave a first task the same."""
@@ -41,7 +41,7 @@ def same_first_task(
             theirs = RunRecord.load(other)
             if not _agrees(theirs, config, record):
                 continue
-            check_manifest(other / "state" / "after-1" / "manifest.json")
+            Snapshots(other).check(1, theirs.tasks[0].seal)
         except KifuseError:  # not there yet, or damaged: then the task is trained
             continue
         return other, theirs

@@ -55,6 +55,7 @@ class Guard:
         self.bad: dict[str, int] = dict.fromkeys(_KINDS, 0)
         self.in_a_row: dict[str, int] = dict.fromkeys(_KINDS, 0)
         self.overflows = 0
+        self.taken = 0
         self._losses: list[Tensor] = []
         self._largest: Tensor | None = None
 
@@ -146,12 +147,14 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """The counts, as JSON."""
-        return {"bad": dict(self.bad), "in_a_row": dict(self.in_a_row), "overflows": self.overflows}
+        counts = {"bad": dict(self.bad), "in_a_row": dict(self.in_a_row)}
+        return {**counts, "overflows": self.overflows, "taken": self.taken}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
         self.bad, self.in_a_row = dict(state["bad"]), dict(state["in_a_row"])
         self.overflows = int(state["overflows"])
+        self.taken = int(state.get("taken", 1))  # an earlier kifuse did not count them
 
 
 def largest_gradients(params: Parameters) -> Tensor:

@@ -27,18 +27,37 @@ def write_manifest(file: Path, folders: Sequence[Path]) -> None:
     write_json(file, {"format": FORMAT, "files": entries})
 
 
-def check_manifest(file: Path) -> None:
+def check_manifest(file: Path, folders: Sequence[Path], seal: str | None = None) -> None:
     """Make sure that every file is as it was when the manifest was written.
 
+    Args:
+        file: The manifest.
+        folders: Those it was written for; it must list files of each of them, and of no other.
+        seal: Its own SHA-256, which the record holds; None: not known.
+
     Raises:
-        RunError: A file is missing, or of another size or content; the message names it.
+        RunError: A file is missing, or of another size or content, or the manifest is not the one that the
+            record holds, or lists other files than its own; the message names it.
         KifuseError: The manifest itself is missing or no JSON.
     """
+    if seal is not None and file.is_file() and sha256_file(file) != seal:
+        raise RunError(
+            f"{file}: is not the list of files that record.json knows of this task (SHA-256 differs): it "
+            "was swapped, edited or damaged; restore it and what it lists from a copy."
+        )
     found = read_json(file)
     files = found.get("files") if isinstance(found, dict) and found.get("format") == FORMAT else None
     if not isinstance(files, dict):
         raise RunError(f"{file}: not a list of files of format {FORMAT}; the file is damaged.")
     root = _root(file)
+    own = [folder.relative_to(root).as_posix() + "/" for folder in folders]
+    strange = [name for name in files if not name.startswith(tuple(own)) or ".." in Path(name).parts]
+    absent = [folder for folder in own if not any(name.startswith(folder) for name in files)]
+    wrong = [name for name, expected in files.items() if not isinstance(expected, dict)]
+    if strange or absent or wrong:
+        what = f"lists {strange[0]!r}, expected files of" if strange else "lists no files of"
+        what = what if strange or absent else f"says nothing of {wrong[0]!r}; expected sizes and hashes of"
+        raise RunError(f"{file}: {what} {' and '.join(absent or own)}; the file is damaged.")
     for name, expected in files.items():
         if not _counts(root / name, file):
             continue

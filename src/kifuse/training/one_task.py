@@ -41,6 +41,7 @@ class TaskTraining:
 
     Attributes:
         steps: Optimizer steps on the task's own batches.
+        taken: How many of them moved anything: their loss and gradients were finite.
         examples_seen: Examples of the current task that went through a step, repeats counted.
         replayed: Examples of the memory buffer that did, mixed in or in memory steps.
         extra_passes: Forward and backward passes beyond one per step.
@@ -52,6 +53,7 @@ class TaskTraining:
     """
 
     steps: int
+    taken: int
     examples_seen: int
     replayed: int
     extra_passes: int
@@ -184,6 +186,7 @@ def train_task(
     from_memory = sum(i >= len(current) for i in order)
     return TaskTraining(
         steps=trainer.state.global_step,
+        taken=driver.guard.taken,
         examples_seen=len(order) - from_memory,
         replayed=from_memory + context.replayed,
         extra_passes=context.extra_passes,

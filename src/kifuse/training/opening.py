@@ -30,7 +30,12 @@ HARMLESS = frozenset({"log.txt", "config.yaml", ".lock", ".lock.owner", "wandb",
 """Files of a folder that holds no run yet."""
 
 
-WITHOUT_EFFECT = ("training.checkpoint_minutes ", "training.max_bad_steps ", "training.report_to ")
+WITHOUT_EFFECT = (
+    "training.checkpoint_minutes ",
+    "training.max_bad_steps ",
+    "training.report_to ",
+    "model.trust_remote_code ",
+)
 """Settings that change no result, and so may change when a run goes on."""
 
 RENDERING = "data.chat_template "

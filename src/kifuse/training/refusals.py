@@ -197,3 +197,12 @@ def refuse_other_precision(trainer: Any, model: nn.Module) -> None:
 
 def _words(precision: str) -> str:
     return "full precision" if precision == "no" else precision
+
+
+def nothing_learned(name: str, steps: int) -> str:
+    """What is said of a training that moved nothing, and so is not kept."""
+    return (
+        f"task {name!r}: nothing was learned: none of its {steps} steps had a finite loss and finite "
+        "gradients, so none was taken, and the task is not kept. Look at its examples, lower the learning "
+        "rate, lengthen its warm-up, or train in bf16 or fp32 instead of fp16."
+    )

@@ -29,7 +29,9 @@ from kifuse.training.opening import (
     require_trackers,
 )
 from kifuse.training.progress import Plan, Progress
+from kifuse.training.sealing import SEALED_NOW, check_base, seal_if_unsealed
 from kifuse.training.shared import Shared
+from kifuse.training.snapshot import Snapshots
 from kifuse.training.work import cells_to_score, plan_of
 
 
@@ -80,6 +82,12 @@ def _check_finished(config: RunConfig, record: RunRecord, shared: Shared, progre
         progress.say(f"note: the data cannot be compared with that of the run: {error}")
     else:
         check_data(Path(config.output), record, stream)
+    kept, last = Snapshots(Path(config.output)), len(record.tasks)
+    if not kept.has(last):
+        progress.say(
+            f"note: {kept.adapter(last)}, the last adapter of this finished run, or the list of its files is "
+            "gone; to make it again, name another output"
+        )
     progress.say(f"{config.output} holds this run already, finished; nothing to do")
 
 
@@ -94,6 +102,9 @@ def _run(
     backbone = shared.backbone(config, progress.say)
     if record is None:
         record = new_record(config, stream, method, backbone)
+    elif seal_if_unsealed(Path(config.output), record):
+        progress.say(f"{config.output} was {SEALED_NOW}")
+    check_base(record, backbone)
     engine = Engine(config, record, method, backbone, progress, tokens=shared.tokens)
     with engine.tracked():
         record = _StreamRun(engine, stream).go(reuse)

@@ -15,7 +15,7 @@ from kifuse.errors import RunError
 from kifuse.methods.base import Method, MethodState
 from kifuse.models.adapters import load_adapter_weights, save_adapter
 from kifuse.models.stack import load_stack, save_stack
-from kifuse.storage import read_json, read_tensors, write_json, write_tensors
+from kifuse.storage import read_json, read_tensors, sha256_file, write_json, write_tensors
 from kifuse.tasks.memory import MemoryBuffer
 from kifuse.training.manifest import check_manifest, write_manifest
 
@@ -44,8 +44,11 @@ class Snapshots:
         """Whether the snapshot after k tasks was written to its end, and its adapter is still there."""
         return (self.state(k) / "manifest.json").is_file() and self.adapter(k).is_dir()
 
-    def save(self, k: int, model: Any, method: Method, memory: MemoryBuffer) -> None:
+    def save(self, k: int, model: Any, method: Method, memory: MemoryBuffer) -> str:
         """Write the snapshot after k tasks.
+
+        Returns:
+            The SHA-256 of its list of files, for the record.
 
         Raises:
             RunError: It cannot be written, for example because the disk is full.
@@ -59,9 +62,22 @@ class Snapshots:
             raise RunError(f"{self.adapter(k)}: the adapter cannot be written: {reason}.") from error
         save_state(self.state(k), method, memory)
         write_manifest(manifest, [self.adapter(k), self.state(k)])
+        return sha256_file(manifest)
 
-    def load(self, k: int, model: Any, method: Method) -> MemoryBuffer:
-        """Put the snapshot after k tasks back.
+    def check(self, k: int, seal: str | None) -> None:
+        """Make sure that the snapshot after k tasks is as it was written.
+
+        Args:
+            k: After how many tasks.
+            seal: What `save` gave; None: not known.
+
+        Raises:
+            RunError: A file is damaged, missing, or of another snapshot.
+        """
+        check_manifest(self.state(k) / "manifest.json", [self.adapter(k), self.state(k)], seal)
+
+    def load(self, k: int, model: Any, method: Method, seal: str | None) -> MemoryBuffer:
+        """Put the snapshot after k tasks back; `seal` as of `check`.
 
         Returns:
             The memory buffer.
@@ -69,7 +85,7 @@ class Snapshots:
         Raises:
             RunError: A file is damaged, or of another version or method.
         """
-        check_manifest(self.state(k) / "manifest.json")
+        self.check(k, seal)
         (load_stack if method.stacks else load_adapter_weights)(model, self.adapter(k))
         return load_state(self.state(k), method)
 

@@ -17,7 +17,8 @@ from kifuse.errors import RunError
 from kifuse.folders import check_file, replace_folder
 from kifuse.methods.base import Method, MethodState, Parameters
 from kifuse.models.names import file_name
-from kifuse.storage import read_json, read_tensors, sha256_file, write_json, write_tensors, write_text
+from kifuse.sealed import read_sealed, write_sealed
+from kifuse.storage import read_tensors, sha256_file, write_tensors, write_text
 
 FORMAT = 1
 STATE = "state.json"
@@ -53,7 +54,7 @@ def write_state(folder: Path, content: StateFolder) -> None:
         for name, text in content.texts.items():
             write_text(partial / name, text)
         files = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
-        write_json(partial / STATE, {"format": FORMAT, **content.values, "files": files})
+        write_sealed(partial / STATE, {"format": FORMAT, **content.values, "files": files})
 
     try:
         replace_folder(folder, fill)
@@ -73,7 +74,7 @@ def read_state(folder: Path, *, without: frozenset[str] = frozenset()) -> StateF
         KifuseError: `state.json` is missing or no JSON.
     """
     file = folder / STATE
-    values = read_json(file)
+    values, _ = read_sealed(file)
     if not isinstance(values, dict) or values.get("format") != FORMAT or "files" not in values:
         raise RunError(
             f"{file}: not a state of format {FORMAT}; it is damaged or of another version of kifuse."

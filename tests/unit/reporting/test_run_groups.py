@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -151,5 +150,5 @@ def test_the_page_of_several_runs_belongs_where_they_all_are(tmp_path: Path, mon
 def test_a_copy_of_a_record_says_the_same(tmp_path: Path):
     record = kif_record()
     record.save(tmp_path)
-    again = RunRecord.model_validate(json.loads((tmp_path / "record.json").read_text("utf-8")))
+    again = RunRecord.load(tmp_path)
     assert group_runs([Run(record), Run(again)])[0].made_of().startswith("2 runs")

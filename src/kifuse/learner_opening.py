@@ -1,0 +1,134 @@
+"""How a learner is opened: a folder, new or gone on with, its model, and the state that it goes on from."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+from kifuse.config import RunConfig, to_yaml
+from kifuse.errors import KifuseError, RunError
+from kifuse.learner_config import moved_model, open_model, refuse_all_at_once, refuse_stream
+from kifuse.learner_folder import LearnerFolder
+from kifuse.lineage import learned_count, tasks_to_keep
+from kifuse.models.precision import cast_by_itself
+from kifuse.page_refresh import page_is_older
+from kifuse.reporting.record import RunRecord
+from kifuse.storage import write_text
+from kifuse.training.engine import Engine
+from kifuse.training.lock import exclusive
+from kifuse.training.log_file import RunLog
+from kifuse.training.opening import RENDERING, new_record, open_method, open_run, opening_lines
+from kifuse.training.sealing import SEALED_NOW, check_base, seal_if_unsealed
+
+
+def open_engine(
+    config: RunConfig,
+    place: LearnerFolder,
+    log: RunLog,
+    *,
+    model: Any,
+    tokenizer: Any,
+    max_forgetting: float | None,
+    elsewhere: bool,
+    at: int | str | None,
+) -> Engine:
+    """Open a learner's folder.
+
+    Args:
+        config: Of the learner.
+        place: Its folder.
+        log: Told what is going on.
+        model: As an object; None: it is loaded by the configuration's name.
+        tokenizer: Of a model that is given.
+        max_forgetting: Most points that a task may cost.
+        elsewhere: Whether the model may have another name than on record.
+        at: Number of tasks, or the name of the last one, to go back to; None: the newest state.
+
+    Returns:
+        The engine, with the model as it was after the last task.
+
+    Raises:
+        KifuseError: A setting is wrong, the model cannot be loaded, or the folder holds something else, or
+            something damaged.
+    """
+    folder = place.path
+    with contextlib.ExitStack() as stack:
+        writes = _hold(stack, folder)
+        record = open_run(folder, config, but=(RENDERING, "model.name ") if elsewhere else (RENDERING,))
+        refuse_stream(record, folder)
+        log.writes = log.writes and writes
+        stack.enter_context(log.writing(*opening_lines(config, record)))
+        if record is not None and writes:
+            place.tidy(record)
+        built = open_method(config)
+        refuse_all_at_once(built, config.method.name)
+        backbone = open_model(config, config.model.name if model is None else model, tokenizer, log.say)
+        before = record and record.model_copy(deep=True)
+        if record is None:
+            record = new_record(config, None, built, backbone)
+            record.model["given"] = model is not None
+            write_text(folder / "config.yaml", to_yaml(config))
+        elif elsewhere:
+            moved_model(record, config.model.name, backbone)
+        unsealed = before is not None and writes and seal_if_unsealed(folder, record)
+        if unsealed:
+            log.say(f"{folder} was {SEALED_NOW}")
+        check_base(record, backbone)
+        record.max_forgetting = max_forgetting
+        engine = Engine(config, record, built, backbone, log, writes=log.writes)
+        if writes and (unsealed or record != before):
+            record.save(folder)
+        cast_by_itself(backbone)
+        _restore(engine, place, at, writes)
+        if not writes:
+            log.say(f"{folder} cannot be written to: it answers and scores, and learns nothing")
+        elif before is not None and page_is_older(folder):
+            engine.tell_saved()
+    return engine
+
+
+def _hold(stack: contextlib.ExitStack, folder: Path) -> bool:
+    """Hold the folder; False where it holds a learner, but cannot be written to."""
+    try:
+        stack.enter_context(exclusive(folder))
+    except RunError as error:
+        cause = None if isinstance(error.__cause__, Timeout) else error.__cause__
+        if (
+            isinstance(cause, OSError)
+            and not isinstance(cause, Timeout)
+            and (folder / "record.json").is_file()
+        ):
+            return False
+        raise
+    return True
+
+
+def _restore(engine: Engine, place: LearnerFolder, at: int | str | None, writes: bool) -> None:
+    """Put the newest state back, or go back to an earlier one."""
+    record = engine.record
+    learned = learned_count(record)
+    names = [task.name for task in record.tasks[:learned]]
+    if at is not None:
+        if not writes:
+            raise RunError(f"{place.path}: cannot be written to, so that it cannot be taken back to {at!r}.")
+        place.back_to(engine, tasks_to_keep(at, names), "rolled back")
+    elif learned:
+        try:
+            engine.restore(learned)
+        except KifuseError as error:
+            raise type(error)(f"{error}{_way_back(engine, record, learned)}") from error
+
+
+def _way_back(engine: Engine, record: RunRecord, learned: int) -> str:
+    for k in range(learned - 1, 0, -1):
+        with contextlib.suppress(KifuseError):
+            engine.snapshots.check(k, record.tasks[k - 1].seal)
+            return (
+                f" Or go on from the newest state that is whole, after {record.tasks[k - 1].name!r}: "
+                f"ContinualLearner.load(folder, at={record.tasks[k - 1].name!r}); what came later is moved "
+                "aside."
+            )
+    return ""
