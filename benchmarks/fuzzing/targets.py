@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzzing import mutations, sound
+from fuzzing import formats, mutations, sound
 from fuzzing.values import NAMES
 from kifuse.config import DataConfig, RunConfig, load_config, parse_overrides, to_yaml
 from kifuse.errors import KifuseError
@@ -131,7 +131,7 @@ def check_texts(*texts: Any) -> None:
 def check_example(example: Example) -> None:
     """An example asks something and accepts something."""
     check_texts(example.head, example.body, example.tail)
-    expect(bool(example.input.strip()), "an empty input")
+    expect(bool(example.input.strip() or example.target.strip()), "neither an input nor a text to continue")
     expect(isinstance(example.references, tuple) and len(example.references) > 0, "no reference")
     check_texts(*example.references)
     if example.id is not None:
@@ -170,6 +170,12 @@ def check_stream(stream: TaskStream, root: Path) -> None:
     write_json(root.parent / "out" / "memory.json", memory.state())
     check_memory(MemoryBuffer.from_state(read_json(root.parent / "out" / "memory.json")), root)
     expect(all(overlap.count > 0 for overlap in stream.overlaps()), "overlap")
+
+
+def check_formats(stream: TaskStream, root: Path) -> None:
+    """As `check_stream`, and nothing that stands in the data was dropped without a word."""
+    check_stream(stream, root)
+    expect(not (dropped := formats.undropped(stream, root)), dropped)
 
 
 def _write(path: Path, task: Task) -> None:
@@ -310,6 +316,8 @@ TARGETS: dict[str, Target] = {
     "jsonl pairs": Target(sound.build_pairs, load_stream, check_stream),
     "jsonl chat": Target(sound.build_chat, load_stream, check_stream),
     "task.json": Target(sound.build_task_json, load_stream, check_stream, damage_task_json),
+    "formats": Target(formats.build, formats.load, check_formats, formats.damage),
+    "rows": Target(formats.build_rows, formats.load_rows, check_formats, formats.damage_rows),
     "config": Target(sound.build_config, load_configuration, check_config, damage_config),
     "record.json": Target(sound.build_record, lambda root, rng: RunRecord.load(root), check_record),
     "memory.json": Target(sound.build_memory, load_memory, check_memory),

@@ -303,7 +303,7 @@ def test_fields_that_are_not_read_are_named_with_the_nearest():
     task = one(row)
     assert task.passed_over == (
         "the field 'instuction' of 1 row was not read. Did you mean 'instruction'?",
-        "fields that say where a row is from were not read: idx, source.",
+        "fields that say where a row is from were not read: 'idx', 'source'.",
     )
     both = one({**row, "messages": [user("a"), assistant("b")]})
     assert any("'input' of 1 row" in said for said in both.passed_over)

@@ -291,7 +291,7 @@ def _unread(seen: _Seen) -> list[str]:
         said.append(f"the field '{key}' of {rows} was not read.{hint}")
     if rest := list(odd)[10:]:
         said.append(f"{len(rest)} more fields were not read: {enumerated(rest)}.")
-    if harmless := [key or "(no name)" for key in seen.unread if key not in odd]:
+    if harmless := [f"'{key}'" if key else "(no name)" for key in seen.unread if key not in odd]:
         said.append(f"fields that say where a row is from were not read: {enumerated(sorted(harmless))}.")
     if seen.keys:
         hints = [f"'{key}'{did_you_mean(key, sorted(KNOWN_KEYS))}" for key in sorted(seen.keys)]
