@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kifuse.tasks.rendering import Message
+from kifuse.tasks.chat_template import Message
 from kifuse.tasks.task import Example
 
 _KEPT = ("system", "developer")

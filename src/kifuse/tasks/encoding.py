@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kifuse.errors import DataError, ModelError
+from kifuse.tasks.chat_template import ChatTemplate, Turn, chat_of, without_end
 from kifuse.tasks.cutting import Asked, shorten
 from kifuse.tasks.encoded import Encoded, in_pieces, is_text, name_of
-from kifuse.tasks.rendering import ChatTemplate, chat_of, without_end
 from kifuse.tasks.task import Example
 from kifuse.tasks.tokens import Tokens
 from kifuse.tasks.transcript import message_text
@@ -114,7 +114,8 @@ class Encoder:
         Raises:
             DataError: If what may not be cut of the prompt is too long, or the template refuses the chat.
         """
-        return self._prompts([example])[0][0]
+        asked = [example]
+        return self._prompts(asked, self._whole_prompts(asked, []))[0][0]
 
     def encode_many(self, examples: Sequence[Example]) -> list[Encoded]:
         """Tokenise many examples in one go.
@@ -135,9 +136,10 @@ class Encoder:
         found = dict(zip(texts, self._whole_texts([examples[i] for i in texts]), strict=True))
         rest = [index for index in range(len(examples)) if index not in found]
         asked = [examples[index] for index in rest]
-        for index, (ids, cut), (target, end) in zip(
-            rest, self._prompts(asked), self._targets(asked), strict=True
-        ):
+        turns = self._turns(asked)
+        whole = self._whole_prompts(asked, turns)
+        prompts, targets = self._prompts(asked, whole), self._targets(asked, turns, whole)
+        for index, (ids, cut), (target, end) in zip(rest, prompts, targets, strict=True):
             room = self.max_target - len(end)
             if room < 1:
                 raise DataError(
@@ -187,7 +189,8 @@ class Encoder:
         found = [self.seen(text) for text in example.references]
         chat = example.conversation
         if self.template is not None and chat is not None and chat.messages[-1].get("tool_calls"):
-            ids = self._targets([example])[0][0]
+            turns = self._turns([example])
+            ids = self._targets([example], turns, self._whole_prompts([example], turns))[0][0]
             found[0] = self.answered(self._tokens.output(ids))
         return tuple(found)
 
@@ -212,15 +215,29 @@ class Encoder:
             return self.template.without_end(text)
         return without_end(text, (str(self.tokenizer.eos_token),))
 
-    def _prompts(self, examples: Sequence[Example]) -> list[tuple[list[int], bool]]:
-        """Token ids of the prompts, and whether each was cut."""
-        if not examples:
+    def _turns(self, examples: Sequence[Example]) -> list[Turn]:
+        """What the chat template makes of examples; empty where none makes the targets."""
+        if self.template is None or self.encoder_decoder:
             return []
+        found = []
+        for example in examples:
+            messages, tools = chat_of(example)
+            found.append(self.template.turn(messages, tools, name_of(example)))
+        return found
+
+    def _whole_prompts(self, examples: Sequence[Example], turns: Sequence[Turn]) -> list[list[int]]:
+        """Token ids of the prompts, uncut; those that are rendered already are taken from their turns."""
+        if turns:
+            return self._tokens.ids([turn.prompt for turn in turns])
         if self.template is not None:
-            whole = self._tokens.ids([self._asked(self.template, example) for example in examples])
-        else:
-            plain = self._tokens.ids([example.input for example in examples])
-            whole = [self._prefix + ids + self._suffix for ids in plain]
+            return self._tokens.ids([self._asked(self.template, example) for example in examples])
+        plain = self._tokens.ids([example.input for example in examples])
+        return [self._prefix + ids + self._suffix for ids in plain]
+
+    def _prompts(
+        self, examples: Sequence[Example], whole: Sequence[list[int]]
+    ) -> list[tuple[list[int], bool]]:
+        """Token ids of the prompts, and whether each was cut."""
         for example, ids in zip(examples, whole, strict=True):
             if not ids:
                 raise DataError(f"{name_of(example)} has an empty input, expected text to answer.")
@@ -274,7 +291,9 @@ class Encoder:
             raise self._too_long(example, least)
         return found
 
-    def _targets(self, examples: Sequence[Example]) -> list[tuple[list[int], list[int]]]:
+    def _targets(
+        self, examples: Sequence[Example], turns: Sequence[Turn], prompts: Sequence[list[int]]
+    ) -> list[tuple[list[int], list[int]]]:
         """Token ids of the targets, uncut, and of what ends each."""
         if not examples:
             return []
@@ -282,7 +301,7 @@ class Encoder:
             texts = [self._answer_text(example) for example in examples]
             return [(ids, [self.eos_id]) for ids in self._tokenise_targets(texts)]
         if self.template is not None:
-            return self._chat_targets(self.template, examples)
+            return self._chat_targets(turns, prompts)
         before = [example.input for example in examples]
         texts = [
             _spaced(self._without_end(example.target), text)
@@ -296,22 +315,18 @@ class Encoder:
         return self._without_end(message_text(example.conversation.messages[-1]))
 
     def _chat_targets(
-        self, template: ChatTemplate, examples: Sequence[Example]
+        self, turns: Sequence[Turn], prompts: Sequence[list[int]]
     ) -> list[tuple[list[int], list[int]]]:
-        turns = []
-        for example in examples:
-            messages, tools = chat_of(example)
-            turns.append(template.turn(messages, tools, name_of(example)))
-        prompts = self._tokens.ids([turn.prompt for turn in turns])
         whole = self._tokens.ids([turn.prompt + turn.answer for turn in turns])
+        answers = [both[len(prompt) :] for prompt, both in zip(prompts, whole, strict=True)]
         # where the border is inside of a token, the answer is tokenised as it continues the last character
-        alone = self._tokens.continued([turn.answer for turn in turns], [turn.prompt for turn in turns])
+        inside = [i for i, prompt in enumerate(prompts) if whole[i][: len(prompt)] != prompt]
+        apart = self._tokens.continued([turns[i].answer for i in inside], [turns[i].prompt for i in inside])
+        for index, answer in zip(inside, apart, strict=True):
+            answers[index] = answer
         return [
-            (
-                both[len(prompt) :] if both[: len(prompt)] == prompt else answer,
-                self._ends.get(turn.end) or self._tokens.one(turn.end),
-            )
-            for turn, prompt, both, answer in zip(turns, prompts, whole, alone, strict=True)
+            (answer, self._ends.get(turn.end) or self._tokens.one(turn.end))
+            for turn, answer in zip(turns, answers, strict=True)
         ]
 
     def _tokenise_targets(self, texts: list[str]) -> list[list[int]]:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 from kifuse.errors import DataError, ModelError
 from kifuse.tasks import Encoder, Example
-from tests.tiny import build_tokenizer
+from tests.tiny import CHAT_TEMPLATE, build_tokenizer
 
 HEAD = "What is the topic of the following paragraph? Choose one from the option. Option: World, Sports.\n"
 WORDS = " ".join(f"word{i}" for i in range(300))
@@ -145,6 +147,21 @@ def test_many_at_once_give_what_each_gives_alone(tokenizer, chat, encoder_decode
     assert encoder.encode_many(items) == [encoder.encode(item) for item in items]
     assert [encoder.prompt(item) for item in items] == [e.input_ids for e in encoder.encode_many(items)]
     assert encoder.encode_many([]) == []
+
+
+def test_a_template_that_thinks_where_it_is_asked_is_asked_without(tiny_tokenizer):
+    tokenizer = copy.copy(tiny_tokenizer)
+    asked = "{% if add_generation_prompt and enable_thinking is not defined %}"
+    tokenizer.chat_template = asked + "<|turn|>system\nThink.<|end|>{% endif %}" + CHAT_TEMPLATE
+    encoder = Encoder(tokenizer, encoder_decoder=False, chat_template=True)
+    assert encoder.notes == [
+        "prompts are rendered with enable_thinking=False; serve the adapter with the same."
+    ]
+    example = Example("", "Who?", "", ("me",))
+    encoded = encoder.encode(example)
+    assert encoded.input_ids == encoder.prompt(example)
+    assert tokenizer.decode(encoded.input_ids) == "<|turn|>user\nWho?<|end|>\n<|turn|>assistant\n"
+    assert tokenizer.decode(encoded.target_ids) == "me<|end|>"
 
 
 def test_what_cannot_be_encoded_is_refused(tiny_tokenizer):

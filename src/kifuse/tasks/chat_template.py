@@ -1,0 +1,331 @@
+"""What a tokenizer's chat template makes of a chat, parted into what is asked and what is answered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from kifuse.errors import DataError, ModelError
+from kifuse.tasks.task import Example
+from kifuse.tasks.transcript import message_text
+
+_ASKED, _ANSWER = "probe", "KIFUSE-ANSWER"
+_THINK, _THOUGHT = "<think>", "</think>"
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_OURS = ("weight", "train", "loss")
+"""Keys of a message that say what is learned; no template gets them."""
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The last turn of a chat as text.
+
+    Attributes:
+        prompt: What is asked, up to where the assistant begins.
+        answer: What the template makes of the answer, without its end.
+        end: The text that ends it: one special token, or several plain ones.
+    """
+
+    prompt: str
+    answer: str
+    end: str
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, and how it begins and ends an answer.
+
+    Args:
+        tokenizer: With a chat template and an end-of-sequence token.
+
+    Attributes:
+        end: What ends an answer of text: the template's marker, or where it has none the end-of-sequence
+            token.
+        ends: All texts that end an answer.
+        lead: What the template writes between the prompt and the text of an answer, such as an empty thought.
+        notes: What is to be said of the template, one sentence each.
+
+    Raises:
+        ModelError: The template renders no chat of one question and its answer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.notes: list[str] = []
+        self._looked_at: set[tuple[str, str]] = set()
+        self._asking: dict[str, bool] = {}
+        eos = str(tokenizer.eos_token)
+        self._special = re.compile("|".join(map(re.escape, _special_texts(tokenizer))))
+        self._closing = re.compile(rf"(?:(?:{self._special.pattern})\s*)+\Z")
+        self._flat = not self._takes_parts()
+        self.end, self.ends, self._marked = eos, (eos,), False
+        probe: list[Message] = [
+            {"role": "user", "content": _ASKED},
+            {"role": "assistant", "content": _ANSWER},
+        ]
+        try:
+            whole = self._render(probe, None, asking=False)
+        except Exception as error:
+            raise ModelError(f"The tokenizer's chat template cannot be used: {_first_line(error)}") from error
+        if _ANSWER not in whole:
+            raise ModelError(
+                "The tokenizer's chat template renders no answer of an assistant; set data.chat_template to "
+                "false."
+            )
+        after = whole.rpartition(_ANSWER)[2]
+        marker = self._special.search(after)
+        if marker is not None:
+            self.end, self._marked = marker[0], True
+        elif after.strip():
+            self.end, self._marked = after.rstrip(), True
+        self.ends = tuple(dict.fromkeys((self.end, eos, *self._ends_of_calls())))
+        self._settle_thinking(probe)
+        self.lead = self.turn(probe, None, "The probe").answer.partition(_ANSWER)[0]
+
+    def turn(self, messages: Sequence[Message], tools: Sequence[Any] | None, where: str) -> Turn:
+        """Render a chat whose last message is the answer.
+
+        Args:
+            messages: All of them.
+            tools: What the model may call.
+            where: Which example it is, for messages.
+
+        Returns:
+            Its last turn, as text.
+
+        Raises:
+            DataError: The template refuses the chat, leaves the answer out, or renders it in no place in
+                which it could be asked for.
+        """
+        asked, answer = self._ready(messages[:-1]), self._answer(messages[-1])
+        try:
+            prompt, rest = self._parted(asked, answer, tools)
+        except Exception as error:
+            raise self._refused(where, error) from error
+        if rest is None:
+            raise DataError(
+                f"{where}: the chat template renders this answer in no place that its own prompt leads to, "
+                "so what is trained would not be what a server asks; set data.chat_template to false."
+            )
+        self._look_at(asked, answer, tools, where)
+        text, end = self._ended(rest)
+        if not self._special.sub("", text).strip() and message_text(answer).strip():
+            raise DataError(
+                f"{where}: the chat template renders nothing of the answer '{message_text(answer)[:60]}'; "
+                "use a tokenizer whose template knows it, or set data.chat_template to false."
+            )
+        return Turn(prompt, text, end)
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Any] | None, where: str) -> str:
+        """Render what is asked: all messages but the answer.
+
+        Raises:
+            DataError: The template refuses them.
+        """
+        try:
+            return self._render(self._ready(messages), tools, asking=True)
+        except Exception as error:
+            raise self._refused(where, error) from error
+
+    def without_end(self, text: str) -> str:
+        """An answer of the data without the token that would end it, should it stand there already."""
+        return without_end(text, self.ends)
+
+    def answered(self, text: str) -> str:
+        """The answer itself in a decoded output, without what the template writes before it."""
+        if _THOUGHT in self.lead:
+            return text.rpartition(_THOUGHT)[2].strip()
+        lead = self._special.sub("", self.lead).strip()
+        return text.removeprefix(lead).strip() if lead else text
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Any] | None, *, asking: bool) -> str:
+        more = self._asking if asking else {}
+        return self._tokenizer.apply_chat_template(
+            list(messages), tools=tools or None, tokenize=False, add_generation_prompt=asking, **more
+        )
+
+    def _settle_thinking(self, probe: list[Message]) -> None:
+        """Where an answer does not go on from the prompt, ask without thinking, if that is a way."""
+        for asking in ({}, {"enable_thinking": False}, {"thinking": False}):
+            self._asking = asking
+            with suppress(Exception):  # what the template refuses is said when it is used
+                if self._parted(probe[:1], probe[1], None)[1] is not None:
+                    for name in asking:
+                        self._note(
+                            f"prompts are rendered with {name}=False; serve the adapter with the same."
+                        )
+                    return
+        self._asking = {}
+
+    def _ready(self, messages: Sequence[Message]) -> list[Message]:
+        """Messages as the template takes them: without our own keys, and as text where it knows no parts."""
+        found = [{key: value for key, value in m.items() if key not in _OURS} for m in messages]
+        for message in found:
+            if self._flat and isinstance(message.get("content"), list):
+                # as vLLM does for such a template
+                message["content"] = "\n".join(str(part.get("text", "")) for part in message["content"])
+        return found
+
+    def _answer(self, message: Message) -> Message:
+        [answer] = self._ready([message])
+        content = answer.get("content")
+        return {**answer, "content": self.without_end(content)} if isinstance(content, str) else answer
+
+    def _parted(
+        self, asked: list[Message], answer: Message, tools: Sequence[Any] | None
+    ) -> tuple[str, str | None]:
+        """The prompt, and what the template renders after it; None where the two do not go together."""
+        prompt = self._render(asked, tools, asking=True)
+        whole = self._render([*asked, answer], tools, asking=False)
+        if whole.startswith(prompt):
+            return prompt, whole[len(prompt) :]
+        # the template writes earlier turns otherwise once there is an answer, or its prompt opens a thought
+        before = self._render(asked, tools, asking=False)
+        header = prompt[len(before) :] if prompt.startswith(before) else ""
+        stand_in = self._render([*asked, {"role": "assistant", "content": _ANSWER}], tools, asking=False)
+        if (start := _after_header(header, stand_in, whole)) is not None:
+            return prompt, whole[start:]
+        opened = header.rfind(_THINK)
+        if opened >= 0 and (start := _after_header(header[:opened], stand_in, whole)) is not None:
+            rest = whole[start:]
+            if rest.lstrip().startswith(_THINK):
+                return prompt, rest.lstrip().removeprefix(_THINK).lstrip("\n")
+            return prompt, _thought(answer) + rest
+        return prompt, None
+
+    def _ended(self, rest: str) -> tuple[str, str]:
+        """Part what follows the prompt into the answer and its end; white space after the end is left out."""
+        text = rest.rstrip()
+        closing = self._closing.search(text)
+        if closing is not None:
+            marks = list(self._special.finditer(text, closing.start()))
+            known = next((mark for mark in marks if mark[0] in self.ends), None)
+            if known is not None or self._marked:
+                # of several ends the first, since generation stops there
+                last = known or marks[-1]
+                return text[: last.start()], last[0]
+        if text.endswith(self.end):
+            return text[: -len(self.end)], self.end
+        return text, str(self._tokenizer.eos_token)
+
+    def _ends_of_calls(self) -> list[str]:
+        """Special tokens that end an answer which calls a tool, where they are others."""
+        call = {
+            "type": "function",
+            "function": {"name": "probe", "arguments": {"probe": 1}},
+            "id": "probe1234",
+        }
+        asked: Message = {"role": "user", "content": _ASKED}
+        try:
+            chat = [asked, {"role": "assistant", "content": "", "tool_calls": [call]}]
+            whole = self._render(chat, None, asking=False).rstrip()
+        except Exception:  # the template knows no calls
+            return []
+        closing = self._closing.search(whole)
+        return self._special.findall(closing[0])[:1] if closing and self._marked else []
+
+    def _takes_parts(self) -> bool:
+        """Whether the template knows content that is a list of parts."""
+        try:
+            parts = [{"type": "text", "text": _ASKED}]
+            found = self._render([{"role": "user", "content": parts}], None, asking=False)
+        except Exception:
+            return False
+        return _ASKED in found and "'type'" not in found
+
+    def _look_at(
+        self, asked: list[Message], answer: Message, tools: Sequence[Any] | None, where: str
+    ) -> None:
+        """Refuse an answer of which a part is left out, and note what is left out of what is asked."""
+        chat = [*asked, answer]
+        for key in sorted(answer.keys() - {"role", "content"}):
+            if not answer[key] or not self._drops(chat, tools, len(asked), key):
+                continue
+            if key == "tool_calls":
+                raise DataError(
+                    f"{where}: the chat template does not render the tools that the answer calls; use a "
+                    "tokenizer whose template knows them, or set data.chat_template to false."
+                )
+            self._note(f"the chat template renders nothing of {key!r} in an answer, so it is not learned.")
+        for index, message in enumerate(asked):
+            key = (str(message.get("role")), "tool_calls")
+            if message.get("tool_calls") and key not in self._looked_at:
+                self._looked_at.add(key)
+                if self._drops(chat, tools, index, "tool_calls"):
+                    self._note("the chat template leaves tool_calls out of what is asked.")
+        if tools and ("", "tools") not in self._looked_at:
+            self._looked_at.add(("", "tools"))
+            if self._render(asked, None, asking=True) == self._render(asked, tools, asking=True):
+                self._note("the chat template leaves 'tools' out of what is asked.")
+
+    def _drops(self, chat: list[Message], tools: Sequence[Any] | None, index: int, key: str) -> bool:
+        without = [dict(message) for message in chat]
+        del without[index][key]
+        try:
+            return self._render(without, tools, asking=False) == self._render(chat, tools, asking=False)
+        except Exception:  # it cannot do without
+            return False
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _refused(self, where: str, error: Exception) -> DataError:
+        return DataError(
+            f"{where}: the model's chat template refuses this chat: {_first_line(error)} Change its "
+            "messages, or set data.chat_template to false."
+        )
+
+
+def chat_of(example: Example) -> tuple[list[Message], list[Any] | None]:
+    """An example as messages, the answer last, and the tools that may be called.
+
+    An example that is no chat becomes one question; a cue that a reader added stands in no chat.
+    """
+    if example.conversation is not None:
+        return example.conversation.messages, example.conversation.tools
+    asked = example.head + example.body + ("" if example.cue_added else example.tail)
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": example.target}], None
+
+
+def without_end(text: str, ends: Sequence[str]) -> str:
+    """A text without the end tokens that it ends with; any other text as it is."""
+    found = text
+    while any(found.rstrip().endswith(end) for end in ends):
+        end = next(end for end in ends if found.rstrip().endswith(end))
+        found = found.rstrip().removesuffix(end)
+    return found
+
+
+def _special_texts(tokenizer: Any) -> list[str]:
+    """Texts of the special tokens, longest first."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    found = {*map(str, tokenizer.all_special_tokens), *(str(t) for t in added.values() if t.special)}
+    return sorted((text for text in found if text), key=lambda text: (-len(text), text))
+
+
+def _after_header(header: str, stand_in: str, whole: str) -> int | None:
+    """Where the answer begins: after the last header before the stand-in; None if they differ before it."""
+    at = stand_in.rfind(header) if header.strip() else -1
+    start = at + len(header)
+    fits = at >= 0 and _ANSWER in stand_in[start:] and whole.startswith(stand_in[:start])
+    return start if fits else None
+
+
+def _thought(answer: Mapping[str, Any]) -> str:
+    """How a thought that the prompt has opened goes on: the answer's reasoning, or none, and its end."""
+    given = next((str(answer[key]) for key in _REASONING if answer.get(key)), "")
+    content = answer.get("content")
+    if not given and isinstance(content, str) and _THOUGHT in content:
+        given = content.rpartition(_THOUGHT)[0].rpartition(_THINK)[2]
+    return f"{given.strip()}\n{_THOUGHT}\n\n"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    first = text[0] if text else type(error).__name__
+    return first if first.endswith((".", "!", "?")) else f"{first}."
