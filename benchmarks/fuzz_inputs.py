@@ -1,12 +1,13 @@
 """Feed damaged files to everything in kifuse that reads one.
 
-    python benchmarks/fuzz_inputs.py [--cases 10000] [--seed 0] [--targets config,tensors]
+    python benchmarks/fuzz_inputs.py [--cases 10000] [--first 0] [--seed 0] [--targets config,tensors]
     python benchmarks/fuzz_inputs.py --only N --keep DIR
 
 Each case writes sound files, damages them (fuzzing/mutations.py) and reads them. It must load to an object
 that holds what it promises, or be refused with a KifuseError that names the file: no other exception, no
 hang, no file written, no memory bomb. A case depends on the seed and its number only: `--only N --keep DIR`
-writes case N again and says what became of it. Ends with 1 when a case failed.
+writes case N again and says what became of it. A long run may be done in pieces: `--first 4000 --cases 2000`
+runs the cases 4000 to 5999. Ends with 1 when a case failed.
 """
 
 from __future__ import annotations
@@ -196,6 +197,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--targets", help=f"some of: {', '.join(TARGETS)}", default="")
     parser.add_argument("--only", type=int, help="run this case alone")
@@ -207,11 +209,11 @@ def main() -> int:
     for name in names:
         if name not in TARGETS:
             parser.error(f"no target {name!r}")
-    cases = range(options.cases) if options.only is None else range(options.only, options.only + 1)
+    first, count = (options.first, options.cases) if options.only is None else (options.only, 1)
     counts: Counter[tuple[str, str]] = Counter()
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        for index in cases:
+        for index in range(first, first + count):
             work = Path(scratch) / f"case-{index}"
             # a case stuck in C code hears no alarm: say where, and stop
             faulthandler.dump_traceback_later(5 * _PATIENCE * SECONDS, exit=True)
@@ -220,7 +222,7 @@ def main() -> int:
             counts[outcome.target, outcome.kind] += 1
             if outcome.kind == "failed" or options.only is not None:
                 place = f"seed {options.seed} case {index} ({outcome.target})"
-                print(f"{place}: {outcome.kind}: {outcome.detail!r:.600}")
+                print(f"{place}: {outcome.kind}: {outcome.detail!r:.600}", flush=True)
                 if options.keep is not None:
                     shutil.rmtree(options.keep / f"case-{index}", ignore_errors=True)
                     prepare(options.seed, index, options.keep / f"case-{index}", names)
@@ -228,7 +230,9 @@ def main() -> int:
             if index % 500 == 499:
                 failed = sum(count for (_, kind), count in counts.items() if kind == "failed")
                 took = time.monotonic() - start
-                print(f"{index + 1} cases, {failed} failed, {took:.0f} s", file=sys.stderr, flush=True)
+                print(
+                    f"{index + 1 - first} cases, {failed} failed, {took:.0f} s", file=sys.stderr, flush=True
+                )
     print(f"{'target':<16}{'loaded':>8}{'refused':>8}{'failed':>8}")
     for name in [*names, "all"]:
         row = [sum(n for (t, k), n in counts.items() if k == kind and name in (t, "all")) for kind in _KINDS]

@@ -107,15 +107,31 @@ FORMATS: dict[str, Callable[[Random], dict[str, Any]]] = {
 # Writing and reading them, apart from kifuse
 
 
+def _data_set(rows: Rows) -> Dataset:
+    """Rows as a data set; at deep values datasets takes twice as long for each level."""
+    level: list[Any] = list(rows)
+    for _ in range(20):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, (dict, list))
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    if level:
+        raise ValueError("values too deep for datasets")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
+
+
 def write(path: Path, kind: str, rows: Rows) -> Path:
     """Write rows as a file, or folder, of a kind; the path is that without the ending."""
     file = path.with_name(f"{path.name}.{kind.rpartition('.')[2] if kind[-5:] == '.json' else kind}")
     file.parent.mkdir(parents=True, exist_ok=True)
     if kind == "saved":
-        Dataset.from_list(rows).save_to_disk(path)
+        _data_set(rows).save_to_disk(path)
         return path
     if kind == "parquet":
-        Dataset.from_list(rows).to_parquet(file)
+        _data_set(rows).to_parquet(file)
         return file
     file.write_bytes(_bytes(kind, rows))
     return file
@@ -262,14 +278,9 @@ def _damage_row(path: Path, rng: Random) -> None:
         names = list(dict.fromkeys(name for row in rows for name in row))
         rows = [{name: row.get(name, "") for name in names} for row in rows]
     if kind in ("parquet", "saved"):
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        Dataset.from_list([{name: row.get(name) for name in names} for row in rows])  # raises, else writes
+        _data_set(rows)  # raises, else writes
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-        write(
-            path.with_name(path.name.removesuffix(".parquet")),
-            kind,
-            [dict.fromkeys(names) | row for row in rows],
-        )
+        write(path.with_name(path.name.removesuffix(".parquet")), kind, rows)
     else:
         path.write_bytes(_bytes("json" if path.read_bytes()[:1] == b"[" else kind, rows))
 
@@ -300,7 +311,7 @@ def load_rows(root: Path, rng: Random) -> TaskStream:
     except (ValueError, RecursionError) as error:
         raise KifuseError(f"{root}: nothing that Python holds") from error
     holder = rng.choice(
-        [list, iter, _dataset, pd.DataFrame, _by_split, lambda rows: _by_split(rows, _dataset)]
+        [list, iter, _data_set, pd.DataFrame, _by_split, lambda rows: _by_split(rows, _data_set)]
     )
     try:
         data = holder(rows)
@@ -312,14 +323,9 @@ def load_rows(root: Path, rng: Random) -> TaskStream:
         raise KifuseError(f"{root}: {error}") from error
 
 
-def _dataset(rows: Rows) -> Dataset:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
-
-
 def _by_split(rows: Rows, make: Callable[[Rows], Any] = list) -> Mapping[str, Any]:
     splits = {"train_sft": make(rows[:2]), "test": make(rows[2:3]), "more": make(rows[3:])}
-    return DatasetDict(splits) if make is _dataset else splits
+    return DatasetDict(splits) if make is _data_set else splits
 
 
 # What must hold
@@ -338,8 +344,9 @@ def undropped(stream: TaskStream, root: Path) -> str:
         if hidden or not path.is_file() or path.name == "task.json":
             continue
         for mark, fields in _places(path).items():
-            shown = [path.name, *(parent.name for parent in path.parents if parent != root), *fields]
-            if mark not in read_marks and not any(name and f"'{name}'" in said for name in shown):
+            shown = [path.name, *(parent.name for parent in path.relative_to(root).parents), *fields - {""}]
+            named = [f"'{name}'" for name in shown if name] + ["field without a name"] * ("" in fields)
+            if mark not in read_marks and not any(name in said for name in named):
                 shown_path = path.relative_to(root).as_posix()
                 return (
                     f"{mark} of {shown_path} ({', '.join(fields)}) is neither read nor named: {said!r:.300}"

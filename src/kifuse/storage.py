@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CHUNK = 1 << 20
-_DEEPEST = 100
+DEEPEST = 100
+"""Most levels of lists and objects inside one another that are read."""
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -183,9 +184,9 @@ def parse_json(text: str, path: str | os.PathLike[str], first_line: int = 1) -> 
         raise KifuseError(f"{path}:{first_line}: not readable JSON: a number has too many digits.") from error
     except RecursionError as error:
         raise KifuseError(f"{path}:{first_line}: not readable JSON: nested too deeply.") from error
-    if text.count("[") + text.count("{") > _DEEPEST and _is_deep(value):
+    if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
         raise KifuseError(
-            f"{path}:{first_line}: not readable JSON: nested too deeply, more than {_DEEPEST} levels."
+            f"{path}:{first_line}: not readable JSON: nested too deeply, more than {DEEPEST} levels."
         )
     if twice:
         # In a text of many lines only the place inside the value is known.
@@ -197,7 +198,7 @@ def parse_json(text: str, path: str | os.PathLike[str], first_line: int = 1) -> 
 
 def _is_deep(value: Any) -> bool:
     level = [value]
-    for _ in range(_DEEPEST + 1):
+    for _ in range(DEEPEST + 1):
         inner = (item.values() if isinstance(item, dict) else item for item in level)
         level = [child for children in inner for child in children if isinstance(child, (dict, list))]
         if not level:

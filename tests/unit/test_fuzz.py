@@ -212,7 +212,7 @@ def test_json_is_read_as_python_reads_it(value: Any) -> None:
 
 def test_a_failing_case_can_be_written_again(tmp_path: Path) -> None:
     for folder in ("one", "two"):
-        fuzz_inputs.prepare(3, 11, tmp_path / folder, list(TARGETS))
+        fuzz_inputs.prepare(3, 13, tmp_path / folder, list(TARGETS))
     first, second = (
         {
             path.relative_to(tmp_path / folder): path.read_bytes()

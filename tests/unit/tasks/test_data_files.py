@@ -89,6 +89,16 @@ def test_what_datasets_writes_is_read(tmp_path: Path, kind: str):
     ]
 
 
+def test_a_parquet_file_is_read_without_hashing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save(tmp_path / "rows.parquet", "parquet")
+
+    def hashed(*_: object) -> str:
+        raise AssertionError("a name by hashing takes minutes where rows have thousands of fields")
+
+    monkeypatch.setattr("datasets.arrow_dataset.generate_fingerprint", hashed)
+    assert len(read_task(tmp_path / "rows.parquet").train) == 4
+
+
 def test_arrow_folders_may_be_the_splits_of_a_task(tmp_path: Path):
     for split in ("train", "validation"):
         save(tmp_path / "january" / split, "saved")

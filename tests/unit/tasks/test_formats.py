@@ -305,6 +305,9 @@ def test_fields_that_are_not_read_are_named_with_the_nearest():
         "the field 'instuction' of 1 row was not read. Did you mean 'instruction'?",
         "fields that say where a row is from were not read: 'idx', 'source'.",
     )
+    assert one({"": 7, "input": "Where?", "output": "here"}).passed_over == (
+        "the field without a name of 1 row was not read.",
+    )
     both = one({**row, "messages": [user("a"), assistant("b")]})
     assert any("'input' of 1 row" in said for said in both.passed_over)
     odd = one({"messages": [user("a"), {**assistant("b"), "tool_cals": [CALL]}]})

@@ -96,6 +96,21 @@ def test_nulls_that_datasets_fills_in_are_left_out():
     assert chats[1] is not None and chats[1].messages == other
 
 
+def test_a_value_that_is_nested_without_end_is_refused():
+    deep: list[Any] = []
+    for _ in range(99):
+        deep = [deep]
+    assert as_task([{**ROWS[0], "note": deep}], name="t", to_learn=False).passed_over
+    for _ in range(2000):
+        deep = [deep]
+    with pytest.raises(DataError, match="train row 1: the field 'note' is nested too deeply, more than 100"):
+        as_task([{**ROWS[0], "note": deep}], name="t")
+    circle: dict[str, Any] = {}
+    circle["again"] = circle
+    with pytest.raises(DataError, match="the field 'note' is nested too deeply"):
+        as_task([{**ROWS[0], "note": circle}], name="t")
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -21,7 +21,7 @@ from kifuse.tasks.task import SPLITS, Example, Task, check_task_name
 CUE = "\nAnswer:"
 _MOST_LABELS = 200
 _HARMLESS = frozenset(
-    {"", "idx", "index", "__index_level_0__", "source", "data_source", "dataset", "dataset_name", "metadata"}
+    {"idx", "index", "__index_level_0__", "source", "data_source", "dataset", "dataset_name", "metadata"}
     | {"meta", "extra_info", "url", "uuid", "uid", "guid", "hash", "split", "subset", "category", "topic"}
     | {"domain", "lang", "language", "license", "timestamp", "created", "date", "title", "type", "tags"}
     | {"conversation_id", "conversation_hash", "prompt_id", "question_id", "turn", "model", "score", "level"}
@@ -288,10 +288,11 @@ def _unread(seen: _Seen) -> list[str]:
     for key, count in list(odd.items())[:10]:
         rows = "1 row" if count == 1 else f"{count:,} rows"
         hint = "" if key in KNOWN_FIELDS else did_you_mean(key, KNOWN_FIELDS)
-        said.append(f"the field '{key}' of {rows} was not read.{hint}")
+        name = f"'{key}'" if key else "without a name"
+        said.append(f"the field {name} of {rows} was not read.{hint}")
     if rest := list(odd)[10:]:
         said.append(f"{len(rest)} more fields were not read: {enumerated(rest)}.")
-    if harmless := [f"'{key}'" if key else "(no name)" for key in seen.unread if key not in odd]:
+    if harmless := [f"'{key}'" for key in seen.unread if key not in odd]:
         said.append(f"fields that say where a row is from were not read: {enumerated(sorted(harmless))}.")
     if seen.keys:
         hints = [f"'{key}'{did_you_mean(key, sorted(KNOWN_KEYS))}" for key in sorted(seen.keys)]

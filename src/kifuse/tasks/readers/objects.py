@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kifuse.errors import DataError
+from kifuse.storage import DEEPEST
 from kifuse.tasks.readers.names import split_of
 from kifuse.tasks.readers.own import by_split
 from kifuse.tasks.readers.rows import Row, kind_of
@@ -92,17 +93,26 @@ def _row(where: str, row: Any) -> Row:
         raise DataError(
             f"{where}: found {kind_of(row)}, expected a row with fields, such as input and output."
         )
-    return Row(where, {str(key): _plain(value) for key, value in row.items()})
+    values = {}
+    for key, value in row.items():
+        try:
+            values[str(key)] = _plain(value, DEEPEST)
+        except RecursionError as error:
+            raise DataError(
+                f"{where}: the field '{key}' is nested too deeply, more than {DEEPEST} levels."
+            ) from error
+    return Row(where, values)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, levels: int) -> Any:
     """Tuples and arrays as lists, NumPy's numbers as Python's."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, str):
         return str(value)
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [_plain(inner) for inner in value]
-    return value
+        return _plain(value.tolist(), levels)
+    is_list = isinstance(value, Sequence) and not isinstance(value, bytes)
+    if not levels and (is_list or isinstance(value, Mapping)):
+        raise RecursionError
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner, levels - 1) for key, inner in value.items()}
+    return [_plain(inner, levels - 1) for inner in value] if is_list else value

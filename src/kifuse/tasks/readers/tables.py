@@ -158,7 +158,9 @@ def _parquet(path: Path) -> Table:
 
     _check_plain(path)
     with _decoding(path, "Parquet file"):
-        return dataset_table(Dataset(parquet.ParquetFile(path).read()), str(path), "parquet")
+        # named, as finding a name by hashing takes longer than reading
+        dataset = Dataset(parquet.ParquetFile(path).read(), fingerprint="parquet")
+        return dataset_table(dataset, str(path), "parquet")
 
 
 def _arrow(folder: Path) -> dict[str, Table]:
