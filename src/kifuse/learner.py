@@ -32,8 +32,9 @@ from kifuse.models.given import given_name
 from kifuse.page_refresh import PageRefresh
 from kifuse.reporting.page import write_report
 from kifuse.reporting.record import RunRecord
+from kifuse.scoring.own_function import refuse_unnamed, register_metric
 from kifuse.storage import sha256_file
-from kifuse.streams import chosen_part
+from kifuse.streams import chosen_part, name_metrics
 from kifuse.tasks.findings import look_through
 from kifuse.tasks.incoming import as_task
 from kifuse.tasks.kept import keep_task, kept_inputs, kept_task, kept_way
@@ -88,6 +89,7 @@ class ContinualLearner:
         self.folder = Path(self.config.output)
         self.max_forgetting = checked_points(max_forgetting)
         require_trackers(self.config)
+        name_metrics("data.own_metrics", self.config.data.own_metrics)
         self._log = RunLog(self.folder, PageRefresh(listener(progress)), writes=is_main_process())
         self._place = LearnerFolder(self.folder, self._log.say)
         self._engine = open_engine(
@@ -113,6 +115,7 @@ class ContinualLearner:
         *,
         at: int | str | None = None,
         trust_remote_code: bool = False,
+        own_metrics: Iterable[Any] = (),
         **options: Any,
     ) -> ContinualLearner:
         """Take up a learner where an earlier process left it.
@@ -124,14 +127,19 @@ class ContinualLearner:
             at: Number of tasks, or the name of the last task, to go back to: as `rollback`, but without the
                 newest state, which may be damaged.
             trust_remote_code: Run Python code that comes with the model; what the folder says does not count.
+            own_metrics: Functions of your own, or their names, that score learned tasks; what the folder says
+                does not count.
             options: `tokenizer`, `progress`, and `max_forgetting` where it is to be another from now on.
 
         Raises:
             RunError: The folder holds no learner, its model must be given, or another model is.
         """
         record = RunRecord.load(os.path.expanduser(output_dir))
-        model_settings = {**record.config["model"], "trust_remote_code": trust_remote_code}
-        sections = {k: v for k, v in record.config.items() if k != "method"} | {"model": model_settings}
+        sections = {k: v for k, v in record.config.items() if k != "method"}
+        # code is only ever named by the caller
+        sections["model"] = {**sections["model"], "trust_remote_code": trust_remote_code}
+        named = [register_metric(each) for each in own_metrics]
+        sections["data"] = {**sections.get("data", {}), "own_metrics": named}
         known = {"max_forgetting": record.max_forgetting, "_elsewhere": model is not None}
         model = named_model(record, output_dir) if model is None else model
         options = {**known, **options, "_at": at}
@@ -304,8 +312,10 @@ class ContinualLearner:
     def _begin(self, task: Task) -> None:
         """Put a task on record, keep its test examples, and score it before it is learned."""
         record, k = self.record, self.learned
-        for i in range(k):
+        for i, learned in enumerate(record.tasks[:k]):
             self._place.check_kept(i, record)
+            if learned.sizes["test"]:
+                refuse_unnamed(learned.metric, f"{self.folder}: task {learned.name!r}")
         earlier = {name: kept_inputs(self._place.kept_task(i)) for i, name in enumerate(self.tasks)}
         findings = look_through([task], self._engine.encoder, earlier=earlier)
         waiting = record.tasks[k:]

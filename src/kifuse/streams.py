@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING
 
 from kifuse.benchmarks.catalog import load_benchmark
 from kifuse.errors import DataError
+from kifuse.scoring.own_function import is_own, register_metric
 from kifuse.tasks.readers import read_stream
 from kifuse.tasks.task import Task, TaskStream
 from kifuse.tasks.turns import with_learned_turns
@@ -29,6 +31,7 @@ def open_stream(data: DataConfig, seed: int) -> TaskStream:
     Raises:
         DataError: The data is missing or wrong, or a task has nothing to train on.
     """
+    name_metrics("data.own_metrics", data.own_metrics)
     if data.benchmark is not None:
         if data.metric is not None:
             raise DataError(
@@ -37,6 +40,8 @@ def open_stream(data: DataConfig, seed: int) -> TaskStream:
             )
         stream = load_benchmark(data.benchmark, data.order, data.path)
     elif data.path is not None:
+        if data.metric is not None and is_own(data.metric):
+            name_metrics("data.metric", [data.metric])
         order = data.order if isinstance(data.order, list) else None
         stream = read_stream(data.path, order, layout=data.layout, format=data.format, columns=data.columns)
         if data.metric is not None:
@@ -61,6 +66,23 @@ def chosen_part(task: Task, data: DataConfig, seed: int) -> Task:
     if not found.train:
         raise DataError(f"Task '{task.name}': it has no training examples, so there is nothing to learn.")
     return found.subset(data.train_examples, data.dev_examples, data.test_examples, seed)
+
+
+def name_metrics(key: str, functions: Iterable[str]) -> None:
+    """Let functions that the caller names score tasks; those that only a folder names do not run.
+
+    Args:
+        key: Where the caller names them, for messages.
+        functions: Their names.
+
+    Raises:
+        DataError: There is no such function.
+    """
+    for function in functions:
+        try:
+            register_metric(function)
+        except DataError as error:
+            raise DataError(f"{key}: {error}") from error
 
 
 def _scored_by(metric: str, task: Task) -> Task:

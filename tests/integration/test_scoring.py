@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 from kifuse import ContinualLearner, Example, RunRecord, Task, TaskStream
 from kifuse.config import DataConfig
 from kifuse.errors import DataError, RunError
+from kifuse.scoring import own_function
 from kifuse.streams import open_stream
 from kifuse.tasks.encoding import Encoder
+from kifuse.tasks.incoming import as_task
 from kifuse.training.evaluator import Evaluator
 from kifuse.training.opening import check_data, task_record
 from tests.learners import Make
@@ -123,3 +126,44 @@ def test_the_configuration_names_what_scores_all_tasks(tiny_stream: Path, scores
         open_stream(data.model_copy(update={"metric": "rouge"}), seed=0)
     with pytest.raises(DataError, match=r"data\.metric: .*'support-desk', which says itself"):
         open_stream(DataConfig(benchmark="support-desk", metric="bleu"), seed=0)
+
+
+def test_a_folder_of_data_names_no_code_that_runs(
+    tiny_stream: Path, scores: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores.write_text("open('ran', 'w').close()\n" + scores.read_text())
+    folder = shutil.copytree(tiny_stream / "colour", scores.parent / "data" / "colour")
+    said = json.loads((folder / "task.json").read_text()) if (folder / "task.json").exists() else {}
+    (folder / "task.json").write_text(json.dumps({**said, "metric": "house_scores:score"}))
+    monkeypatch.setattr(own_function, "_named", set())
+    data = DataConfig(path=folder.parent)
+    for read in (lambda: open_stream(data, seed=0), lambda: as_task(folder)):
+        with pytest.raises(
+            DataError, match=r"task\.json: metric 'house_scores:score' is code, which only you"
+        ):
+            read()
+    assert not Path("ran").exists()
+    named = {"own_metrics": ["house_scores:score"]}
+    assert {task.metric for task in open_stream(data.model_copy(update=named), seed=0)} == set(
+        named["own_metrics"]
+    )
+    monkeypatch.setattr(own_function, "_named", set())
+    assert as_task(folder, metric="house_scores:score").metric == "house_scores:score"
+    with pytest.raises(DataError, match=r"data\.own_metrics: metric 'house_scores:sum': the module"):
+        open_stream(data.model_copy(update={"own_metrics": ["house_scores:sum"]}), seed=0)
+
+
+def test_a_folder_of_a_learner_names_no_code_that_runs(
+    make: Make, scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make({"name": "sequential"}).learn(rows(6), name="january", test=rows(2), metric="house_scores:score")
+    monkeypatch.setattr(own_function, "_named", set())
+    del sys.modules["house_scores"]
+    later = ContinualLearner.load(tmp_path / "learner", progress=False)
+    assert len(later.generate(["What is the topic?"])) == 1
+    for act in (later.evaluate, lambda: later.learn(rows(6), name="february", test=rows(2))):
+        with pytest.raises(DataError, match=r"metric 'house_scores:score' is code, which only you can name"):
+            act()
+    assert later.tasks == ["january"] and "house_scores" not in sys.modules
+    named = ContinualLearner.load(tmp_path / "learner", own_metrics=["house_scores:score"], progress=False)
+    assert named.evaluate() == {"january": 25.0}

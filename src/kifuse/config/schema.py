@@ -185,6 +185,11 @@ class DataConfig(Section):
         description="What scores every task, in place of its own metric: a name of 'kifuse ls metrics', or "
         "module:function, a function of yours in the working directory; null: each task's own.",
     )
+    own_metrics: list[Text] = Field(
+        default_factory=list,
+        description="Functions of yours, each module:function, that a task.json may name as its metric. A "
+        "folder of data alone never names code that runs.",
+    )
 
 
 class MethodConfig(Section):

@@ -10,7 +10,7 @@ from kifuse.errors import DataError, did_you_mean
 from kifuse.scoring import free_text, values
 from kifuse.scoring.labels import Comparison
 from kifuse.scoring.over_labels import whole_macro_f1
-from kifuse.scoring.own_function import is_own, own_function, register_metric
+from kifuse.scoring.own_function import is_own, register_metric
 
 Points = Callable[[str, Iterable[str], Comparison], float]
 Whole = Callable[[Sequence[str], Sequence[Sequence[str]], Comparison, Sequence[float]], float]
@@ -134,7 +134,8 @@ def metric_name(metric: Any) -> str:
     """Check a metric and give its name.
 
     Args:
-        metric: A name, or a function of one's own.
+        metric: A name, or a function of one's own; whoever calls this names it. What a folder names goes
+            through `refuse_unnamed` first.
 
     Returns:
         The name.
@@ -149,9 +150,7 @@ def metric_name(metric: Any) -> str:
             f"metric is {metric!r}, expected one of {', '.join(METRICS)}, or a function of your own, "
             f"'module:function'.{did_you_mean(str(metric), METRICS)}"
         )
-    if metric not in METRICS:
-        own_function(metric)
-    return metric
+    return metric if metric in METRICS else register_metric(metric)
 
 
 def metric_title(name: str) -> str:

@@ -1,4 +1,8 @@
-"""A user's own function as a metric: found by name, called with checks, known by the hash of its source."""
+"""A user's own function as a metric: found by name, called with checks, known by the hash of its source.
+
+Code is only ever named by whoever calls kifuse. A name that stands in a folder of data, or of a learner, is
+taken only if the caller has given it as well; see `refuse_unnamed`.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,8 @@ from kifuse.errors import DataError, did_you_mean
 _NAME = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*\Z")
 _EXPECTED = "expected a function of (prediction, references) or (prediction, example)"
 _given: dict[str, Callable[..., Any]] = {}
+_named: set[str] = set()
+"""What the caller has named in this process, each found once."""
 
 
 def is_own(name: str) -> bool:
@@ -29,11 +35,14 @@ def is_own(name: str) -> bool:
     return name in _given or _NAME.match(name) is not None or (":" in name and "@" in name)
 
 
-def register_metric(function: Callable[..., Any]) -> str:
-    """Name a function that is given as an object, so that tasks can be scored by it.
+def register_metric(function: Callable[..., Any] | str) -> str:
+    """Name a function of your own, so that tasks can be scored by it.
+
+    From then on a task of this process may be scored by it that names it in a folder of data, or was learned
+    earlier by a learner. A folder alone never names code that runs.
 
     Args:
-        function: The function.
+        function: The function, or ``module:function``, which is imported from the working directory.
 
     Returns:
         ``module:function``. A function that cannot be found again by its name (a lambda, a function inside
@@ -41,8 +50,14 @@ def register_metric(function: Callable[..., Any]) -> str:
         process that goes on with its scores registers it first.
 
     Raises:
-        DataError: It cannot be called with a prediction and references.
+        DataError: It cannot be called with a prediction and references, or no function has this name.
     """
+    if isinstance(function, str):
+        if not is_own(function):
+            raise DataError(f"metric is {function!r}, expected a function, or 'module:function'.")
+        own_function(function)
+        _named.add(function)
+        return function
     module, qualified = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
     name = f"{module}:{qualified}"
     if not _NAME.match(name) or _attribute(sys.modules.get(module), qualified) is not function:
@@ -56,6 +71,25 @@ def register_metric(function: Callable[..., Any]) -> str:
     _check_signature(function, name)
     _given[name] = function
     return name
+
+
+def refuse_unnamed(name: Any, where: str) -> None:
+    """Refuse code that a folder names and the caller does not; nothing of it is imported.
+
+    Args:
+        name: Name of a metric, as the folder has it.
+        where: What holds it, for the message.
+
+    Raises:
+        DataError: It is the name of a function that the caller has not named in this process.
+    """
+    if isinstance(name, str) and is_own(name) and name not in _given and name not in _named:
+        raise DataError(
+            f"{where}: metric '{name}' is code, which only you can name, never a folder. Look at it; if you "
+            f"want it to run, name it: data.own_metrics: ['{name}'] in your configuration, "
+            f"own_metrics=['{name}'] for ContinualLearner.load, or kifuse.scoring.register_metric('{name}') "
+            "in Python."
+        )
 
 
 def own_function(name: str) -> Callable[..., Any]:

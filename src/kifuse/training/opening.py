@@ -35,6 +35,7 @@ WITHOUT_EFFECT = (
     "training.max_bad_steps ",
     "training.report_to ",
     "model.trust_remote_code ",
+    "data.own_metrics ",
 )
 """Settings that change no result, and so may change when a run goes on."""
 

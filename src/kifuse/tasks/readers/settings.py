@@ -11,6 +11,7 @@ from typing import Any
 
 from kifuse.errors import DataError, did_you_mean
 from kifuse.scoring.metrics import metric_name
+from kifuse.scoring.own_function import refuse_unnamed
 from kifuse.tasks.readers.formats import FORMATS, KNOWN_FIELDS
 from kifuse.tasks.readers.rows import checked_labels, checked_text, kind_of
 from kifuse.tasks.readers.text_files import read_value
@@ -52,19 +53,22 @@ class Settings:
 _KEYS = tuple(each.name for each in fields(Settings) if each.name != "origin")
 
 
-def checked_settings(where: str, values: Mapping[str, Any], origin: str) -> Settings:
+def checked_settings(
+    where: str, values: Mapping[str, Any], origin: str, *, by_caller: bool = True
+) -> Settings:
     """Check what a user says of a task.
 
     Args:
         where: What holds it, for messages.
         values: Some of the attributes of `Settings`, as JSON values; None is left out.
         origin: Where a user would correct it.
+        by_caller: Whether the caller of kifuse says it, who may name code; a file may not.
 
     Returns:
         The settings.
 
     Raises:
-        DataError: A value is wrong, or labels are to be listed and there are none.
+        DataError: A value is wrong, or labels are to be listed and there are none, or a file names code.
     """
     given = {key: value for key, value in values.items() if value is not None}
     list_labels = given.get("list_labels", False)
@@ -78,7 +82,7 @@ def checked_settings(where: str, values: Mapping[str, Any], origin: str) -> Sett
     if "labels" in given:
         found = replace(found, labels=checked_labels(given["labels"], where, "'labels'"))
     if "metric" in given:
-        found = replace(found, metric=_checked_metric(given["metric"], where))
+        found = replace(found, metric=_checked_metric(given["metric"], where, by_caller))
     if "format" in given:
         found = replace(found, format=_checked_format(given["format"], where))
     if "columns" in given:
@@ -139,9 +143,9 @@ def folder_settings(folder: Path, given: Settings) -> Settings:
             raise DataError(
                 f"{path}: unknown key '{key}', expected {', '.join(_KEYS)}.{did_you_mean(key, _KEYS)}"
             )
-    own = checked_settings(str(path), value, str(path))
+    own = checked_settings(str(path), value, str(path), by_caller=False)
     for key in ("instruction", "labels", "metric"):
-        if getattr(given, key) is not None and getattr(own, key) is not None:
+        if getattr(given, key) is not None and getattr(own, key) not in (None, getattr(given, key)):
             raise DataError(
                 f"{path}: '{key}' is given here and to {given.origin}; leave it out in one of the two."
             )
@@ -156,7 +160,9 @@ def folder_settings(folder: Path, given: Settings) -> Settings:
     )
 
 
-def _checked_metric(value: Any, where: str) -> Metric:
+def _checked_metric(value: Any, where: str, by_caller: bool) -> Metric:
+    if not by_caller:
+        refuse_unnamed(value, where)
     try:
         return metric_name(value)
     except DataError as error:
