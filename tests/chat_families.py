@@ -161,6 +161,7 @@ class Family:
         calls: Whether its template knows tools.
         header: What its prompt for an answer ends with.
         lead: What it writes before the text of an answer without a thought.
+        tokens: Tokens of its own that are text.
     """
 
     template: str
@@ -170,11 +171,13 @@ class Family:
     calls: bool
     header: str
     lead: str = ""
+    tokens: tuple[str, ...] = ()
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A byte-level tokenizer with the family's special tokens and template."""
         made = build_tokenizer()
         made.add_special_tokens({"additional_special_tokens": list(self.special)})
+        made.add_tokens(list(self.tokens))
         made.eos_token = self.eos
         made.chat_template = self.template
         return made
@@ -199,6 +202,15 @@ FAMILIES = {
         calls=True,
         header="<|im_start|>assistant\n",
         lead="<think>\n\n</think>\n\n",
+        tokens=(
+            "\n\n",
+            "<think>",
+            "</think>",
+            "<tool_call>",
+            "</tool_call>",
+            "<tool_response>",
+            "</tool_response>",
+        ),
     ),
     "gemma": Family(
         _GEMMA,
