@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, T5Config
 
+from kifuse.adapters.kinds import add_adapter, add_empty_adapter
 from kifuse.config import AdapterConfig
-from kifuse.models.adapters import add_adapter, add_empty_adapter
 from kifuse.models.loading import shrink_frozen
 from kifuse.models.memory import COPIES, needs_of
 

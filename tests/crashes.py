@@ -28,7 +28,7 @@ POINTS: dict[str, tuple[str, int]] = {
     "in a fusion": ("kifuse.methods.rounds:masked_sum", 2),
     "while the middle of a task is written": ("kifuse.training.state_folder:write_tensors", 9),
     "as the middle of a task takes its place": ("pathlib:Path.rename", 3),
-    "before the adapter is written": ("kifuse.training.snapshot:save_adapter", 2),
+    "before the adapter is written": ("kifuse.adapters.lora:Peft.save", 2),
     "between adapter and state": ("kifuse.training.snapshot:save_state", 2),
     "before the list of files": ("kifuse.training.snapshot:write_manifest", 2),
     "while the record is written": ("os:replace", 14),

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from kifuse.config import AdapterConfig, TrainingConfig
 from kifuse.methods.base import Method
-from kifuse.models.adapters import add_adapter, learned_weights
 from kifuse.models.loading import Backbone, load_backbone
-from kifuse.models.osf import close_factors, open_factors
 from kifuse.registry import build_method
 from kifuse.tasks import read_stream
 from kifuse.tasks.encoding import Encoded, Encoder
 from kifuse.tasks.memory import MemoryBuffer
 from kifuse.training.one_task import TaskTraining, train_task
+from tests.adapters import add_adapter, learned_weights, on
 
 
 def load(folder: Path) -> Backbone:
@@ -32,12 +31,13 @@ def adapted(
     dropout: float = 0.0,
     target_modules: list[str] | None = None,
     kind: Literal["lora", "osf"] = "lora",
+    method: Method | None = None,
 ) -> Backbone:
     """Copy a backbone and put an adapter on it whose B is not zero, so that all parameters learn at once."""
     mine = copy.copy(backbone)
     mine.model = copy.deepcopy(backbone.model)
     config = AdapterConfig(kind=kind, rank=2, alpha=8, dropout=dropout, target_modules=target_modules)
-    mine.model = add_adapter(mine.model, config, encoder_decoder=mine.encoder_decoder, seed=0)
+    mine.model = add_adapter(mine.model, config, encoder_decoder=mine.encoder_decoder, seed=0, method=method)
     with torch.no_grad():
         for name, p in mine.model.named_parameters():
             if "lora_B" in name:
@@ -64,14 +64,13 @@ def learn(
     """Train a copy of the model on two tasks; its values, and what the second task's training was."""
     if isinstance(method, dict):
         method = build_method(method["name"], {k: v for k, v in method.items() if k != "name"})
-    mine = adapted(backbone, kind="osf" if method.renews else "lora")
+    mine = adapted(backbone, kind="osf" if method.adapter == "osf" else "lora", method=method)
     first, second, memory = encoded(mine, stream)
     settings = TrainingConfig(**{"learning_rate": 1e-3, "epochs": 2, "batch_size": 4, **training})
     done = None
     for index, (name, examples) in enumerate((("first", first), ("second", second))):
         old: Sequence[Encoded] = memory if index else []
-        if method.renews:
-            open_factors(mine.model, method.preserved(index, 0.5))
+        on(mine.model).begin_task(index, seed=0)
         done = train_task(
             mine.model,
             mine,
@@ -85,8 +84,7 @@ def learn(
             kept=memory if "kept" in method.needs and not index else [],
             folder=folder,
         )
-        if method.renews:
-            close_factors(mine.model)
+        on(mine.model).end_task()
     assert done is not None
     return values(mine), done
 

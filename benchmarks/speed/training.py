@@ -11,8 +11,8 @@ import torch
 from benchmarks.speed.pairs import Ratio, in_turn, ratio
 from transformers import Trainer, TrainingArguments
 
+from kifuse.adapters.kinds import add_adapter
 from kifuse.config import RunConfig
-from kifuse.models.adapters import add_adapter
 from kifuse.models.loading import Backbone, load_backbone
 from kifuse.registry import build_method
 from kifuse.tasks.collator import Collator

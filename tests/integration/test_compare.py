@@ -401,7 +401,7 @@ class TestShared:
         return load_grid(file, {}, methods=["sequential"]).runs[0].config
 
     def lend(self, shared: sharing.Shared, config: Any) -> tuple[Backbone, Any]:
-        from kifuse.models.adapters import add_adapter
+        from kifuse.adapters.kinds import add_adapter
 
         backbone = shared.backbone(config, lambda _: None)
         return backbone, add_adapter(backbone.model, config.model.adapter, encoder_decoder=False, seed=0)

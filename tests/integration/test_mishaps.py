@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from kifuse import ContinualLearner, RunRecord, Task
+from kifuse.adapters.lora import Peft
 from kifuse.cli import app
 from kifuse.errors import ConfigError, DataError, KifuseError, ModelError, RunError
 from kifuse.models.loading import empty_model, load_backbone
 from kifuse.page_refresh import run
-from kifuse.training import context, snapshot
+from kifuse.training import context
 from kifuse.training.loss import TargetLoss
 from kifuse.training.middle import MiddleKeeper
 from kifuse.training.progress import Progress
@@ -90,7 +91,7 @@ def test_an_adapter_that_cannot_be_written_is_said_and_nothing_is_lost(
     learner = make()
     learner.learn(tasks[0])
     with monkeypatch.context() as patch:
-        patch.setattr(snapshot, "save_adapter", full)
+        patch.setattr(Peft, "save", full)
         with pytest.raises(RunError, match=r"the adapter cannot be written.*No space left"):
             learner.learn(tasks[1])
     learner.learn(tasks[1])

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from kifuse.config import TrainingConfig
 from kifuse.models.loading import Backbone
-from kifuse.models.stack import grow
 from kifuse.registry import build_method
 from kifuse.tasks.encoding import Encoded
 from kifuse.training.one_task import TaskTraining, train_task
+from tests.adapters import grow
 from tests.parity.literal import Values, loss_of, task_batches, trainable
 from tests.reference import ella, inclora, nlora, olora
 from tests.two_tasks import adapted, encoded, load
@@ -58,9 +58,9 @@ def _train(
     """Train three tasks as the engine does; of each its values before and after, and what it trained on."""
     # the value projection is not square, which A B needs
     square = settings.get("product") == "AB"
-    mine = adapted(backbone, target_modules=["q_proj"] if square else None)
-    first, second, _ = encoded(mine, stream)
     method = build_method(settings["name"], {k: v for k, v in settings.items() if k != "name"})
+    mine = adapted(backbone, target_modules=["q_proj"] if square else None, method=method)
+    first, second, _ = encoded(mine, stream)
     training = TrainingConfig(learning_rate=RATE, epochs=1, batch_size=4, scheduler="constant")
     tasks = []
     for index, examples in enumerate((first, second, first[3:])):

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kifuse.errors import ModelError
-from kifuse.folders import replace_folder
-from kifuse.merging.importance import Importance, load_importance
-from kifuse.merging.states import fuse, refuse_unlike
-from kifuse.models.adapter_folder import (
+from kifuse.adapters.folder import (
     CONFIG,
     AdapterFolder,
     read_adapter,
     write_files,
 )
+from kifuse.errors import ModelError
+from kifuse.folders import replace_folder
+from kifuse.merging.importance import Importance, load_importance
+from kifuse.merging.states import fuse, refuse_unlike
 
 MATTERS = (
     "format",

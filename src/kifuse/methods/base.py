@@ -24,6 +24,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 import kifuse
+from kifuse.adapters.base import Adapter
 from kifuse.methods.context import Batch, Context, TaskInfo
 from kifuse.methods.kept import Declared, MethodState, collect, declare, forget, put_back
 from kifuse.methods.parameters import Parameters
@@ -83,12 +84,9 @@ class Method:
     """Version of the method's saved state."""
     plain_first_task: ClassVar[bool] = True
     """Whether the first task is ordinary training, with nothing to remember of it but the weights."""
-    stacks: ClassVar[bool] = False
-    """Whether the LoRA pair trained on a task is frozen at its end and stays active, and the next task begins
-    with a fresh pair, whose B is 0; see `Parameters.past`."""
-    renews: ClassVar[bool] = False
-    """Whether what was trained is merged into the model's weights at a task's end, and these are decomposed
-    anew at the next one's start, for adapters of kind `osf`; see `preserved` and `Parameters.past`."""
+    adapter: ClassVar[type[Adapter] | str | None] = None
+    """What is trained: None takes what `model.adapter.kind` names; `stack` keeps a LoRA pair for each task;
+    `osf` trains small singular directions; a class of one's own may change the forward pass."""
 
     shown: ClassVar[Shown] = Shown()
     """How the page and the terminal show what the method measures and notes."""
@@ -109,15 +107,6 @@ class Method:
     def needs(self) -> frozenset[Need]:
         """What the engine must gather with these settings, beside gradients and weights."""
         return frozenset()
-
-    def preserved(self, index: int, start: float) -> float:
-        """For a method that `renews`: the share of each weight's singular directions that a task freezes.
-
-        Args:
-            index: 0-based position of the task.
-            start: `model.adapter.preserve`.
-        """
-        return start
 
     def check(self, params: Parameters) -> None:
         """Called once the model is there, before anything is trained.

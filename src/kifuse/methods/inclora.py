@@ -20,4 +20,4 @@ from kifuse.methods.base import SETTINGS, Method
 class IncLoRA(Method):
     """One pair a task, nothing else."""
 
-    stacks = True
+    adapter = "stack"

@@ -8,12 +8,12 @@ others (l) are trained, and may not move into the frozen directions:
 
     grad U_l <- grad U_l - U_h U_h^T grad U_l,        grad V_l <- grad V_l - grad V_l V_h^T V_h.
 
-At its end they are merged into W. The adapter of kind `osf` does both (`kifuse.models.osf`).
+At its end they are merged into W. The adapter of kind `osf` does both (`kifuse.adapters.osf`).
 
 | symbol | setting |
 | --- | --- |
 | k / min(out, in) of the first task | `model.adapter.preserve` |
-| how much it grows with each task | `growth` |
+| how much it grows with each task, up to 1 | `growth` |
 | what is projected | `project` |
 
 Projected gradients are enough for steps of SGD. AdamW scales each coordinate on its own, which leads out of
@@ -63,12 +63,8 @@ class OSF(Method):
     growth: Fraction = 0.0
     project: Literal["update", "gradient"] = "update"
 
-    renews = True
+    adapter = "osf"
     plain_first_task = False
-
-    def preserved(self, index: int, start: float) -> float:
-        """The share of a task: `start`, and `growth` for each task before it; at most 1."""
-        return min(1.0, start + self.growth * index)
 
     def check(self, params: Parameters) -> None:
         """Refuse anything but the factors of kind `osf`.
@@ -126,7 +122,7 @@ def _layers(params: Parameters) -> Iterator[_Layer]:
     for name, u in factors.items():
         if name.endswith("U_low"):
             other = f"{name.removesuffix('U_low')}V_low"
-            yield _Layer(u, factors[other], params.past[name], params.past[other])
+            yield _Layer(u, factors[other], params.frozen[name], params.frozen[other])
 
 
 def _u_starts(layer: _Layer) -> bool:

@@ -37,7 +37,7 @@ def named_pairs(params: Parameters) -> Iterator[tuple[str, Pair]]:
     for name, a in by_name.items():
         other = name.replace("lora_A", "lora_B")
         if other != name and other in by_name:
-            yield name, Pair(a, by_name[other], params.past.get(name), params.past.get(other))
+            yield name, Pair(a, by_name[other], params.frozen.get(name), params.frozen.get(other))
 
 
 def add_gradient(p: nn.Parameter, gradient: Tensor, weight: float) -> None:
@@ -53,7 +53,7 @@ class PairPenalty(Method):
     the task and beside each log line of the loss, and put on record.
     """
 
-    stacks = True
+    adapter = "stack"
 
     _penalty: OfTask[tuple[list[int], list[float]] | None] = None
     """Steps, and the size of the penalty after each of them, before it is weighted; step 0 is the start."""

@@ -13,19 +13,16 @@ class Parameters:
 
     Args:
         named: `(name, parameter)` pairs, as from `model.named_parameters()`; frozen ones are left out.
-        past: For methods that `stacks` or `renews`: see the attribute.
+        frozen: See the attribute.
     """
 
     def __init__(
-        self, named: Iterable[tuple[str, nn.Parameter]], past: Mapping[str, Tensor] | None = None
+        self, named: Iterable[tuple[str, nn.Parameter]], frozen: Mapping[str, Tensor] | None = None
     ) -> None:
         pairs = [(name, p) for name, p in named if p.requires_grad]
-        self.past: dict[str, Tensor] = dict(past or {})
-        """What is frozen of t earlier tasks, by the name of the parameter that it stands beside: every A
-        below the other (t r, in), every B beside the other (out, t r). Empty before the second task.
-
-        For a method that `renews`: where a factor may move, see `kifuse.models.osf.frozen_factors`. Empty for
-        all other methods."""
+        self.frozen: dict[str, Tensor] = dict(frozen or {})
+        """What the adapter keeps of earlier tasks and does not train, by the name of the parameter that it
+        stands beside; empty for most. See `Stack.frozen` and `Osf.frozen` in `kifuse.adapters`."""
         self.names: tuple[str, ...] = tuple(name for name, _ in pairs)
         self.tensors: list[nn.Parameter] = [p for _, p in pairs]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kifuse.models.adapters import add_empty_adapter
+from kifuse.adapters.kinds import add_empty_adapter
 from kifuse.models.loading import Precision, Quantization, empty_model, shrink_frozen
 
 QUANTISED = {"none": None, "8bit": 1.0, "4bit": 0.5 + 4 / 64}

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from kifuse.adapters.kinds import add_empty_adapter
 from kifuse.knowledge.skill_units import Level, SkillUnits
-from kifuse.models.adapters import add_empty_adapter
 from kifuse.models.loading import empty_model
 from kifuse.models.names import short_name
 

@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 import torch
 from transformers import TrainerCallback
 
+from kifuse.adapters.base import adapter_on
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, MethodState, TaskInfo
-from kifuse.models.osf import frozen_factors
-from kifuse.models.stack import frozen_pairs
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.context import TrainerContext
 from kifuse.training.guard import MAX_BAD_STEPS, Guard, drop_gradients, largest_gradients
@@ -89,9 +88,8 @@ class MethodCallback(TrainerCallback):
                 "the method's callback was not attached: call callback.attach(trainer) before train()."
             )
         refuse_other_precision(self.trainer, model)
-        past = frozen_pairs(model) if self.method.stacks else {}
-        past = frozen_factors(model) if self.method.renews else past
-        shards = Shards(model.named_parameters(), past)
+        adapter = adapter_on(model)
+        shards = Shards(model.named_parameters(), adapter.frozen() if adapter else None)
         params = shards.params
         if shards.cut:
             refuse_shards(self.method, by_engine=self.by_engine)

@@ -259,7 +259,7 @@ class TrainerContext(MemorySteps):
             "own_optimizer": self._own is not None,
             "guard": self.guard.state(),
             "passes": self.batch_gradients.state(),
-            "frozen": sums_of(self.params.past),
+            "frozen": sums_of(self.params.frozen),
         }
         return MethodState(tensors, values)
 
@@ -270,7 +270,7 @@ class TrainerContext(MemorySteps):
             ValueError: What is frozen beside the trained tensors is not what it was.
         """
         values = state.values
-        if values.get("frozen", []) != sums_of(self.params.past):
+        if values.get("frozen", []) != sums_of(self.params.frozen):
             raise ValueError(
                 "what is frozen beside the trained tensors is not what the task began with: another machine, "
                 "number of threads or release of torch decomposes matrices otherwise in the last bits, or "

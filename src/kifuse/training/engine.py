@@ -10,19 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kifuse.adapters.kinds import adapter_class
 from kifuse.config import RunConfig
 from kifuse.errors import ModelError, RunError
 from kifuse.methods.base import Method, OldData, TaskInfo
 from kifuse.methods.parameters import Parameters
-from kifuse.models.adapters import (
-    add_adapter,
-    learned_weights,
-    load_adapter_weights,
-    set_learned_weights,
-)
 from kifuse.models.loading import Backbone, shrink_frozen
-from kifuse.models.osf import close_factors, open_factors
-from kifuse.models.stack import drop_past, frozen_pairs, grow, refuse_layers
 from kifuse.registry import build_method
 from kifuse.reporting.record import RunRecord, ScoreRecord
 from kifuse.streams import own_steps
@@ -80,9 +73,9 @@ class Engine:
         self.writes = writes and is_main_process()
         self.snapshots = Snapshots(self.folder)
         seed = config.training.seed
-        self.model = add_adapter(
-            backbone.model, config.model.adapter, encoder_decoder=backbone.encoder_decoder, seed=seed
-        )
+        settings = config.model.adapter
+        self.adapter = adapter_class(settings, method)(settings, method)
+        self.model = self.adapter.attach(backbone.model, encoder_decoder=backbone.encoder_decoder, seed=seed)
         shrink_frozen(self.model, backbone.precision)
         self._check_method()
         self.memory = empty_memory(self.config)
@@ -146,8 +139,6 @@ class Engine:
             ModelError: It cannot.
         """
         name = self.config.method.name
-        if self.method.stacks:
-            refuse_layers(self.model, name)
         try:
             self.method.check(Parameters(self.model.named_parameters()))
         except ValueError as error:
@@ -155,7 +146,7 @@ class Engine:
 
     def _small_start(self) -> dict[str, Tensor] | None:
         """Copies of what holds all that is learned, before any training, unless it is most of the model."""
-        learned = learned_weights(self.model)
+        learned = self.adapter.learned()
         if 2 * sum(p.numel() for p in learned.values()) > sum(p.numel() for p in self.model.parameters()):
             return None
         return {n: p.detach().cpu().clone() for n, p in learned.items()}
@@ -176,18 +167,17 @@ class Engine:
             RunError: A file is damaged; or k is 0 and most weights are trained, of which no copy is kept.
         """
         if k:
-            self.memory = self.snapshots.load(k, self.model, self.method, self.record.tasks[k - 1].seal)
+            self.memory = self.snapshots.load(k, self.adapter, self.method, self.record.tasks[k - 1].seal)
             self._cut_short = False
             return
-        if self.method.stacks:
-            drop_past(self.model)
         if self._untrained is None:
             raise RunError(
                 f"{self.folder}: the model before its first task is the one that was loaded; load it anew."
             )
         self.method = build_method(self.config.method.name, self.config.method.settings)
         self.memory = empty_memory(self.config)
-        set_learned_weights(self.model, self._untrained)
+        self.adapter.method = self.method
+        self.adapter.restart(self._untrained)
         self._cut_short = False
 
     def settle(self, k: int) -> None:
@@ -244,11 +234,7 @@ class Engine:
             self.progress.say,
         )
         self._cut_short = True
-        if self.method.stacks and k > 1:
-            # of each task its own, and within what every generator takes
-            grow(self.model, (self.config.training.seed * 1000 + k - 1) % 2**32)
-        if self.method.renews:
-            open_factors(self.model, self.method.preserved(k - 1, self.config.model.adapter.preserve))
+        self.adapter.begin_task(k - 1, self.config.training.seed)
         # several processes keep nothing of a task's middle: they stop at once, as by themselves
         with patience.listening() if process_count() == 1 else contextlib.nullcontext():
             done = self._train(k, name, current, old, kept, middle)
@@ -256,8 +242,7 @@ class Engine:
             if self.writes:
                 middle.forget()
             raise RunError(nothing_learned(name, done.steps))
-        if self.method.renews:
-            close_factors(self.model)
+        self.adapter.end_task()
         # with what a method did after the last step
         self.progress.passes(done.steps + done.extra_passes)
         # the record changes when the task is learned, not before: a training cut short leaves it as it was
@@ -327,18 +312,18 @@ class Engine:
             self.memory.add(task)
         self.record.tasks[k - 1].kept_parameters = self._kept_parameters()
         if self.writes:
-            self.record.tasks[k - 1].seal = self.snapshots.save(k, self.model, self.method, self.memory)
+            self.record.tasks[k - 1].seal = self.snapshots.save(k, self.adapter, self.method, self.memory)
         self.save()
 
     def _kept_parameters(self) -> int:
         """Scalars of the adapter and of the method's state, as they are kept after a task."""
-        adapter = [*learned_weights(self.model).values(), *frozen_pairs(self.model).values()]
+        adapter = [*self.adapter.learned().values(), *self.adapter.frozen().values()]
         kept = [*adapter, *self.method.state().tensors.values()]
         return sum(t.numel() for t in kept)
 
     def take_over(self, k: int, adapter: Path, task: Task) -> None:
         """Make an adapter from elsewhere the outcome of the k-th task, as if it had been trained here."""
-        load_adapter_weights(self.model, adapter)
+        self.adapter.load(adapter)
         self.keep(k, task)
 
     def score(self, after: int, index: int, task: Task) -> Cell | None:

@@ -11,12 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from kifuse import __version__
+from kifuse.adapters.kinds import refuse_pairing
 from kifuse.config import RunConfig, missing_trackers
 from kifuse.errors import ConfigError, KifuseError, RunError
 from kifuse.methods.base import Method
 from kifuse.models.loading import Backbone, load_backbone
-from kifuse.models.osf import refuse_pairing
-from kifuse.models.stack import refuse_kind
 from kifuse.registry import build_method
 from kifuse.reporting.record import MethodRecord, RunRecord, TaskRecord
 from kifuse.tasks.rendering import CHAT, PLAIN, Form, Rendering, decide_rendering
@@ -169,9 +168,7 @@ def open_method(config: RunConfig) -> Method:
         ModelError: It and the kind of adapter do not go together.
     """
     method = build_method(config.method.name, config.method.settings)
-    if method.stacks:
-        refuse_kind(config.model.adapter.kind, config.method.name)
-    refuse_pairing(config.model.adapter.kind, config.method.name, renews=method.renews)
+    refuse_pairing(config.model.adapter, method, config.method.name)
     return method
 
 

@@ -118,16 +118,11 @@ def refuse_method(method: Method, memory: Any) -> None:
         RunError: The method needs other data than a callback can give it, or reads no old data.
     """
     kind = type(method).__name__
-    if method.stacks:
+    if method.adapter is not None:
         raise RunError(
-            f"{kind} gives the model a fresh LoRA pair for each task and freezes the one before, which no "
-            "callback can do to a Trainer's model: use kifuse.ContinualLearner, kifuse.run or 'kifuse run'."
-        )
-    if method.renews:
-        raise RunError(
-            f"{kind} merges what a task has trained into the model and decomposes its weights anew for "
-            "the next one, which no callback can do to a Trainer's model: use kifuse.ContinualLearner, "
-            "kifuse.run or 'kifuse run'."
+            f"{kind} trains an adapter of its own, which changes from task to task in a way that no "
+            "callback can bring about in a Trainer's model: use kifuse.ContinualLearner, kifuse.run or "
+            "'kifuse run'."
         )
     if method.old_data == "mixed":
         raise RunError(

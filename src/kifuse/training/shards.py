@@ -48,7 +48,7 @@ class Shards:
 
     Args:
         named: `(name, parameter)` pairs, as from `model.named_parameters()`; frozen ones are left out.
-        past: See `Parameters`.
+        frozen: See `Parameters`.
 
     Raises:
         RunError: A tensor is cut in another way than FSDP2 does it.
@@ -58,8 +58,8 @@ class Shards:
         params: What a method sees: the same, or whole copies where they are cut.
     """
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], past: Any = None) -> None:
-        self.own = Parameters(named, past)
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], frozen: Any = None) -> None:
+        self.own = Parameters(named, frozen)
         self.cut = any(isinstance(p, DTensor) for p in self.own.tensors)
         self.params = self.own
         if not self.cut:
@@ -68,7 +68,7 @@ class Shards:
         self._cuts = [_Cut(-(-p.shape[0] // self._size), p.numel() // p.shape[0]) for p in self.own.tensors]
         whole = [torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in self.own.tensors]
         copies = zip(self.own.names, map(nn.Parameter, whole), strict=True)
-        self.params = Parameters(copies, past)
+        self.params = Parameters(copies, frozen)
         self.gather()
 
     @contextlib.contextmanager

@@ -7,14 +7,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
+from kifuse.adapters.base import Adapter
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, MethodState
-from kifuse.models.adapters import load_adapter_weights, save_adapter
-from kifuse.models.stack import load_stack, save_stack
 from kifuse.storage import read_json, read_tensors, sha256_file, write_json, write_tensors
 from kifuse.tasks.memory import MemoryBuffer
 from kifuse.training.manifest import check_manifest, write_manifest
@@ -44,7 +42,7 @@ class Snapshots:
         """Whether the snapshot after k tasks was written to its end, and its adapter is still there."""
         return (self.state(k) / "manifest.json").is_file() and self.adapter(k).is_dir()
 
-    def save(self, k: int, model: Any, method: Method, memory: MemoryBuffer) -> str:
+    def save(self, k: int, adapter: Adapter, method: Method, memory: MemoryBuffer) -> str:
         """Write the snapshot after k tasks.
 
         Returns:
@@ -56,7 +54,7 @@ class Snapshots:
         manifest = self.state(k) / "manifest.json"
         manifest.unlink(missing_ok=True)
         try:
-            (save_stack if method.stacks else save_adapter)(model, self.adapter(k))
+            adapter.save(self.adapter(k))
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise RunError(f"{self.adapter(k)}: the adapter cannot be written: {reason}.") from error
@@ -76,7 +74,7 @@ class Snapshots:
         """
         check_manifest(self.state(k) / "manifest.json", [self.adapter(k), self.state(k)], seal)
 
-    def load(self, k: int, model: Any, method: Method, seal: str | None) -> MemoryBuffer:
+    def load(self, k: int, adapter: Adapter, method: Method, seal: str | None) -> MemoryBuffer:
         """Put the snapshot after k tasks back; `seal` as of `check`.
 
         Returns:
@@ -86,7 +84,7 @@ class Snapshots:
             RunError: A file is damaged, or of another version or method.
         """
         self.check(k, seal)
-        (load_stack if method.stacks else load_adapter_weights)(model, self.adapter(k))
+        adapter.load(self.adapter(k))
         return load_state(self.state(k), method)
 
 

@@ -14,11 +14,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kifuse.adapters.folder import read_adapter
 from kifuse.config import AdapterConfig
 from kifuse.errors import ModelError
 from kifuse.merging import Importance, fuse, fuse_adapters, save_importance
-from kifuse.models.adapter_folder import read_adapter
-from kifuse.models.adapters import add_adapter, load_adapter_weights, save_adapter
+from tests.adapters import add_adapter, load_adapter_weights, save_adapter
 from tests.tiny import build_llama
 
 VOCABULARY = 64

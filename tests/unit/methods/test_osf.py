@@ -10,14 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from kifuse.adapters.base import attached
+from kifuse.adapters.osf import Osf
+from kifuse.config import AdapterConfig
 from kifuse.errors import ConfigError
 from kifuse.methods.context import TaskInfo
 from kifuse.methods.kept import MethodState
 from kifuse.methods.osf import OSF
 from kifuse.methods.parameters import Parameters
-from kifuse.models.osf import close_factors, frozen_factors, open_factors
 from kifuse.registry import build_method
 from kifuse.training.context import sums_of
+from tests.adapters import close_factors, frozen_tensors
 from tests.unit.methods.by_hand import Bare, begin
 
 TASK = TaskInfo(1, "second", 5)
@@ -30,13 +33,14 @@ def model_of(rows: int, columns: int, share: float, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     base = nn.Sequential()
     base.add_module("layer", nn.Linear(columns, rows, bias=False))
-    model = get_peft_model(base, OSFConfig(effective_rank=1, target_modules=["layer"]))  # type: ignore[arg-type]
-    open_factors(model, share)
+    adapter = Osf(None, OSF())
+    model = attached(adapter, get_peft_model(base, OSFConfig(effective_rank=1, target_modules=["layer"])))  # type: ignore[arg-type]
+    adapter.open(share)
     return model
 
 
 def params_of(model: Any) -> Parameters:
-    return Parameters(model.named_parameters(), frozen_factors(model))
+    return Parameters(model.named_parameters(), frozen_tensors(model))
 
 
 def high(weight: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -127,17 +131,25 @@ def test_the_record_says_how_much_is_frozen_and_how_much_has_leaked(project: Any
 
 
 def test_the_frozen_share_grows_with_the_tasks_and_ends_at_all():
-    assert [OSF().preserved(i, 0.5) for i in range(3)] == [0.5, 0.5, 0.5]
-    assert [OSF(growth=0.2).preserved(i, 0.5) for i in range(4)] == pytest.approx([0.5, 0.7, 0.9, 1.0])
+    def opened(growth: float, tasks: int) -> list[float]:
+        found: list[float] = []
+        adapter = Osf(AdapterConfig(kind="osf", preserve=0.5), OSF(growth=growth))
+        adapter.open = found.append  # type: ignore[method-assign]
+        for index in range(tasks):
+            adapter.begin_task(index, seed=0)
+        return found
+
+    assert opened(0.0, 3) == [0.5, 0.5, 0.5]
+    assert opened(0.2, 4) == pytest.approx([0.5, 0.7, 0.9, 1.0])
 
 
 def test_another_last_bit_of_what_is_frozen_is_seen():
     model, again, other = (model_of(6, 6, 0.5) for _ in range(3))
-    assert sums_of(frozen_factors(model)) == sums_of(frozen_factors(again))
+    assert sums_of(frozen_tensors(model)) == sums_of(frozen_tensors(again))
     with torch.no_grad():
-        buffer = next(iter(frozen_factors(other).values()))
+        buffer = next(iter(frozen_tensors(other).values()))
         buffer.view(-1)[0] = torch.nextafter(buffer.view(-1)[0], torch.tensor(9.0))
-    assert sums_of(frozen_factors(model)) != sums_of(frozen_factors(other))
+    assert sums_of(frozen_tensors(model)) != sums_of(frozen_tensors(other))
 
 
 def test_other_adapters_are_refused():

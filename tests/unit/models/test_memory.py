@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from kifuse.adapters.kinds import add_adapter
 from kifuse.config import AdapterConfig
 from kifuse.errors import ModelError
-from kifuse.models.adapters import add_adapter
 from kifuse.models.loading import load_backbone, shrink_frozen
 from kifuse.models.memory import COPIES, TRAINED, MemoryNeeds, _inputs, memory_needs, saved_bytes
 

@@ -23,13 +23,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from kifuse.adapters.places import target_modules
 from kifuse.config import AdapterConfig
 from kifuse.errors import ModelError
 from kifuse.models import bundled, tokenizer
-from kifuse.models.adapters import add_adapter, load_adapter_weights, save_adapter, target_modules
 from kifuse.models.bundled import bundled_model, cache_folder
 from kifuse.models.catalog import BUNDLED
 from kifuse.models.loading import load_backbone, pick_precision, shrink_frozen
+from tests.adapters import add_adapter, load_adapter_weights, save_adapter
 from tests.runs import METHODS
 from tests.two_tasks import adapted, learn, load, values
 

@@ -13,9 +13,9 @@ from transformers import GPT2Config, LlamaConfig, T5Config
 from kifuse.config import AdapterConfig
 from kifuse.errors import ModelError
 from kifuse.knowledge import Level, SkillUnits
-from kifuse.models.adapters import KINDS, add_adapter
 from kifuse.models.loading import load_backbone
 from kifuse.models.outline import level_sizes, outline, unit_rows
+from tests.adapters import KINDS, add_adapter
 
 LEVELS = get_args(Level)
 

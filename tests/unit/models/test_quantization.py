@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kifuse.config import AdapterConfig, load_config
 from kifuse.errors import ConfigError, ModelError
-from kifuse.models.adapters import add_adapter, load_adapter_weights, save_adapter
 from kifuse.models.loading import load_backbone, quantization_config, shrink_frozen
+from tests.adapters import add_adapter, load_adapter_weights, save_adapter
 
 CPU = torch.device("cpu")
 installed = pytest.mark.skipif(

@@ -14,16 +14,22 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from kifuse.adapters.kinds import refuse_pairing
 from kifuse.config import AdapterConfig
 from kifuse.errors import ConfigError, ModelError
-from kifuse.models.adapters import (
+from kifuse.methods.osf import OSF
+from kifuse.methods.sequential import Sequential
+from kifuse.registry import build_method
+from tests.adapters import (
     add_adapter,
+    close_factors,
+    frozen_tensors,
     learned_weights,
     load_adapter_weights,
+    open_factors,
     save_adapter,
     set_learned_weights,
 )
-from kifuse.models.osf import close_factors, frozen_factors, open_factors, refuse_pairing
 from tests.tiny import build_llama, build_t5
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -175,7 +181,7 @@ def test_the_largest_directions_of_the_updated_matrix_are_frozen():
     close_factors(model)
     merged = weights(model)
     open_factors(model, 0.25)
-    kept = frozen_factors(model)
+    kept = frozen_tensors(model)
     for name, layer in layers(model).items():
         weight = merged[own(name)]
         u, s, v = torch.linalg.svd(weight.double(), full_matrices=False)
@@ -279,7 +285,7 @@ def test_weights_that_cannot_be_decomposed_are_refused(monkeypatch: pytest.Monke
     with pytest.raises(ModelError, match=r"'osf' cannot decompose quantised weights"):
         made("llama", quantised)
     monkeypatch.setattr(peft, "__version__", "0.20.0")
-    monkeypatch.setattr("kifuse.models.osf._KEPT", "_osf_no_such_factor")
+    monkeypatch.setattr("kifuse.adapters.osf._KEPT", "_osf_no_such_factor")
     with pytest.raises(ModelError, match=r"'osf' needs PEFT 0\.21 or later, found 0\.20\.0"):
         made("llama")
 
@@ -307,10 +313,11 @@ def test_folders_of_other_kinds_and_shapes_are_refused(tmp_path: Path):
 
 
 def test_the_kind_and_the_method_go_together_only():
-    refuse_pairing("osf", "osf", renews=True)
-    refuse_pairing("lora", "kif", renews=False)
+    osf, lora = AdapterConfig(kind="osf"), AdapterConfig()
+    refuse_pairing(osf, OSF(), "osf")
+    refuse_pairing(lora, Sequential(), "sequential")
     with pytest.raises(ModelError, match=r"model\.adapter\.kind: found 'lora', expected 'osf': 'osf' trains"):
-        refuse_pairing("lora", "osf", renews=True)
+        refuse_pairing(lora, OSF(), "osf")
     for name in ("kif", "sequential", "replay"):
         with pytest.raises(ModelError, match=rf"method\.name: found '{name}', expected 'osf'"):
-            refuse_pairing("osf", name, renews=False)
+            refuse_pairing(osf, build_method(name), name)

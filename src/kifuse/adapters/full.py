@@ -6,18 +6,42 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from kifuse.errors import ModelError
-from kifuse.folders import replace_folder
-from kifuse.models.adapter_folder import (
+from kifuse.adapters.base import Adapter, attached
+from kifuse.adapters.folder import (
     FULL_FORMAT,
-    FULL_VERSION,
+    VERSION,
     WEIGHTS,
+    base_name,
     read_adapter,
+    refuse_other_tensors,
     write_files,
 )
+from kifuse.adapters.places import target_modules
+from kifuse.errors import ModelError
+from kifuse.folders import replace_folder
+
+
+class Full(Adapter):
+    """The model's own weights, all of them or those of `target_modules`.
+
+    See `kifuse.adapters.folder` for how to load them elsewhere.
+    """
+
+    def attach(self, model: Any, *, encoder_decoder: bool, seed: int) -> Any:
+        """Mark what is trained; the model itself is returned, since nothing is wrapped."""
+        chosen = self.settings.target_modules
+        return attached(self, train_weights(model, target_modules(model, chosen) if chosen else None))
+
+    def save(self, folder: Path) -> None:
+        """Write the trained weights, tied ones once."""
+        everything = all(p.requires_grad for p in self.model.parameters())
+        write_weights(folder, self.learned(), self.model, "all weights" if everything else "chosen weights")
+
+    def load(self, folder: Path) -> None:
+        """Put saved weights back in place, so that tied weights stay tied."""
+        self.set_learned(read_weights(folder, self.learned()))
 
 
 def train_weights(model: nn.Module, chosen: Sequence[str] | None) -> nn.Module:
@@ -48,17 +72,6 @@ def train_weights(model: nn.Module, chosen: Sequence[str] | None) -> nn.Module:
     return model
 
 
-def save_weights(model: nn.Module, folder: Path) -> None:
-    """Write the trained weights; see `kifuse.models.adapter_folder` for how to load them elsewhere.
-
-    Args:
-        model: The model; its trainable parameters are what is written, tied ones once.
-        folder: Where; replaced if it is there.
-    """
-    tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    write_weights(folder, tensors, model, "all weights" if _all_trained(model) else "chosen weights")
-
-
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module, trained: str) -> None:
     """Write weights of a model under the names they have in it.
 
@@ -70,8 +83,8 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module,
     """
     config: dict[str, Any] = {
         "format": FULL_FORMAT,
-        "version": FULL_VERSION,
-        "base_model_name_or_path": getattr(getattr(model, "config", None), "name_or_path", "") or "",
+        "version": VERSION,
+        "base_model_name_or_path": base_name(model),
         "trained": trained,
         "tensors": len(tensors),
         "load_with": f"model.load_state_dict(safetensors.torch.load_file({WEIGHTS!r}), strict=False)",
@@ -79,23 +92,6 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module,
 
     kept = {name: tensor.detach() for name, tensor in tensors.items()}
     replace_folder(folder, lambda partial: write_files(partial, config, kept))
-
-
-def _all_trained(model: nn.Module) -> bool:
-    return all(p.requires_grad for p in model.parameters())
-
-
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Put saved weights into the model's trainable parameters, in place, so that tied weights stay tied.
-
-    Raises:
-        ModelError: The folder holds no such weights, or those of another model.
-    """
-    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    saved = read_weights(folder, own)
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(saved[name])
 
 
 def read_weights(folder: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -122,21 +118,3 @@ def read_weights(folder: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         {name: tuple(p.shape) for name, p in own.items()},
     )
     return saved.tensors
-
-
-def refuse_other_tensors(
-    file: Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
-) -> None:
-    """Refuse a file whose tensors are not those that are expected, by name and shape.
-
-    Raises:
-        ModelError: They are not; one that differs is named.
-    """
-    for name, shape in expected.items():
-        if name not in found:
-            raise ModelError(f"{file}: made for another model or other modules; it does not hold {name!r}.")
-        if found[name] != shape:
-            raise ModelError(f"{file}: {name!r} has shape {found[name]}, expected {shape} for this model.")
-    for name in found:
-        if name not in expected:
-            raise ModelError(f"{file}: made for another model; it holds {name!r}, not known here.")

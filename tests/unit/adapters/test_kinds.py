@@ -16,9 +16,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, T5ForConditi
 
 from kifuse.config import AdapterConfig, load_config
 from kifuse.errors import ConfigError, ModelError
-from kifuse.models.adapters import KINDS, add_adapter, load_adapter_weights, save_adapter
 from kifuse.models.loading import shrink_frozen
-from kifuse.models.osf import close_factors
+from tests.adapters import KINDS, add_adapter, close_factors, load_adapter_weights, save_adapter
 from tests.tiny import build_llama, build_t5
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -27,10 +26,10 @@ VOCABULARY = 64
 BUILD: dict[str, Callable[[int], Any]] = {"llama": build_llama, "t5": build_t5}
 
 
-def made(family: str, kind: str, seed: int = 0, **settings: Any) -> Any:
+def made(family: str, kind: str, seed: int = 0, method: Any = None, **settings: Any) -> Any:
     config = AdapterConfig.model_validate({"kind": kind, "rank": 2, "alpha": 8, "dropout": 0.0, **settings})
     model = BUILD[family](VOCABULARY)
-    return add_adapter(model, config, encoder_decoder=family == "t5", seed=seed)
+    return add_adapter(model, config, encoder_decoder=family == "t5", seed=seed, method=method)
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:

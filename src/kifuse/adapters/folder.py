@@ -8,6 +8,9 @@ other file holds the trained weights under the names they have in the model, so 
     model.load_state_dict(safetensors.torch.load_file(folder / "adapter_model.safetensors"), strict=False)
 
 `strict=False`, since weights that stayed frozen, and second names of tied weights, are not in the file.
+
+An adapter that a method brings itself, and PEFT does not know, says `"format": "kifuse adapter"` with the
+name of its class; `kifuse.ContinualLearner.load` puts it back on the model.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kifuse.errors import KifuseError, ModelError
+from kifuse.folders import replace_folder
 from kifuse.storage import read_json, read_tensors, write_json, write_tensors
 
 if TYPE_CHECKING:
@@ -26,7 +30,8 @@ if TYPE_CHECKING:
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FULL_FORMAT = "kifuse full weights"
-FULL_VERSION = 1
+OWN_FORMAT = "kifuse adapter"
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,20 @@ class AdapterFolder:
         """Whether it holds weights of the model itself instead of a PEFT adapter."""
         return is_full(self.config)
 
+    @property
+    def weights(self) -> Path:
+        """The file of the weights."""
+        return self.path / WEIGHTS
+
 
 def is_full(config: Mapping[str, Any]) -> bool:
     """Whether an `adapter_config.json` is that of full fine-tuning."""
     return config.get("format") == FULL_FORMAT
+
+
+def is_own(config: Mapping[str, Any]) -> bool:
+    """Whether an `adapter_config.json` is that of an adapter that only kifuse knows."""
+    return config.get("format") == OWN_FORMAT
 
 
 def read_adapter(folder: Path) -> AdapterFolder:
@@ -87,11 +102,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = read_json(file)
     except KifuseError as error:
         raise ModelError(str(error)) from error
-    if not isinstance(config, dict) or not (is_full(config) or config.get("peft_type")):
+    ours = isinstance(config, dict) and (is_full(config) or is_own(config))
+    if not isinstance(config, dict) or not (ours or config.get("peft_type")):
         raise ModelError(f"{file}: not the configuration of an adapter; it has no peft_type.")
-    if is_full(config) and config.get("version") != FULL_VERSION:
+    if ours and config.get("version") != VERSION:
         raise ModelError(
-            f"{file}: version is {config.get('version')!r}, expected {FULL_VERSION}; "
+            f"{file}: version is {config.get('version')!r}, expected {VERSION}; "
             "it was written by another version of kifuse."
         )
     return config
@@ -108,3 +124,47 @@ def write_files(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
     # the metadata that transformers and PEFT write, which some readers look for
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     write_json(folder / CONFIG, dict(config))
+
+
+def write_own(folder: Path, adapter: str, tensors: Mapping[str, Tensor], model: Any) -> None:
+    """Write an adapter that only kifuse knows.
+
+    Args:
+        folder: Where; replaced if it is there.
+        adapter: The name of its class.
+        tensors: What was learned, by name.
+        model: The model, which tells what its base is called.
+    """
+    config = {
+        "format": OWN_FORMAT,
+        "version": VERSION,
+        "adapter": adapter,
+        "base_model_name_or_path": base_name(model),
+        "tensors": len(tensors),
+        "load_with": "kifuse.ContinualLearner.load(...), which puts it back on the model",
+    }
+    kept = {name: tensor.detach() for name, tensor in tensors.items()}
+    replace_folder(folder, lambda partial: write_files(partial, config, kept))
+
+
+def base_name(model: Any) -> str:
+    """What a model's base is called, or an empty text."""
+    return getattr(getattr(model, "config", None), "name_or_path", "") or ""
+
+
+def refuse_other_tensors(
+    file: Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
+) -> None:
+    """Refuse a file whose tensors are not those that are expected, by name and shape.
+
+    Raises:
+        ModelError: They are not; one that differs is named.
+    """
+    for name, shape in expected.items():
+        if name not in found:
+            raise ModelError(f"{file}: made for another model or other modules; it does not hold {name!r}.")
+        if found[name] != shape:
+            raise ModelError(f"{file}: {name!r} has shape {found[name]}, expected {shape} for this model.")
+    for name in found:
+        if name not in expected:
+            raise ModelError(f"{file}: made for another model; it holds {name!r}, not known here.")

@@ -1,0 +1,98 @@
+"""The adapters that `model.adapter.kind` and methods name, and how one is chosen for a method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from kifuse.adapters.base import Adapter
+from kifuse.adapters.full import Full
+from kifuse.adapters.lora import SWITCHES, Peft
+from kifuse.adapters.osf import Osf
+from kifuse.adapters.stack import Stack
+from kifuse.errors import ModelError
+
+KINDS: dict[str, type[Adapter]] = {**dict.fromkeys((*SWITCHES, "ia3"), Peft), "full": Full, "osf": Osf}
+"""By the values of `model.adapter.kind`."""
+
+OF_METHODS: dict[str, type[Adapter]] = {"stack": Stack, "osf": Osf}
+"""Adapters that kifuse has for methods that name them."""
+
+
+def adapter_class(settings: Any, method: Any = None) -> type[Adapter]:
+    """The class of adapter that a method trains.
+
+    Args:
+        settings: The section `model.adapter`; its kind is `lora` if it has none.
+        method: The method, or its class; None takes the kind alone.
+
+    Raises:
+        ModelError: There is no such kind, or the method names no adapter that there is.
+    """
+    wanted = getattr(method, "adapter", None)
+    if isinstance(wanted, type):
+        return wanted
+    if wanted is not None:
+        if wanted not in OF_METHODS:
+            name = method.__name__ if isinstance(method, type) else type(method).__name__
+            raise ModelError(
+                f"{name}.adapter: found {wanted!r}, expected a class derived from kifuse.Adapter, "
+                f"None or one of {', '.join(OF_METHODS)}."
+            )
+        return OF_METHODS[wanted]
+    kind = getattr(settings, "kind", "lora")
+    if kind not in KINDS:
+        raise ModelError(f"model.adapter.kind: found {kind!r}, expected one of {', '.join(KINDS)}.")
+    return KINDS[kind]
+
+
+def refuse_pairing(settings: Any, method: Any, name: str) -> None:
+    """Refuse a kind of adapter and a method that do not go together, before a model is loaded.
+
+    Args:
+        settings: The section `model.adapter`.
+        method: The method.
+        name: The method's name, for the message.
+
+    Raises:
+        ModelError: They do not.
+    """
+    found = adapter_class(settings, method)
+    found.refuse(settings, name)
+    if found is Osf and getattr(method, "adapter", None) is None:
+        raise ModelError(
+            f"method.name: found {name!r}, expected 'osf' with model.adapter.kind 'osf': its factors "
+            "are merged and decomposed anew at each task, and what another method does with those of an "
+            "earlier task would mean other directions; use another kind of adapter, or the method 'osf'."
+        )
+
+
+def add_adapter(
+    model: nn.Module, settings: Any, *, encoder_decoder: bool, seed: int, method: Any = None
+) -> Any:
+    """Make ready what is trained, and freeze everything else.
+
+    Args:
+        model: A transformers model.
+        settings: The section `model.adapter`, with `rank`, `alpha`, `dropout`, `target_modules`, for `osf`
+            `preserve`, and `kind` (`lora` if it has none).
+        encoder_decoder: The kind of model.
+        seed: Of everything that is drawn.
+        method: The method that trains it.
+
+    Returns:
+        The model to train, on which `kifuse.adapters.base.adapter_on` finds the adapter.
+
+    Raises:
+        ModelError: See `adapter_class` and each adapter's `attach`.
+    """
+    adapter = adapter_class(settings, method)(settings, method)
+    return adapter.attach(model, encoder_decoder=encoder_decoder, seed=seed)
+
+
+def add_empty_adapter(model: Any, settings: Any, *, encoder_decoder: bool) -> Any:
+    """`add_adapter` for a model without weights, on the meta device; leaves the random numbers alone."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return add_adapter(model, settings, encoder_decoder=encoder_decoder, seed=0)

@@ -1,0 +1,114 @@
+"""LoRA and its kin, and (IA)3, through PEFT: W0 stays frozen (KIF Eq. 2), and a standard adapter is saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kifuse.adapters.base import Adapter, attached
+from kifuse.adapters.folder import WEIGHTS, is_full, read_config, refuse_other_tensors
+from kifuse.adapters.places import target_modules
+from kifuse.errors import ModelError
+from kifuse.folders import replace_folder
+
+CURRENT = "default"
+"""Name of the PEFT adapter that is trained."""
+
+SWITCHES: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+}
+"""The kinds that are LoRA with a switch of PEFT's."""
+
+FEED_FORWARD = {"wo", "down_proj", "mlp.c_proj", "fc2", "w2", "dense_4h_to_h"}
+"""Second feed-forward matrices: (IA)3 scales their inputs, of all other layers the outputs."""
+
+
+class Peft(Adapter):
+    """A standard PEFT adapter of the kinds `lora`, `rslora`, `dora` and `ia3`."""
+
+    def attach(self, model: Any, *, encoder_decoder: bool, seed: int) -> Any:
+        """Wrap the model with a PEFT adapter.
+
+        Raises:
+            ModelError: See `target_modules`; or PEFT has no adapter for a chosen module; or the kind cannot
+                be trained on quantised weights.
+        """
+        from peft import TaskType, get_peft_model
+
+        kind = self.settings.kind if hasattr(self.settings, "kind") else "lora"
+        if kind == "dora" and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
+            # PEFT 0.21 loses the scales of 8-bit weights on a CPU when it takes their norms
+            raise ModelError(
+                "model.adapter.kind: 'dora' on 8-bit weights needs a GPU; use model.quantization '4bit', or "
+                "another kind of adapter."
+            )
+        targets = target_modules(model, self.settings.target_modules, kind)
+        config = self._config(
+            model,
+            kind,
+            target_modules=targets,
+            task_type=TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM,
+        )
+        torch.manual_seed(seed)
+        try:
+            return attached(self, get_peft_model(model, config))
+        except ValueError as error:
+            raise ModelError(
+                f"model.adapter.target_modules: no {kind} adapter can be put on {', '.join(targets)}: {error}"
+            ) from error
+
+    def _config(self, model: Any, kind: str, **shared: Any) -> Any:
+        """PEFT's configuration."""
+        from peft import IA3Config, LoraConfig
+
+        shared["fan_in_fan_out"] = getattr(getattr(model, "config", None), "model_type", "") == "gpt2"
+        if kind == "ia3":
+            ends = [f".{name}" for name in shared["target_modules"]]
+            inner = [end[1:] for end in ends if any(end.endswith(f".{each}") for each in FEED_FORWARD)]
+            return IA3Config(feedforward_modules=inner, **shared)
+        return LoraConfig(
+            r=self.settings.rank,
+            lora_alpha=self.settings.alpha,
+            lora_dropout=self.settings.dropout,
+            **shared,
+            **SWITCHES[kind],
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write a standard PEFT adapter folder."""
+        write = self.model.save_pretrained
+        replace_folder(folder, lambda partial: write(str(partial), safe_serialization=True))
+
+    def load(self, folder: Path) -> None:
+        """Put saved weights into the model's trainable ones.
+
+        Raises:
+            ModelError: The folder holds no adapter, or one of another kind, shape or model.
+        """
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        file = folder / WEIGHTS
+        if not file.is_file():
+            raise ModelError(f"{folder}: no adapter there ({WEIGHTS} is missing).")
+        if is_full(read_config(folder)):
+            kind = self.model.active_peft_config.peft_type.value
+            raise ModelError(f"{folder}: holds weights of full fine-tuning, expected an adapter ({kind}).")
+        try:
+            tensors = load_file(file)
+        except SafetensorError as error:
+            raise ModelError(f"{file}: cannot be loaded as the adapter of this model: {error}") from error
+        own = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        trained = {name: tuple(t.shape) for name, t in own.items()}
+        # an adapted embedding is kept with its frozen base, which is not looked at here
+        found = {name: tuple(t.shape) for name, t in tensors.items() if "base_layer" not in name}
+        refuse_other_tensors(file, found, trained)
+        try:
+            set_peft_model_state_dict(self.model, tensors)
+        except RuntimeError as error:
+            raise ModelError(f"{file}: cannot be loaded as the adapter of this model: {error}") from error

@@ -1,0 +1,82 @@
+"""Where adapters go: the layers that the papers adapt, by the names that each family of models gives them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import nn
+
+from kifuse.errors import ModelError, did_you_mean
+
+QUERY_VALUE: dict[str, tuple[str, ...]] = {
+    "t5": ("q", "v"),
+    "mt5": ("q", "v"),
+    "umt5": ("q", "v"),
+    "longt5": ("q", "v"),
+    "gpt2": ("c_attn",),
+}
+"""Query and value projections of model families that do not call them `q_proj` and `v_proj`.
+
+GPT-2 has query, key and value in one matrix.
+"""
+
+USUAL = ("q_proj", "v_proj")
+"""Query and value projections of LLaMA, Mistral, Qwen, Gemma, SmolLM and most others."""
+
+IA3_PLACES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("t5", "mt5", "umt5", "longt5"), ("k", "v", "wo")),
+    "gpt2": ("c_attn", "mlp.c_proj"),
+}
+"""Where (IA)3 scales by default: keys, values, and what goes into the second feed-forward matrix."""
+
+USUAL_IA3 = ("k_proj", "v_proj", "down_proj")
+
+
+def adaptable_modules(model: nn.Module) -> Counter[str]:
+    """Last name parts of the model's linear layers, with how often each occurs."""
+    from transformers.pytorch_utils import Conv1D
+
+    return Counter(
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and "lm_head" not in name
+    )
+
+
+def target_modules(model: nn.Module, chosen: Sequence[str] | None, kind: str = "lora") -> list[str]:
+    """The modules to adapt: the user's choice, or the default of the kind for the family.
+
+    Args:
+        model: A transformers model.
+        chosen: Names of modules, whole or their ends; None for the papers' query and value projections, or
+            for (IA)3's own places.
+        kind: The kind of adapter.
+
+    Raises:
+        ModelError: A chosen name matches no module, or the family's projections are unknown.
+    """
+    present = adaptable_modules(model)
+    family = getattr(getattr(model, "config", None), "model_type", "?")
+    full_names = [name for name, _ in model.named_modules()]
+
+    def there(name: str) -> bool:
+        return any(n == name or n.endswith(f".{name}") for n in full_names)
+
+    if chosen:
+        for name in chosen:
+            if not there(name):
+                raise ModelError(
+                    f"model.adapter.target_modules: {name!r} matches no module of this {family} model; "
+                    f"its linear layers are called {', '.join(sorted(present))}.{did_you_mean(name, present)}"
+                )
+        return list(chosen)
+    known, usual = (IA3_PLACES, USUAL_IA3) if kind == "ia3" else (QUERY_VALUE, USUAL)
+    names = known.get(family, usual)
+    if all(there(name) and name.rpartition(".")[2] in present for name in names):
+        return list(names)
+    what = "places of (IA)3 in" if kind == "ia3" else "query and value projections of"
+    raise ModelError(
+        f"model.adapter.target_modules: the {what} a {family!r} model are not known; "
+        f"name them, out of its linear layers {', '.join(sorted(present))}."
+    )
