@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -133,13 +134,32 @@ def _refuse_options(options: Mapping[str, Any]) -> None:
 
 
 def _hold_out(task: Task, seed: int) -> Task:
-    """Set a part of the training examples aside; the same part each time."""
-    count = min(MOST_HELD_OUT, int(len(task.train) * HELD_OUT) or (1 if len(task.train) > 1 else 0))
-    chosen = set(visiting_order(task.train, task.labels, (seed, task.name, "held out"))[:count])
-    said = f"Task '{task.name}': {count} training examples were set aside as its test set."
+    """Set a part of the training examples aside, always the same; those that ask the same stay together."""
+    total = len(task.train)
+    count = min(MOST_HELD_OUT, int(total * HELD_OUT) or (1 if total > 1 else 0))
+    alike: dict[str, list[int]] = defaultdict(list)
+    for place, example in enumerate(task.train):
+        alike[example.input_hash()].append(place)
+    order = visiting_order(task.train, task.labels, (seed, task.name, "held out"))
+    groups = list(dict.fromkeys(task.train[place].input_hash() for place in order))
+    chosen: set[int] = set()
+    for key in groups:
+        if len(chosen) + len(alike[key]) <= count:
+            chosen.update(alike[key])
+    least = min(groups, key=lambda key: len(alike[key]))
+    if not chosen and 2 * len(alike[least]) <= total and len(alike[least]) <= MOST_HELD_OUT:
+        chosen.update(alike[least])
+    if chosen:
+        said = f"{len(chosen)} training examples were set aside as its test set"
+        said += "" if len(groups) == total else "; those that ask the same stayed together"
+    else:
+        said = (
+            f"no test set was set aside, as its training examples ({total}) differ too little in what they "
+            "ask; give test examples"
+        )
     return replace(
         task,
         train=tuple(e for i, e in enumerate(task.train) if i not in chosen),
         test=tuple(e for i, e in enumerate(task.train) if i in chosen),
-        warnings=(*task.warnings, said),
+        warnings=(*task.warnings, f"Task '{task.name}': {said}."),
     )

@@ -9,11 +9,14 @@ from typing import Any
 import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kifuse.config import DataConfig
 from kifuse.errors import DataError
 from kifuse.streams import open_stream
 from kifuse.tasks.incoming import as_task
+from kifuse.tasks.sampling import visiting_order
 
 ROWS = [{"input": f"Where is {i}?", "output": "here"} for i in range(12)]
 
@@ -172,3 +175,40 @@ def test_a_data_set_that_cannot_be_loaded_is_refused_with_a_way(monkeypatch: pyt
     with pytest.raises(DataError, match="no such file or folder"):
         as_task("someone/desk.jsonl")
     assert not asked
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_examples_that_ask_the_same_are_all_trained_or_all_tested(numbers: list[int], seed: int):
+    rows = [{"input": f"q{n}", "output": "even" if i % 2 else "odd"} for i, n in enumerate(numbers)]
+    found = as_task(rows, name="t", seed=seed)
+    assert as_task(rows, name="t", seed=seed) == found
+    trained, tested = ({example.input for example in split} for split in (found.train, found.test))
+    assert not trained & tested
+    whole = as_task(rows, name="t", to_learn=False).train
+    assert sorted((*found.train, *found.test), key=repr) == sorted(whole, key=repr)
+    assert len(found.train) >= len(found.test)
+    least = min(numbers.count(number) for number in numbers)
+    assert bool(found.test) == (2 * least <= len(numbers))
+
+
+def test_the_test_set_is_drawn_as_ever_where_all_ask_something_else():
+    rows = [{"input": f"q{n}", "output": "ab"[n % 2]} for n in range(40)]
+    whole = as_task(rows, name="t", labels=["a", "b"], to_learn=False)
+    found = as_task(rows, name="t", labels=["a", "b"], seed=3)
+    drawn = visiting_order(whole.train, whole.labels, (3, "t", "held out"))[:4]
+    assert found.test == tuple(whole.train[place] for place in sorted(drawn))
+    assert found.warnings == ("Task 't': 4 training examples were set aside as its test set.",)
+
+
+def test_what_is_set_aside_of_repeated_rows_is_said():
+    rows = [{"input": f"q{n % 5}", "output": "x"} for n in range(20)]
+    found = as_task(rows, name="t")
+    assert (len(found.train), len(found.test), len({e.input for e in found.test})) == (16, 4, 1)
+    assert found.warnings == (
+        "Task 't': 4 training examples were set aside as its test set; "
+        "those that ask the same stayed together.",
+    )
+    same = as_task([{"input": "q", "output": "x"}] * 20, name="t")
+    assert (len(same.train), same.test) == (20, ())
+    assert "no test set was set aside, as its training examples (20) differ too little" in same.warnings[0]
