@@ -35,7 +35,6 @@ from kifuse.reporting.record import RunRecord
 from kifuse.scoring.own_function import refuse_unnamed, register_metric
 from kifuse.storage import sha256_file
 from kifuse.streams import chosen_part, name_metrics
-from kifuse.tasks.findings import look_through
 from kifuse.tasks.incoming import as_task
 from kifuse.tasks.kept import keep_task, kept_inputs, kept_task, kept_way
 from kifuse.tasks.questions import Questions
@@ -317,7 +316,7 @@ class ContinualLearner:
             if learned.sizes["test"]:
                 refuse_unnamed(learned.metric, f"{self.folder}: task {learned.name!r}")
         earlier = {name: kept_inputs(self._place.kept_task(i)) for i, name in enumerate(self.tasks)}
-        findings = look_through([task], self._engine.encoder, earlier=earlier)
+        findings = self._engine.look_through([task], earlier)
         waiting = record.tasks[k:]
         entry = task_record(task)
         if not waiting or (waiting[0].name, waiting[0].hashes) != (entry.name, entry.hashes):

@@ -28,6 +28,13 @@ class Told(Progress):
         self.lines.append(text)
 
 
+def _longest(task: str, tokens: int) -> str:
+    return (
+        "Longest answers that cannot be generated whole, as evaluation.max_new_tokens is 2: "
+        f"{task} {tokens} tokens; null generates as many as data.max_target."
+    )
+
+
 def test_a_learner_says_what_a_run_says_of_leaks_and_duplicates(make: Make, tmp_path: Path):
     rows = [{"input": f"Where is {i}?", "output": "delivery"} for i in range(12)]
     told = Told()
@@ -39,15 +46,18 @@ def test_a_learner_says_what_a_run_says_of_leaks_and_duplicates(make: Make, tmp_
     assert notes == [
         "Examples that repeat another one of their split (same input, same answers): a/train 1 of 13.",
         "Test examples whose input is also trained on: a 12 of 12 (in a/train).",
+        _longest("a", learner.record.tasks[0].longest_target),
         "Task 'dup': 15 training examples were set aside as its test set; those that ask the same stayed "
         "together.",
         "Examples that repeat another one of their split (same input, same answers): "
         "dup/train 14 of 15, dup/test 14 of 15.",
         "Answers longer than data.max_target (8 tokens) lose their end: dup/train 15 of 15, dup/test 15 of "
         f"15; data.max_target: {-(-learner.record.tasks[1].longest_target // 8) * 8} would hold all.",
+        _longest("dup", learner.record.tasks[1].longest_target),
         "Test examples whose input is also trained on: "
         "dup 1 input (in later/train), later 1 of 1 (in a/train).",
         "Inputs that stand in two splits: a/test and later/test 1.",
+        _longest("later", learner.record.tasks[2].longest_target),
     ]
     log = (tmp_path / "learner" / "log.txt").read_text("utf-8")
     assert all(log.count(f"  note: {each}\n") == 1 for each in notes)

@@ -62,7 +62,9 @@ def test_the_log_tells_the_run(plain: Path):
     log = _lines(plain)
     assert log[0].startswith("beginning: recurrent-kif on ") and log[0].endswith(", seed 0")
     assert f"torch {version('torch')}" in log[1]
-    assert log[2] == "tasks: colour, fruit, weather; 0 learned"
+    # the longest answers are of four and five tokens
+    assert log[2].startswith("note: ") and "as evaluation.max_new_tokens is 2: colour 5" in log[2]
+    assert log[3] == "tasks: colour, fruit, weather; 0 learned"
     assert log[-1] == "finished"
     record = RunRecord.load(plain)
     for task in record.tasks:

@@ -120,7 +120,12 @@ def _read(config: RunConfig, stream: TaskStream, progress: Console) -> _Reading:
     with _bar(progress) as bar:
         count = sum(len(task.train) + len(task.test) for task in stream.tasks)
         job = bar.add_task("tokenising", total=count)
-        findings = look_through(stream.tasks, encoder, done=lambda count: bar.advance(job, count))
+        findings = look_through(
+            stream.tasks,
+            encoder,
+            max_new_tokens=config.evaluation.max_new_tokens,
+            done=lambda count: bar.advance(job, count),
+        )
     examples = (e for task in stream.tasks for e in (*task.train, *task.test))
     return _Reading(findings, rendering, [*filter(None, [rendering.note(examples)]), *encoder.notes])
 

@@ -100,12 +100,14 @@ class Findings:
         overlaps: Inputs that stand in two splits, also those of tasks learned earlier.
         max_input: The limit that inputs are cut at; None without a tokenizer.
         max_target: The limit of answers.
+        max_new_tokens: The limit of generated answers; None: as many as `max_target`.
     """
 
     tasks: tuple[TaskFindings, ...]
     overlaps: tuple[Overlap, ...]
     max_input: int | None = None
     max_target: int | None = None
+    max_new_tokens: int | None = None
 
     def notes(self, most: int | None = _NAMED) -> list[str]:
         """Say all of it, one sentence for each kind of finding.
@@ -124,7 +126,8 @@ class Findings:
             ("Inputs that stand in two splits", self._shared()),
         ]
         said = [f"{what}: {_listed(places, most)}." for what, places in found if places]
-        return said + [line for line in (self.input_advice(most), self.target_advice(most)) if line]
+        advice = (self.input_advice(most), self.target_advice(most), self.generation_advice(most))
+        return said + [line for line in advice if line]
 
     def input_advice(self, most: int | None = _NAMED) -> str:
         """Say which inputs are too long, and the limit that would hold all; empty where none is."""
@@ -146,6 +149,21 @@ class Findings:
         return (
             f"Answers longer than data.max_target ({self.max_target:,} tokens) lose their end: "
             f"{_listed(cut, most)}; data.max_target: {holding(longest)} would hold all."
+        )
+
+    def generation_advice(self, most: int | None = _NAMED) -> str:
+        """Say which tasks have answers that are longer than what is generated; empty where none has."""
+        limit = self.max_new_tokens
+        short = [
+            f"{each.task.name} {each.lengths.longest_target:,}"
+            for each in self.tasks
+            if limit is not None and each.lengths and each.lengths.longest_target > limit
+        ]
+        if not short:
+            return ""
+        return (
+            f"Longest answers that cannot be generated whole, as evaluation.max_new_tokens is {limit:,}: "
+            f"{_listed(short, most)} tokens; null generates as many as data.max_target."
         )
 
     def _cut(self, train: str, test: str) -> list[str]:
@@ -194,6 +212,7 @@ def look_through(
     encoder: Encoder | None = None,
     *,
     earlier: Mapping[str, Inputs] | None = None,
+    max_new_tokens: int | None = None,
     done: Callable[[int], None] | None = None,
 ) -> Findings:
     """Find out what there is to know about tasks.
@@ -202,6 +221,7 @@ def look_through(
         tasks: The tasks.
         encoder: Of the run; None: lengths are not known, and examples are shown as they are in the data.
         earlier: Hashes of the inputs of tasks that were learned before, by name.
+        max_new_tokens: `evaluation.max_new_tokens` of the run.
         done: Told how many examples have been tokenised since it was last told; then they are tokenised in
             portions. None: each split at once, as training does, so that a cache is of use to both.
 
@@ -221,6 +241,7 @@ def look_through(
         tuple(find_overlaps(inputs)),
         encoder.max_input if encoder else None,
         encoder.max_target if encoder else None,
+        max_new_tokens,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from kifuse.registry import build_method
 from kifuse.reporting.record import RunRecord, ScoreRecord
 from kifuse.streams import own_steps
 from kifuse.tasks.encoding import Encoded
+from kifuse.tasks.findings import Findings, look_through
 from kifuse.tasks.leaks import check_memory, check_training
+from kifuse.tasks.overlaps import Inputs
 from kifuse.tasks.task import Task
 from kifuse.tasks.token_cache import TokenCache
 from kifuse.training.environment import is_main_process, peak_memory_mb, process_count
@@ -100,6 +102,11 @@ class Engine:
             max_new_tokens=config.evaluation.max_new_tokens or config.data.max_target,
             batch_tokens=config.evaluation.batch_tokens,
         )
+
+    def look_through(self, tasks: Sequence[Task], earlier: Mapping[str, Inputs] | None = None) -> Findings:
+        """Find out what there is to know about tasks before they are trained on; see `look_through`."""
+        limit = self.config.evaluation.max_new_tokens
+        return look_through(tasks, self.encoder, earlier=earlier, max_new_tokens=limit)
 
     def _trackers(self) -> Tracking | None:
         training = self.config.training

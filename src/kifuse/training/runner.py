@@ -11,7 +11,6 @@ from kifuse.config import RunConfig, to_yaml
 from kifuse.errors import DataError
 from kifuse.reporting.record import RunRecord
 from kifuse.storage import write_text
-from kifuse.tasks.findings import look_through
 from kifuse.tasks.task import TaskStream
 from kifuse.training.data_on_record import is_looked_through, put_on_record, tell
 from kifuse.training.engine import Engine
@@ -125,7 +124,7 @@ class _StreamRun:
         """Do what is not done yet."""
         engine = self.engine
         # looked through before anything is written, so that data which cannot be used leaves nothing behind
-        findings = None if is_looked_through(self.record) else look_through(self.tasks, engine.encoder)
+        findings = None if is_looked_through(self.record) else engine.look_through(self.tasks)
         if engine.writes:
             write_text(engine.folder / "config.yaml", to_yaml(self.config))
         engine.save()

@@ -115,6 +115,17 @@ def test_what_is_too_long_is_counted_with_the_limit_that_would_hold_it(tiny_toke
     assert look_through([task("t", rows, rows[1:])], wide).notes() == found.notes()[:-2]
 
 
+def test_answers_that_cannot_be_generated_whole_are_said(tiny_tokenizer):
+    encoder = Encoder(tiny_tokenizer, encoder_decoder=False, max_target=128)
+    tasks = [task("t", [example("a", "an answer " * 5)], [example("b")])]
+    longest = look_through(tasks, encoder).tasks[0].lengths.longest_target
+    assert look_through(tasks, encoder, max_new_tokens=longest).notes() == []
+    assert look_through(tasks, encoder, max_new_tokens=4).notes() == [
+        "Longest answers that cannot be generated whole, as evaluation.max_new_tokens is 4: "
+        f"t {longest} tokens; null generates as many as data.max_target."
+    ]
+
+
 def test_a_text_to_continue_is_parted_and_never_too_long(tiny_tokenizer):
     encoder = Encoder(tiny_tokenizer, encoder_decoder=False, max_input=8, max_target=8)
     one = Example("", "", "", ("a long text " * 40,))
