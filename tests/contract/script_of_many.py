@@ -20,7 +20,7 @@ from tests.processes import end_together
 from tests.runs import TASKS
 from tests.tiny import build_tokenizer
 
-NAMES = ["recurrent-kif", "kif-m", "aimmerging", "vr-mcl"]
+NAMES = ["recurrent-kif", "kif-m", "aimmerging", "vr-mcl", "der++"]
 
 
 class BrokenOnOne(TargetLoss):
@@ -40,7 +40,9 @@ def train(
     """Learn two tasks with batches of four over all processes; the weights, and the counts of the guard."""
     tokenizer = build_tokenizer()
     model = new_model(tokenizer, dropout=0.0)
-    callback = method_of(OWN[name]).callback(state_dir=folder / "state", per_task=5)
+    # mixed rows must fill batches: the Trainer shares out a short one otherwise than one process takes it
+    per_task = 4 if method_of(OWN[name]).old_data == "mixed" else 5
+    callback = method_of(OWN[name]).callback(state_dir=folder / "state", per_task=per_task)
     for task in TASKS[:tasks]:
         data = rows(tokenizer, task)
         processes = int(os.environ.get("WORLD_SIZE", "1"))

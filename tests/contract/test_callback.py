@@ -18,6 +18,7 @@ from kifuse.tasks.collator import Collator
 from kifuse.tasks.schedule import training_order
 from kifuse.training.batches import ModelCollator
 from kifuse.training.loss import TargetLoss
+from kifuse.training.rows import RowMemory
 from tests.contract import script_of_many
 from tests.contract.test_contract import _hooks
 from tests.months import (
@@ -40,7 +41,6 @@ from tests.two_tasks import adapted, encoded, learn, load
 
 pytestmark = pytest.mark.usefixtures("quick")
 EVERY = pytest.mark.parametrize("name", OWN)
-REPLAYING = [name for name, settings in OWN.items() if method_of(settings).old_data == "steps"]
 PLAIN = {
     "sequential": {"name": "sequential"},
     "kif that fuses nothing": {"name": "kif", "fusion": "none"},
@@ -146,9 +146,10 @@ def test_two_scripts_on_one_state_folder_do_not_write_over_each_other(
     assert [task["name"] for task in kept["learned"]] == ["theirs"]
 
 
-def test_a_task_that_ended_is_ended_again_from_its_last_checkpoint(month: Script, tmp_path: Path):
+@pytest.mark.parametrize("name", ["kiflora-m", "der++"])
+def test_a_task_that_ended_is_ended_again_from_its_last_checkpoint(month: Script, tmp_path: Path, name: str):
     """The process may end after the task and before the script has saved the adapter."""
-    settings = OWN["kiflora-m"]
+    settings = OWN[name]
     month(1, settings)
     expected = month(2, settings)
     assert same(month(2, settings, resume=True), expected)
@@ -166,6 +167,8 @@ def test_nothing_is_left_on_model_and_trainer(
         trainer = make_trainer(tiny_tokenizer, model, tmp_path / task, data, [callback])
         trainer.train()
         for holder, called in (
+            (trainer, "train"),
+            (trainer, "get_train_dataloader"),
             (trainer, "training_step"),
             (trainer, "compute_loss"),
             (trainer.accelerator, "clip_grad_norm_"),
@@ -193,7 +196,7 @@ def test_one_callback_more_without_strength_is_plain_training(
 # what looks at examples by number sees others where a data set holds each pass over them
 @pytest.mark.parametrize("name", [n for n in OWN if "examples" not in method_of(OWN[n]).needs])
 def test_the_same_batches_give_the_same_weights_as_kifuse_s_own_training(
-    tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path, name: str
+    tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ):
     backbone = load(tiny_folder_llama)
     expected, _ = learn(backbone, tiny_stream, OWN[name], tmp_path)
@@ -204,16 +207,19 @@ def test_the_same_batches_give_the_same_weights_as_kifuse_s_own_training(
         constants={"use_cache": False},
     )
     method = method_of(OWN[name])
-    callback = method.callback() if method.old_data == "none" else None
+    steps, mixed = method.old_data == "steps", method.old_data == "mixed"
+    monkeypatch.setattr(RowMemory, "draw", lambda *_: [{"example": each} for each in memory])
+    callback = None if steps else method.callback()
     for index, examples in enumerate((first, second)):
         # the same order as kifuse's own, laid out as rows of a data set
-        order = training_order([e.length for e in examples], epochs=2, batch_size=4, seed=index)
+        together = [*examples, *memory] if mixed and index else examples
+        order = training_order([e.length for e in together], epochs=2, batch_size=4, seed=index)
         driver = callback or method.callback(memory=_AsRows(memory if index else []))
         trainer = make_trainer(
             mine.tokenizer,
             mine.model,
             tmp_path / "own",
-            _AsRows([examples[place] for place in order]),
+            _AsRows(examples if mixed else [examples[place] for place in order]),
             [driver],
             data_collator=lambda batch: collate([row["example"] for row in batch]),
             compute_loss_func=TargetLoss(shift=True),
@@ -226,6 +232,8 @@ def test_the_same_batches_give_the_same_weights_as_kifuse_s_own_training(
             remove_unused_columns=False,
             save_strategy="no",
         )
+        if mixed:
+            trainer._get_train_sampler = lambda *_, order=order: order
         trainer.train()
     for value, wanted in zip(weights(mine.model).values(), expected, strict=True):
         torch.testing.assert_close(value, wanted, rtol=0, atol=0)

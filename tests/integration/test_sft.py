@@ -13,8 +13,10 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from kifuse.methods.derpp import DERPP
 from kifuse.methods.kif import KIF
 from kifuse.methods.recurrent_kif import RecurrentKIF
+from kifuse.methods.replay import Replay
 from kifuse.methods.sequential import Sequential
 from tests.months import OWN, Die, Died, method_of, new_model, same, weights
 
@@ -97,6 +99,21 @@ def test_memory_is_kept_as_trl_made_it_and_replayed(sft: Sft, kind: str, loss_ty
     assert callback.context.replayed == 12 and callback.context.events[-1]["kind"] == "fusions"
     assert not any(callback.guard.bad.values())
     assert all(torch.isfinite(value).all() for value in weights(model).values())
+
+
+@pytest.mark.parametrize("kind", ["text", "completion", "chat"])
+def test_memory_is_mixed_into_the_task_s_own_rows(sft: Sft, kind: str, tmp_path: Path):
+    for method in (Replay(), DERPP(tokens=5)):
+        state, model, steps = tmp_path / type(method).__name__, None, []
+        for task in ("colour", "fruit"):
+            callback = method.callback(state_dir=state, per_task=4)
+            trainer = sft(callback, kind=kind, task=task, model=model, loss_type="nll")
+            model = trainer.model
+            steps.append(trainer.state.global_step)
+        kept = callback._kept.rows()
+        assert len(kept) == 8 and steps[1] - steps[0] == 2
+        events = [event for event in callback.context.events if event["kind"] == "stored distributions"]
+        assert [event["examples"] for event in events] == ([4] if "kept" in method.needs else [])
 
 
 @pytest.mark.parametrize("kind", ["text", "completion", "chat"])

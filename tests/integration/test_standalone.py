@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Trainer, default_data_collator
 
 from kifuse.errors import KifuseError, RunError
+from kifuse.methods.derpp import DERPP
 from kifuse.methods.ewc import EWC
 from kifuse.methods.joint import Joint
 from kifuse.methods.kif import KIF
@@ -164,12 +165,9 @@ def test_a_switch_of_precision_in_one_process_is_refused(
         train(Sequential().callback(), model=model, bf16=then == "bf16", max_steps=1)
 
 
-@pytest.mark.parametrize(
-    ("method", "word"), [(Replay(), "put them into train_dataset"), (Joint(), "put all of them into")]
-)
-def test_methods_that_need_other_data_are_refused(method: Any, word: str):
-    with pytest.raises(RunError, match=f"{type(method).__name__} .*{word}.*kifuse run"):
-        method.callback()
+def test_a_method_that_needs_all_tasks_at_once_is_refused():
+    with pytest.raises(RunError, match=r"Joint .*put all of them into train_dataset.*kifuse run"):
+        Joint().callback()
 
 
 def test_a_method_without_memory_is_given_none(tiny_tokenizer: Any):
@@ -290,6 +288,43 @@ def test_memory_rows_without_a_column_are_refused(train: Train, tiny_tokenizer: 
         train(RecurrentKIF().callback(memory=rest))
     with pytest.raises(RunError, match="memory: the rows hold text, but no 'input_ids'"):
         train(RecurrentKIF().callback(memory=[{"text": "raw"}]))
+
+
+def test_replay_is_training_on_the_task_s_rows_and_the_others(train: Train, tiny_tokenizer: Any):
+    own, old = rows(tiny_tokenizer, "colour"), rows(tiny_tokenizer, "fruit").select(range(4))
+    found = train(Replay().callback(memory=old), data=own)
+    expected = train(data=concatenate_datasets([own, old]))
+    assert found.state.global_step == expected.state.global_step == 8
+    assert same(weights(found.model), weights(expected.model))
+    assert found.train_dataset is own
+    assert same(weights(train(Replay().callback(), data=own).model), weights(train(data=own).model))
+
+
+def test_replay_in_a_trainer_that_made_its_loader_too_early_is_refused(tiny_tokenizer: Any, tmp_path: Path):
+    own, old = rows(tiny_tokenizer, "colour"), rows(tiny_tokenizer, "fruit")
+    for attached in (False, True):
+        callback = Replay().callback(memory=old)
+        trainer = make_trainer(tiny_tokenizer, new_model(tiny_tokenizer), tmp_path, own, max_steps=1)
+        trainer.add_callback(callback)
+        if attached:
+            callback.attach(trainer)
+            trainer.train()
+        else:
+            with pytest.raises(RunError, match=r"not among the training data.*callback\.attach\(trainer\)"):
+                trainer.train()
+
+
+def test_what_is_stored_with_rows_needs_rows_that_the_callback_keeps(tiny_tokenizer: Any):
+    with pytest.raises(RunError, match=r"memory: DERPP stores something with each row.*leave memory= out"):
+        DERPP().callback(memory=rows(tiny_tokenizer, "fruit"))
+
+
+def test_rows_of_months_with_other_columns_are_not_mixed(train: Train, tiny_tokenizer: Any):
+    callback = Replay().callback()
+    first = rows(tiny_tokenizer, "fruit").remove_columns("attention_mask")
+    model = train(callback, data=first).model
+    with pytest.raises(RunError, match="memory: row 0 has no column 'attention_mask'"):
+        train(callback, model=model)
 
 
 def test_a_later_task_without_rows_of_earlier_ones_is_refused(

@@ -124,11 +124,6 @@ def refuse_method(method: Method, memory: Any) -> None:
             "callback can bring about in a Trainer's model: use kifuse.ContinualLearner, kifuse.run or "
             "'kifuse run'."
         )
-    if method.old_data == "mixed":
-        raise RunError(
-            f"{kind} mixes rows of earlier tasks into the task's own batches, which no callback can change: "
-            "put them into train_dataset yourself, or run it with kifuse.run or 'kifuse run'."
-        )
     if method.old_data == "all":
         raise RunError(
             f"{kind} trains on all tasks at once, which no callback can bring about: put all of them into "
@@ -136,6 +131,11 @@ def refuse_method(method: Method, memory: Any) -> None:
         )
     if method.old_data == "none" and memory is not None:
         raise RunError(f"memory: {kind} reads no old data with these settings; leave memory= out.")
+    if "kept" in method.needs and memory is not None:
+        raise RunError(
+            f"memory: {kind} stores something with each row at the end of the row's own task, which rows "
+            "from elsewhere do not have; leave memory= out, so that the callback keeps rows itself."
+        )
 
 
 def refuse_parameters(method: Method, params: Parameters) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -194,12 +194,29 @@ def given_rows(memory: Any, trainer: Any, sample: Any) -> list[Row]:
     if "input_ids" in sample and "input_ids" not in rows[0]:
         rows = _prepared(rows, trainer)
     optional = {"attention_mask", "seq_lengths"} if isinstance(memory, MemoryBuffer) else set()
+    return with_columns_of(sample, rows, optional)
+
+
+def with_columns_of(sample: Any, rows: list[Row], optional: Set[str] = frozenset()) -> list[Row]:
+    """Rows of earlier tasks with the columns of a task's own rows, and no others.
+
+    Args:
+        sample: One of the task's own rows.
+        rows: The others.
+        optional: Columns that they may lack.
+
+    Raises:
+        RunError: They lack another one.
+    """
+    if not isinstance(sample, Mapping):
+        return rows
     for number, row in enumerate(rows):
         for column in sample:
             if column not in row and column not in optional:
                 raise RunError(
                     f"memory: row {number} has no column {column!r}, which the training rows have "
-                    f"({', '.join(map(str, sample))}); give rows of the Trainer's processed train_dataset."
+                    f"({', '.join(map(str, sample))}); rows of earlier tasks must be like those of the "
+                    "Trainer's processed train_dataset."
                 )
     return [{column: row[column] for column in sample if column in row} for row in rows]
 
@@ -242,9 +259,8 @@ def _encoded(memory: MemoryBuffer, trainer: Any) -> list[Row]:
     return rows
 
 
-def first_row(loader: Any) -> Any:
-    """A row of a data loader's data set, or None of a stream."""
-    dataset = getattr(loader, "dataset", None)
+def first_row(dataset: Any) -> Any:
+    """A row of a data set, or None of a stream."""
     try:
         return dataset[0] if len(dataset) else None  # type: ignore[arg-type, index]
     except TypeError:

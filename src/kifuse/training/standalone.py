@@ -31,9 +31,18 @@ from kifuse.training.callback import MethodCallback
 from kifuse.training.context import TrainerContext
 from kifuse.training.finding import calling_trainer
 from kifuse.training.guard import MAX_BAD_STEPS, Guard
+from kifuse.training.mixing import Mixing
 from kifuse.training.probes import examples_of
 from kifuse.training.refusals import refuse_method
-from kifuse.training.rows import Row, RowMemory, fingerprint_of, first_row, given_rows, live
+from kifuse.training.rows import (
+    Row,
+    RowMemory,
+    fingerprint_of,
+    first_row,
+    given_rows,
+    live,
+    with_columns_of,
+)
 from kifuse.training.shards import Shards
 from kifuse.training.state_folder import (
     STATE,
@@ -45,10 +54,13 @@ from kifuse.training.state_folder import (
     newest_state,
     read_state,
     refuse_other_method,
+    refuse_other_writer,
     refuse_unwritable,
+    restore_weights,
     weights_of,
     write_state,
 )
+from kifuse.training.trainer_checkpoint import check_place, read_checkpoint
 
 KEPT = 2
 """How many states of a `state_dir` are kept: the newest, and the one before it."""
@@ -65,7 +77,7 @@ class StandaloneCallback(MethodCallback):
 
     Args:
         method: The method.
-        memory: Rows of earlier tasks for a method that takes memory steps: a `MemoryBuffer`, or rows like
+        memory: Rows of earlier tasks for a method that reads old data: a `MemoryBuffer`, or rows like
             those of the Trainer's processed `train_dataset` (for `SFTTrainer` unprocessed ones too). None
             lets the callback draw rows of each task at its end, and keep them in `state_dir`.
         state_dir: Folder that carries everything but the model from one script run to the next.
@@ -108,6 +120,9 @@ class StandaloneCallback(MethodCallback):
         self._rows: list[Row] = []
         self._drawn: list[Row] = []
         self._loader: Any = None
+        self._mixing = Mixing(self._rows_to_mix) if method.old_data == "mixed" else None
+        self._taken_up_for: Any = None
+        self._middle: StateFolder | None = None
         self._finished: Any = None
         self._under_way = False
         self._before = MethodState()
@@ -116,7 +131,13 @@ class StandaloneCallback(MethodCallback):
     @property
     def _draws(self) -> bool:
         """Whether rows of the task are kept at its end."""
-        return self.method.old_data == "steps" and self._given is None
+        return self.method.old_data in ("mixed", "steps") and self._given is None
+
+    def attach(self, trainer: Any) -> None:
+        """Give the callback its Trainer; see `MethodCallback.attach`."""
+        super().attach(trainer)
+        if self._mixing is not None:
+            self._mixing.watch(trainer)
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Find the Trainer that is being made, and refuse what cannot work."""
@@ -149,16 +170,21 @@ class StandaloneCallback(MethodCallback):
             refuse_unwritable(self.state_dir)
         self._loader = kwargs.get("train_dataloader")
         params = Shards(model.named_parameters()).params
-        middle = self._read_checkpoint(state) if state.global_step else None
-        self._take_up(params, middle)
-        self.name = self._asked_name or f"task-{self.index + 1}"
-        self._refuse_name()
-        self._rows = self._memory_rows()
-        self.memory = self._batches(args) if self._rows else None
-        if middle is not None:
-            self._check_place(params, middle.values)
+        dataset = getattr(self._loader, "dataset", None)
+        if self._taken_up_for is not self.trainer:
+            self._take_up_task(dataset, state.global_step, params.tensors[0].device)
+        self._taken_up_for = None
+        if (middle := self._middle) is not None:
+            place, memory = self._checkpoint(middle.values["step"]), fingerprint_of(self._rows)
+            check_place(place, middle.values, fingerprint(params), memory, self.name)
             training = MethodState(middle.tensors["training"], middle.values["training"])
             self.resume = (_method_state(middle, params.tensors[0].device), training)
+        elif self.learned:
+            self._check_weights(params)
+        if self._mixing is not None:
+            self._mixing.check(dataset, self._rows)
+        else:
+            self.memory = self._batches(args) if self._rows else None
         _log.info("task %d, %r: %d rows remembered", self.index + 1, self.name, len(self._rows))
         self.guard, self.losses, self.rates = Guard(self.guard.limit), [], []
         self._under_way = True
@@ -179,12 +205,33 @@ class StandaloneCallback(MethodCallback):
             kept=[live(row) for row in self._drawn],
         )
 
-    def _take_up(self, params: Parameters, middle: StateFolder | None) -> None:
+    def _rows_to_mix(self, trainer: Any, own: Any, step: int) -> list[Row]:
+        """The rows of earlier tasks that a Trainer which is about to make its loader trains on too."""
+        self.attach(trainer)
+        device = next(p.device for p in trainer.model.parameters() if p.requires_grad)
+        self._take_up_task(own, step, device)
+        self._taken_up_for = trainer
+        return self._rows
+
+    def _take_up_task(self, dataset: Any, step: int, device: torch.device) -> None:
+        """Find out which task this is, what the earlier ones left, and the rows that are remembered.
+
+        Args:
+            dataset: The task's own rows.
+            step: Step that training goes on from; 0 where it starts.
+            device: Of the trained tensors.
+        """
+        self._middle = read_checkpoint(self._checkpoint(step), step, self.method) if step else None
+        self._take_up(device)
+        self.name = self._asked_name or f"task-{self.index + 1}"
+        self._refuse_name()
+        self._rows = self._memory_rows(dataset)
+
+    def _take_up(self, device: torch.device) -> None:
         """Find out which task this is, and load what the earlier ones left."""
-        device = params.tensors[0].device
         newest = self._newest = newest_state(self.state_dir) if self.state_dir is not None else 0
-        if middle is not None:
-            self.index = int(middle.values["index"])
+        if self._middle is not None:
+            self.index = int(self._middle.values["index"])
             if self.state_dir is not None and self.index:
                 self._load(after_folder(self.state_dir, self.index), device)
             return
@@ -197,9 +244,7 @@ class StandaloneCallback(MethodCallback):
         if not newest:
             self._before = copied(self.method.state(), torch.device("cpu"))
         self.index = self._count
-        if self.learned:
-            self._check_weights(params)
-        elif self._given is not None and len(self._given):
+        if not self.learned and self._given is not None and len(self._given):
             self.index = 1  # rows of an earlier task mean that this is not the first
 
     def _load(self, folder: Path, device: torch.device) -> None:
@@ -236,10 +281,10 @@ class StandaloneCallback(MethodCallback):
                     "give this task another name, or none."
                 )
 
-    def _memory_rows(self) -> list[Row]:
-        if self.method.old_data != "steps":
+    def _memory_rows(self, dataset: Any) -> list[Row]:
+        if self.method.old_data not in ("mixed", "steps"):
             return []
-        sample = first_row(self._loader)
+        sample = first_row(dataset)
         if self._given is not None:
             rows = given_rows(self._given, self.trainer, sample)
         else:
@@ -249,11 +294,13 @@ class StandaloneCallback(MethodCallback):
                     "set with a length, or give the rows of earlier tasks as memory=."
                 )
             # drawn now, so that a row which cannot be kept is refused before the training, not after it
-            self._drawn = self._kept.draw(self.name, self._loader.dataset, self.trainer.args.seed)
+            self._drawn = self._kept.draw(self.name, dataset, self.trainer.args.seed)
             rows = self._kept.rows()
+            if self._mixing is not None:
+                rows = with_columns_of(sample, rows)
         if self.index and not rows:
             raise RunError(
-                f"memory: this is task {self.index + 1}, and the method takes memory steps, but there are no "
+                f"memory: this is task {self.index + 1}, and the method reads old data, but there are no "
                 "rows of earlier tasks; give some, or leave memory= out, so that the callback keeps them."
             )
         return rows
@@ -266,40 +313,10 @@ class StandaloneCallback(MethodCallback):
         batches.batch_size = max(1, batches.batch_size // processes) * processes
         return batches
 
-    def _check_place(self, params: Parameters, values: dict[str, Any]) -> None:
-        """Make sure that a checkpoint's weights and memory are those its state was written with."""
-        wrong = "weights" if values["weights"] != fingerprint(params) else ""
-        if values["memory"] != fingerprint_of(self._rows):
-            wrong = "rows of earlier tasks (memory)"
-        if values["name"] != self.name:
-            wrong = f"task name ({values['name']!r} there, {self.name!r} here)"
-        if wrong:
-            folder = self._checkpoint(values["step"])
-            raise RunError(
-                f"{folder}: was written with other {wrong} than training would go on with; leave everything "
-                "as it was, or begin the task anew, without resume_from_checkpoint."
-            )
-
     def _checkpoint(self, step: int) -> Path:
-        folder = self.checkpoint or Path(self.trainer.args.output_dir) / f"checkpoint-{step}"
+        resumed = self._mixing.checkpoint if self._mixing is not None else None
+        folder = self.checkpoint or resumed or Path(self.trainer.args.output_dir) / f"checkpoint-{step}"
         return folder / "kifuse"
-
-    def _read_checkpoint(self, state: Any) -> StateFolder:
-        folder = self._checkpoint(state.global_step)
-        if not (folder / STATE).is_file():
-            parent = folder.parent.parent
-            others = [p.parent.parent.name for p in parent.glob(f"checkpoint-*/kifuse/{STATE}")]
-            whole = max(others, key=lambda name: int(name.rpartition("-")[2]), default="")
-            remedy = f"resume from {parent / whole}" if whole else "start without resume_from_checkpoint"
-            raise RunError(
-                f"{folder / STATE}: no such file. The Trainer goes on from step {state.global_step}, but the "
-                "method's state of that step is not there: the checkpoint was made without this callback, or "
-                f"the process ended while it was being written; {remedy}. If the checkpoint is not in the "
-                "Trainer's output_dir, name it: callback(checkpoint=...)."
-            )
-        found = read_state(folder)
-        refuse_other_method(folder / STATE, found.values, self.method)
-        return found
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the method's state beside the Trainer's checkpoint."""
@@ -330,6 +347,8 @@ class StandaloneCallback(MethodCallback):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(args.seed)
             super().on_train_end(args, state, control, **kwargs)
+        if self._mixing is not None:
+            self._mixing.release(self.trainer)
         if self._draws:
             self._kept.keep(self.name, self._drawn)
         done = {
@@ -343,17 +362,8 @@ class StandaloneCallback(MethodCallback):
         self._count = self.index + 1
         self._finished, self._under_way = self.trainer, False
         if self.state_dir is not None and args.should_save:
-            self._refuse_other_writer(self.state_dir)
+            refuse_other_writer(self.state_dir, self._newest)
             self._write(self.state_dir, context)
-
-    def _refuse_other_writer(self, state_dir: Path) -> None:
-        newest = newest_state(state_dir)
-        if newest != self._newest:
-            raise RunError(
-                f"{state_dir}: another script has written {after_folder(state_dir, newest).name} since this "
-                "task began; its state is kept, and that of this task is not written. Train one task after "
-                "another, or give each script its own state_dir."
-            )
 
     def _write(self, state_dir: Path, context: TrainerContext) -> None:
         method = self.method.state()
@@ -371,7 +381,6 @@ class StandaloneCallback(MethodCallback):
         for k in range(1, self._count - KEPT + 1):
             shutil.rmtree(after_folder(state_dir, k), ignore_errors=True)
 
-    @torch.no_grad()
     def restore(self, model: Any) -> None:
         """Put the weights after the last finished task into a model, from `state_dir`.
 
@@ -381,17 +390,7 @@ class StandaloneCallback(MethodCallback):
         Raises:
             RunError: There is no state, it was written without weights, or they are of another model.
         """
-        newest = newest_state(self.state_dir) if self.state_dir is not None else 0
-        if self.state_dir is None or not newest:
-            raise RunError(f"state_dir: {self.state_dir} holds no finished task to restore.")
-        folder = after_folder(self.state_dir, newest)
-        kept = read_state(folder).tensors.get("weights")
-        own = weights_of(Parameters(model.named_parameters()))
-        if kept is None or {n: t.shape for n, t in kept.items()} != {n: t.shape for n, t in own.items()}:
-            found = "no weights" if kept is None else f"weights of another model ({len(kept)} tensors)"
-            raise RunError(f"{folder}: holds {found}, expected those of the {len(own)} trainable tensors.")
-        for name, tensor in own.items():
-            tensor.copy_(kept[name])
+        restore_weights(self.state_dir, model)
 
 
 def _method_state(found: StateFolder, device: torch.device) -> MethodState:

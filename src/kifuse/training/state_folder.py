@@ -116,6 +116,25 @@ def refuse_unwritable(folder: Path) -> None:
     probe.unlink(missing_ok=True)
 
 
+def refuse_other_writer(state_dir: Path, newest: int) -> None:
+    """Refuse to write over what another script has written meanwhile.
+
+    Args:
+        state_dir: Folder of states.
+        newest: After how many tasks the newest state was when this task began.
+
+    Raises:
+        RunError: There is a newer one.
+    """
+    found = newest_state(state_dir)
+    if found != newest:
+        raise RunError(
+            f"{state_dir}: another script has written {after_folder(state_dir, found).name} since this task "
+            "began; its state is kept, and that of this task is not written. Train one task after another, "
+            "or give each script its own state_dir."
+        )
+
+
 def describe(method: Method) -> dict[str, Any]:
     """What a method's state depends on, as JSON."""
     settings = json.loads(json.dumps(method.settings(), default=str))
@@ -162,3 +181,27 @@ def copied(state: MethodState, device: torch.device) -> MethodState:
     """A state that shares nothing with what a method goes on changing."""
     tensors = {name: tensor.detach().to(device, copy=True) for name, tensor in state.tensors.items()}
     return MethodState(tensors, copy.deepcopy(state.values))
+
+
+@torch.no_grad()
+def restore_weights(state_dir: Path | None, model: Any) -> None:
+    """Put the weights after the last finished task into a model.
+
+    Args:
+        state_dir: Folder of states, if there is one.
+        model: A model with the same trainable parameters.
+
+    Raises:
+        RunError: There is no state, it was written without weights, or they are of another model.
+    """
+    newest = newest_state(state_dir) if state_dir is not None else 0
+    if state_dir is None or not newest:
+        raise RunError(f"state_dir: {state_dir} holds no finished task to restore.")
+    folder = after_folder(state_dir, newest)
+    kept = read_state(folder).tensors.get("weights")
+    own = weights_of(Parameters(model.named_parameters()))
+    if kept is None or {n: t.shape for n, t in kept.items()} != {n: t.shape for n, t in own.items()}:
+        found = "no weights" if kept is None else f"weights of another model ({len(kept)} tensors)"
+        raise RunError(f"{folder}: holds {found}, expected those of the {len(own)} trainable tensors.")
+    for name, tensor in own.items():
+        tensor.copy_(kept[name])

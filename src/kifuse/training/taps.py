@@ -1,7 +1,7 @@
 """The one place that listens to what a Trainer does between its events, and lists what kifuse relies on.
 
 A Trainer has no event for a micro-batch, for its loss, or for the moment between backward pass and clipping.
-`Taps` puts a function around three of its methods, and `release` leaves the Trainer as it was.
+`Taps` puts a function around some of its methods, and `release` leaves the Trainer as it was.
 
 `RELIED_ON` lists every name of transformers, accelerate, PEFT and TRL that is private, or public and not
 documented, and on which any part of kifuse relies. A test looks for each of them in the installed release, so
@@ -37,6 +37,14 @@ class Taps:
     def compute_loss(self, around: Around) -> None:
         """Be called around the forward pass and the loss of each micro-batch, in evaluation too."""
         self._wrap(self.trainer, "compute_loss", around)
+
+    def train(self, around: Around) -> None:
+        """Be called around the whole training."""
+        self._wrap(self.trainer, "train", around)
+
+    def get_train_dataloader(self, around: Around) -> None:
+        """Be called around the making of the training data's loader."""
+        self._wrap(self.trainer, "get_train_dataloader", around)
 
     def clip_grad_norm(self, around: Around) -> None:
         """Be called around clipping, when the gradients are complete and unscaled."""
@@ -108,9 +116,9 @@ RELIED_ON: tuple[ReliedOn, ...] = (
     ReliedOn(
         "transformers",
         "trainer",
-        ("callback_handler", "control", "is_fsdp_enabled", "is_deepspeed_enabled"),
+        ("callback_handler", "control", "is_fsdp_enabled", "is_deepspeed_enabled", "_remove_unused_columns"),
         "5.24.0",
-        "training.finding, training.context, training.refusals",
+        "training.finding, training.context, training.refusals, training.mixing",
     ),
     ReliedOn(
         "accelerate",
