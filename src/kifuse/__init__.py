@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kifuse.adapters.base import Adapter
     from kifuse.config import RunConfig, load_config
     from kifuse.errors import ConfigError, DataError, KifuseError, ModelError, RunError
     from kifuse.learner import ContinualLearner
@@ -24,18 +25,36 @@ if TYPE_CHECKING:
         load_importance,
         save_importance,
     )
+    from kifuse.methods.aim import AIMMerging
+    from kifuse.methods.average import EMA, WeightEnsemble
     from kifuse.methods.base import Method
     from kifuse.methods.context import Context, TaskInfo
+    from kifuse.methods.derpp import DERPP
+    from kifuse.methods.ella import ELLA
+    from kifuse.methods.ewc import EWC
+    from kifuse.methods.forever import Forever
+    from kifuse.methods.inclora import IncLoRA
     from kifuse.methods.joint import Joint
     from kifuse.methods.kept import Kept, MethodState, OfTask, Unsaved
     from kifuse.methods.kif import KIF
+    from kifuse.methods.l2p import L2P
+    from kifuse.methods.lwf import LwF
+    from kifuse.methods.migu import MIGU
+    from kifuse.methods.moe_lora import MoELoRA
+    from kifuse.methods.nlora import NLoRA
+    from kifuse.methods.ogd import OGD
+    from kifuse.methods.olora import OLoRA
+    from kifuse.methods.osf import OSF
     from kifuse.methods.parameters import Parameters
     from kifuse.methods.recurrent_kif import RecurrentKIF
     from kifuse.methods.replay import Replay
     from kifuse.methods.sequential import Sequential
+    from kifuse.methods.slao import SLAO
+    from kifuse.methods.vr_mcl import VRMCL
     from kifuse.page_refresh import run
     from kifuse.registry import build_method, register
     from kifuse.reporting.record import RunRecord
+    from kifuse.saved_adapter import load_adapter
     from kifuse.tasks import Example, MemoryBuffer, Task, TaskStream, read_stream, read_task
     from kifuse.training.standalone import StandaloneCallback
 
@@ -53,7 +72,29 @@ _PLACES = {
         "load_importance",
         "save_importance",
     ),
+    "kifuse.adapters.base": ("Adapter",),
     "kifuse.methods.base": ("Method",),
+    "kifuse.methods.aim": ("AIMMerging",),
+    "kifuse.methods.average": (
+        "EMA",
+        "WeightEnsemble",
+    ),
+    "kifuse.methods.derpp": ("DERPP",),
+    "kifuse.methods.ella": ("ELLA",),
+    "kifuse.methods.ewc": ("EWC",),
+    "kifuse.methods.forever": ("Forever",),
+    "kifuse.methods.inclora": ("IncLoRA",),
+    "kifuse.methods.l2p": ("L2P",),
+    "kifuse.methods.lwf": ("LwF",),
+    "kifuse.methods.migu": ("MIGU",),
+    "kifuse.methods.moe_lora": ("MoELoRA",),
+    "kifuse.methods.nlora": ("NLoRA",),
+    "kifuse.methods.ogd": ("OGD",),
+    "kifuse.methods.olora": ("OLoRA",),
+    "kifuse.methods.osf": ("OSF",),
+    "kifuse.methods.slao": ("SLAO",),
+    "kifuse.methods.vr_mcl": ("VRMCL",),
+    "kifuse.saved_adapter": ("load_adapter",),
     "kifuse.methods.context": ("Context", "TaskInfo"),
     "kifuse.methods.kept": ("Kept", "MethodState", "OfTask", "Unsaved"),
     "kifuse.methods.parameters": ("Parameters",),
@@ -71,21 +112,39 @@ _PLACES = {
 _WHERE = {name: place for place, names in _PLACES.items() for name in names}
 
 __all__ = [
+    "DERPP",
+    "ELLA",
+    "EMA",
+    "EWC",
     "KIF",
+    "L2P",
+    "MIGU",
+    "OGD",
+    "OSF",
+    "SLAO",
+    "VRMCL",
+    "AIMMerging",
+    "Adapter",
     "ConfigError",
     "Context",
     "ContinualLearner",
     "DataError",
     "Example",
+    "Forever",
     "Importance",
+    "IncLoRA",
     "Joint",
     "Kept",
     "KifuseError",
     "LearnReport",
+    "LwF",
     "MemoryBuffer",
     "Method",
     "MethodState",
+    "MoELoRA",
     "ModelError",
+    "NLoRA",
+    "OLoRA",
     "OfTask",
     "Parameters",
     "RecurrentKIF",
@@ -99,12 +158,14 @@ __all__ = [
     "TaskInfo",
     "TaskStream",
     "Unsaved",
+    "WeightEnsemble",
     "__version__",
     "build_method",
     "fuse",
     "fuse_adapters",
     "fuse_masked",
     "identify",
+    "load_adapter",
     "load_config",
     "load_importance",
     "read_stream",

@@ -157,6 +157,18 @@ METHODS: dict[str, Entry] = {
         preset={"online": True},
         paper="arXiv 1805.06370",
     ),
+    "l2p": Entry(
+        target="kifuse.methods.l2p:L2P",
+        summary="A pool of prompts; each input picks those whose keys are most like it.",
+        data_class="replay-free",
+        paper="arXiv 2112.08654",
+    ),
+    "moe-lora": Entry(
+        target="kifuse.methods.moe_lora:MoELoRA",
+        summary="Several LoRA experts in each layer, weighed token by token by a router.",
+        data_class="replay-free",
+        paper="arXiv 2402.12851",
+    ),
     "lwf": Entry(
         target="kifuse.methods.lwf:LwF",
         summary="Holds the model, on the task's own inputs, to what it said before the task.",

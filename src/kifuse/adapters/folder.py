@@ -10,7 +10,7 @@ other file holds the trained weights under the names they have in the model, so 
 `strict=False`, since weights that stayed frozen, and second names of tied weights, are not in the file.
 
 An adapter that a method brings itself, and PEFT does not know, says `"format": "kifuse adapter"` with the
-name of its class; `kifuse.ContinualLearner.load` puts it back on the model.
+name of its class; `kifuse.load_adapter(model, folder)` puts it on a model.
 """
 
 from __future__ import annotations
@@ -126,22 +126,24 @@ def write_files(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
     write_json(folder / CONFIG, dict(config))
 
 
-def write_own(folder: Path, adapter: str, tensors: Mapping[str, Tensor], model: Any) -> None:
+def write_own(
+    folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], model: Any
+) -> None:
     """Write an adapter that only kifuse knows.
 
     Args:
         folder: Where; replaced if it is there.
-        adapter: The name of its class.
+        description: What it is, for JSON.
         tensors: What was learned, by name.
         model: The model, which tells what its base is called.
     """
     config = {
         "format": OWN_FORMAT,
         "version": VERSION,
-        "adapter": adapter,
+        **description,
         "base_model_name_or_path": base_name(model),
         "tensors": len(tensors),
-        "load_with": "kifuse.ContinualLearner.load(...), which puts it back on the model",
+        "load_with": "kifuse.load_adapter(model, folder)",
     }
     kept = {name: tensor.detach() for name, tensor in tensors.items()}
     replace_folder(folder, lambda partial: write_files(partial, config, kept))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -80,3 +81,23 @@ def target_modules(model: nn.Module, chosen: Sequence[str] | None, kind: str = "
         f"model.adapter.target_modules: the {what} a {family!r} model are not known; "
         f"name them, out of its linear layers {', '.join(sorted(present))}."
     )
+
+
+def linear_layers(model: nn.Module, names: Sequence[str]) -> Iterator[Any]:
+    """The linear layers of given names, for an adapter that stands beside them.
+
+    Args:
+        model: A transformers model.
+        names: From `target_modules`.
+
+    Raises:
+        ModelError: A module of such a name is no linear layer of torch's.
+    """
+    for name, module in model.named_modules():
+        if any(name == each or name.endswith(f".{each}") for each in names):
+            if not isinstance(module, nn.Linear):
+                raise ModelError(
+                    f"model.adapter.target_modules: {name} is a {type(module).__name__}, expected a "
+                    "linear layer; leave it out."
+                )
+            yield module

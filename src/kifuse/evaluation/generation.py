@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from kifuse.adapters.base import adapter_on
 from kifuse.errors import ConfigError, DataError
 from kifuse.evaluation.attention import grouped_attention
 from kifuse.evaluation.decoding import Guesses, decode
@@ -70,6 +71,11 @@ def greedy_generate(
         _keep_memory()
     if not encoder_decoder:
         _check_positions(session, prompts)
+    own = adapter_on(model)
+    if own is not None and own.plain_generation:
+        with torch.inference_mode(), eval_mode(model):
+            outputs = _run(session, prompts, batch_tokens, likely, progress)
+        return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in outputs]
     with (
         quick_products(model, prompts),
         torch.inference_mode(),

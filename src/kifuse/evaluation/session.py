@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kifuse.adapters.base import adapter_on
+
 # Tokens of prompts that a CPU reads at once: more, and what a layer hands to the next leaves its caches. Of
 # long prompts up to four, within the second number: fewer rows leave its matrix products short of work. One
 # more pass takes as long as some tokens more.
@@ -67,7 +69,7 @@ class Session:
         starts += _ids(getattr(base.config, "decoder_start_token_id", None))
         starts += (*_ids(getattr(config, "bos_token_id", None)), pad)
         device = next(model.parameters()).device
-        adapter = getattr(model, "active_peft_config", None)
+        adapter, own = getattr(model, "active_peft_config", None), adapter_on(model)
         shaped = any(getattr(config, name, None) not in (None, _NEUTRAL.get(name, 0)) for name in _SHAPING)
         return cls(
             model=model,
@@ -80,7 +82,9 @@ class Session:
             start=starts[0],
             max_new=max_new,
             # Virtual prompt tokens need PEFT's own preparation of the inputs.
-            plain=shaped or bool(getattr(adapter, "is_prompt_learning", False)),
+            plain=shaped
+            or bool(getattr(adapter, "is_prompt_learning", False))
+            or bool(own and own.plain_generation),
             ends=tuple(tuple(end) for end in ends if len(end) > 1),
         )
 

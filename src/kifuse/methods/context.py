@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from kifuse.adapters.base import Adapter
 from kifuse.methods.parameters import Parameters
 
 Weights = Literal["now", "before task", "base"]
@@ -71,6 +72,11 @@ class Context(Protocol):
     """Learning rate of the step just taken, not of the next one, which a schedule may have brought to 0."""
     base_lr: float
     """Learning rate that the schedule starts from."""
+
+    @property
+    def adapter(self) -> Adapter:
+        """What is trained, for a method that brings an adapter of its own."""
+        ...
 
     @property
     def memory_size(self) -> int:

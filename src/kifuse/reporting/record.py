@@ -52,13 +52,15 @@ class MethodRecord(_Part):
     """The method, its settings as they were used, and which data it may train on.
 
     `shown` is the method's own declaration of what its measurements and events mean. Records from before
-    methods declared it have none.
+    methods declared it have none. `own_adapter` says that the method brings an adapter that PEFT does not
+    know.
     """
 
     name: str
     settings: dict[str, Any]
     data_class: Literal["replay-free", "real replay", "generated replay", "task id given", "all data"]
     shown: Shown | None = None
+    own_adapter: bool = False
 
 
 class TaskRecord(_Part):

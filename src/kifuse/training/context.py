@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kifuse.adapters.base import Adapter, adapter_on
 from kifuse.errors import RunError
 from kifuse.methods.base import Method
 from kifuse.methods.context import TaskInfo, Weights
@@ -68,6 +69,18 @@ class TrainerContext(MemorySteps):
         self.heard: Callable[[dict[str, Any]], None] = lambda _: None
         self.logs_reach_integrations = True
         self.batch_gradients = BatchGradients(self)
+
+    @property
+    def adapter(self) -> Adapter:
+        """See `Context.adapter`.
+
+        Raises:
+            RunError: It is the caller's own.
+        """
+        found = adapter_on(self.trainer.model)
+        if found is None:
+            raise RunError("the model's adapter is not one that kifuse has put on it.")
+        return found
 
     @property
     def memory_size(self) -> int:

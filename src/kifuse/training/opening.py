@@ -280,6 +280,7 @@ def new_record(config: RunConfig, stream: TaskStream | None, method: Method, bac
             settings=json.loads(json.dumps(method.settings())),
             data_class=method.data_class,
             shown=method.shown,
+            own_adapter=isinstance(method.adapter, type),
         ),
         stream=stream.name if stream else OPEN_STREAM,
         tasks=[task_record(task) for task in stream.tasks] if stream else [],

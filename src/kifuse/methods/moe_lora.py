@@ -1,0 +1,110 @@
+"""MoE-LoRA: several LoRA experts in each adapted layer, and a router that weighs them token by token.
+
+    y = W x + s sum_e G(x)_e B_e A_e x,        G(x) = softmax(W_g x),        s = alpha/r
+
+All experts and the router train on every task. Nothing is done against forgetting, but tokens of other tasks
+may take other experts. With `top_k` only the largest gates of a token count, made to sum to 1 again.
+
+| symbol | setting |
+| --- | --- |
+| number of experts e | `experts` |
+| experts of a token | `top_k`; 0: all of them |
+| r, alpha, dropout, adapted layers | `model.adapter` |
+
+In the papers' tables there are as many experts as tasks; no code for continual learning was published. The
+contrastive term of the paper that it is named after (arXiv 2402.12851) is left out. The mixture depends on
+the input, so that it cannot be merged into W and is no standard PEFT adapter.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, final
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kifuse.adapters.base import Adapter, attached
+from kifuse.adapters.places import linear_layers, target_modules
+from kifuse.methods.base import SETTINGS, Method
+
+
+class Experts(nn.Module):
+    """The experts and the router of one layer.
+
+    Args:
+        inputs: Columns of W.
+        outputs: Rows of W.
+        experts: Their number E.
+        rank: r of each.
+        scale: s.
+        top_k: Experts that a token takes; 0 for all.
+        dropout: Share of the experts' inputs zeroed in training.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, experts: int, rank: int, scale: float, top_k: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(experts, rank, inputs))
+        self.b = nn.Parameter(torch.zeros(experts, outputs, rank))
+        self.router = nn.Parameter(torch.empty(experts, inputs))
+        self.scale, self.top_k, self.dropout = scale, top_k, nn.Dropout(dropout)
+        for expert in self.a:
+            nn.init.kaiming_uniform_(expert, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.router, a=math.sqrt(5))
+
+    def gates(self, x: Tensor) -> Tensor:
+        """G(x): the weight of each expert, `(..., E)` in float32, which sums to 1 over the experts."""
+        gates = functional.linear(x.float(), self.router.float()).softmax(dim=-1)
+        if not 0 < self.top_k < gates.shape[-1]:
+            return gates
+        kept, places = gates.topk(self.top_k, dim=-1)
+        return torch.zeros_like(gates).scatter(-1, places, kept / kept.sum(dim=-1, keepdim=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """S sum_e G(x)_e B_e A_e x, for inputs `(..., in)`."""
+        inner = torch.einsum("...i,eri->...er", self.dropout(x), self.a.to(x.dtype))
+        weighed = inner * self.gates(x).to(inner.dtype)[..., None]
+        return self.scale * torch.einsum("...er,eor->...o", weighed, self.b.to(weighed.dtype))
+
+
+class RoutedLora(Adapter):
+    """Experts beside every adapted linear layer."""
+
+    def attach(self, model: Any, *, encoder_decoder: bool, seed: int) -> Any:
+        """Put experts beside the layers of `model.adapter.target_modules`, and freeze everything else."""
+        model.requires_grad_(False)
+        settings, method = self.settings, self.method
+        torch.manual_seed(seed)
+        for layer in linear_layers(model, target_modules(model, settings.target_modules)):
+            layer.experts = Experts(
+                layer.in_features,
+                layer.out_features,
+                experts=method.experts,
+                rank=settings.rank,
+                scale=settings.alpha / settings.rank,
+                top_k=method.top_k,
+                dropout=settings.dropout,
+            ).to(layer.weight.device)
+            layer.register_forward_hook(_add_experts)
+        return attached(self, model)
+
+
+def _add_experts(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    added: Tensor = layer.experts(inputs[0])  # type: ignore[operator]
+    return output + added.to(output.dtype)
+
+
+@final
+@dataclass(kw_only=True, config=SETTINGS)
+class MoELoRA(Method):
+    """A mixture of LoRA experts, trained on task after task."""
+
+    experts: Annotated[int, Field(ge=1)] = 4
+    top_k: Annotated[int, Field(ge=0)] = 0
+
+    adapter = RoutedLora
