@@ -8,6 +8,7 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,7 +16,8 @@ from torch import nn
 
 from kifuse.errors import ModelError
 from kifuse.models.bundled import bundled_model
-from kifuse.models.catalog import BUNDLED
+from kifuse.models.catalog import BUNDLED, is_model_folder
+from kifuse.models.model_folder import check_config, check_weights, refuse_random, unused
 from kifuse.models.tokenizer import cannot_load, checked_name, load_tokenizer
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -129,8 +131,8 @@ def load_backbone(
         say: Told in one line what is going on.
 
     Raises:
-        ModelError: There is no such model, it is neither causal nor encoder-decoder, or bitsandbytes is
-            missing.
+        ModelError: There is no such model, it is neither causal nor encoder-decoder, bitsandbytes is missing,
+            or its folder is damaged, lacks weights, or holds them in another format than safetensors.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -146,10 +148,25 @@ def load_backbone(
     if quantized is not None:
         # quantised weights are made on their device and cannot be moved later
         options |= {"quantization_config": quantized, "device_map": {"": device}}
+    if is_model_folder(loaded.source):
+        outline, _ = empty_model(loaded.source, trust_remote_code=trust_remote_code)
+        tensors = [*outline.parameters(), *outline.buffers()]
+        check_weights(name, Path(loaded.source), sum(t.numel() for t in tensors))
     try:
-        model = auto.from_pretrained(loaded.source, dtype=torch.float32, **options)
-    except (OSError, ValueError, KeyError) as error:
+        pair: Any = auto.from_pretrained(
+            loaded.source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:  # a damaged folder makes libraries raise whatever they do
         raise ModelError(cannot_load(name, error)) from error
+    model, found = pair
+    refuse_random(name, found)
+    if said := unused(found):
+        say(said)
     if quantized is None:
         model.to(device)  # pyright: ignore[reportArgumentType] - transformers' stub is wrong here
     model.config.use_cache = True
@@ -175,14 +192,18 @@ def empty_model(name: str, *, trust_remote_code: bool = False) -> tuple[Any, boo
     name = checked_name(name)
     source = str(bundled_model(name)) if name in BUNDLED else name
     try:
+        if is_model_folder(source):
+            check_config(name, Path(source))
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
         auto = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
         with torch.device("meta"):
             model = auto.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+        model.tie_weights()
+    except ModelError:
+        raise
+    except Exception as error:
         raise ModelError(cannot_load(name, error)) from error
-    model.tie_weights()
     return model, encoder_decoder
 
 

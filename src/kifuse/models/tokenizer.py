@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -13,6 +14,7 @@ from urllib.request import getproxies
 from kifuse.errors import ModelError, did_you_mean
 from kifuse.models.bundled import bundled_model
 from kifuse.models.catalog import BUNDLED, is_model_folder, model_names
+from kifuse.models.model_folder import check_config
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,12 @@ def load_tokenizer(
     name = checked_name(name)
     source = str(bundled_model(name, say)) if name in BUNDLED else name
     options = {"trust_remote_code": trust_remote_code, "local_files_only": not _can_ask(source)}
+    if is_model_folder(source):
+        check_config(name, Path(source))
     try:
         config = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged folder makes libraries raise whatever they do
         raise ModelError(cannot_load(name, error)) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -95,7 +99,10 @@ def checked_name(name: str) -> str:
 
 def cannot_load(name: str, error: Exception) -> str:
     """Say that a model cannot be loaded, and why."""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # of a setting that fails its check the reason stands in the second line
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    first = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
+    first = repr(error) if isinstance(error, KeyError) else first
     if "trust_remote_code" in str(error):
         return (
             f"model.name: {name!r} brings Python code of its own, which runs only if you trust whoever made "

@@ -8,7 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import Environment, TemplateError
+
 from kifuse.errors import DataError, ModelError
+from kifuse.tasks.limits import TooMuch, within_limits
 from kifuse.tasks.task import Example
 from kifuse.tasks.transcript import message_text
 
@@ -58,6 +61,7 @@ class ChatTemplate:
         self.notes: list[str] = []
         self._looked_at: set[tuple[str, str]] = set()
         self._asking: dict[str, bool] = {}
+        self._too_much = _powers(tokenizer)
         eos = str(tokenizer.eos_token)
         self._special = re.compile("|".join(map(re.escape, _special_texts(tokenizer))))
         self._closing = re.compile(rf"(?:(?:{self._special.pattern})\s*)+\Z")
@@ -143,10 +147,18 @@ class ChatTemplate:
         return text.removeprefix(lead).strip() if lead else text
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Any] | None, *, asking: bool) -> str:
+        if self._too_much is not None:
+            raise self._too_much
         more = self._asking if asking else {}
-        return self._tokenizer.apply_chat_template(
-            list(messages), tools=tools or None, tokenize=False, add_generation_prompt=asking, **more
-        )
+        try:
+            return within_limits(
+                lambda: self._tokenizer.apply_chat_template(
+                    list(messages), tools=tools or None, tokenize=False, add_generation_prompt=asking, **more
+                )
+            )
+        except TooMuch as error:
+            self._too_much = error  # it is not tried again
+            raise
 
     def _settle_thinking(self, probe: list[Message]) -> None:
         """Where an answer does not go on from the prompt, ask without thinking, if that is a way."""
@@ -323,6 +335,17 @@ def _thought(answer: Mapping[str, Any]) -> str:
     if not given and isinstance(content, str) and _THOUGHT in content:
         given = content.rpartition(_THOUGHT)[0].rpartition(_THINK)[2]
     return f"{given.strip()}\n{_THOUGHT}\n\n"
+
+
+def _powers(tokenizer: Any) -> TooMuch | None:
+    """Find powers in a template: one of large numbers takes any time, and nothing can stop it."""
+    sources = getattr(tokenizer, "chat_template", None) or ""
+    for source in sources.values() if isinstance(sources, Mapping) else [sources]:
+        with suppress(TemplateError):  # what is wrong with it is said when it is used
+            tokens = Environment(autoescape=True).lex(str(source))
+            if any((kind, text) == ("operator", "**") for _, kind, text in tokens):
+                return TooMuch("it computes a power, which no chat needs and which may take any time")
+    return None
 
 
 def _first_line(error: Exception) -> str:
