@@ -74,6 +74,12 @@ FREE_TEXT = Comparison(
 )
 """For tasks without labels."""
 
+BY_ROW = (
+    "the options of each row are its labels, compared in the loosest way that keeps them apart: letter case, "
+    "spaces and punctuation at the ends count where they must"
+)
+"""For tasks whose rows have options of their own."""
+
 
 def comparison(labels: Sequence[str] | None, seen: Sequence[str] = ()) -> Comparison:
     """Choose how the answers of a task are compared.

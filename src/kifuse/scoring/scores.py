@@ -97,7 +97,8 @@ def score_all(
 
     Args:
         predictions: The generated texts.
-        examples: The examples they answer, in the same order.
+        examples: The examples they answer, in the same order. Without labels, the `options` of an example
+            are its labels.
         metric: As in `score`.
         labels: As in `score`.
         seen: The references of each example as the model can give them back, where special tokens in them
@@ -119,10 +120,12 @@ def score_all(
     if chosen is not None and chosen.points is None:
         raise DataError(f"metric '{name}' is measured on the model; it cannot be computed from answers.")
     compared = comparison(labels, seen_labels)
+    options = [() if labels else tuple(getattr(example, "options", ())) for example in examples]
 
     def one(place: int, references: Sequence[str]) -> float:
         if chosen is not None and chosen.points is not None:
-            return chosen.points(predictions[place], references, compared)
+            own = comparison(options[place]) if options[place] else compared
+            return chosen.points(predictions[place], references, own)
         example = _with_references(examples[place], references)
         return call_own(name, predictions[place], example, references, _place(examples[place], place))
 
@@ -137,7 +140,8 @@ def score_all(
         accepted.append(references)
     whole = chosen.whole if chosen is not None else None
     if whole is not None and points:
-        total = 100.0 * whole(predictions, accepted, compared, points)
+        every = tuple(dict.fromkeys(option for each in options for option in each))
+        total = 100.0 * whole(predictions, accepted, comparison(every) if every else compared, points)
     else:
         # not sum(), which rounds otherwise from Python 3.12 on
         total = 100.0 * reduce(add, points, 0.0) / max(len(points), 1)

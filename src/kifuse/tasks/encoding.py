@@ -186,13 +186,23 @@ class Encoder:
 
         What a template makes of an answer that calls tools stands for that answer.
         """
-        found = [self.seen(text) for text in example.references]
+        written = self.written(example)
+        return tuple(
+            self.seen(text) if text == given else text
+            for text, given in zip(written, example.references, strict=True)
+        )
+
+    def written(self, example: Example) -> tuple[str, ...]:
+        """The accepted answers as a person reads them beside the model's outputs.
+
+        They are those of the data; an answer that calls tools is what the template makes of it.
+        """
         chat = example.conversation
-        if self.template is not None and chat is not None and chat.messages[-1].get("tool_calls"):
-            turns = self._turns([example])
-            ids = self._targets([example], turns, self._whole_prompts([example], turns))[0][0]
-            found[0] = self.answered(self._tokens.output(ids))
-        return tuple(found)
+        if self.template is None or chat is None or not chat.messages[-1].get("tool_calls"):
+            return example.references
+        turns = self._turns([example])
+        ids = self._targets([example], turns, self._whole_prompts([example], turns))[0][0]
+        return (self.answered(self._tokens.output(ids)), *example.references[1:])
 
     def answered(self, text: str) -> str:
         """The answer in a decoded output, without what the chat template writes before every answer."""

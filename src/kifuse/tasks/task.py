@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from kifuse.errors import DataError, did_you_mean
 from kifuse.file_names import name_fault, name_key
-from kifuse.scoring.labels import comparison_why
+from kifuse.scoring.labels import BY_ROW, comparison_why
 from kifuse.scoring.metrics import METRICS, metric_name
 from kifuse.scoring.own_function import is_own, source_hash
 from kifuse.storage import sha256_text
@@ -72,6 +72,8 @@ class Example:
             rendered; head, body and tail are then a transcript for people and for models without a template.
         cue_added: Whether the tail was put there by the reader and does not stand in the data; a chat
             template leaves such a cue out.
+        options: The answers that its own row allows, where they differ from row to row; its answers are then
+            compared as labels.
 
     An example without any input is text to continue: each of its tokens is learned.
     """
@@ -83,6 +85,7 @@ class Example:
     id: str | None = None
     conversation: Conversation | None = None
     cue_added: bool = False
+    options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.references, str) or not self.references:
@@ -141,6 +144,8 @@ class Example:
             found["conversation"] = self.conversation.text
         if self.cue_added:
             found["cue_added"] = True
+        if self.options:
+            found["options"] = list(self.options)
         return found
 
     @classmethod
@@ -160,6 +165,7 @@ class Example:
             found["id"],
             None if chat is None else Conversation(chat),
             bool(found.get("cue_added")),
+            tuple(found.get("options", ())),
         )
 
 
@@ -212,7 +218,8 @@ class Task:
         Empty where the metric compares no texts, such as JSON equality or a function of one's own.
         """
         as_text = self.metric in METRICS and METRICS[self.metric].as_text
-        return comparison_why(self.labels) if as_text else ""
+        by_row = self.labels is None and any(example.options for example in self.test)
+        return (BY_ROW if by_row else comparison_why(self.labels)) if as_text else ""
 
     @property
     def metric_source(self) -> str | None:

@@ -94,7 +94,7 @@ class Evaluator:
             {
                 "id": example.id,
                 "input": example.input,
-                "references": list(example.references),
+                "references": list(self.encoder.written(example)),
                 "prediction": prediction,
                 "score": scored.points[place],
                 "valid": scored.valid[place] if scored.valid is not None else None,

@@ -94,3 +94,18 @@ def test_a_label_is_known_as_the_tokenizer_gives_it_back() -> None:
 
 def test_free_text_says_how_it_is_compared() -> None:
     assert "signs, symbols" in comparison_why(None)
+
+
+def test_the_options_of_a_row_are_its_labels() -> None:
+    rows = [
+        SimpleNamespace(references=("US",), options=("us", "US")),
+        SimpleNamespace(references=("US",), options=("US", "DE")),
+        SimpleNamespace(references=("A",), options=("A", "A-")),
+    ]
+    for metric in ("exact_match", "accuracy", "rouge_l", "token_f1"):
+        assert score_all(["US", "US", "A"], rows, metric).points == [1.0, 1.0, 1.0]
+        assert score_all(["us", "us.", "A-"], rows, metric).points == [0.0, 1.0, 0.0]
+    assert score(["US", "US", "A"], rows, "macro_f1") == 100.0
+    assert score(["us", "US", "A-"], rows, "macro_f1") < 50.0
+    plain = [SimpleNamespace(references=("US",))]
+    assert score(["us"], plain, "exact_match") == 100.0

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kifuse.errors import DataError
+from kifuse.scoring import score_all
 from kifuse.tasks import Encoder, Example
 from kifuse.tasks.collator import IGNORED, Collator
 from kifuse.tasks.encoded import Encoded
@@ -231,3 +232,21 @@ def test_any_call_of_a_tool_is_trained_as_it_is_served(name: str, argument: dict
     messages = [ASK, {**CALL, "tool_calls": [call]}, {**RESULT, "content": said}, ANSWER]
     check(name, messages[:2], TOOLS)
     check(name, messages, TOOLS)
+
+
+@pytest.mark.parametrize("said", ["", "Let me look."])
+@pytest.mark.parametrize("name", [name for name in WITH_CALLS if name != "llama3"])
+def test_the_call_that_is_trained_is_the_right_answer_under_every_metric(name: str, said: str):
+    if said and name == "mistral3":  # its calls stand alone
+        return
+    encoder = ENCODERS[name]
+    example = example_of([ASK, {**CALL, "content": said}], TOOLS)
+    target = encoder.without_end(encoder.encode(example).target_ids)
+    right = encoder.answered(TOKENIZERS[name].decode(target, skip_special_tokens=True).strip())
+    wrong = right.replace("7", "8")
+    for metric in ("exact_match", "rouge_l", "token_f1", "bleu", "chrf", "json", "code", "accuracy"):
+        for answer, full in ((right, True), (wrong, False)):
+            found = score_all([answer], [example], metric, seen=[encoder.references(example)])
+            assert (found.score == 100.0) is full, (metric, answer)
+    assert encoder.written(example) == (right,)
+    assert example.target.endswith('[{"name": "track", "arguments": {"parcel": 7}}]')

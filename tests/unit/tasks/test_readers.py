@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kifuse.errors import DataError
-from kifuse.tasks import read_stream, read_task
+from kifuse.tasks import Example, read_stream, read_task
 
 PROMPT = "What is the topic? Choose one from the option. Option: World, Sports.\nSome text\n\nAnswer:"
 
@@ -432,6 +432,9 @@ def test_options_that_differ_by_row_are_checked_by_row(jsonl):
         put(jsonl / "first" / f"{split}.jsonl", lines(*rows))
     task = read_task(jsonl, "first")
     assert (task.labels, task.metric) == (None, "exact_match")
+    assert [example.options for example in task.test] == [("a", "b"), ("c",)]
+    assert task.comparison_why.startswith("the options of each row are its labels")
+    assert [Example.from_state(example.state()) for example in task.test] == list(task.test)
     put(jsonl / "first" / "test.jsonl", lines(rows[0], {**rows[1], "output": "a"}))
     with pytest.raises(DataError, match=r"test\.jsonl:2: 'output' is 'a', expected one of the options c"):
         read_task(jsonl, "first")

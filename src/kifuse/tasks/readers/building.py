@@ -72,6 +72,10 @@ def build(
         where = next((row.where for table in tables.values() for row in table.rows), name)
         raise DataError(f"{where}: task '{name}' has only dev examples, expected a train or a test file.")
     labels, why = _labels(settings, seen, found)
+    if labels is not None:  # they stand for the options of all rows
+        found = {
+            split: [replace(e, options=()) if e.options else e for e in es] for split, es in found.items()
+        }
     metric, metric_why = _metric(name, settings, seen, why)
     said = [note for table in tables.values() for note in table.passed_over] + [*without, *passed_over]
     files = dict.fromkeys(file for table in tables.values() for file in table.files)
@@ -244,7 +248,7 @@ def _example(row: Row, settings: Settings, seen: _Seen) -> Example:
     chat = None
     if asked.messages is not None:
         chat = conversation(row, asked.messages, asked.tools, head, asked.head_at)
-    return Example(head + asked.lead, asked.body, tail, references, row.get_id(), chat, added)
+    return Example(head + asked.lead, asked.body, tail, references, row.get_id(), chat, added, shown or ())
 
 
 def _text(row: Row, asked: Asked, settings: Settings, seen: _Seen) -> Example:
