@@ -105,7 +105,14 @@ def sentence(record: RunRecord) -> str:
 def how_scored(record: RunRecord) -> str:
     """What a score is in this run."""
     named = f" ({unlike_metrics(record)})" if record.tasks else ""
-    return f"Scores run from 0 to 100{named}."
+    said = f"Scores run from 0 to 100{named}."
+    precision = record.machine.get("precision")
+    if precision in ("bf16", "fp16"):
+        said += (
+            f" Answers were generated in {precision}: where two tokens are almost equally likely, another "
+            "precision may choose the other."
+        )
+    return said
 
 
 def spelled(value: int) -> str:

@@ -91,3 +91,5 @@ def test_scores_are_explained_by_their_metrics():
     record = make_record(tasks=["a", "b"])
     record.tasks[1].metric = "rouge_l"
     assert how_scored(record) == "Scores run from 0 to 100 (exact match and ROUGE-L)."
+    record.machine["precision"] = "bf16"
+    assert "Answers were generated in bf16: where two tokens are almost equally likely" in how_scored(record)

@@ -242,7 +242,7 @@ def test_the_call_that_is_trained_is_the_right_answer_under_every_metric(name: s
     encoder = ENCODERS[name]
     example = example_of([ASK, {**CALL, "content": said}], TOOLS)
     target = encoder.without_end(encoder.encode(example).target_ids)
-    right = encoder.answered(TOKENIZERS[name].decode(target, skip_special_tokens=True).strip())
+    right = encoder.answered(str(TOKENIZERS[name].decode(target, skip_special_tokens=True)).strip())
     wrong = right.replace("7", "8")
     for metric in ("exact_match", "rouge_l", "token_f1", "bleu", "chrf", "json", "code", "accuracy"):
         for answer, full in ((right, True), (wrong, False)):
