@@ -114,7 +114,7 @@ class Stands:
             patch.setattr(module, "bundled_model", lambda name, say=None: self.bundled)
         patch.setattr(opening, "load_backbone", lambda name, **rest: load(tiny.get(name) or name, **rest))
         patch.setattr(registry, "METHODS", dict(registry.METHODS))
-        patch.setattr(registry, "_OWN", {})
+        patch.setattr(registry, "OWN", {})
         patch.setenv("COLUMNS", "80")
 
     def prepare(self, words: tuple[str, ...], patch: pytest.MonkeyPatch) -> list[str]:

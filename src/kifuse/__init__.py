@@ -51,8 +51,9 @@ if TYPE_CHECKING:
     from kifuse.methods.sequential import Sequential
     from kifuse.methods.slao import SLAO
     from kifuse.methods.vr_mcl import VRMCL
+    from kifuse.own_method import register
     from kifuse.page_refresh import run
-    from kifuse.registry import build_method, register
+    from kifuse.registry import build_method
     from kifuse.reporting.record import RunRecord
     from kifuse.saved_adapter import load_adapter
     from kifuse.tasks import Example, MemoryBuffer, Task, TaskStream, read_stream, read_task
@@ -104,7 +105,8 @@ _PLACES = {
     "kifuse.methods.replay": ("Replay",),
     "kifuse.methods.sequential": ("Sequential",),
     "kifuse.page_refresh": ("run",),
-    "kifuse.registry": ("build_method", "register"),
+    "kifuse.own_method": ("register",),
+    "kifuse.registry": ("build_method",),
     "kifuse.reporting.record": ("RunRecord",),
     "kifuse.training.standalone": ("StandaloneCallback",),
     "kifuse.tasks": ("Example", "MemoryBuffer", "Task", "TaskStream", "read_stream", "read_task"),

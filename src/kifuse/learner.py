@@ -29,6 +29,7 @@ from kifuse.lineage import (
     times_undone,
 )
 from kifuse.models.given import given_name
+from kifuse.own_method import refuse_unnamed_method
 from kifuse.page_refresh import PageRefresh
 from kifuse.reporting.page import write_report
 from kifuse.reporting.record import RunRecord
@@ -115,6 +116,7 @@ class ContinualLearner:
         at: int | str | None = None,
         trust_remote_code: bool = False,
         own_metrics: Iterable[Any] = (),
+        own_method: str | None = None,
         **options: Any,
     ) -> ContinualLearner:
         """Take up a learner where an earlier process left it.
@@ -128,6 +130,7 @@ class ContinualLearner:
             trust_remote_code: Run Python code that comes with the model; what the folder says does not count.
             own_metrics: Functions of your own, or their names, that score learned tasks; what the folder says
                 does not count.
+            own_method: The name of a method of your own that is not registered, as `my_file:MyMethod`.
             options: `tokenizer`, `progress`, and `max_forgetting` where it is to be another from now on.
 
         Raises:
@@ -136,6 +139,7 @@ class ContinualLearner:
         record = RunRecord.load(os.path.expanduser(output_dir))
         sections = {k: v for k, v in record.config.items() if k != "method"}
         # code is only ever named by the caller
+        refuse_unnamed_method(record.config["method"]["name"], own_method, output_dir)
         sections["model"] = {**sections["model"], "trust_remote_code": trust_remote_code}
         named = [register_metric(each) for each in own_metrics]
         sections["data"] = {**sections.get("data", {}), "own_metrics": named}

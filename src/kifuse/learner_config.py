@@ -13,6 +13,7 @@ from kifuse.errors import ConfigError, RunError
 from kifuse.methods.base import Method
 from kifuse.models.given import given_backbone
 from kifuse.models.loading import Backbone
+from kifuse.own_method import name_method
 from kifuse.problems import from_pydantic
 from kifuse.registry import name_of
 from kifuse.reporting.record import RunRecord
@@ -41,6 +42,7 @@ def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: 
         chosen = {"name": name_of(method), **method.settings()}
     else:
         chosen = {"name": method} if isinstance(method, str) else method
+        name_method(chosen.get("name") if isinstance(chosen, Mapping) else None)
     data = {**settings, "model": {**settings.get("model", {}), "name": name}, "method": chosen}
     data["output"] = folder
     try:

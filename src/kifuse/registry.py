@@ -5,7 +5,6 @@ Nothing is imported for a name until it is used: listing the names needs no torc
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
@@ -220,41 +219,8 @@ METHODS: dict[str, Entry] = {
 }
 
 
-_OWN: dict[str, type[Method]] = {}
+OWN: dict[str, type[Method]] = {}
 """Classes that a user registered, by their target; they need not be importable."""
-
-
-def register(name: str, cls: type[Method], summary: str = "") -> None:
-    """Give a method of your own a name, by which runs and configurations find it in this process.
-
-    Args:
-        name: Small letters, digits and dashes, as in ``my-method``.
-        cls: A pydantic dataclass derived from `Method`, all of whose settings have defaults.
-        summary: One line for the list of methods; the first line of the class's docstring if empty.
-
-    Raises:
-        ConfigError: The name is taken or no name, or the class is no such class.
-    """
-    from kifuse.methods.base import Method
-
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-        raise ConfigError(f"register: {name!r} is no name; expected small letters, digits and dashes.")
-    if name in METHODS and METHODS[name].target not in _OWN:
-        raise ConfigError(f"register: {name!r} is a method of kifuse's own; choose another name.")
-    if not (isinstance(cls, type) and issubclass(cls, Method) and hasattr(cls, "__pydantic_fields__")):
-        raise ConfigError(
-            f"register: {cls!r} is no method; derive the class from kifuse.Method and decorate it with "
-            "pydantic's @dataclass(kw_only=True, config=SETTINGS), SETTINGS from kifuse.methods.base."
-        )
-    try:
-        data_class = cls().data_class
-    except (ValidationError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"register: {cls.__name__} cannot be made without settings: {reason}.") from error
-    target = f"{cls.__module__}:{cls.__qualname__}"
-    _OWN[target] = cls
-    summary = summary or (cls.__doc__ or "").strip().partition("\n")[0]
-    METHODS[name] = Entry(target=target, summary=summary, data_class=data_class)
 
 
 def method_names() -> list[str]:
@@ -332,7 +298,7 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> list[Problem]:
 def _try_build(name: str, given: dict[str, Any]) -> tuple[Any, list[Problem]]:
     entry = method_entry(name)
     module, _, attribute = entry.target.partition(":")
-    cls: Any = _OWN.get(entry.target) or getattr(import_module(module), attribute)
+    cls: Any = OWN.get(entry.target) or getattr(import_module(module), attribute)
     fields: dict[str, FieldInfo] = {
         key: _preset(each, entry.preset[key]) if key in entry.preset else each
         for key, each in cls.__pydantic_fields__.items()

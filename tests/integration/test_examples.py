@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def run_example(monkeypatch: pytest.MonkeyPatch, tiny_folder_llama: Path, tmp_path: Path):
     """Runs an example as a script, without the command line's cost of a new process."""
     monkeypatch.setattr(registry, "METHODS", dict(registry.METHODS))
-    monkeypatch.setattr(registry, "_OWN", {})
+    monkeypatch.setattr(registry, "OWN", {})
 
     def go(name: str, *arguments: str) -> None:
         common = ["--model", str(tiny_folder_llama), "--out", str(tmp_path)]

@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"adapters"},
     {"methods", "evaluation"},
     {"tasks", "models", "registry", "reporting"},
-    {"benchmarks", "merging", "saved_adapter"},
+    {"benchmarks", "merging", "own_method", "saved_adapter"},
     {"config"},
     {"streams", "recipes"},
     {"lineage"},

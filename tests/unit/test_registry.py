@@ -12,7 +12,7 @@ import pytest
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from kifuse import registry
+from kifuse import own_method, registry
 from kifuse.errors import ConfigError
 from kifuse.methods.base import Method
 from kifuse.registry import METHODS, Entry, build_method, check_settings, method_entry, method_names
@@ -130,11 +130,11 @@ class Mine(Method):
 @pytest.fixture
 def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "METHODS", dict(METHODS))
-    monkeypatch.setattr(registry, "_OWN", {})
+    monkeypatch.setattr(registry, "OWN", {})
 
 
 def test_a_method_of_ones_own_is_found_by_its_name(own_names: None) -> None:
-    registry.register("mine", Mine)
+    own_method.register("mine", Mine)
     made = build_method("mine", {"strength": 2.0})
     assert isinstance(made, Mine) and made.strength == 2.0
     assert registry.name_of(made) == "mine"
@@ -142,7 +142,7 @@ def test_a_method_of_ones_own_is_found_by_its_name(own_names: None) -> None:
     assert (entry.summary, entry.data_class) == ("A user's own.", "replay-free")
     with pytest.raises(ConfigError, match=r"method\.strenght"):
         build_method("mine", {"strenght": 2.0})
-    registry.register("mine", Mine, "Again, as in a notebook.")
+    own_method.register("mine", Mine, "Again, as in a notebook.")
     assert method_entry("mine").summary == "Again, as in a notebook."
 
 
@@ -158,5 +158,5 @@ def test_a_method_of_ones_own_is_found_by_its_name(own_names: None) -> None:
 )
 def test_what_is_no_method_of_ones_own_is_refused(own_names: None, name: str, cls: Any, word: str) -> None:
     with pytest.raises(ConfigError, match=word):
-        registry.register(name, cls)
+        own_method.register(name, cls)
     assert "other" not in registry.METHODS

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from kifuse.config.reading import Document, read_setting, read_yaml
 from kifuse.config.schema import RunConfig
 from kifuse.errors import ConfigError, did_you_mean
+from kifuse.own_method import name_method
 from kifuse.problems import NOTHING, Key, Problem, from_pydantic, show_value
 from kifuse.registry import check_settings, method_names
 from kifuse.tasks.readers.hub import hub_id
@@ -231,6 +232,11 @@ def _check_method(method: dict[str, Any]) -> list[Problem]:
     name = method.get("name")
     if not isinstance(name, str) or not name:
         return []
+    try:
+        name_method(name)
+    except ConfigError as error:
+        expected = "a file and a class of yours, as in my_file:MyMethod"
+        return [Problem(("method", "name"), show_value(name), expected, str(error))]
     if name not in method_names():
         known = method_names()
         expected = "one of " + ", ".join(known)

@@ -113,7 +113,11 @@ def own_function(name: str) -> Callable[..., Any]:
             "find it by; give it again first: kifuse.scoring.register_metric(function)."
         )
     module_name, _, attribute = name.partition(":")
-    module = sys.modules.get("__main__") if module_name == "__main__" else _module(name, module_name)
+    module = (
+        sys.modules.get("__main__")
+        if module_name == "__main__"
+        else import_from_here(f"metric '{name}'", module_name)
+    )
     function = _attribute(module, attribute)
     if not callable(function):
         names = [each for each, value in vars(module).items() if inspect.isfunction(value)] if module else []
@@ -183,7 +187,16 @@ def call_own(name: str, prediction: str, example: Any, references: Sequence[str]
     return value
 
 
-def _module(name: str, module_name: str) -> ModuleType:
+def import_from_here(what: str, module_name: str) -> ModuleType:
+    """Import a module of the user's own, which lies in the working directory.
+
+    Args:
+        what: What it is wanted for, for the message, such as ``metric 'my_module:score'``.
+        module_name: Its name.
+
+    Raises:
+        DataError: There is none, another one has its name, or it fails.
+    """
     here = os.getcwd()
     top = module_name.partition(".")[0]
     known = sys.modules.get(module_name)
@@ -192,12 +205,11 @@ def _module(name: str, module_name: str) -> ModuleType:
     importlib.invalidate_caches()
     if top in sys.stdlib_module_names or importlib.machinery.PathFinder.find_spec(top, [here]) is None:
         raise DataError(
-            f"metric '{name}': the working directory ({here}) holds no module '{top}'; expected a file "
-            f"{top}.py there. In Python the function itself can be given: metric=my_function."
+            f"{what}: the working directory ({here}) holds no module '{top}'; expected a file {top}.py there."
         )
     if known is not None or (top in sys.modules and not _from(sys.modules[top], here)):
         raise DataError(
-            f"metric '{name}': another module '{top}' is loaded already "
+            f"{what}: another module '{top}' is loaded already "
             f"({getattr(sys.modules[top], '__file__', None) or 'built in'}); rename the file {top}.py."
         )
     try:
@@ -205,7 +217,7 @@ def _module(name: str, module_name: str) -> ModuleType:
             return importlib.import_module(module_name)
     except Exception as error:
         raise DataError(
-            f"metric '{name}': importing '{module_name}' from {here} failed: {type(error).__name__}: {error}."
+            f"{what}: importing '{module_name}' from {here} failed: {type(error).__name__}: {error}."
         ) from error
 
 

@@ -20,7 +20,7 @@ WITHOUT_WEIGHT = (*WITHOUT_EFFECT, RENDERING, "method.", "data.order ")
 
 def trains_plainly(method: Method) -> bool:
     """Whether a method trains its first task as any other does, with nothing to remember but the weights."""
-    return method.plain_first_task and method.old_data != "all"
+    return method.plain_first_task and method.old_data != "all" and not isinstance(method.adapter, type)
 
 
 def same_first_task(

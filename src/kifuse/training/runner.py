@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kifuse.config import RunConfig, to_yaml
 from kifuse.errors import DataError
+from kifuse.own_method import name_method
 from kifuse.reporting.record import RunRecord
 from kifuse.storage import write_text
 from kifuse.tasks.task import TaskStream
@@ -59,6 +60,7 @@ def run(
             another process is writing to the folder.
     """
     progress, shared = progress or Progress(), shared or Shared(keeps=False)
+    name_method(config.method.name)
     folder = Path(config.output)
     record = open_run(folder, config)
     if record is not None and record.status == "finished":

@@ -1,0 +1,113 @@
+"""Methods of a user's own: given a name in this process, or found in a file of the working directory by name.
+
+Only what the caller says is ever imported, never what a folder says; see `refuse_unnamed_method`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from kifuse import registry
+from kifuse.errors import ConfigError, DataError, RunError, did_you_mean
+from kifuse.registry import Entry
+from kifuse.scoring.own_function import import_from_here
+
+if TYPE_CHECKING:
+    from kifuse.methods.base import Method
+
+
+def register(name: str, cls: type[Method], summary: str = "") -> None:
+    """Give a method of your own a name, by which runs and configurations find it in this process.
+
+    Args:
+        name: Small letters, digits and dashes, as in ``my-method``.
+        cls: A pydantic dataclass derived from `Method`, all of whose settings have defaults.
+        summary: One line for the list of methods; the first line of the class's docstring if empty.
+
+    Raises:
+        ConfigError: The name is taken or no name, or the class is no such class.
+    """
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ConfigError(f"register: {name!r} is no name; expected small letters, digits and dashes.")
+    if name in registry.METHODS and registry.METHODS[name].target not in registry.OWN:
+        raise ConfigError(f"register: {name!r} is a method of kifuse's own; choose another name.")
+    registry.METHODS[name] = _own_entry(f"register: {cls!r}", cls, summary)
+
+
+def name_method(name: Any) -> None:
+    """Know a method of your own by where its class is; a name of anything else is left alone.
+
+    Only what the caller says is named in this way, never what a folder says: the file is imported.
+
+    Args:
+        name: ``module:Class``; the module is a file or a package of the working directory.
+
+    Raises:
+        ConfigError: There is no such module or class, or it is no method.
+    """
+    if not is_own_name(name) or name in registry.METHODS:
+        return
+    what, (module_name, _, attribute) = f"method.name: {name}", name.partition(":")
+    try:
+        module = import_from_here(what, module_name)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    cls = getattr(module, attribute, None)
+    if cls is None:
+        raise ConfigError(
+            f"{what}: {module_name}.py has no class {attribute!r}.{did_you_mean(attribute, vars(module))}"
+        )
+    registry.METHODS[name] = _own_entry(what, cls)
+
+
+def is_own_name(name: Any) -> bool:
+    """Whether a method's name says where its class is, as in ``my_file:MyMethod``."""
+    return isinstance(name, str) and re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name) is not None
+
+
+def _own_entry(what: str, cls: Any, summary: str = "") -> Entry:
+    """The entry of a class of the user's own.
+
+    Raises:
+        ConfigError: It is no method.
+    """
+    from kifuse.methods.base import Method
+
+    if not (isinstance(cls, type) and issubclass(cls, Method) and hasattr(cls, "__pydantic_fields__")):
+        raise ConfigError(
+            f"{what} is no method; derive the class from kifuse.Method and decorate it with "
+            "pydantic's @dataclass(kw_only=True, config=SETTINGS), SETTINGS from kifuse.methods.base."
+        )
+    try:
+        data_class = cls().data_class
+    except (ValidationError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{what} cannot be made without settings: {reason}.") from error
+    target = f"{cls.__module__}:{cls.__qualname__}"
+    registry.OWN[target] = cls
+    summary = summary or (cls.__doc__ or "").strip().partition("\n")[0]
+    return Entry(target=target, summary=summary, data_class=data_class)
+
+
+def refuse_unnamed_method(name: Any, named: str | None, folder: Any) -> None:
+    """Refuse a method that a folder names and the caller does not; nothing of it is imported.
+
+    Args:
+        name: Of the method, as the folder has it.
+        named: What the caller names.
+        folder: The folder, for the message.
+
+    Raises:
+        RunError: The caller has neither registered it nor named it.
+        ConfigError: See `name_method`.
+    """
+    if named is not None:
+        name_method(named)
+    if is_own_name(name) and name not in registry.METHODS:
+        raise RunError(
+            f"{folder}: was learned by the method {name!r}, which is code that only you can name, never a "
+            f"folder. Look at it; if you want it to run: ContinualLearner.load(folder, own_method={name!r})."
+        )

@@ -1,0 +1,115 @@
+"""A method with an adapter of its own, in one file of the working directory, wherever methods work."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from kifuse import ContinualLearner, registry
+from kifuse.cli import app
+from kifuse.errors import ConfigError, RunError
+from kifuse.own_method import name_method
+from tests.runs import make_config
+
+pytestmark = pytest.mark.usefixtures("quick")
+FILE = '''
+import torch
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+import kifuse
+from kifuse.adapters.base import attached
+from kifuse.methods.base import SETTINGS
+
+
+class Shift(kifuse.Adapter):
+    """One trained vector, added to the input embeddings."""
+
+    def attach(self, model, *, encoder_decoder, seed):
+        model.requires_grad_(False)
+        embed = model.get_input_embeddings()
+        embed.shift = nn.Parameter(torch.zeros(embed.embedding_dim))
+        embed.register_forward_hook(lambda layer, inputs, output: output + layer.shift)
+        return attached(self, model)
+
+
+@dataclass(kw_only=True, config=SETTINGS)
+class Shifting(kifuse.Method):
+    """A vector beside the embeddings, pulled back to where it was before the task."""
+
+    strength: float = 0.5
+    _before: kifuse.OfTask[list[torch.Tensor] | None] = None
+
+    adapter = Shift
+
+    def begin_task(self, ctx):
+        self._before = ctx.params.clone()
+
+    def on_gradients(self, ctx):
+        for p, old in zip(ctx.params.tensors, self._before or ()):
+            p.grad.add_(p.detach() - old, alpha=self.strength)
+'''
+NAME = "shifting_file:Shifting"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "METHODS", dict(registry.METHODS))
+    monkeypatch.delitem(sys.modules, "shifting_file", raising=False)
+    (tmp_path / "shifting_file.py").write_text(FILE, encoding="utf-8")
+    return tmp_path
+
+
+def test_a_method_in_a_file_of_ones_own_runs_and_is_compared(
+    here: Path, tiny_folder_llama: Path, tiny_stream: Path
+):
+    config = make_config(tiny_folder_llama, tiny_stream, here / "run", {"name": "sequential"})
+    values = {**config.model_dump(mode="json"), "method": {"name": NAME, "strength": 0.25}}
+    (here / "mine.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    done = CliRunner().invoke(app, ["run", "mine.yaml", "--quiet"])
+    assert done.exit_code == 0, done.output
+    record = json.loads((here / "run" / "record.json").read_text("utf-8"))
+    assert record["method"]["name"] == NAME and record["method"]["settings"] == {"strength": 0.25}
+    assert {s["after"] for s in record["scores"]} == {1, 2, 3}
+
+    saved = json.loads((here / "run/adapters/after-3/adapter_config.json").read_text("utf-8"))
+    assert saved["method"] == NAME and saved["method_settings"] == {"strength": 0.25}
+    asked = ["compare", "mine.yaml", "--methods", f"sequential,{NAME}", "--output", "compared", "--quiet"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    found = [json.loads(file.read_text("utf-8")) for file in here.glob("compared/**/record.json")]
+    assert {each["method"]["name"] for each in found} == {"sequential", NAME}
+
+
+def test_a_learner_takes_it_and_its_folder_alone_does_not_name_it(
+    here: Path, tiny_folder_llama: Path, tiny_stream: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = make_config(tiny_folder_llama, tiny_stream, Path("unused"), {"name": "sequential"}).model_dump()
+    settings = {name: config[name] for name in ("model", "training", "evaluation")}
+    learner = ContinualLearner(str(tiny_folder_llama), NAME, "learner", settings=settings, progress=False)
+    learner.learn(tiny_stream / "colour")
+    monkeypatch.setattr(registry, "METHODS", {k: v for k, v in registry.METHODS.items() if k != NAME})
+    with pytest.raises(RunError, match=r"code that only you can name, never a folder.*own_method="):
+        ContinualLearner.load("learner", progress=False)
+    again = ContinualLearner.load("learner", own_method=NAME, progress=False)
+    again.learn(tiny_stream / "fruit")
+    assert again.tasks == ["colour", "fruit"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_file:Method", r"holds no module 'no_such_file'; expected a file no_such_file\.py there"),
+        ("shifting_file:Shiftin", r"shifting_file\.py has no class 'Shiftin'\. Did you mean 'Shifting'"),
+        ("shifting_file:Shift", r"is no method; derive the class from kifuse\.Method"),
+    ],
+)
+def test_a_name_that_leads_nowhere_says_what_is_there(here: Path, name: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        name_method(name)
