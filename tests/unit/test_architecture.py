@@ -66,8 +66,12 @@ def _tree(file: Path) -> ast.Module:
 
 
 def _imports(file: Path) -> Iterator[str]:
-    """Every module that a file imports anywhere, by its full name."""
+    """Every module that a file imports anywhere, by its full name: for types only and by its name, too."""
     for node in ast.walk(_tree(file)):
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            if called == "import_module" and isinstance(node.args[0].value, str):
+                yield node.args[0].value
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -107,6 +111,34 @@ def test_imports_point_one_way(file: Path):
     assert _own(file) <= below
     if part in OUTSIDE:
         assert _strange(file) <= OUTSIDE[part]
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    names = {".".join(("kifuse", *file.relative_to(ROOT).with_suffix("").parts)): file for file in FILES}
+    packages = {name.removesuffix(".__init__"): name for name in names if name.endswith("__init__")}
+
+    def modules(file: Path) -> Iterator[str]:
+        for node in ast.walk(_tree(file)):
+            if isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    # a name of a package is a file in it, or stands in its __init__
+                    yield whole if whole in names else packages.get(whole, node.module or "")
+        yield from _imports(file)
+
+    # the root hands on what it is asked for, and nothing else
+    graph = {
+        name: {packages.get(m, m) for m in modules(file)} & set(names) - {name, "kifuse.__init__"}
+        for name, file in names.items()
+    }
+    for name in names:
+        # a package's own imports of its files are no way back to it
+        graph[name] -= {
+            m for m in graph[name] if m.endswith("__init__") and name.startswith(m[: -len("__init__")])
+        }
+    while leaves := {name for name, others in graph.items() if not others}:
+        graph = {name: others - leaves for name, others in graph.items() if name not in leaves}
+    assert not graph
 
 
 def test_methods_know_knowledge_and_adapters_and_nothing_else_of_the_package():

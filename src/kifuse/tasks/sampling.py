@@ -5,14 +5,20 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from kifuse.tasks.task import Example
+
+class Targeted(Protocol):
+    """What has a target, as an example has."""
+
+    @property
+    def target(self) -> str:
+        """The output that is trained."""
+        ...
 
 
 def visiting_order(
-    examples: Sequence[Example], labels: Sequence[str] | None, key: tuple[object, ...]
+    examples: Sequence[Targeted], labels: Sequence[str] | None, key: tuple[object, ...]
 ) -> list[int]:
     """Put examples into the seeded order in which a subset takes them.
 
