@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from kifuse.safe_console import SafeConsole
 from kifuse.terminal_view import View, left, row_text
 from kifuse.training.evaluator import Cell
 from kifuse.training.log_file import plain
@@ -223,4 +224,4 @@ def listener(progress: bool | Progress) -> Progress:
     """Choose who is told what is going on: the given listener, the terminal, or nobody."""
     if isinstance(progress, Progress):
         return progress
-    return ConsoleProgress(Console()) if progress else Progress()
+    return ConsoleProgress(SafeConsole()) if progress else Progress()

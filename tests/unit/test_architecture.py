@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A part may import the parts of lower rows only.
 LAYERS: list[set[str]] = [
-    {"errors", "file_names", "knowledge", "problems"},
+    {"errors", "file_names", "knowledge", "problems", "safe_console"},
     {"storage", "scoring"},
     {"folders", "sealed"},
     {"adapters"},
@@ -40,6 +40,7 @@ OUTSIDE: dict[str, set[str]] = {
     "methods": {"torch", "pydantic"},
     "errors": set(),
     "file_names": set(),
+    "safe_console": {"rich"},
     "problems": {"pydantic", "pydantic_core"},
     "merging": {"torch"},
     "scoring": {"regex", "rouge_score", "sacrebleu", "sklearn"},

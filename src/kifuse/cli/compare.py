@@ -65,8 +65,6 @@ def compare(
 
     A run that fails is told, the others go on, and the same command tries it again.
     """
-    from rich.console import Console
-
     from kifuse.comparing.grid import load_grid
     from kifuse.config import parse_overrides
     from kifuse.recipes import refuse_recipe_name
@@ -91,9 +89,10 @@ def compare(
 
     from kifuse.cli.quiet import quieten
     from kifuse.comparing.running import run_grid
+    from kifuse.safe_console import SafeConsole
 
     quieten(everything=quiet)
-    console = Console(quiet=quiet)
+    console = SafeConsole(quiet=quiet)
     if dry_run:
         _show_plan(grid, console)
         return

@@ -33,11 +33,10 @@ def cp(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
     """Copy a row of a paper's table as a complete configuration that is yours. Trains nothing."""
-    from rich.console import Console
-
     from kifuse.config import parse_overrides
     from kifuse.errors import ConfigError
     from kifuse.recipes import fill_recipe
+    from kifuse.safe_console import SafeConsole
     from kifuse.storage import write_text
 
     filled = fill_recipe(
@@ -61,6 +60,6 @@ def cp(
     if filled.needs_data:
         lines.append("Set data.path in it to the folder of the published data (or give cp --data FOLDER).")
     lines += ["Next:", f"  kifuse validate {shown}", f"  kifuse run {shown}"]
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)

@@ -21,11 +21,10 @@ def demo(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help=QUIET)] = False,
 ) -> None:
     """Train a small model on one task after another, and compare methods by what it has forgotten."""
-    from rich.console import Console
-
     from kifuse.cli.user_errors import split_names
     from kifuse.errors import ConfigError
     from kifuse.registry import method_entry
+    from kifuse.safe_console import SafeConsole
 
     names = tuple(dict.fromkeys(split_names(methods)))
     if not names:
@@ -37,4 +36,4 @@ def demo(
     from kifuse.demo import run_demo
 
     quieten(everything=quiet)
-    raise typer.Exit(run_demo(output, seed, names, Console(quiet=quiet)))
+    raise typer.Exit(run_demo(output, seed, names, SafeConsole(quiet=quiet)))

@@ -104,12 +104,13 @@ def recipes() -> None:
 
 def _print(columns: list[str], rows: list[tuple[str, ...]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from kifuse.safe_console import SafeConsole
 
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for column in (table.columns[0], table.columns[1] if len(columns) > 3 else table.columns[-1]):
         column.no_wrap = True
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    SafeConsole().print(table)

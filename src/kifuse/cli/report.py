@@ -41,12 +41,11 @@ def report(
 
     Runs that differ in seed and task order only count as one method, with mean and standard deviation.
     """
-    from rich.console import Console
-
     from kifuse.errors import RunError
     from kifuse.reporting.all_plots_and_tables import all_plots, all_tables
     from kifuse.reporting.page import FILE, comparison_page, run_page
     from kifuse.reporting.run_groups import folder_for, open_runs
+    from kifuse.safe_console import SafeConsole
     from kifuse.storage import write_text
 
     opened = open_runs(runs)
@@ -62,7 +61,7 @@ def report(
         else comparison_page(opened, file.parent, texts=texts)
     )
     write_text(file, page)
-    console = Console()
+    console = SafeConsole()
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False, markup=False)

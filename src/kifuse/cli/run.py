@@ -47,10 +47,9 @@ def run(
 
     Everything may come from CONFIG.yaml, from options, or from both: options win.
     """
-    from rich.console import Console
-
     from kifuse.config import load_config, parse_overrides
     from kifuse.recipes import refuse_recipe_name
+    from kifuse.safe_console import SafeConsole
 
     refuse_recipe_name(config)
     overrides = parse_overrides(settings or [])
@@ -71,7 +70,7 @@ def run(
     from kifuse.training.environment import is_main_process, leave_processes
 
     quieten(everything=quiet)
-    console = Console(quiet=quiet or not is_main_process())  # one of several processes speaks for all
+    console = SafeConsole(quiet=quiet or not is_main_process())  # one of several processes speaks for all
     progress = ConsoleProgress(console)
     try:
         record = run_stream(resolved, progress=progress)

@@ -65,7 +65,7 @@ def units(
 
     Needs no weights: a model's config.json is enough.
     """
-    from rich.console import Console
+    from kifuse.safe_console import SafeConsole
 
     adapter = chosen_adapter(kind, rank, target)
     known_value("--level", level, MEANING)
@@ -75,7 +75,7 @@ def units(
 
     quieten()
     found = outline(model, adapter)
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     if not console.is_terminal:  # a file or a pipe has no width to fit
         console.width = 240
     what = kind_in_words(kind, rank)

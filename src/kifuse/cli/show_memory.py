@@ -54,9 +54,8 @@ def memory(
     """
     from typing import get_args
 
-    from rich.console import Console
-
     from kifuse.models.loading import Precision, Quantization
+    from kifuse.safe_console import SafeConsole
 
     known_value("--kind", kind, ("lora", "rslora", "dora", "ia3", "full"))
     known_value("--precision", precision, get_args(Precision))
@@ -81,7 +80,7 @@ def memory(
         quantization=quantization,  # type: ignore[arg-type]
         checkpointing=checkpointing,
     )
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     again = ", layers computed again" if checkpointing else ""
     console.print(
         f"{model}, {kind_in_words(kind, rank)}: {needs.trainable:,} trained numbers; "

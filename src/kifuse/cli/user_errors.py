@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
 from kifuse.errors import ConfigError, KifuseError
+from kifuse.safe_console import SafeConsole
 
 EPILOG_GAP = "\n\n"
 """Between the lines of an epilog; rich joins lines that no empty line separates."""
@@ -34,7 +34,7 @@ class KifuseGroup(TyperGroup):
             print_error(str(error))
             raise typer.Exit(USER_ERROR) from error
         except KeyboardInterrupt:
-            Console(stderr=True).print(
+            SafeConsole(stderr=True).print(
                 "Interrupted. The same command continues a run where it was last saved.", soft_wrap=True
             )
             raise typer.Exit(INTERRUPTED) from None
@@ -43,7 +43,7 @@ class KifuseGroup(TyperGroup):
 def print_error(message: str) -> None:
     """Prints a message to stderr behind a bold 'error:', with no line broken, so that paths stay whole."""
     text = Text.assemble(("error:", "bold red"), " ", message)
-    Console(stderr=True).print(text, soft_wrap=True)
+    SafeConsole(stderr=True).print(text, soft_wrap=True)
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -40,11 +41,10 @@ def validate(
     Shows of each task what the model reads, and what is odd in the data. The model's tokenizer is loaded for
     it, its weights are not.
     """
-    from rich.console import Console
-
     from kifuse.cli import shown_tasks
     from kifuse.config import load_config, parse_overrides
     from kifuse.recipes import refuse_recipe_name
+    from kifuse.safe_console import SafeConsole
     from kifuse.streams import open_stream
 
     refuse_recipe_name(config)
@@ -56,15 +56,17 @@ def validate(
         open_method(resolved)
     stream = open_stream(resolved.data, resolved.training.seed)
     chosen = [_named(name, stream) for name in show or []]
-    console = Console(highlight=False)
-    reading = _read(resolved, stream, Console(stderr=True, highlight=False))
+    console = SafeConsole(highlight=False)
+    reading = _read(resolved, stream, SafeConsole(stderr=True, highlight=False))
     findings = reading.findings
     whole = [each for each in findings.tasks if examples or each.task.name in chosen]
     notes = [*reading.notes, *stream.warnings, *findings.notes(most=None), *_passed_over(stream)]
     if as_json:
         found = shown_tasks.as_json(findings, notes, lambda task: _steps(resolved, [task]))
         form = reading.rendering.state() if reading.rendering else None
-        typer.echo(json.dumps({"config": str(config), "rendering": form, **found}, ensure_ascii=False))
+        # control characters of 8 bits, which a terminal would act upon, as escapes of JSON like all others
+        text = json.dumps({"config": str(config), "rendering": form, **found}, ensure_ascii=False)
+        typer.echo(re.sub("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda c: f"\\u{ord(c[0]):04x}", text))
         return
     console.print(f"{config} is valid. It would run:", soft_wrap=True, markup=False)
     for name, what in _facts(resolved):

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from rich.text import Text
 
-PROMPT, TARGET, SPECIAL = "", "bold green", "cyan"
+from kifuse.safe_console import without_control
 
-_HIDDEN = re.compile(
-    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
-)
+PROMPT, TARGET, SPECIAL = "", "bold green", "cyan"
 
 
 def visible(text: str) -> str:
     r"""Write what a terminal would act upon as an escape such as `\x1b`, and a line break as `⏎`."""
-    return _HIDDEN.sub(_escape, text).replace("\n", "⏎")
-
-
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return "\\t" if code == 9 else f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    return without_control(text).replace("\n", "⏎").replace("\t", "\\t")
 
 
 def styled(pieces: Iterable[tuple[str, bool]], style: str, *, lines: bool) -> Text:

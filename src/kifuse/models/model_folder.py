@@ -103,14 +103,13 @@ def refuse_random(name: str, found: Mapping[str, Any]) -> None:
     Raises:
         ModelError: Weights are missing, of another shape, or could not be read.
     """
-    shapes = sorted(found.get("mismatched_keys") or ())
+    shapes: list[tuple[str, Any, Any]] = sorted(found.get("mismatched_keys") or ())
     missing = sorted(found.get("missing_keys") or ())
     problems = [
         f"{key} has the shape {tuple(has)}, expected {tuple(wanted)}" for key, has, wanted in shapes[:1]
     ]
     problems += [f"{key} is missing" for key in missing[:1]]
-    errors: list[Any] = list(found.get("error_msgs") or ())
-    problems += [str(each).splitlines()[0] for each in errors[:1]]
+    problems += [str(each).splitlines()[0] for each in list(found.get("error_msgs") or ())[:1]]
     count = len(shapes) + len(missing)
     if problems:
         more = f" ({count} tensors are wrong or missing)" if count > 1 else ""

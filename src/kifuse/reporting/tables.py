@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ _LATEX = {
     "→": r"$\rightarrow$",
     "…": r"\ldots{}",
 }
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# also behind white space, and as full-width signs, which some spreadsheets read alike
+_FORMULA = re.compile(r"[\s\ufeff\u200b]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r]")
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def _for_csv(cell: Cell) -> str:
 def _harmless(text: str) -> str:
     """A text that no spreadsheet reads as a formula."""
     text = clean(text)
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 def _for_markdown(text: str) -> str:

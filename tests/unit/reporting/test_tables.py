@@ -93,10 +93,20 @@ def test_unlike_orders_models_and_unfinished_runs_are_pointed_out():
     assert "1 run not finished yet" in notes
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+x", "-x", "@x", "\tx", HOSTILE, 'a,b\n"c"'])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+x", "-x", "@x", "\tx", " =1", "\n=1", "\u00a0@x", "\uff1d1", HOSTILE]
+)
 def test_no_spreadsheet_takes_a_name_for_a_formula(text: str):
     (row,) = list(csv.reader(io.StringIO(Table("s", "t", ["head"], [[Cell(text)]]).csv())))[1:]
-    assert not row[0].startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert not row[0].lstrip().startswith(("=", "+", "-", "@", "\uff1d")) and row[0][0] not in "\t\r"
+
+
+@pytest.mark.parametrize("text", ["a,b\n'c\"", "3 = 1 + 2", "a@b", ""])
+def test_other_texts_stay_as_they_are_in_csv(text: str):
+    (row,) = list(csv.reader(io.StringIO(Table("s", "t", ["head", "x"], [[Cell(text), Cell("y")]]).csv())))[
+        1:
+    ]
+    assert row == [text, "y"]
 
 
 def test_a_negative_number_stays_a_number_in_csv():
