@@ -90,6 +90,10 @@ class ChatTemplate:
         self._settle_thinking(probe)
         self.lead = self.turn(probe, None, "The probe").answer.partition(_ANSWER)[0]
 
+    def taken(self, example: Example) -> Example:
+        """The example as this template takes it."""
+        return example
+
     def turn(self, messages: Sequence[Message], tools: Sequence[Any] | None, where: str) -> Turn:
         """Render a chat whose last message is the answer.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kifuse.errors import DataError, ModelError
 from kifuse.tasks.chat_template import ChatTemplate, Turn, chat_of, without_end
 from kifuse.tasks.cutting import Asked, shorten
 from kifuse.tasks.encoded import Encoded, in_pieces, is_text, name_of
+from kifuse.tasks.one_turn import OneTurn
 from kifuse.tasks.task import Example
 from kifuse.tasks.tokens import Tokens
 from kifuse.tasks.transcript import message_text
@@ -31,7 +32,8 @@ class Encoder:
         encoder_decoder: Whether the model has an encoder; else it is decoder-only.
         max_input: Most tokens of a prompt, special tokens included.
         max_target: Most tokens of a target, its end included.
-        chat_template: Whether prompts and targets are rendered by the tokenizer's chat template.
+        chat_template: Whether prompts and targets are rendered by the tokenizer's chat template; "one turn":
+            as an earlier kifuse did.
 
     Attributes:
         stops: Token ids of everything that ends an answer, first what ends an answer of text.
@@ -49,7 +51,7 @@ class Encoder:
         encoder_decoder: bool,
         max_input: int = 512,
         max_target: int = 128,
-        chat_template: bool = False,
+        chat_template: bool | Literal["one turn"] = False,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise ModelError(
@@ -64,7 +66,8 @@ class Encoder:
         self.encoder_decoder = encoder_decoder
         self.max_input = max_input
         self.max_target = max_target
-        self.template = ChatTemplate(tokenizer) if chat_template else None
+        kind = OneTurn if chat_template == "one turn" else ChatTemplate
+        self.template = kind(tokenizer) if chat_template else None
         self.eos_id = int(self.tokenizer.eos_token_id)
         self._tokens = Tokens(tokenizer)
         self._prefix: list[int] = []
@@ -114,7 +117,7 @@ class Encoder:
         Raises:
             DataError: If what may not be cut of the prompt is too long, or the template refuses the chat.
         """
-        asked = [example]
+        asked = [self._taken(example)]
         return self._prompts(asked, self._whole_prompts(asked, []))[0][0]
 
     def encode_many(self, examples: Sequence[Example]) -> list[Encoded]:
@@ -135,7 +138,7 @@ class Encoder:
         texts = [index for index, example in enumerate(examples) if is_text(example)]
         found = dict(zip(texts, self._whole_texts([examples[i] for i in texts]), strict=True))
         rest = [index for index in range(len(examples)) if index not in found]
-        asked = [examples[index] for index in rest]
+        asked = [self._taken(examples[index]) for index in rest]
         turns = self._turns(asked)
         whole = self._whole_prompts(asked, turns)
         prompts, targets = self._prompts(asked, whole), self._targets(asked, turns, whole)
@@ -197,6 +200,7 @@ class Encoder:
 
         They are those of the data; an answer that calls tools is what the template makes of it.
         """
+        example = self._taken(example)
         chat = example.conversation
         if self.template is None or chat is None or not chat.messages[-1].get("tool_calls"):
             return example.references
@@ -224,6 +228,9 @@ class Encoder:
         if self.template is not None:
             return self.template.without_end(text)
         return without_end(text, (str(self.tokenizer.eos_token),))
+
+    def _taken(self, example: Example) -> Example:
+        return example if self.template is None else self.template.taken(example)
 
     def _turns(self, examples: Sequence[Example]) -> list[Turn]:
         """What the chat template makes of examples; empty where none makes the targets."""

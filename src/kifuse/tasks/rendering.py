@@ -9,9 +9,11 @@ from typing import Any, Literal
 from kifuse.errors import ModelError
 from kifuse.tasks.task import Example
 
-Form = Literal["chat template", "plain"]
+Form = Literal["chat template", "plain", "one turn"]
 CHAT: Form = "chat template"
 PLAIN: Form = "plain"
+ONE_TURN: Form = "one turn"
+"""Of an earlier kifuse, where it was told to take the template: the whole prompt is one turn of a user."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Rendering:
     """The form in which examples are put to a model, and why.
 
     Attributes:
-        form: ``"chat template"`` or ``"plain"``.
+        form: ``"chat template"``, ``"plain"``, or ``"one turn"`` of an earlier kifuse.
         why: In a few words.
     """
 
@@ -29,7 +31,12 @@ class Rendering:
     @property
     def by_template(self) -> bool:
         """Whether the tokenizer's chat template makes the prompts."""
-        return self.form == CHAT
+        return self.form != PLAIN
+
+    @property
+    def template(self) -> bool | Literal["one turn"]:
+        """What an `Encoder` is told of it."""
+        return "one turn" if self.form == "one turn" else self.by_template
 
     def state(self) -> dict[str, str]:
         """What a record keeps of it."""
@@ -37,11 +44,11 @@ class Rendering:
 
     def note(self, examples: Iterable[Example]) -> str:
         """What is to be said of examples in this form; empty where nothing is."""
-        if self.by_template or all(example.conversation is None for example in examples):
+        if self.form == CHAT or all(example.conversation is None for example in examples):
             return ""
+        where = "in one turn of a user" if self.form == ONE_TURN else "as plain text"
         return (
-            "chats are written out as plain text, a line 'User:' or 'Assistant:' for each message, as "
-            f"{self.why}."
+            f"chats are written out {where}, a line 'User:' or 'Assistant:' for each message, as {self.why}."
         )
 
 
@@ -67,9 +74,11 @@ def decide_rendering(
         ModelError: The template is asked for, and there is none.
     """
     has_one = bool(getattr(tokenizer, "chat_template", None))
-    if setting is True or (setting == "auto" and begun == CHAT):
+    if setting is True or (setting == "auto" and begun in (CHAT, ONE_TURN)):
         if not has_one:
             raise ModelError("The tokenizer has no chat template; set data.chat_template to false.")
+        if begun == ONE_TURN:
+            return Rendering(ONE_TURN, "it began so; a new output folder takes a server's turns")
         return Rendering(CHAT, "data.chat_template is true" if setting is True else "it began so")
     if setting is False:
         return Rendering(PLAIN, "data.chat_template is false")

@@ -18,7 +18,7 @@ from kifuse.methods.base import Method
 from kifuse.models.loading import Backbone, load_backbone
 from kifuse.registry import build_method
 from kifuse.reporting.record import MethodRecord, RunRecord, TaskRecord
-from kifuse.tasks.rendering import CHAT, PLAIN, Form, Rendering, decide_rendering
+from kifuse.tasks.rendering import CHAT, ONE_TURN, PLAIN, Form, Rendering, decide_rendering
 from kifuse.tasks.task import Task, TaskStream
 from kifuse.training.environment import machine, versions
 
@@ -63,7 +63,7 @@ def open_run(folder: Path, config: RunConfig, *, but: tuple[str, ...] = ()) -> R
         return None
     record = RunRecord.load(folder)
     setting = config.data.chat_template
-    if setting == "auto" or setting == (begun_form(record) == CHAT):
+    if setting == "auto" or setting == (begun_form(record) != PLAIN):
         but = (*but, RENDERING)  # prompts stay as they were
     harmless = (*WITHOUT_EFFECT, *but)
     changed = [d for d in differences(record.config, config_json(config)) if not d.startswith(harmless)]
@@ -78,9 +78,10 @@ def open_run(folder: Path, config: RunConfig, *, but: tuple[str, ...] = ()) -> R
 def begun_form(record: RunRecord) -> Form:
     """The form in which a run's or a learner's examples were put to the model when it began."""
     if record.rendering:
-        return CHAT if record.rendering["form"] == CHAT else PLAIN
+        found = record.rendering["form"]
+        return CHAT if found == CHAT else ONE_TURN if found == ONE_TURN else PLAIN
     # an older kifuse took the template only where it was told to
-    return CHAT if record.config.get("data", {}).get("chat_template") is True else PLAIN
+    return ONE_TURN if record.config.get("data", {}).get("chat_template") is True else PLAIN
 
 
 def settle_rendering(
@@ -104,10 +105,10 @@ def settle_rendering(
         record.config["data"]["chat_template"] = data.chat_template
     elif not record.rendering:
         fresh = decide_rendering("auto", tokenizer, benchmark=data.benchmark)
-        if fresh.form != begun or begun == CHAT:
+        if fresh.form != begun:
             say(
-                f"this was begun with an earlier kifuse; examples stay in the form of that time: {found.form}"
-                + (", with today's end of a turn" if begun == CHAT else f" ({found.why})")
+                "this was begun with an earlier kifuse; examples stay in the form of that time: "
+                f"{found.form} ({found.why})"
             )
     if found.form != begun or not record.rendering:
         record.rendering = found.state()

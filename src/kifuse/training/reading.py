@@ -54,7 +54,7 @@ class Reading:
             encoder_decoder=backbone.encoder_decoder,
             max_input=config.data.max_input,
             max_target=config.data.max_target,
-            chat_template=self._rendering.by_template,
+            chat_template=self._rendering.template,
         )
         self._note_end(backbone)
 
