@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kifuse.errors import RunError
 from kifuse.storage import sha256_file
+
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp\Z")
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -35,6 +38,22 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
     _sync(folder.parent)
+
+
+def remove_temporaries(folder: Path, parts: Iterable[str] = ()) -> None:
+    """Remove what a kill left of a single write that never took its place.
+
+    Call it while the folder is held.
+
+    Args:
+        folder: A run's, a learner's or a comparison's.
+        parts: Names of folders in it whose own files, and those of the folders in them, are looked through.
+    """
+    inside = [folder / part for part in parts]
+    for place in [folder, *inside, *(each for part in inside for each in part.glob("*"))]:
+        for path in place.iterdir() if place.is_dir() else ():
+            if path.is_file() and _TEMPORARY.match(path.name):
+                path.unlink(missing_ok=True)
 
 
 def check_file(path: Path, sha256: object, list_name: str, *, size: object = None) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from kifuse.errors import KifuseError, RunError
-from kifuse.folders import check_file
+from kifuse.folders import check_file, remove_temporaries
 from kifuse.lineage import event, learned_count, times_undone, was_undone
 from kifuse.reporting.record import FILE, RunRecord
 from kifuse.training.engine import Engine
 from kifuse.training.lock import exclusive
+from kifuse.training.middle import refuse_file_for_middle
 from kifuse.training.opening import now
 
 UNDONE = "rolled-back"
@@ -26,8 +26,6 @@ LEFT = "set-aside"
 """Folder of what a training that was cut short left behind, in one folder for each start that found some."""
 
 PARTS = ("adapters", "state", "predictions")
-
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp\Z")
 
 
 class LearnerFolder:
@@ -149,11 +147,7 @@ class LearnerFolder:
         Raises:
             RunError: A file cannot be moved, or the record is older than what lies beside it.
         """
-        if (self.path / "checkpoint").is_file():
-            raise RunError(
-                f"{self.path / 'checkpoint'}: is a file, expected a folder for the middle of a task, or "
-                "nothing; move the file elsewhere."
-            )
+        refuse_file_for_middle(self.path)
         self._remove_temporaries()
         beyond = self._beyond(record)
         if not beyond:
@@ -206,12 +200,7 @@ class LearnerFolder:
 
     def _remove_temporaries(self) -> None:
         """Remove what a kill left of a write that never took its place; finish one that almost did."""
-        own = [self.path, *(self.path / part for part in (*PARTS, "tasks"))]
-        own += [folder for part in PARTS for folder in (self.path / part).glob("after-*")]
-        for folder in own:
-            for path in folder.iterdir() if folder.is_dir() else ():
-                if path.is_file() and _TEMPORARY.match(path.name):
-                    path.unlink(missing_ok=True)
+        remove_temporaries(self.path, (*PARTS, "tasks"))
         for partial in (self.path / "adapters").glob(".after-*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
         for old in (self.path / "adapters").glob(".after-*.old"):

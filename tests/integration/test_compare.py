@@ -21,6 +21,7 @@ from kifuse.reporting.record import RunRecord
 from kifuse.reporting.run_groups import group_runs, open_runs
 from kifuse.training import shared as sharing
 from kifuse.training.engine import Engine
+from kifuse.training.lock import exclusive
 from kifuse.training.runner import run
 from tests.runs import TASKS
 
@@ -113,6 +114,17 @@ def test_every_run_is_in_its_own_folder(grid: tuple[Path, Result, int]) -> None:
             record = RunRecord.load(folder / label / f"order{order}-seed0")
             assert record.status == "finished"
             assert tuple(task.name for task in record.tasks) == ORDERS[order]
+
+
+def test_two_comparisons_in_one_folder_are_refused(plain: dict[str, Any], tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "grid.yaml", plain, compare={"methods": ["sequential"]}, output=str(tmp_path / "out")
+    )
+    with exclusive(tmp_path / "out"):
+        result = call(file)
+    assert result.exit_code == 2
+    assert "written to by another process" in said(result)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock"]
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,29 @@ def test_what_an_end_before_the_first_record_left_is_no_obstacle(
     assert go(METHODS["sequential"]).status == "finished"
 
 
+def test_what_a_kill_left_of_single_writes_is_removed(go: Callable[..., RunRecord], tmp_path: Path):
+    with pytest.raises(Stopped):
+        go(METHODS["sequential"], progress=StopIn(TASKS[1]))
+    left = [tmp_path / "run" / place for place in ("", "state/after-1", "adapters/after-1", "predictions")]
+    for folder in left:
+        folder.mkdir(exist_ok=True)
+        (folder / ".record.json.x1y2_a9z.tmp").write_text("{", encoding="utf-8")
+    (tmp_path / "run" / "mine.tmp").write_text("kept", encoding="utf-8")
+    assert go(METHODS["sequential"]).status == "finished"
+    assert [path.name for path in (tmp_path / "run").rglob("*.tmp")] == ["mine.tmp"]
+
+
+def test_a_file_in_the_place_of_the_checkpoints_folder_is_refused(
+    go: Callable[..., RunRecord], tmp_path: Path
+):
+    with pytest.raises(Stopped):
+        go(METHODS["sequential"], progress=StopIn(TASKS[1]))
+    shutil.rmtree(tmp_path / "run" / "checkpoint", ignore_errors=True)
+    (tmp_path / "run" / "checkpoint").write_text("mine", encoding="utf-8")
+    with pytest.raises(RunError, match="checkpoint: is a file, expected a folder for the middle of a task"):
+        go(METHODS["sequential"])
+
+
 def test_a_finished_run_is_not_run_again(
     learned_once: Path, tiny_folder_llama: Path, tiny_stream: Path, monkeypatch: pytest.MonkeyPatch
 ):

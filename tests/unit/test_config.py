@@ -321,7 +321,9 @@ def test_an_override_may_repair_a_wrong_section(tmp_path: Path) -> None:
 
 def test_a_wrong_override_is_named_as_such(tmp_path: Path) -> None:
     [line] = problems(tmp_path, GOOD, training__epochs=0)
-    assert line.startswith("--set training.epochs: found 0, expected a whole number of at least 1.")
+    assert line.startswith("--set training.epochs: found 0, expected a whole number of at least 1 and at")
+    [line] = problems(tmp_path, GOOD, training__batch_size=10**60)
+    assert "at most 1000000000" in line
 
 
 @pytest.mark.parametrize(

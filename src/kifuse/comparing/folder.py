@@ -21,6 +21,8 @@ from kifuse.reporting.wording import shorten
 from kifuse.storage import write_text
 from kifuse.training.opening import RENDERING, WITHOUT_EFFECT, config_json, differences
 
+_OF_THE_LOCK = (".lock", ".lock.owner")
+
 _HEAD = "# The runs in this folder; 'kifuse compare' on this file does all that is not done yet.\n"
 
 
@@ -38,8 +40,7 @@ def open_folder(grid: Grid) -> Grid:
     """
     folder = grid.folder
     variants, orders, seeds = grid.variants, grid.orders, grid.seeds
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"output: {folder} is a file; name a folder.")
+    refuse_other_folder(folder)
     if (folder / COMPARISON_FILE).is_file():
         found = read_yaml(folder / COMPARISON_FILE)
         try:
@@ -52,13 +53,25 @@ def open_folder(grid: Grid) -> Grid:
         variants = (*section.variants, *(variant for variant in variants if variant.label not in labels))
         orders = list(dict.fromkeys([*section.orders, *orders]))
         seeds = list(dict.fromkeys([*section.seeds, *seeds]))
-    elif folder.is_dir() and any(path.suffix != ".tmp" for path in folder.iterdir()):
-        raise RunError(f"output: {folder} is not empty and holds no comparison; name a new or empty folder.")
     section = {"methods": [variant.as_entry() for variant in variants], "orders": orders, "seeds": seeds}
     plain = {**_common(grid), "output": str(folder), SECTION: {k: v for k, v in section.items() if v}}
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
     write_text(folder / COMPARISON_FILE, _HEAD + text)
     return dataclasses.replace(grid, variants=variants)
+
+
+def refuse_other_folder(folder: Path) -> None:
+    """Refuse a file, and a folder that holds something else than a comparison.
+
+    Raises:
+        RunError: It is so.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"output: {folder} is a file; name a folder.")
+    if (folder / COMPARISON_FILE).is_file() or not folder.exists():
+        return
+    if any(path.suffix != ".tmp" and path.name not in _OF_THE_LOCK for path in folder.iterdir()):
+        raise RunError(f"output: {folder} is not empty and holds no comparison; name a new or empty folder.")
 
 
 def _common(grid: Grid) -> dict[str, Any]:

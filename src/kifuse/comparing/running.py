@@ -9,16 +9,18 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from kifuse.comparing.folder import finished_runs, open_folder, write_results
+from kifuse.comparing.folder import finished_runs, open_folder, refuse_other_folder, write_results
 from kifuse.comparing.grid import Grid, PlannedRun
-from kifuse.comparing.section import LOG
+from kifuse.comparing.section import LOG, TABLES
 from kifuse.errors import KifuseError, RunError
+from kifuse.folders import remove_temporaries
 from kifuse.page_refresh import run
 from kifuse.reporting.record import RunRecord
 from kifuse.reporting.run_groups import Run
 from kifuse.reporting.wording import count, shorten
 from kifuse.terminal_progress import ConsoleProgress, Pace
 from kifuse.training.environment import process_count
+from kifuse.training.lock import exclusive
 from kifuse.training.opening import now, open_method
 from kifuse.training.progress import Plan
 from kifuse.training.shared import Shared
@@ -76,7 +78,8 @@ def run_grid(grid: Grid, console: Console) -> Outcome:
         The runs, and which of them failed and why.
 
     Raises:
-        KifuseError: The folder or the data cannot be used; nothing has been run.
+        KifuseError: The folder or the data cannot be used, or another process compares in the folder; nothing
+            has been run.
         KeyboardInterrupt: The user wants to stop; what is done is kept, and the same call goes on.
     """
     if process_count() > 1:
@@ -86,6 +89,14 @@ def run_grid(grid: Grid, console: Console) -> Outcome:
         )
     shared = Shared()
     work = plans(grid, shared)
+    refuse_other_folder(grid.folder)
+    with exclusive(grid.folder):
+        remove_temporaries(grid.folder, (TABLES,))
+        return _run_all(grid, work, shared, console)
+
+
+def _run_all(grid: Grid, work: list[Plan], shared: Shared, console: Console) -> Outcome:
+    """Run what is not finished, in a folder that nobody else writes to."""
     everything = open_folder(grid)
     waiting = [place for place, planned in enumerate(grid.runs) if not is_finished(planned)]
     done = len(grid.runs) - len(waiting)

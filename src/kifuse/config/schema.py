@@ -34,6 +34,9 @@ def _filled(value: Any) -> Any:
     return None if isinstance(value, str) and not value.strip() else value
 
 
+MOST = 10**9
+"""More steps, tokens or examples are a slip of the keyboard, which libraries fail at in their own words."""
+
 Float = Annotated[float, BeforeValidator(_number)]
 Text = Annotated[str, Field(min_length=1)]
 # Lax here means only that text is accepted for a path; an empty text becomes None and is refused as such.
@@ -57,11 +60,13 @@ class AdapterConfig(Section):
     rank: int = Field(
         default=8,
         ge=1,
+        le=2**16,
         description="r; rows of A and columns of B. Larger: more capacity and memory. LoRA kinds only.",
     )
     alpha: int = Field(
         default=32,
         ge=1,
+        le=MOST,
         description="alpha; the update is scaled by alpha/r. Larger: bigger steps. LoRA kinds only.",
     )
     dropout: Float = Field(
@@ -157,10 +162,13 @@ class DataConfig(Section):
         description="Test examples kept of each task; null: all. Larger: slower, surer scores.",
     )
     max_input: int = Field(
-        default=512, ge=8, description="Tokens of an input; a longer one loses the middle of its text."
+        default=512,
+        ge=8,
+        le=MOST,
+        description="Tokens of an input; a longer one loses the middle of its text.",
     )
     max_target: int = Field(
-        default=128, ge=1, description="Tokens of a target, its end-of-text token included."
+        default=128, ge=1, le=MOST, description="Tokens of a target, its end-of-text token included."
     )
     chat_template: Literal["auto"] | bool = Field(
         default="auto",
@@ -228,13 +236,14 @@ class TrainingConfig(Section):
     learning_rate: Float = Field(
         default=3e-4, gt=0, description="beta_in; AdamW's rate. Larger: faster, more forgetting."
     )
-    epochs: int = Field(default=10, ge=1, description="Passes over each task's training examples.")
+    epochs: int = Field(default=10, ge=1, le=10**6, description="Passes over each task's training examples.")
     batch_size: int = Field(
-        default=8, ge=1, description="Examples of one optimizer step, over all devices together."
+        default=8, ge=1, le=MOST, description="Examples of one optimizer step, over all devices together."
     )
     accumulation: int = Field(
         default=1,
         ge=1,
+        le=MOST,
         description="Parts in which a device computes its batch. Larger: less memory, same result.",
     )
     gradient_checkpointing: bool = Field(
@@ -245,7 +254,9 @@ class TrainingConfig(Section):
     scheduler: Literal["linear", "constant"] = Field(
         default="linear", description="The rate over a task's steps: falling to 0, or the same."
     )
-    warmup_steps: int = Field(default=0, ge=0, description="Optimizer steps in which the rate rises from 0.")
+    warmup_steps: int = Field(
+        default=0, ge=0, le=MOST, description="Optimizer steps in which the rate rises from 0."
+    )
     weight_decay: Float = Field(default=0.0, ge=0, description="AdamW's decay. Larger: smaller weights.")
     max_grad_norm: Float = Field(
         default=1.0, ge=0, description="Longest gradient; longer ones are scaled down. 0: no limit."
@@ -266,7 +277,7 @@ class TrainingConfig(Section):
         default=0, ge=0, le=2**32 - 1, description="Seed of data order, subsets, memory and weights."
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads that torch uses; null: torch's own choice."
+        default=None, ge=1, le=4096, description="CPU threads that torch uses; null: torch's own choice."
     )
 
 
@@ -280,10 +291,11 @@ class EvaluationConfig(Section):
     max_new_tokens: int | None = Field(
         default=128,
         ge=1,
+        le=MOST,
         description="Most tokens generated for an answer; null: as many as data.max_target.",
     )
     batch_tokens: int = Field(
-        default=8192, ge=1, description="Tokens generated from at once. Larger: faster, more memory."
+        default=8192, ge=1, le=MOST, description="Tokens generated from at once. Larger: faster, more memory."
     )
 
 

@@ -148,13 +148,13 @@ def fuse_masked(
 
 
 def refuse_unlike(states: Mapping[str, State]) -> None:
-    """Refuse state dicts that differ in names, shapes or dtypes.
+    """Refuse state dicts that differ in names, shapes or dtypes, or hold NaN or infinity.
 
     Args:
         states: Two or more, by what they are called in the message; compared to the first.
 
     Raises:
-        ModelError: They differ; the first tensor that does is named.
+        ModelError: It is so; the first tensor is named.
     """
     (first, expected), *others = states.items()
     if not expected:
@@ -174,6 +174,14 @@ def refuse_unlike(states: Mapping[str, State]) -> None:
             if found.dtype != tensor.dtype:
                 raise ModelError(
                     f"{name!r} is {tensor.dtype} in {first} and {found.dtype} in {label}; expected the same."
+                )
+    for label, state in states.items():
+        for name, tensor in state.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                count = int((~torch.isfinite(tensor)).sum())
+                raise ModelError(
+                    f"{name!r} holds {count:,} numbers that are NaN or infinite in {label}; expected finite "
+                    "ones. Its training went wrong: take the adapter from before that."
                 )
 
 

@@ -23,13 +23,26 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from kifuse.errors import KifuseError
+from kifuse.errors import KifuseError, RunError
 from kifuse.methods.base import MethodState
 from kifuse.tasks.encoding import Encoded
 from kifuse.training.callback import MethodCallback
 from kifuse.training.interrupt import Patience
 from kifuse.training.moments import load_moments, moments
 from kifuse.training.state_folder import StateFolder, describe, read_state, write_state
+
+
+def refuse_file_for_middle(folder: Path) -> None:
+    """Refuse a run's folder in which a file has the name of the folder for the middle of a task.
+
+    Raises:
+        RunError: It is so.
+    """
+    if (folder / "checkpoint").is_file():
+        raise RunError(
+            f"{folder / 'checkpoint'}: is a file, expected a folder for the middle of a task, or nothing; "
+            "move the file elsewhere."
+        )
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kifuse.config import RunConfig, to_yaml
 from kifuse.errors import DataError
+from kifuse.folders import remove_temporaries
 from kifuse.own_method import name_method
 from kifuse.reporting.record import RunRecord
 from kifuse.storage import write_text
@@ -19,6 +20,7 @@ from kifuse.training.environment import is_main_process, process_count, reset_pe
 from kifuse.training.first_task import early_scores, same_first_task, trains_plainly
 from kifuse.training.lock import exclusive
 from kifuse.training.log_file import RunLog
+from kifuse.training.middle import refuse_file_for_middle
 from kifuse.training.opening import (
     check_data,
     new_record,
@@ -69,6 +71,9 @@ def run(
     require_trackers(config)
     with exclusive(folder) if is_main_process() else contextlib.nullcontext():
         record = open_run(folder, config)  # again, now that nobody else can change it
+        if is_main_process():
+            remove_temporaries(folder, ("adapters", "state", "predictions"))
+            refuse_file_for_middle(folder)
         others = [reuse] if isinstance(reuse, Path) else reuse or ()
         log = RunLog(folder, progress, writes=is_main_process())
         with log.writing(*opening_lines(config, record)):

@@ -229,6 +229,11 @@ def test_masked_fusion_with_every_scalar_important_is_the_end_of_the_outer_loop(
         (lambda s: s.update(new=torch.zeros(2)), "previous: does not hold 'new', which current does"),
         (lambda s: s.update({B: torch.zeros(3, 4)}), rf"'{B}' has shape \(4, 3\) in previous and \(3, 4\)"),
         (lambda s: s.update({B: s[B].double()}), rf"'{B}' is torch.float32 in previous and torch.float64"),
+        (
+            lambda s: s[B][0].fill_(float("nan")),
+            rf"'{B}' holds 3 numbers that are NaN or infinite",
+        ),
+        (lambda s: s[B][0, :1].fill_(float("inf")), rf"'{B}' holds 1 numbers that are NaN or infinite"),
     ],
 )
 def test_two_models_that_differ_are_refused(change: Any, words: str):
