@@ -17,43 +17,7 @@ from kifuse.own_method import name_method
 from tests.runs import make_config
 
 pytestmark = pytest.mark.usefixtures("quick")
-FILE = '''
-import torch
-from pydantic.dataclasses import dataclass
-from torch import nn
-
-import kifuse
-from kifuse.adapters.base import attached
-from kifuse.methods.base import SETTINGS
-
-
-class Shift(kifuse.Adapter):
-    """One trained vector, added to the input embeddings."""
-
-    def attach(self, model, *, encoder_decoder, seed):
-        model.requires_grad_(False)
-        embed = model.get_input_embeddings()
-        embed.shift = nn.Parameter(torch.zeros(embed.embedding_dim))
-        embed.register_forward_hook(lambda layer, inputs, output: output + layer.shift)
-        return attached(self, model)
-
-
-@dataclass(kw_only=True, config=SETTINGS)
-class Shifting(kifuse.Method):
-    """A vector beside the embeddings, pulled back to where it was before the task."""
-
-    strength: float = 0.5
-    _before: kifuse.OfTask[list[torch.Tensor] | None] = None
-
-    adapter = Shift
-
-    def begin_task(self, ctx):
-        self._before = ctx.params.clone()
-
-    def on_gradients(self, ctx):
-        for p, old in zip(ctx.params.tensors, self._before or ()):
-            p.grad.add_(p.detach() - old, alpha=self.strength)
-'''
+FILE = (Path(__file__).parents[2] / "examples" / "own_adapter.py").read_text("utf-8")
 NAME = "shifting_file:Shifting"
 
 
@@ -70,16 +34,16 @@ def test_a_method_in_a_file_of_ones_own_runs_and_is_compared(
     here: Path, tiny_folder_llama: Path, tiny_stream: Path
 ):
     config = make_config(tiny_folder_llama, tiny_stream, here / "run", {"name": "sequential"})
-    values = {**config.model_dump(mode="json"), "method": {"name": NAME, "strength": 0.25}}
+    values = {**config.model_dump(mode="json"), "method": {"name": NAME, "decay": 0.25}}
     (here / "mine.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     done = CliRunner().invoke(app, ["run", "mine.yaml", "--quiet"])
     assert done.exit_code == 0, done.output
     record = json.loads((here / "run" / "record.json").read_text("utf-8"))
-    assert record["method"]["name"] == NAME and record["method"]["settings"] == {"strength": 0.25}
+    assert record["method"]["name"] == NAME and record["method"]["settings"] == {"decay": 0.25}
     assert {s["after"] for s in record["scores"]} == {1, 2, 3}
 
     saved = json.loads((here / "run/adapters/after-3/adapter_config.json").read_text("utf-8"))
-    assert saved["method"] == NAME and saved["method_settings"] == {"strength": 0.25}
+    assert saved["method"] == NAME and saved["method_settings"] == {"decay": 0.25}
     asked = ["compare", "mine.yaml", "--methods", f"sequential,{NAME}", "--output", "compared", "--quiet"]
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
