@@ -74,6 +74,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "lwf": {"name": "lwf"},
     "l2p": {"name": "l2p", "pool": 4, "length": 2, "picked": 2},
     "moe-lora": {"name": "moe-lora", "experts": 3, "top_k": 2},
+    "eaft": {"name": "eaft"},
+    "asft": {"name": "asft", "anchor": 0.5},
     "ogd": {"name": "ogd", "per_task": 5},
     "ogd, with a full basis": {"name": "ogd", "per_task": 5, "basis": 6, "project": "gradient"},
     "osf": {"name": "osf", "growth": 0.2},

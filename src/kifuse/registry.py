@@ -143,6 +143,26 @@ METHODS: dict[str, Entry] = {
         data_class="real replay",
         paper="arXiv 2004.07211",
     ),
+    "dft": Entry(
+        target="kifuse.methods.token_weights:TokenWeights",
+        summary="Weighs each target token by its own probability: unlikely ones move the model less.",
+        data_class="replay-free",
+        paper="arXiv 2508.05629",
+    ),
+    "eaft": Entry(
+        target="kifuse.methods.token_weights:TokenWeights",
+        summary="Weighs each target token by how unsure the model is there.",
+        data_class="replay-free",
+        preset={"weigh_by": "entropy"},
+        paper="arXiv 2601.02151",
+    ),
+    "asft": Entry(
+        target="kifuse.methods.token_weights:TokenWeights",
+        summary="DFT, held near the model before the task.",
+        data_class="replay-free",
+        preset={"anchor": 0.1},
+        paper="arXiv 2509.23753",
+    ),
     "ewc": Entry(
         target="kifuse.methods.ewc:EWC",
         summary="Holds what mattered to each earlier task by a penalty, weighted by Fisher information.",

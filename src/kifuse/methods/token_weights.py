@@ -1,11 +1,11 @@
 """Losses that weigh each target token by what the model thinks of it, in the hope of moving less of the rest.
 
     DFT     p_t CE_t                                       (arXiv 2508.05629)
-    EAFT    (H_t / ln 20)^alpha CE_t                       (arXiv 2601.02151)
+    EAFT    (H_t / 3)^alpha CE_t                           (arXiv 2601.02151)
     ASFT    p_t CE_t + lambda KL(before || now)_t          (arXiv 2509.23753)
 
 with p_t the model's probability of the gold token and H_t the entropy of its 20 most probable tokens, made to
-sum to 1; neither passes a gradient on. Each is divided by the target tokens of the batch, as the plain loss is.
+sum to 1. Neither passes a gradient on. The sum is divided by the target tokens of the batch, as ever.
 
 | symbol | setting |
 | --- | --- |
@@ -13,13 +13,12 @@ sum to 1; neither passes a gradient on. Each is divided by the target tokens of 
 | alpha | `power` |
 | lambda | `anchor`; `before` is the model before the task |
 
-DFT drops what the model finds unlikely, EAFT what it is certain of, rightly or wrongly. No figures of continual
-learning were published for any of them.
+DFT drops what the model finds unlikely, EAFT what it is certain of, rightly or wrongly. No figures of
+continual learning were published for any of them.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, final
 
 import torch
@@ -30,8 +29,8 @@ from torch.nn import functional
 from kifuse.methods.base import SETTINGS, Method, Need, NotNegative
 from kifuse.methods.context import Batch, Context, TaskInfo
 
-LIKELIEST = 20
-"""Tokens that the entropy is taken over."""
+LIKELIEST, SCALE = 20, 3.0
+"""Tokens that the entropy is taken over, and what it is divided by: ln 20 is 2.996."""
 
 
 @final
@@ -81,5 +80,5 @@ class TokenWeights(Method):
             found = logits.log_softmax(dim=-1).gather(-1, gold[:, None])[:, 0].exp()
         else:
             logs = logits.topk(min(LIKELIEST, logits.shape[-1]), dim=-1).values.log_softmax(dim=-1)
-            found = -(logs.exp() * logs).sum(dim=-1) / math.log(LIKELIEST)
+            found = -(logs.exp() * logs).sum(dim=-1) / SCALE
         return found.clamp(min=0.0) ** self.power
