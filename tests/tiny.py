@@ -24,6 +24,8 @@ SENTENCES = [
     "The team won the game in the last minute, and the town sang all night.",
     "Grüße aus Köln: schöne Straße, 東京 and a 😀 too.",
 ]
+ENDS = {2, 5}
+"""What ends a text (`</s>`) and a turn (`<|end|>`) in these tokenizers."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "<|turn|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n"

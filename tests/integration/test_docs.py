@@ -20,6 +20,7 @@ from kifuse.config import RunConfig, load_config
 from kifuse.registry import METHODS, build_method
 from tests.guide_pages import DOCS, LANGUAGES, PAGES, REASONS, ROOT, Block, blocks, commands, trimmed
 from tests.guide_stands import DESK, Stands, finished_runs, furnish, given, smollm2_outline
+from tests.tiny import ENDS
 
 pytestmark = pytest.mark.usefixtures("quick")
 RUN = [page for page in PAGES if any(b.kind != "not run" and b.language != "text" for b in blocks(page))]
@@ -59,7 +60,13 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 @pytest.mark.parametrize("page", RUN, ids=name_of)
-def test_every_block_runs(page: Path, stands: Stands, module: ModuleType, monkeypatch: pytest.MonkeyPatch):
+def test_every_block_runs(
+    page: Path,
+    stands: Stands,
+    module: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    last_labels: list[int],
+):
     if page.name == "reading-the-report.md":
         finished_runs()
     for block in blocks(page):
@@ -76,6 +83,10 @@ def test_every_block_runs(page: Path, stands: Stands, module: ModuleType, monkey
             assert [json.loads(line) for line in block.text.splitlines()]
         elif block.language == "console":
             check_commands(block, stands, monkeypatch)
+    assert set(last_labels) <= ENDS, "what the page trains is not taught to stop"
+    assert last_labels or not re.search(
+        r"^\$ kifuse run|trainer\.train\(\)", page.read_text("utf-8"), re.MULTILINE
+    )
 
 
 def check_configuration(block: Block) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from kifuse import registry
 from kifuse.reporting.record import RunRecord
+from tests.tiny import ENDS
 
 pytestmark = pytest.mark.usefixtures("quick")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -31,7 +32,11 @@ def run_example(monkeypatch: pytest.MonkeyPatch, tiny_folder_llama: Path, tmp_pa
 
 @pytest.mark.parametrize("name", ["trainer_callback.py", "sft_callback.py"])
 def test_a_script_learns_one_task_after_another(
-    run_example, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_example,
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    last_labels: list[int],
 ):
     if name.startswith("sft"):
         pytest.importorskip("trl")
@@ -43,11 +48,13 @@ def test_a_script_learns_one_task_after_another(
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["after-1", "after-2"]
     kept = (tmp_path / "state" / "after-2" / "memory.jsonl").read_text("utf-8").splitlines()
     assert len(kept) == 1 + 3 + 3
+    assert len(last_labels) >= 64 and set(last_labels) <= ENDS, "the model is not taught to stop"
 
 
-def test_a_method_of_ones_own_runs_under_its_name(run_example, tmp_path: Path):
+def test_a_method_of_ones_own_runs_under_its_name(run_example, tmp_path: Path, last_labels: list[int]):
     run_example("own_method.py", "--examples", "8")
     record = RunRecord.load(tmp_path / "anchor")
     assert record.status == "finished"
     assert record.method.name == "anchor" and record.method.settings == {"strength": 0.1}
     assert [task.name for task in record.tasks] == ["01-queue", "02-urgency", "04-next-step"]
+    assert last_labels and set(last_labels) <= ENDS, "the model is not taught to stop"
