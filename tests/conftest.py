@@ -67,7 +67,6 @@ def quick() -> Iterator[None]:
         # nothing here survives a loss of power, and waiting for the disk takes longer still
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
-    gc.unfreeze()
     torch.set_num_threads(before)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +149,35 @@ class Stopped(Exception):
 
 
 class StopIn(Progress):
-    """Ends the run in the first training step of a task."""
+    """Ends the run in the first training step of a task; keeps what was said."""
 
     def __init__(self, task: str) -> None:
         self.task = task
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        """A line was told."""
+        self.said.append(text)
 
     def step(self, task: str, step: int, steps: int, loss: float | None) -> None:
         """A step was taken."""
         if task == self.task:
             raise Stopped
+
+
+class PressCtrlC(Progress):
+    """Presses Ctrl-C in a step of a task, once or more often; keeps what was said."""
+
+    def __init__(self, task: str, at: int, times: int = 1) -> None:
+        self.task, self.at, self.times = task, at, times
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        """A line was told."""
+        self.said.append(text)
+
+    def step(self, task: str, step: int, steps: int, loss: float | None) -> None:
+        """A step was taken."""
+        if (task, step) == (self.task, self.at) and loss is None:
+            for _ in range(self.times):
+                os.kill(os.getpid(), signal.SIGINT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,38 +63,77 @@ def month(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Script:
     return go
 
 
+@dataclass(frozen=True)
+class Months:
+    """Two months of a script that nothing interrupted: the folder after each, and the weights."""
+
+    folders: tuple[Path, Path]
+    weights: tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory, quick: None
+) -> Callable[[str], Months]:
+    """The months of each method, made when first asked for."""
+    made: dict[str, Months] = {}
+
+    def get(name: str) -> Months:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("whole")
+            first, second = folder / "first", folder / "second"
+            one = script(tiny_tokenizer, first, 1, OWN[name], save_strategy="no")
+            shutil.copytree(first, second)
+            two = script(tiny_tokenizer, second, 2, OWN[name], save_strategy="no")
+            made[name] = Months((first, second), (one, two))
+        return made[name]
+
+    return get
+
+
 @EVERY
-def test_months_apart_are_as_months_in_one_process(
-    month: Script, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str
+def test_months_apart_are_as_months_in_one_process_and_leave_nothing_on_model_and_trainer(
+    whole: Callable[[str], Months], tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str
 ):
     """The folder carries all that the next task needs: nothing is lost with the process."""
-    apart = [month(number, OWN[name], save_strategy="no") for number in (1, 2)]
+    apart = whole(name).weights
     model = new_model(tiny_tokenizer)
     callback = method_of(OWN[name]).callback(per_task=5)
+    hooks = _hooks(model)
     for place, task in enumerate(TASKS[:2]):
         data = rows(tiny_tokenizer, task)
-        folder = tmp_path / "one" / task
-        make_trainer(tiny_tokenizer, model, folder, data, [callback], save_strategy="no").train()
+        trainer = make_trainer(tiny_tokenizer, model, tmp_path / "one" / task, data, [callback])
+        trainer.train()
         assert same(weights(model), apart[place])
+        for holder, called in (
+            (trainer, "train"),
+            (trainer, "get_train_dataloader"),
+            (trainer, "training_step"),
+            (trainer, "compute_loss"),
+            (trainer.accelerator, "clip_grad_norm_"),
+        ):
+            assert getattr(holder, called) == getattr(type(holder), called).__get__(holder)
     assert [task["name"] for task in callback.learned] == ["task-1", "task-2"]
+    assert _hooks(model) == hooks
+    assert all(p.grad is None for p in model.parameters())
 
 
 @EVERY
-def test_going_on_in_the_middle_of_a_task_ends_bit_identical(month: Script, tmp_path: Path, name: str):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    month(1, OWN[name], folder=whole, save_strategy="no")
-    shutil.copytree(whole, cut)
-    expected = month(2, OWN[name], folder=whole, save_strategy="no")
+def test_going_on_in_the_middle_of_a_task_ends_bit_identical(
+    month: Script, whole: Callable[[str], Months], tmp_path: Path, name: str
+):
+    months, cut = whole(name), tmp_path / "cut"
+    shutil.copytree(months.folders[0], cut)
     # in the middle of a round of Recurrent-KIF, and after one
     for dies_at in (3, 5):
         with pytest.raises(Died):
             month(2, OWN[name], folder=cut, dies_at=dies_at, resume=dies_at > 3)
-    assert same(month(2, OWN[name], folder=cut, resume=True), expected)
+    assert same(month(2, OWN[name], folder=cut, resume=True), months.weights[1])
+    kept, again = (folder / "state" / "after-2" for folder in (months.folders[1], cut))
     for file in ("method.safetensors", "memory.jsonl", "weights.safetensors"):
-        kept = whole / "state" / "after-2" / file
-        assert kept.is_file() == (cut / "state" / "after-2" / file).is_file()
-        assert not kept.is_file() or kept.read_bytes() == (cut / "state" / "after-2" / file).read_bytes()
-    told = [json.loads((f / "state" / "after-2" / "state.json").read_text("utf-8")) for f in (whole, cut)]
+        assert (kept / file).is_file() == (again / file).is_file()
+        assert not (kept / file).is_file() or (kept / file).read_bytes() == (again / file).read_bytes()
+    told = [json.loads((folder / "state.json").read_text("utf-8")) for folder in (kept, again)]
     assert told[0]["events"] == told[1]["events"]
 
 
@@ -153,29 +193,6 @@ def test_a_task_that_ended_is_ended_again_from_its_last_checkpoint(month: Script
     month(1, settings)
     expected = month(2, settings)
     assert same(month(2, settings, resume=True), expected)
-
-
-@EVERY
-def test_nothing_is_left_on_model_and_trainer(
-    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str
-):
-    model = new_model(tiny_tokenizer)
-    callback = method_of(OWN[name]).callback(per_task=5)
-    before = _hooks(model)
-    for task in TASKS[:2]:
-        data = rows(tiny_tokenizer, task)
-        trainer = make_trainer(tiny_tokenizer, model, tmp_path / task, data, [callback])
-        trainer.train()
-        for holder, called in (
-            (trainer, "train"),
-            (trainer, "get_train_dataloader"),
-            (trainer, "training_step"),
-            (trainer, "compute_loss"),
-            (trainer.accelerator, "clip_grad_norm_"),
-        ):
-            assert getattr(holder, called) == getattr(type(holder), called).__get__(holder)
-    assert _hooks(model) == before
-    assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", PLAIN)

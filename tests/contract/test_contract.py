@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer
 
 import kifuse
 from kifuse.evaluation.metrics import needed_cells
@@ -21,7 +21,7 @@ from kifuse.reporting.record import RunRecord
 from kifuse.training import engine, opening
 from kifuse.training.runner import run
 from kifuse.training.snapshot import load_state, save_state
-from tests.runs import METHODS, TASKS, StopIn, Stopped, adapter, make_config
+from tests.runs import METHODS, PressCtrlC, StopIn, Stopped, adapter, make_config
 
 pytestmark = pytest.mark.usefixtures("quick")
 EVERY = pytest.mark.parametrize("name", METHODS)
@@ -197,39 +197,58 @@ def test_the_state_survives_a_round_trip_through_files(finished: Finished, name:
         assert (tmp_path / "again" / file).read_bytes() == (saved / file).read_bytes()
 
 
-@EVERY
-def test_two_runs_of_one_seed_are_the_same(finished: Finished, start: Runs, name: str):
-    first, second = finished(name), start(METHODS[name])
-    for after in _kept(first.folder):
-        assert _same(adapter(first.folder, after), adapter(second.folder, after))
-    for one, other in zip(first.record.tasks, second.record.tasks, strict=True):
-        assert one.loss == other.loss
-    assert _predictions(first.folder) == _predictions(second.folder)
-
-
 def test_another_seed_is_another_run(finished: Finished, start: Runs):
     other = start(METHODS["kif"], training={"seed": 1})
     assert not _same(adapter(finished("kif").folder), adapter(other.folder))
 
 
 @EVERY
-def test_a_run_stopped_twice_ends_as_if_it_had_not_been(
-    finished: Finished, name: str, tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path
+def test_a_run_that_is_stopped_ends_as_the_one_of_its_seed_that_was_not(
+    finished: Finished,
+    name: str,
+    tiny_folder_llama: Path,
+    tiny_stream: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    """Once by Ctrl-C in the middle of a task, which saves it, and once by the end of the process."""
     config = make_config(tiny_folder_llama, tiny_stream, tmp_path / "run", METHODS[name])
-    stops = ["all tasks"] if METHODS[name]["name"] == "joint" else TASKS[1:]
-    for task in stops:
-        with pytest.raises(Stopped):
-            run(config, progress=StopIn(task))
+    whole, joint = finished(name), METHODS[name]["name"] == "joint"
+    if not joint:
+        pressing = PressCtrlC("fruit", 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, progress=pressing)
+        assert any("stopped and saved after step 2" in line for line in pressing.said)
+    taken = _count_steps(monkeypatch)
+    stopping = StopIn("all tasks" if joint else "weather")
+    with pytest.raises(Stopped):
+        run(config, progress=stopping)
+    if not joint:
+        assert any("fruit: going on after step 2" in line for line in stopping.said)
+        fruit = whole.record.tasks[1]
+        # two of its steps were taken before, and one of the next task is here
+        assert len(taken) <= (fruit.train_steps or 0) - 2 + (fruit.extra_forward_backward or 0) + 1
     record = run(config)
-    whole = finished(name)
     assert record.status == "finished"
     for after in _kept(whole.folder):
         assert _same(adapter(whole.folder, after), adapter(tmp_path / "run", after))
     assert _predictions(whole.folder) == _predictions(tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint").exists()
     for one, other in zip(whole.record.tasks, record.tasks, strict=True):
         same = {"seconds_train"}
         assert one.model_dump(exclude=same) == other.model_dump(exclude=same)
+
+
+def _count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    taken: list[int] = []
+    original = Trainer.training_step
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        taken.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", counted)
+    return taken
 
 
 @EVERY

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import resource
 import signal
@@ -14,78 +13,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer
 
 from kifuse.errors import KifuseError, RunError
 from kifuse.training.lock import exclusive
-from kifuse.training.progress import Progress
 from kifuse.training.runner import run
-from tests.runs import METHODS, TASKS, adapter, make_config
+from tests.runs import METHODS, PressCtrlC, adapter, make_config
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 EVERY_STEP = {"training": {"checkpoint_minutes": 0}}
 
 
-class _PressCtrlC(Progress):
-    def __init__(self, task: str, at: int, times: int = 1) -> None:
-        self.task, self.at, self.times = task, at, times
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def step(self, task: str, step: int, steps: int, loss: float | None) -> None:
-        if (task, step) == (self.task, self.at) and loss is None:
-            for _ in range(self.times):
-                os.kill(os.getpid(), signal.SIGINT)
-
-
-def _count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    taken: list[int] = []
-    original = Trainer.training_step
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        taken.append(1)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "training_step", counted)
-    return taken
-
-
-@pytest.mark.parametrize("name", [n for n in METHODS if n != "joint"])
-def test_ctrl_c_saves_and_the_same_command_goes_on_bit_for_bit(
-    name: str, tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def go(output: str, progress: Progress | None = None) -> Any:
-        config = make_config(tiny_folder_llama, tiny_stream, tmp_path / output, METHODS[name])
-        return run(config, progress=progress)
-
-    expected = go("whole")
-    pressing = _PressCtrlC("fruit", 2)
-    with pytest.raises(KeyboardInterrupt):
-        go("stopped", pressing)
-    assert any("stopped and saved after step 2" in line for line in pressing.said)
-    taken = _count_steps(monkeypatch)
-    listener = _PressCtrlC("none", 0)
-    record = go("stopped", listener)
-    assert any("fruit: going on after step 2" in line for line in listener.said)
-    memory_steps = sum(t.extra_forward_backward or 0 for t in record.tasks)
-    assert len(taken) < sum(t.train_steps or 0 for t in record.tasks) + memory_steps - 2
-    for k in range(1, len(TASKS) + 1):
-        whole, stopped = adapter(tmp_path / "whole", k), adapter(tmp_path / "stopped", k)
-        assert all(torch.equal(whole[key], stopped[key]) for key in whole), k
-    for one, other in zip(expected.tasks, record.tasks, strict=True):
-        fields = {"loss", "events", "train_steps", "replayed_examples", "extra_forward_backward"}
-        assert one.model_dump(include=fields) == other.model_dump(include=fields)
-    assert not (tmp_path / "stopped" / "checkpoint").exists()
-
-
 def test_a_second_ctrl_c_stops_at_once(tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path):
     config = make_config(tiny_folder_llama, tiny_stream, tmp_path / "out", METHODS["sequential"])
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        run(config, progress=_PressCtrlC("fruit", 1, times=2))
+        run(config, progress=PressCtrlC("fruit", 1, times=2))
     assert not (tmp_path / "out" / "checkpoint" / "middle").exists()
     assert signal.getsignal(signal.SIGINT) is before, "the user's own handler is back"
     assert run(config).status == "finished"
@@ -96,10 +39,10 @@ def test_a_damaged_middle_costs_time_and_nothing_else(
 ):
     config = make_config(tiny_folder_llama, tiny_stream, tmp_path / "out", METHODS["kif"])
     with pytest.raises(KeyboardInterrupt):
-        run(config, progress=_PressCtrlC("fruit", 2))
+        run(config, progress=PressCtrlC("fruit", 2))
     file = tmp_path / "out" / "checkpoint" / "middle" / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
-    listener = _PressCtrlC("none", 0)
+    listener = PressCtrlC("none", 0)
     run(config, progress=listener)
     assert any("weights.safetensors" in line and "begins anew" in line for line in listener.said)
     whole = make_config(tiny_folder_llama, tiny_stream, tmp_path / "whole", METHODS["kif"])
@@ -181,7 +124,7 @@ def test_no_pickle_is_written_or_read(
     for owner, name in ((torch, "save"), (torch, "load"), (pickle, "load"), (pickle, "Unpickler")):
         monkeypatch.setattr(owner, name, refuse)
     with pytest.raises(KeyboardInterrupt):
-        run(config, progress=_PressCtrlC("fruit", 2))
+        run(config, progress=PressCtrlC("fruit", 2))
     kinds = {p.suffix for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert run(config).status == "finished"
     kinds |= {p.suffix for p in (tmp_path / "out").rglob("*") if p.is_file()}
