@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from kifuse.training.guard import largest_gradients
 from kifuse.training.moments import load_moments, moments
 from kifuse.training.shards import Shards, joined
 from tests.months import OWN, Died, script
-from tests.processes import end_together
 from tests.tiny import build_tokenizer
 
 INTERRUPTED = "recurrent-kif, own optimizer"
@@ -165,23 +162,15 @@ def _refused(call: Any) -> str:
     raise AssertionError("it was not refused")
 
 
-def main(output: str) -> None:
-    """Check the pieces, then train with each method."""
-    torch.set_num_threads(1)
-    gc.freeze()
-    dist.init_process_group("gloo")
+def train_all(output: Path) -> None:
+    """Check the pieces, then train with each method; every later model of this process is cut."""
     mesh = init_device_mesh("cpu", (2,))
     check_pieces(mesh)
     check_moments(mesh)
     cut_by_accelerate()
-    check_refusals(Path(output) / "refused", mesh)
+    check_refusals(output / "refused", mesh)
     cases: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in NAMES}
     cases |= {"again": (INTERRUPTED, {"dies_at": 5}), "gathered": ("recurrent-kif", {"accumulation": 2})}
     for case, (name, changes) in cases.items():
-        folder = Path(output) / case
+        folder = output / case
         save_file(months(folder, name, **changes), folder / f"{dist.get_rank()}.safetensors")
-    end_together()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

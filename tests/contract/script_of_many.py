@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from kifuse.training.loss import TargetLoss
 from tests.months import OWN, make_trainer, method_of, new_model, rows, weights
-from tests.processes import end_together
 from tests.runs import TASKS
 from tests.tiny import build_tokenizer
 
@@ -62,20 +58,13 @@ def train(
     return weights(model), callback.guard.state()
 
 
-def main(output: str) -> None:
+def train_all(output: Path) -> None:
     """Train with each method, and once with a loss that breaks on one process."""
-    torch.set_num_threads(1)
-    gc.freeze()
     rank = os.environ["RANK"]
     for name in NAMES:
-        found, _ = train(Path(output) / name, name)
-        save_file(found, Path(output) / name / f"{rank}.safetensors")
+        found, _ = train(output / name, name)
+        save_file(found, output / name / f"{rank}.safetensors")
     loss = BrokenOnOne(shift=True)
-    found, counts = train(Path(output) / "broken", "sequential", tasks=1, compute_loss_func=loss)
-    save_file(found, Path(output) / "broken" / f"{rank}.safetensors")
-    (Path(output) / "broken" / f"{rank}.json").write_text(json.dumps(counts), encoding="utf-8")
-    end_together()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    found, counts = train(output / "broken", "sequential", tasks=1, compute_loss_func=loss)
+    save_file(found, output / "broken" / f"{rank}.safetensors")
+    (output / "broken" / f"{rank}.json").write_text(json.dumps(counts), encoding="utf-8")

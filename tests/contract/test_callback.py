@@ -20,23 +20,19 @@ from kifuse.tasks.schedule import training_order
 from kifuse.training.batches import ModelCollator
 from kifuse.training.loss import TargetLoss
 from kifuse.training.rows import RowMemory
-from tests.contract import script_of_many
 from tests.contract.test_contract import _hooks
 from tests.months import (
     OWN,
     Die,
     Died,
-    check_two_learned_as_one,
     make_trainer,
     method_of,
     new_model,
-    of_both,
     rows,
     same,
     script,
     weights,
 )
-from tests.processes import run_two
 from tests.runs import TASKS
 from tests.two_tasks import adapted, encoded, learn, load
 
@@ -261,25 +257,3 @@ class _AsRows(list):
 
     def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]
         return {"example": super().__getitem__(index)}
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two processes run the script together, on one machine and without a GPU."""
-    folder = tmp_path_factory.mktemp("script")
-    run_two("tests.contract.script_of_many", str(folder), timeout=120)
-    return folder
-
-
-@pytest.mark.parametrize("name", script_of_many.NAMES)
-def test_a_script_on_two_processes_learns_what_one_does(two_processes: Path, tmp_path: Path, name: str):
-    expected, _ = script_of_many.train(tmp_path, name)
-    check_two_learned_as_one(two_processes / name, tmp_path, expected, name)
-
-
-def test_a_loss_that_breaks_on_one_process_skips_the_step_on_all(two_processes: Path):
-    found = of_both(two_processes / "broken")
-    assert same(*found) and all(bool(torch.isfinite(value).all()) for value in found[0].values())
-    for rank in range(2):
-        counts = json.loads((two_processes / "broken" / f"{rank}.json").read_text("utf-8"))
-        assert counts["bad"] == {"task": 1, "memory": 0}

@@ -1,14 +1,15 @@
-"""A user's script whose model FSDP2 has cut into pieces, on two processes of this machine without a GPU."""
+"""Users' scripts on two processes of this machine without a GPU; of some the model is cut into pieces."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.contract import script_in_pieces
+from tests.contract import script_in_pieces, script_of_many
 from tests.months import check_two_learned_as_one, of_both, same
 from tests.processes import run_two
 
@@ -16,11 +17,30 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
-def in_pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two processes check what pieces must do, and run the script with several methods."""
-    folder = tmp_path_factory.mktemp("pieces")
-    run_two("tests.contract.script_in_pieces", str(folder), timeout=180)
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes check what pieces must do, and run the scripts with several methods."""
+    folder = tmp_path_factory.mktemp("scripts")
+    run_two("tests.contract.two_scripts", str(folder), timeout=300)
     return folder
+
+
+@pytest.fixture
+def in_pieces(two_processes: Path) -> Path:
+    return two_processes / "pieces"
+
+
+@pytest.mark.parametrize("name", script_of_many.NAMES)
+def test_a_script_on_two_processes_learns_what_one_does(two_processes: Path, tmp_path: Path, name: str):
+    expected, _ = script_of_many.train(tmp_path, name)
+    check_two_learned_as_one(two_processes / "many" / name, tmp_path, expected, name)
+
+
+def test_a_loss_that_breaks_on_one_process_skips_the_step_on_all(two_processes: Path):
+    found = of_both(two_processes / "many" / "broken")
+    assert same(*found) and all(bool(torch.isfinite(value).all()) for value in found[0].values())
+    for rank in range(2):
+        counts = json.loads((two_processes / "many" / "broken" / f"{rank}.json").read_text("utf-8"))
+        assert counts["bad"] == {"task": 1, "memory": 0}
 
 
 @pytest.mark.parametrize("name", script_in_pieces.NAMES)
