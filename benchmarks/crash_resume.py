@@ -6,6 +6,11 @@ A tiny model, three tasks, Recurrent-KIF with memory steps of their own, dropout
 every step. Each run is killed (`kill -9`) up to three times, at moments drawn evenly over the time that a
 whole run takes, and started again with the same command until it is through. Compared are scores, losses,
 counts, the bytes of all adapters and all predictions.
+
+    python benchmarks/crash_resume.py --scenes [--every 1] [--folder FOLDER]
+
+kills a rollback, a refused task, a month of a callback and a comparison at each of their file operations
+instead; see `crash_scenes.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +26,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.crash_scenes import SCENES, kill_everywhere
 from tests.crashes import Workplace, do_run, fork, kill_at_random, outcome, wait
 
 RESULTS = Path(__file__).parent / "results" / "crash-resume.json"
+SCENE_RESULTS = RESULTS.with_name("crash-scenes.json")
 
 
 def main() -> int:
@@ -34,11 +41,17 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument(
+        "--scenes", nargs="*", choices=SCENES, help="kill these at file operations; none: all"
+    )
+    parser.add_argument("--every", type=int, default=1, help="kill at each so-many-th operation only")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="crash-resume-"))
     place = Workplace.build(folder)
     import kifuse.training.runner  # noqa: F401 - imported once for all forks
 
+    if arguments.scenes is not None:
+        return scenes(arguments.scenes or list(SCENES), place, folder, arguments.every)
     began = time.monotonic()
     assert wait(fork(do_run(place.config(folder / "whole")))) == 0
     seconds = time.monotonic() - began
@@ -60,6 +73,19 @@ def main() -> int:
     found = {"runs": arguments.runs, "identical": same, "kills": kills, "seed": arguments.seed}
     RESULTS.write_text(json.dumps(found) + "\n", encoding="utf-8")
     return 0 if same == arguments.runs else 1
+
+
+def scenes(names: list[str], place: Workplace, folder: Path, every: int) -> int:
+    """Kill scenes at their file operations, and keep the counts beside those of earlier scenes."""
+    known = json.loads(SCENE_RESULTS.read_text("utf-8")) if SCENE_RESULTS.is_file() else {}
+    wrong = 0
+    for name in names:
+        found = kill_everywhere(name, place, folder, every)
+        print(f"{name}: {found}", flush=True)
+        wrong += found["tried"] - found["identical"]
+        known[name] = found
+        SCENE_RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def script(
     settings: dict[str, Any],
     *,
     dies_at: int | None = None,
-    resume: bool = False,
+    resume: bool | str = False,
     dropout: float = 0.1,
     **changes: Any,
 ) -> dict[str, Tensor]:

@@ -256,7 +256,7 @@ def test_a_method_without_memory_keeps_no_row(tiny_tokenizer: Any, tmp_path: Pat
 def test_only_the_newest_states_are_kept(tiny_tokenizer: Any, tmp_path: Path):
     for month in (1, 2, 3):
         script(tiny_tokenizer, tmp_path, month, {"name": "kif"})
-    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["after-2", "after-3"]
+    assert sorted(path.name for path in (tmp_path / "state").glob("[!.]*")) == ["after-2", "after-3"]
 
 
 def test_memory_may_be_given_in_several_forms(train: Train, tiny_tokenizer: Any):
@@ -412,10 +412,10 @@ def test_a_checkpoint_without_the_methods_state_is_refused(tiny_tokenizer: Any, 
     with pytest.raises(
         RunError, match=r"checkpoint-4.kifuse.state\.json: no such file.*resume from .*checkpoint-2"
     ):
-        script(tiny_tokenizer, tmp_path, 2, RKIF, resume=True)
+        script(tiny_tokenizer, tmp_path, 2, RKIF, resume=str(month / "checkpoint-4"))
     shutil.rmtree(month / "checkpoint-2" / "kifuse")
     with pytest.raises(RunError, match="start without resume_from_checkpoint"):
-        script(tiny_tokenizer, tmp_path, 2, RKIF, resume=True)
+        script(tiny_tokenizer, tmp_path, 2, RKIF, resume=str(month / "checkpoint-4"))
 
 
 def test_a_damaged_state_is_named_and_not_loaded(tiny_tokenizer: Any, tmp_path: Path):

@@ -16,7 +16,13 @@ from kifuse.training.batches import MemoryBatches
 from kifuse.training.context import TrainerContext
 from kifuse.training.guard import MAX_BAD_STEPS, Guard, drop_gradients, largest_gradients
 from kifuse.training.method_loss import MethodLoss
-from kifuse.training.refusals import refuse, refuse_other_precision, refuse_parameters, refuse_shards
+from kifuse.training.refusals import (
+    refuse,
+    refuse_other_precision,
+    refuse_packed,
+    refuse_parameters,
+    refuse_shards,
+)
 from kifuse.training.services import Service, open_services
 from kifuse.training.shards import Shards
 from kifuse.training.state_folder import copied
@@ -88,6 +94,7 @@ class MethodCallback(TrainerCallback):
                 "the method's callback was not attached: call callback.attach(trainer) before train()."
             )
         refuse_other_precision(self.trainer, model)
+        refuse_packed(self.method, model)
         adapter = adapter_on(model)
         shards = Shards(model.named_parameters(), adapter.frozen() if adapter else None)
         params = shards.params

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from kifuse.errors import RunError
-from kifuse.methods.base import Method, MethodState, Parameters, TaskInfo
+from kifuse.methods.base import Method, MethodState, TaskInfo
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.callback import MethodCallback
 from kifuse.training.context import TrainerContext
@@ -44,6 +44,7 @@ from kifuse.training.rows import (
     with_columns_of,
 )
 from kifuse.training.shards import Shards
+from kifuse.training.state_dir import for_adapter, hold, let_go, refuse_lost
 from kifuse.training.state_folder import (
     STATE,
     StateFolder,
@@ -54,13 +55,14 @@ from kifuse.training.state_folder import (
     newest_state,
     read_state,
     refuse_other_method,
+    refuse_other_weights,
     refuse_other_writer,
     refuse_unwritable,
     restore_weights,
     weights_of,
     write_state,
 )
-from kifuse.training.trainer_checkpoint import check_place, read_checkpoint
+from kifuse.training.trainer_checkpoint import Resuming, check_place, read_checkpoint
 
 KEPT = 2
 """How many states of a `state_dir` are kept: the newest, and the one before it."""
@@ -87,6 +89,7 @@ class StandaloneCallback(MethodCallback):
         max_bad_steps: Training stops at this many steps in a row whose loss or gradient is not finite.
         keep_weights: Whether `state_dir` holds the trained tensors too, for `restore`.
         checkpoint: Checkpoint folder that training goes on from, if it is not in the Trainer's `output_dir`.
+        first: Whether this is the first task even where the adapter was trained before.
 
     Raises:
         RunError: The method cannot work as a callback, or `memory` is given to one that reads no old data.
@@ -106,6 +109,7 @@ class StandaloneCallback(MethodCallback):
         max_bad_steps: int = MAX_BAD_STEPS,
         keep_weights: bool = True,
         checkpoint: str | os.PathLike[str] | None = None,
+        first: bool = False,
     ) -> None:
         super().__init__(method, index=0, name=name or "", max_bad_steps=max_bad_steps)
         refuse_method(method, memory)
@@ -113,6 +117,7 @@ class StandaloneCallback(MethodCallback):
         self.keep_weights = keep_weights
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.learned: list[dict[str, Any]] = []
+        self._first, self._names, self._resuming = first, [], Resuming()
         self._count = 0
         self._given = memory
         self._kept = RowMemory(share=share, per_task=per_task)
@@ -138,6 +143,8 @@ class StandaloneCallback(MethodCallback):
         super().attach(trainer)
         if self._mixing is not None:
             self._mixing.watch(trainer)
+        if self.checkpoint is None:
+            self._resuming.watch(trainer)
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Find the Trainer that is being made, and refuse what cannot work."""
@@ -168,8 +175,10 @@ class StandaloneCallback(MethodCallback):
             )
         if self.state_dir is not None and args.should_save:
             refuse_unwritable(self.state_dir)
+            hold(self.state_dir)
         self._loader = kwargs.get("train_dataloader")
         params = Shards(model.named_parameters()).params
+        self._names = params.names
         dataset = getattr(self._loader, "dataset", None)
         if self._taken_up_for is not self.trainer:
             self._take_up_task(dataset, state.global_step, params.tensors[0].device)
@@ -180,7 +189,9 @@ class StandaloneCallback(MethodCallback):
             training = MethodState(middle.tensors["training"], middle.values["training"])
             self.resume = (_method_state(middle, params.tensors[0].device), training)
         elif self.learned:
-            self._check_weights(params)
+            refuse_other_weights(fingerprint(params), self.learned, self.state_dir, kept=self.keep_weights)
+        elif self.state_dir is not None and not self._first and self._given is None and not self._newest:
+            refuse_lost(self.state_dir, model, params)
         if self._mixing is not None:
             self._mixing.check(dataset, self._rows)
         else:
@@ -208,7 +219,8 @@ class StandaloneCallback(MethodCallback):
     def _rows_to_mix(self, trainer: Any, own: Any, step: int) -> list[Row]:
         """The rows of earlier tasks that a Trainer which is about to make its loader trains on too."""
         self.attach(trainer)
-        device = next(p.device for p in trainer.model.parameters() if p.requires_grad)
+        trained = [(name, p) for name, p in trainer.model.named_parameters() if p.requires_grad]
+        self._names, device = [name for name, _ in trained], trained[0][1].device
         self._take_up_task(own, step, device)
         self._taken_up_for = trainer
         return self._rows
@@ -248,30 +260,12 @@ class StandaloneCallback(MethodCallback):
             self.index = 1  # rows of an earlier task mean that this is not the first
 
     def _load(self, folder: Path, device: torch.device) -> None:
-        found = read_state(folder, without=frozenset({WEIGHTS}))
+        found = for_adapter(read_state(folder, without=frozenset({WEIGHTS})), self._names)
         refuse_other_method(folder / STATE, found.values, self.method)
         self.learned = list(found.values["learned"])
         if MEMORY in found.texts:
             self._kept.read(found.texts[MEMORY], folder / MEMORY)
         self.method.load_state(_method_state(found, device))
-
-    def _check_weights(self, params: Parameters) -> None:
-        last = self.learned[-1]
-        found = fingerprint(params)
-        if found == last["weights"]:
-            return
-        place = f"{self.state_dir}: " if self.state_dir is not None else ""
-        known = next((task["name"] for task in self.learned if task["weights"] == found), None)
-        what = f"those after task {known!r}" if known else "others"
-        remedy = ""
-        if self.state_dir is not None and self.keep_weights:
-            remedy = " callback.restore(model) puts them back, out of that folder."
-        raise RunError(
-            f"{place}the state is that after task {last['name']!r} (weights {last['weights'][:12]}…), but "
-            f"the model's trainable weights are {what} ({found[:12]}…). Load the adapter that "
-            "trainer.save_model() wrote after that task; a checkpoint of the Trainer is older, from before "
-            f"the method's last word.{remedy} To learn something else from here, name a new state_dir."
-        )
 
     def _refuse_name(self) -> None:
         for task in self.learned:
@@ -347,6 +341,7 @@ class StandaloneCallback(MethodCallback):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(args.seed)
             super().on_train_end(args, state, control, **kwargs)
+        self._resuming.release(self.trainer)  # it was put around what the mixing had put around
         if self._mixing is not None:
             self._mixing.release(self.trainer)
         if self._draws:
@@ -364,6 +359,7 @@ class StandaloneCallback(MethodCallback):
         if self.state_dir is not None and args.should_save:
             refuse_other_writer(self.state_dir, self._newest)
             self._write(self.state_dir, context)
+            let_go(self.state_dir)
 
     def _write(self, state_dir: Path, context: TrainerContext) -> None:
         method = self.method.state()

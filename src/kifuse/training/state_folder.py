@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,37 @@ def refuse_other_method(file: Path, values: Mapping[str, Any], method: Method) -
                 f"{file}: {what} is {found!r}, but {expected!r} now; go on with the method and the settings "
                 "that wrote it, or name a new folder."
             )
+
+
+def refuse_other_weights(
+    found: str, learned: Sequence[Mapping[str, Any]], state_dir: Path | None, *, kept: bool
+) -> None:
+    """Refuse weights that are not those after the last task.
+
+    Args:
+        found: Fingerprint of the trained tensors.
+        learned: What was learned, at least one task.
+        state_dir: Folder of states, if there is one.
+        kept: Whether it holds the weights too.
+
+    Raises:
+        RunError: They are others.
+    """
+    last = learned[-1]
+    if found == last["weights"]:
+        return
+    place = f"{state_dir}: " if state_dir is not None else ""
+    known = next((task["name"] for task in learned if task["weights"] == found), None)
+    what = f"those after task {known!r}" if known else "others"
+    remedy = ""
+    if state_dir is not None and kept:
+        remedy = " callback.restore(model) puts them back, out of that folder."
+    raise RunError(
+        f"{place}the state is that after task {last['name']!r} (weights {last['weights'][:12]}…), but "
+        f"the model's trainable weights are {what} ({found[:12]}…). Load the adapter that "
+        "trainer.save_model() wrote after that task; a checkpoint of the Trainer is older, from before "
+        f"the method's last word.{remedy} To learn something else from here, name a new state_dir."
+    )
 
 
 def weights_of(params: Parameters) -> dict[str, Tensor]:

@@ -1,0 +1,102 @@
+"""What a stand-alone callback does with a state, a checkpoint or an adapter that is not what it was."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from kifuse.errors import RunError
+from kifuse.training.refusals import refuse_packed
+from tests.months import Died, make_trainer, method_of, new_model, rows, same, script, weights
+from tests.runs import METHODS, TASKS
+from tests.tiny import build_llama
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_a_checkpoint_that_a_kill_left_broken_is_passed_over(
+    tiny_tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for name in ("ewc", "replay"):
+        folder = tmp_path / name
+        expected = script(tiny_tokenizer, folder / "whole", 1, METHODS[name])
+        with pytest.raises(Died):
+            script(tiny_tokenizer, folder / "cut", 1, METHODS[name], dies_at=4)
+        # the Trainer writes its own files first, the callback's last
+        shutil.rmtree(folder / "cut" / "month-1" / "checkpoint-4" / "kifuse")
+        assert same(script(tiny_tokenizer, folder / "cut", 1, METHODS[name], resume=True), expected)
+        assert "checkpoint-4 is passed over, since it is not whole" in caplog.text
+        with pytest.raises(Died):
+            script(tiny_tokenizer, folder / "early", 1, METHODS[name], dies_at=2)
+        state = folder / "early" / "month-1" / "checkpoint-2" / "kifuse" / "state.json"
+        state.write_bytes(state.read_bytes()[:-9])
+        assert same(script(tiny_tokenizer, folder / "early", 1, METHODS[name], resume=True), expected)
+        assert "is whole, so the task begins anew" in caplog.text
+
+
+@pytest.mark.parametrize("lost", ["removed", "emptied", "mistyped"])
+def test_a_lost_state_is_no_first_task(lost: str, tiny_tokenizer: Any, tmp_path: Path):
+    script(tiny_tokenizer, tmp_path, 1, METHODS["ewc"])
+    state = tmp_path / "state"
+    if lost == "emptied":
+        for file in [*state.glob("after-*/*")]:
+            file.unlink()
+    else:
+        state.rename(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=r"state: holds no state, but the adapter was trained before"):
+        script(tiny_tokenizer, tmp_path, 2, METHODS["ewc"])
+    model = new_model(tiny_tokenizer, tmp_path / "month-1" / "adapter")
+    callback = method_of(METHODS["ewc"]).callback(state_dir=tmp_path / "new", first=True)
+    make_trainer(tiny_tokenizer, model, tmp_path / "out", rows(tiny_tokenizer, TASKS[1]), [callback]).train()
+    assert [task["number"] for task in callback.learned] == [1]
+
+
+def test_two_processes_do_not_train_with_one_state_folder(tiny_tokenizer: Any, tmp_path: Path):
+    code = (
+        "import sys, time; from pathlib import Path; from kifuse.training.state_dir import hold\n"
+        "folder = Path(sys.argv[1]); folder.mkdir(); hold(folder); print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "state")]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match="state: another process trains with this state_dir"):
+            script(tiny_tokenizer, tmp_path, 1, METHODS["sequential"])
+    finally:
+        other.kill()
+        other.wait()
+    script(tiny_tokenizer, tmp_path, 1, METHODS["sequential"])
+
+
+def test_the_adapter_may_have_another_name_in_the_next_month(tiny_tokenizer: Any, tmp_path: Path):
+    for name in ("ewc", "kif"):
+        folder = tmp_path / name
+        script(tiny_tokenizer, folder, 1, METHODS[name])
+        shutil.copytree(folder / "state", folder / "copy")
+        expected = script(tiny_tokenizer, folder, 2, METHODS[name])
+        adapter = str(folder / "month-1" / "adapter")
+        base = build_llama(len(tiny_tokenizer))
+        model = PeftModel.from_pretrained(base, adapter, adapter_name="desk", is_trainable=True)
+        callback = method_of(METHODS[name]).callback(state_dir=folder / "copy", per_task=5)
+        data = rows(tiny_tokenizer, TASKS[1])
+        make_trainer(tiny_tokenizer, model, folder / "other", data, [callback]).train()
+        found = {key.replace(".desk.", ".default."): value for key, value in weights(model).items()}
+        assert same(found, expected)
+
+
+def test_layers_that_cannot_take_single_examples_are_refused_before_the_training(tiny_tokenizer: Any):
+    class Linear4bit(torch.nn.Linear):
+        """As that of bitsandbytes, as far as it is looked at."""
+
+    model = torch.nn.Sequential(Linear4bit(32, 8))
+    with pytest.raises(RunError, match=r"EWC looks at single .* its 32 inputs are no multiple of 64"):
+        refuse_packed(method_of(METHODS["ewc"]), model)
+    refuse_packed(method_of(METHODS["kif"]), model)
+    refuse_packed(method_of(METHODS["ewc"]), torch.nn.Sequential(Linear4bit(128, 8)))
