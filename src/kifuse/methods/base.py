@@ -115,6 +115,11 @@ class Method:
             ValueError: The method cannot work with these parameters; the message begins with the setting.
         """
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether `loss` is called; with these settings it may be the Trainer's own."""
+        return type(self).loss is not Method.loss
+
     def settings(self) -> dict[str, Any]:
         """The method's settings, as they were given or defaulted."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]

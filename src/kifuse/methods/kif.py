@@ -51,6 +51,7 @@ from kifuse.knowledge.selection import interpolated_fraction
 from kifuse.knowledge.skill_units import FINER_THAN, SkillUnits
 from kifuse.methods.base import (
     SETTINGS,
+    Batch,
     Context,
     Fraction,
     Method,
@@ -98,6 +99,8 @@ class KIF(Method):
     ema_decay: Past = 0.99
     orthogonality: NotNegative = 0.0
     orthogonality_squared: bool = True
+    orthogonality_over: Literal["pairs", "matrices"] = "pairs"
+    orthogonality_clipped: bool = False
     replay_epochs: Annotated[int, Field(ge=0)] = 0
     replay_lr: Positive | None = None
     threshold: Literal["quantile", "interpolated", "share"] = "quantile"
@@ -190,16 +193,32 @@ class KIF(Method):
         self._running = ParameterAverage(params.tensors, self.ema_decay) if averaged else None
         self._pairs = lora_pairs(params) if self.orthogonality else ()
 
+    @property
+    def has_loss(self) -> bool:
+        """The orthogonality term is in the loss where it is clipped with it."""
+        return self.orthogonality > 0 and self.orthogonality_clipped
+
+    def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
+        """Add the orthogonality term (Eq. 5), each micro-batch its share of it."""
+        terms = [orthogonality_penalty(a, b, squared=self.orthogonality_squared) for a, b in self._pairs]
+        penalty = self._weight_of_pair * torch.stack(terms).sum()
+        targets = sum(len(gold) for _, gold in ctx.targets(batch, outputs))
+        return ctx.target_loss + ctx.mean_over_targets(penalty.expand(targets))
+
+    @property
+    def _weight_of_pair(self) -> float:
+        """Weight of one pair's term: the mean over adapted layers (the paper), or over A and B apart."""
+        return self.orthogonality / (len(self._pairs) * (2 if self.orthogonality_over == "matrices" else 1))
+
     def on_gradients(self, ctx: Context) -> None:
         """Add the orthogonality term's gradient, then read the importance (Eq. 5, 8-12)."""
-        # averaged over the adapted matrices, as the paper's regularisation weight 0.1 assumes
-        for a, b in self._pairs:
+        for a, b in () if self.orthogonality_clipped else self._pairs:
             grad_a, grad_b = orthogonality_gradients(
                 a.detach(), b.detach(), squared=self.orthogonality_squared
             )
             for p, g in ((a, grad_a), (b, grad_b)):
                 if p.grad is not None:
-                    p.grad.add_(g, alpha=self.orthogonality / len(self._pairs))
+                    p.grad.add_(g, alpha=self._weight_of_pair)
         if self.reading == "before":
             self._identify(ctx)
 
@@ -221,7 +240,7 @@ class KIF(Method):
             orthogonality_penalty(a.detach(), b.detach(), squared=self.orthogonality_squared)
             for a, b in self._pairs
         ]
-        return self.orthogonality * float(torch.stack(terms).mean())
+        return self._weight_of_pair * float(torch.stack(terms).sum())
 
     def _identify(self, ctx: Context) -> None:
         fisher = ctx.squares if self.needs else None

@@ -45,7 +45,7 @@ class MethodLoss:
     def __init__(self, taps: Taps, method: Method, context: UnderWay) -> None:
         self._trainer, self._method, self._context = taps.trainer, method, context
         self._part: _Part | None = None
-        if type(method).loss is not Method.loss:
+        if method.has_loss:
             taps.compute_loss(self._around)
 
     def _around(
