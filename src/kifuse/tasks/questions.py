@@ -118,20 +118,17 @@ class Questions:
         return found
 
     def _tell(self, texts: Sequence[str]) -> None:
-        """Say once if texts lack what the tasks were learned with."""
-        if not texts:
-            return
-        for name, way in self._ways().items():
-            head = way["head"].strip() if way else ""
-            if way is None or not (head or way.get("system")):
-                continue
-            if any(not head or not text.lstrip().startswith(head) for text in texts):
-                self._said = True
-                self._say(
-                    f"generate(): some of these texts lack the instruction that task {name!r} was learned "
-                    f"with; generate(texts, task={name!r}) puts it before them"
-                )
-                return
+        """Say once if texts begin with the instruction of no task, though tasks were learned with one."""
+        ways = {name: way for name, way in self._ways().items() if way is not None}
+        heads = {name: way["head"].strip() for name, way in ways.items()}
+        names = [name for name, way in ways.items() if heads[name] or way.get("system")]
+        known = tuple(filter(None, heads.values()))
+        if names and any(not text.lstrip().startswith(known) for text in texts):
+            self._said = True
+            self._say(
+                f"generate(): some of these texts lack the instruction that task {names[0]!r} was learned "
+                f"with; generate(texts, task={names[0]!r}) puts it before them"
+            )
 
     def _example(self, item: Any, place: int, way: Way | None) -> Example:
         where = f"generate(): entry {place + 1}"
