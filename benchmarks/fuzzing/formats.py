@@ -23,7 +23,7 @@ from datasets import Dataset, DatasetDict, disable_progress_bars, load_from_disk
 
 from fuzzing import mutations
 from fuzzing.mutations import Pairs, write_json
-from kifuse.errors import KifuseError
+from kifuse.errors import KifuseError, printable
 from kifuse.tasks import Example, TaskStream, read_stream
 from kifuse.tasks.incoming import as_task
 
@@ -348,7 +348,9 @@ def undropped(stream: TaskStream, root: Path) -> str:
             continue
         for mark, fields in _places(path).items():
             shown = [path.name, *(parent.name for parent in path.relative_to(root).parents), *fields - {""}]
-            named = [f"'{name}'" for name in shown if name] + ["field without a name"] * ("" in fields)
+            named = [f"'{printable(name)}'" for name in shown if name] + ["field without a name"] * (
+                "" in fields
+            )
             if mark not in read_marks and not any(name in said for name in named):
                 shown_path = path.relative_to(root).as_posix()
                 return (

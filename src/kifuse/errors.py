@@ -10,6 +10,7 @@ from itertools import islice
 # Control characters save newline, what reverses the direction of text, and halves of surrogate pairs.
 _UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LONGEST_LINE = 2000
+_LONGEST_MESSAGE = 16_000
 _LONGEST_NAME = 100
 _MOST_CANDIDATES = 1000
 
@@ -18,11 +19,12 @@ class KifuseError(Exception):
     """Something the user can put right; the command line prints it without a traceback and exits with 2.
 
     A message quotes what stands in files: characters that would steer a terminal are written as escapes, and
-    a line of more than 2000 characters loses its middle.
+    a line of more than 2000 characters loses its middle, and so does a message of more than 16,000.
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__("\n".join(map(_printable, str(message).split("\n"))))
+        lines = "\n".join(_shortened(line, _LONGEST_LINE) for line in str(message).split("\n"))
+        super().__init__(_shortened(printable(lines), _LONGEST_MESSAGE))
 
 
 class ConfigError(KifuseError):
@@ -41,10 +43,13 @@ class RunError(KifuseError):
     """A run cannot start, continue or be read."""
 
 
-def _printable(line: str) -> str:
-    if len(line) > _LONGEST_LINE:
-        line = f"{line[: _LONGEST_LINE * 2 // 3]} … {line[-_LONGEST_LINE // 3 :]}"
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], line)
+def printable(text: str) -> str:
+    """Write what would steer a terminal, and what no file can hold, as escapes; line breaks stay."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most * 2 // 3]} … {text[-most // 3 :]}"
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:

@@ -64,7 +64,10 @@ def chosen_part(task: Task, data: DataConfig, seed: int) -> Task:
     """
     found = with_learned_turns(task, data.train_on)
     if not found.train:
-        raise DataError(f"Task '{task.name}': it has no training examples, so there is nothing to learn.")
+        where = f"{data.path}: " if data.path else ""
+        raise DataError(
+            f"{where}Task '{task.name}': it has no training examples, so there is nothing to learn."
+        )
     return found.subset(data.train_examples, data.dev_examples, data.test_examples, seed)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from kifuse.errors import DataError, did_you_mean
+from kifuse.errors import DataError, did_you_mean, printable
 from kifuse.file_names import name_fault, name_key
 from kifuse.scoring.labels import BY_ROW, comparison_why
 from kifuse.scoring.metrics import METRICS, metric_name
@@ -204,6 +204,8 @@ class Task:
         check_task_name(self.name)
         for split in SPLITS:
             object.__setattr__(self, split, tuple(getattr(self, split)))
+        for notes in ("warnings", "passed_over"):
+            object.__setattr__(self, notes, tuple(map(printable, getattr(self, notes))))
         if self.labels is not None:
             object.__setattr__(self, "labels", tuple(self.labels))
         try:
@@ -309,6 +311,8 @@ class TaskStream:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))
+        # they name files, whose names may hold bytes that are no text
+        object.__setattr__(self, "passed_over", tuple(map(printable, self.passed_over)))
         if not self.tasks:
             raise DataError(f"Task stream '{self.name}' holds no task, expected at least one.")
         check_different([task.name for task in self.tasks], f"Task stream '{self.name}'")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kifuse.config import DataConfig
 from kifuse.errors import DataError
+from kifuse.streams import open_stream
 from kifuse.tasks import read_stream, read_task
 from kifuse.tasks.incoming import as_task
 
@@ -198,6 +201,12 @@ def test_tasks_of_every_kind_stand_side_by_side_and_the_rest_is_named(tmp_path: 
     assert stream.warnings == stream.passed_over
 
 
+def test_a_task_with_nothing_to_learn_is_refused_with_its_folder(tmp_path: Path):
+    put(tmp_path / "t" / "test.jsonl", LINES)
+    with pytest.raises(DataError, match=rf"{tmp_path}: Task 't': it has no training examples"):
+        open_stream(DataConfig(path=tmp_path), seed=0)
+
+
 def test_files_beside_a_published_layout_are_named(tmp_path: Path):
     row = {"input": "Head\nbody\nAnswer:", "output": "x"}
     for split in ("train", "test"):
@@ -205,6 +214,9 @@ def test_files_beside_a_published_layout_are_named(tmp_path: Path):
     put(tmp_path / "test" / "yelp.json", json.dumps([row]))
     put(tmp_path / "train" / "more.jsonl", LINES)
     assert "test/yelp.json, train/more.jsonl" in read_stream(tmp_path).passed_over[0]
+    (tmp_path / "test" / "yelp.json").rename(tmp_path / "test" / os.fsdecode(b"\xff.json"))
+    # a name of bytes that are no text can be written to a record and a log
+    assert "test/\\udcff.json, train/more.jsonl" in read_stream(tmp_path).warnings[0]
     with pytest.raises(DataError, match="the layout is long_sequence, whose fields are fixed"):
         read_stream(tmp_path, columns={"input": "q"})
 
