@@ -110,7 +110,7 @@ def how_scored(record: RunRecord) -> str:
     if precision in ("bf16", "fp16"):
         said += (
             f" Answers were generated in {precision}: where two tokens are almost equally likely, another "
-            "precision may choose the other."
+            "precision, batch or machine may choose the other."
         )
     return said
 
