@@ -175,8 +175,8 @@ def main() -> int:
     arguments = parser.parse_args()
     top = (arguments.folder or Path(tempfile.mkdtemp(prefix="damage-"))).resolve()
     place = Workplace.build(top)
-    summary: dict[str, Any] = {}
-    wrong = []
+    summary: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
+    wrong = [each for each in summary.pop("other", []) if each[0] not in arguments.only]
     for name in arguments.only:
         scene, whole, copy = SCENES[name](place), top / name, top / f"{name}-copy" / name
         scene.build(whole)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kifuse import ContinualLearner, RunRecord, Task
 from kifuse.errors import ConfigError, DataError, ModelError, RunError
+from kifuse.training import engine
 from kifuse.training.progress import Progress
 from tests.learners import METHOD, Make, settings_of
 from tests.runs import StopIn, Stopped
@@ -373,3 +374,22 @@ def test_mistakes_are_said(make: Make, tasks: list[Task], tiny_folder_llama: Pat
         ContinualLearner("smollm2-135m", "kif")
     with pytest.raises(RunError, match="holds another run"):
         make("kif")
+
+
+def test_the_record_is_not_written_anew_after_each_score(
+    make: Make, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = make({"name": "sequential"})
+    learner.learn(tasks[0])
+    seconds, written, save = iter(range(10**6)), [], RunRecord.save
+    monkeypatch.setattr(engine, "monotonic", lambda: next(seconds))  # a save takes as long as a score
+
+    def count(self: RunRecord, folder: Path) -> None:
+        written.append(len(self.scores))
+        save(self, folder)
+
+    monkeypatch.setattr(RunRecord, "save", count)
+    learner.learn(tasks[1])
+    # two after the first task, one before the second; both after it at once
+    assert set(written) == {2, 3, 5}
+    assert RunRecord.load(learner.folder).scores == learner.record.scores

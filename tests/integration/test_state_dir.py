@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from kifuse.errors import RunError
+from kifuse.errors import KifuseError, RunError
 from kifuse.training.refusals import refuse_packed
 from tests.months import Died, make_trainer, method_of, new_model, rows, same, script, weights
 from tests.runs import METHODS, TASKS
@@ -56,6 +56,14 @@ def test_a_lost_state_is_no_first_task(lost: str, tiny_tokenizer: Any, tmp_path:
     callback = method_of(METHODS["ewc"]).callback(state_dir=tmp_path / "new", first=True)
     make_trainer(tiny_tokenizer, model, tmp_path / "out", rows(tiny_tokenizer, TASKS[1]), [callback]).train()
     assert [task["number"] for task in callback.learned] == [1]
+
+
+def test_a_newest_state_without_its_description_is_refused_by_name(tiny_tokenizer: Any, tmp_path: Path):
+    for month in (1, 2):
+        script(tiny_tokenizer, tmp_path, month, METHODS["sequential"])
+    (tmp_path / "state" / "after-2" / "state.json").unlink()
+    with pytest.raises(KifuseError, match=r"after-2.state\.json: no such file"):
+        script(tiny_tokenizer, tmp_path, 3, METHODS["sequential"])
 
 
 def test_two_processes_do_not_train_with_one_state_folder(tiny_tokenizer: Any, tmp_path: Path):

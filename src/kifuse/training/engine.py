@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from time import monotonic
 
 import torch
 from torch import Tensor
@@ -83,7 +84,8 @@ class Engine:
         self.memory = empty_memory(self.config)
         self.tracking = self._trackers()
         self._untrained = self._small_start()
-        self._cut_short = False
+        self._cut_short = self._unsaved = False
+        self._saved = (0.0, 0.0)
         self.reading = Reading(
             config,
             record,
@@ -334,7 +336,10 @@ class Engine:
         self.keep(k, task)
 
     def score(self, after: int, index: int, task: Task) -> Cell | None:
-        """Score a task (0-based index) after some tasks were learned, unless the record has it already."""
+        """Score a task (0-based index) after some tasks were learned, unless the record has it already.
+
+        Scores are written in at most a twentieth of the time, and at the latest by `tell_row`.
+        """
         if any((s.after, s.task) == (after, index) for s in self.record.scores):
             return None
         changed = other_source(task, self.record.tasks[index])
@@ -356,12 +361,17 @@ class Engine:
                 predictions=cell.predictions,
             )
         )
-        self.save()
+        ended, took = self._saved
+        self._unsaved = monotonic() - ended < 20 * took
+        if not self._unsaved:
+            self.save()
         self.progress.scored(after, task.name, cell)
         return cell
 
     def tell_row(self, after: int, tasks: Sequence[int] | None = None) -> None:
         """Tell the row of the score matrix after so many tasks, or of it those tasks alone (0-based)."""
+        if self._unsaved:
+            self.save()
         names = None if tasks is None else {self.record.tasks[i].name for i in tasks}
         row = [s for s in matrix_row(self.record, after) if names is None or s.task in names]
         self.progress.row(after, row)
@@ -377,7 +387,9 @@ class Engine:
 
     def save(self) -> None:
         """Write the record."""
+        began = monotonic()
         self.record.peak_memory_mb = max(self.record.peak_memory_mb or 0.0, peak_memory_mb())
         self.record.memory = {"examples": len(self.memory), "tasks": list(self.memory.tasks)}
         if self.writes:
             self.record.save(self.folder)
+        self._unsaved, self._saved = False, (monotonic(), monotonic() - began)

@@ -22,7 +22,7 @@ from kifuse.storage import read_tensors, sha256_file, write_tensors, write_text
 
 FORMAT = 1
 STATE = "state.json"
-"""The file that describes a folder; without it the folder does not count."""
+"""The file that describes a folder."""
 
 
 @dataclass
@@ -100,8 +100,11 @@ def after_folder(state_dir: Path, k: int) -> Path:
 
 
 def newest_state(state_dir: Path) -> int:
-    """After how many tasks the newest state is; 0 if there is none."""
-    numbers = [path.parent.name.removeprefix("after-") for path in state_dir.glob(f"after-*/{STATE}")]
+    """After how many tasks the newest state is; 0 if there is none.
+
+    A folder appears whole or not at all, so that one which lacks its `state.json` is damaged, and counts.
+    """
+    numbers = {path.parent.name.removeprefix("after-") for path in state_dir.glob("after-*/*")}
     return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
 
