@@ -30,6 +30,7 @@ def run_example(monkeypatch: pytest.MonkeyPatch, tiny_folder_llama: Path, tmp_pa
     return go
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")  # TRL sets it
 @pytest.mark.parametrize("name", ["trainer_callback.py", "sft_callback.py"])
 def test_a_script_learns_one_task_after_another(
     run_example,
@@ -45,7 +46,7 @@ def test_a_script_learns_one_task_after_another(
     told = [line for line in capsys.readouterr().out.splitlines() if "on its test examples" in line]
     assert [line.partition(":")[0] for line in told] == ["01-queue", "01-queue", "02-urgency"]
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
-    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["after-1", "after-2"]
+    assert sorted(path.name for path in (tmp_path / "state").glob("after-*")) == ["after-1", "after-2"]
     kept = (tmp_path / "state" / "after-2" / "memory.jsonl").read_text("utf-8").splitlines()
     assert len(kept) == 1 + 3 + 3
     assert len(last_labels) >= 64 and set(last_labels) <= ENDS, "the model is not taught to stop"
