@@ -49,6 +49,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "der": {"name": "der++", "label_weight": 0.0},
     "der++-half": {"name": "der++", "strength": 0.5},
     "der++-double": {"name": "der++", "strength": 2.0},
+    "generated-replay": {"name": "generated-replay"},
     "lwf": {"name": "lwf"},
     "kif": {"name": "kif"},
     "kiflora": {"name": "kiflora"},

@@ -73,6 +73,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ewc": {"name": "ewc", "penalty": 10.0},
     "ewc, of some examples": {"name": "ewc", "penalty": 10.0, "examples": 5},
     "online-ewc": {"name": "online-ewc", "penalty": 10.0, "gamma": 0.5},
+    "generated-replay": {"name": "generated-replay", "attempts": 2},
     "lwf": {"name": "lwf"},
     "l2p": {"name": "l2p", "pool": 4, "length": 2, "picked": 2},
     "moe-lora": {"name": "moe-lora", "experts": 3, "top_k": 2},

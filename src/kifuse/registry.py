@@ -163,6 +163,11 @@ METHODS: dict[str, Entry] = {
         preset={"anchor": 0.1},
         paper="arXiv 2509.23753",
     ),
+    "generated-replay": Entry(
+        target="kifuse.methods.generated:GeneratedReplay",
+        summary="Replay of examples that the model itself wrote when their task ended; keeps no real one.",
+        data_class="generated replay",
+    ),
     "ewc": Entry(
         target="kifuse.methods.ewc:EWC",
         summary="Holds what mattered to each earlier task by a penalty, weighted by Fisher information.",

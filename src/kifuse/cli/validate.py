@@ -161,6 +161,8 @@ def _facts(config: RunConfig) -> list[tuple[str, str]]:
     data_class = entry.data_class
     if config.method.settings:  # only then is the method imported, and torch with it
         data_class = build_method(config.method.name, config.method.settings).data_class
+    if config.memory.source == "generated" and data_class == "real replay":
+        data_class = "generated replay"
     facts = [
         (
             "model",

@@ -228,6 +228,10 @@ class MemoryConfig(Section):
     selection: Literal["balanced", "random"] = Field(
         default="balanced", description="balanced: equal parts of each label; random: any examples."
     )
+    source: Literal["real", "generated"] = Field(
+        default="real",
+        description="generated: the model writes the examples, as in generated-replay; no real one is kept.",
+    )
 
 
 class TrainingConfig(Section):

@@ -5,12 +5,14 @@ the training engine: the same object runs in kifuse's own runner and in anybody'
 
 | hook | when | may |
 | --- | --- | --- |
+| `training_examples` | before a task, as texts | mix in, generate, relabel, drop examples |
 | `begin_task` | before the first step of a task | copy weights, prepare statistics |
 | `loss` | after the forward pass of each micro-batch | add a term, or a teacher |
 | `on_gradients` | gradients complete, reduced, unscaled, clipped; weights not moved yet | read, change |
 | `on_update` | the optimizer has really moved | read or correct the update |
 | `on_step` | after each step, skipped ones too | take memory steps, fuse, log |
 | `end_task` | after the last step of a task | fuse, run a replay stage |
+| `remember` | when a task is learned | have other examples kept than real ones |
 
 What must survive is declared in the class and saves itself: see `kifuse.methods.kept`.
 """
@@ -18,6 +20,7 @@ What must survive is declared in the class and saves itself: see `kifuse.methods
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
@@ -29,6 +32,7 @@ from kifuse.methods.context import Batch, Context, TaskInfo
 from kifuse.methods.kept import Declared, MethodState, collect, declare, forget, put_back
 from kifuse.methods.parameters import Parameters
 from kifuse.methods.shown import Shown
+from kifuse.methods.texts import TextExample, Texts
 
 OldData = Literal["none", "mixed", "steps", "all"]
 """How a method meets earlier data: never; mixed into the current task's batches; in memory steps of its own;
@@ -141,6 +145,11 @@ class Method:
         """
         return kifuse.StandaloneCallback(self, memory=memory, state_dir=state_dir, **settings)
 
+    @property
+    def more_examples(self) -> float:
+        """How many examples `training_examples` adds, as a share of the task's own, for the time left."""
+        return 0.0
+
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
         """Forward and backward passes that a task will take beyond one per step, for the time left.
 
@@ -156,6 +165,31 @@ class Method:
         Where training goes on in the middle of a task it is called too, with the weights of that moment.
         Afterwards the weights and everything declared are put back as they were saved.
         """
+
+    def training_examples(self, ctx: Texts, rows: Sequence[TextExample]) -> Sequence[TextExample]:
+        """What a task is trained on, in kifuse's own runs: mix in, generate, relabel or drop examples.
+
+        Called before anything else of the task, with the model as the task before has left it. It is called
+        again where training goes on in the middle of the task, and must come to the same.
+
+        Args:
+            ctx: The context of texts.
+            rows: The task's training examples.
+        """
+        return rows
+
+    def remember(self, ctx: Texts, rows: Sequence[TextExample], count: int) -> Sequence[TextExample] | None:
+        """What the memory keeps of a task once it is learned, in kifuse's own runs.
+
+        Args:
+            ctx: The context of texts, with the model as the task has left it.
+            rows: The task's training examples.
+            count: How many examples the memory keeps of the task, at most.
+
+        Returns:
+            The examples; None lets the memory draw some of `rows`.
+        """
+        return None
 
     def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
         """The loss of a micro-batch, in training only; the default is the Trainer's own, `ctx.target_loss`.

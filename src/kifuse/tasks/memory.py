@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
@@ -83,11 +83,12 @@ class MemoryBuffer:
         order = visiting_order(task.train, labels, (self.seed, task.name, task.split_hash("train")))
         return tuple(task.train[index] for index in sorted(order[: self.quota(len(task.train))]))
 
-    def add(self, task: Task) -> None:
+    def add(self, task: Task, instead: Sequence[Example] | None = None) -> None:
         """Keep some training examples of a task.
 
         Args:
             task: The task just learned.
+            instead: Kept in place of what would be drawn; of no example, nothing is held of the task.
 
         Raises:
             DataError: If the task is held already or has no training examples.
@@ -95,7 +96,9 @@ class MemoryBuffer:
         if task.name in self._examples:
             raise DataError(f"Task '{task.name}' is in the memory buffer already; add each task once.")
         check_different([*self._examples, task.name], "The memory buffer")
-        self._examples[task.name] = self.draw(task)
+        found = self.draw(task) if instead is None else tuple(instead)
+        if found:
+            self._examples[task.name] = found
 
     def examples(self, task: str | None = None) -> list[Example]:
         """List the examples held.

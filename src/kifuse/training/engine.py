@@ -36,6 +36,7 @@ from kifuse.training.progress import Progress
 from kifuse.training.reading import Reading
 from kifuse.training.refusals import nothing_learned
 from kifuse.training.snapshot import Snapshots
+from kifuse.training.texts import TaskTexts, writers, writes_memory
 from kifuse.training.tracking import Tracking, steps_before
 from kifuse.training.watching import Watcher, matrix_row
 from kifuse.training.work import empty_memory, passes
@@ -81,6 +82,7 @@ class Engine:
         self.model = self.adapter.attach(backbone.model, encoder_decoder=backbone.encoder_decoder, seed=seed)
         shrink_frozen(self.model, backbone.precision)
         self._check_method()
+        self._writers = writers(method, config.memory.source)
         self.memory = empty_memory(self.config)
         self.tracking = self._trackers()
         self._untrained = self._small_start()
@@ -229,19 +231,17 @@ class Engine:
         examples = [e for t in sources for e in t.train]
         at_hand = {t.name for t in earlier}
         check_training(examples, sources, earlier)
-        check_memory(self.memory, earlier, gone=[n for n in self.memory.tasks if n not in at_hand])
-        current = self.reading.training(examples)
+        unchecked = {n for n in self.memory.tasks if n not in at_hand or writes_memory(self._writers)}
+        check_memory(self.memory, earlier, gone=unchecked)
+        texts = TaskTexts.of(self, k, task)
+        current = self.reading.training(texts.trained_on(self._writers, examples))
         old = self.encoder.encode_pieces(self.memory.examples()) if self.remembers else []
         kept = []
         if self.remembers and "kept" in self.method.needs:
             kept = self.encoder.encode_pieces(self.memory.draw(task))
         patience = Patience(self.progress.say)
-        middle = Middle(
-            self.folder / "checkpoint",
-            60.0 * self.config.training.checkpoint_minutes,
-            patience,
-            self.progress.say,
-        )
+        seconds = 60.0 * self.config.training.checkpoint_minutes
+        middle = Middle(self.folder / "checkpoint", seconds, patience, self.progress.say)
         self._cut_short = True
         self.adapter.begin_task(k - 1, self.config.training.seed)
         # several processes keep nothing of a task's middle: they stop at once, as by themselves
@@ -263,7 +263,7 @@ class Engine:
             "seconds_train": done.seconds,
             "loss": [list(pair) for pair in done.losses],
             "learning_rate": [list(pair) for pair in done.rates],
-            "events": done.events,
+            "events": [*texts.events, *done.events],
             "per_tensor": done.per_tensor,
         }.items():
             setattr(entry, key, value)
@@ -318,7 +318,9 @@ class Engine:
     def keep(self, k: int, task: Task) -> None:
         """Remember examples of the k-th task and write everything as it is now; the record comes last."""
         if self.remembers:
-            self.memory.add(task)
+            texts = TaskTexts.of(self, k, task)
+            self.memory.add(task, texts.remembered(self._writers, self.memory.quota(len(task.train))))
+            self.record.tasks[k - 1].events += texts.events
         self.record.tasks[k - 1].kept_parameters = self._kept_parameters()
         if self.writes:
             self.record.tasks[k - 1].seal = self.snapshots.save(k, self.adapter, self.method, self.memory)

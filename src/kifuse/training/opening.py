@@ -21,6 +21,7 @@ from kifuse.reporting.record import MethodRecord, RunRecord, TaskRecord
 from kifuse.tasks.rendering import CHAT, ONE_TURN, PLAIN, Form, Rendering, decide_rendering
 from kifuse.tasks.task import Task, TaskStream
 from kifuse.training.environment import machine, versions
+from kifuse.training.texts import data_class_of
 
 OPEN_STREAM = "tasks as they come"
 """Name of a stream whose tasks are not known beforehand."""
@@ -170,6 +171,11 @@ def open_method(config: RunConfig) -> Method:
     """
     method = build_method(config.method.name, config.method.settings)
     refuse_pairing(config.model.adapter, method, config.method.name)
+    if config.memory.source == "generated" and "kept" in method.needs:
+        raise ConfigError(
+            f"memory.source: 'generated' does not go with method {config.method.name!r}, which stores "
+            "something with each kept example before any is written; use memory.source: real."
+        )
     return method
 
 
@@ -279,7 +285,7 @@ def new_record(config: RunConfig, stream: TaskStream | None, method: Method, bac
             name=config.method.name,
             # as it will be read back
             settings=json.loads(json.dumps(method.settings())),
-            data_class=method.data_class,
+            data_class=data_class_of(method, config.memory.source),
             shown=method.shown,
             own_adapter=isinstance(method.adapter, type),
         ),

@@ -108,6 +108,10 @@ def refuse_shards(method: Method, *, by_engine: bool) -> None:
         )
 
 
+HOOKS_OF_TEXTS = ("training_examples", "remember")
+"""Hooks that only kifuse's own runs can call."""
+
+
 def refuse_method(method: Method, memory: Any) -> None:
     """Refuse a method that no callback can drive.
 
@@ -129,6 +133,11 @@ def refuse_method(method: Method, memory: Any) -> None:
         raise RunError(
             f"{kind} trains on all tasks at once, which no callback can bring about: put all of them into "
             "train_dataset, or run it with kifuse.run or 'kifuse run'."
+        )
+    if any(getattr(type(method), name) is not getattr(Method, name) for name in HOOKS_OF_TEXTS):
+        raise RunError(
+            f"{kind} reads and writes examples as texts, but a Trainer's rows are the tokens that its script "
+            "has made of them: use kifuse.ContinualLearner, kifuse.run or 'kifuse run'."
         )
     if method.old_data == "none" and memory is not None:
         raise RunError(f"memory: {kind} reads no old data with these settings; leave memory= out.")

@@ -190,7 +190,8 @@ class _StreamRun:
     def _take_over_first_task(self, others: Sequence[Path]) -> None:
         """Use another run's first task where it must come out the same."""
         engine, record = self.engine, self.record
-        if record.tasks[0].train_steps is not None or not trains_plainly(engine.method):
+        plainly = trains_plainly(engine.method) and self.config.memory.source == "real"
+        if record.tasks[0].train_steps is not None or not plainly:
             return
         if process_count() > 1:
             return  # the other processes would look for the adapter before it is there

@@ -12,6 +12,7 @@ from kifuse.streams import own_steps
 from kifuse.tasks.memory import MemoryBuffer
 from kifuse.tasks.task import Task
 from kifuse.training.progress import Plan
+from kifuse.training.texts import writers
 
 
 def empty_memory(config: RunConfig) -> MemoryBuffer:
@@ -40,10 +41,12 @@ def cells_to_score(config: RunConfig, method: Method, tasks: Sequence[Task]) -> 
 def passes(config: RunConfig, method: Method, tasks: Sequence[TaskInfo], sizes: Sequence[int]) -> int:
     """Forward and backward passes that training on tasks of these training set sizes will take."""
     memory, epochs, batch = empty_memory(config), config.training.epochs, config.training.batch_size
+    more = sum(each.more_examples for each in writers(method, config.memory.source))
     work = kept = 0
     for info, size in zip(tasks, sizes, strict=True):
         # mixed in, old examples lengthen every pass over the task
-        steps = own_steps(size + kept, epochs, batch) if method.old_data == "mixed" else info.steps
+        mixed = kept if method.old_data == "mixed" else 0
+        steps = own_steps(size + round(more * size) + mixed, epochs, batch) if more or mixed else info.steps
         info = replace(info, steps=steps, examples=size)
         work += steps + method.extra_passes(info, -(-kept // batch))
         kept += memory.quota(size)

@@ -1,0 +1,132 @@
+"""Generated replay: the model writes the examples that it will be reminded by (LAMOL, LFPT5, SAPT).
+
+While a task is learned, some of its examples are lessons in writing as well: a prompt that names the task and
+its instruction, and as the answer the example's own input. When the task ends, the model is given such
+prompts, samples inputs, and answers each of them greedily, as it would answer a test example. What passes the
+filters goes into the memory in place of real examples; later tasks mix it in, as `replay` does.
+
+    memory of k = { (x, y) : x sampled from p(. | writing prompt of k), y = argmax p(. | x) }
+
+Not kept: empty inputs; inputs that a training, dev or test example of the task has; inputs that were written
+before; answers that are empty or none of the task's labels. With labels each has an equal place in the
+memory; what one of them leaves empty the others fill. What was asked, kept and dropped is on record.
+
+Of SAPT this keeps that examples are written once, when their task ends, and the filters; its generator is a
+model of its own. Of LAMOL it keeps that one model learns the task and to write it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any, final
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from kifuse.methods.base import SETTINGS, DataClass, Fraction, Method, OldData, Positive
+from kifuse.methods.shown import Event, Shown
+from kifuse.methods.texts import Sampling, TextExample, Texts
+
+WRITTEN = Event(
+    "written examples",
+    ("{kept} of {wanted} examples written by the model", "{copies} copies", "{no_label} without a label"),
+)
+
+
+@final
+@dataclass(kw_only=True, config=SETTINGS)
+class GeneratedReplay(Method):
+    """Replay of examples that the model wrote itself."""
+
+    lessons: Fraction = 0.25
+    attempts: Annotated[int, Field(ge=1)] = 4
+    top_k: Annotated[int, Field(ge=1)] = 20
+    temperature: Positive = 1.0
+
+    plain_first_task = False
+    shown = Shown(events=(WRITTEN,))
+
+    @property
+    def old_data(self) -> OldData:
+        """What the model wrote is mixed into the current task's batches."""
+        return "mixed"
+
+    @property
+    def data_class(self) -> DataClass:
+        """No real example of an earlier task is kept."""
+        return "generated replay"
+
+    @property
+    def more_examples(self) -> float:
+        """The lessons."""
+        return self.lessons
+
+    def training_examples(self, ctx: Texts, rows: Sequence[TextExample]) -> list[TextExample]:
+        """Add the lessons in writing."""
+        able = writable(rows)
+        chosen = ctx.draw(able, round(self.lessons * len(able)))
+        return [*rows, *(lesson(ctx, row, row.body.strip()) for row in chosen)]
+
+    def remember(self, ctx: Texts, rows: Sequence[TextExample], count: int) -> list[TextExample]:
+        """Have the model write examples of the task."""
+        able, counts = writable(rows), Counter[str]()
+        per_label = -(-count // len(ctx.labels)) if ctx.labels else count
+        kept: list[TextExample] = []
+        spare: list[TextExample] = []
+        known, seen, of_label = {normal(text) for text in ctx.inputs}, set[str](), Counter[str]()
+        for _ in range(self.attempts if able else 0):
+            if len(kept) >= count:
+                break
+            starts = ctx.draw(able, count)
+            sampling = Sampling(self.top_k, self.temperature)
+            texts = ctx.generate([lesson(ctx, row, "") for row in starts], sampling)
+            made = [ctx.example(row, body=text.strip()) for row, text in zip(starts, texts, strict=True)]
+            for row, answer in zip(made, ctx.answer(made), strict=True):
+                counts["asked"] += 1
+                key = normal(row.body)
+                if fault := _fault(key, answer, known, seen):
+                    counts[fault] += 1
+                    continue
+                seen.add(key)
+                of_label[answer] += 1
+                place = spare if of_label[answer] > per_label and ctx.labels else kept
+                place.append(ctx.example(row, answer=answer))
+        found = [*kept, *spare][:count]
+        ctx.event(
+            WRITTEN.kind,
+            wanted=count,
+            kept=len(found),
+            surplus=len(kept) + len(spare) - len(found),
+            labels=len({row.target for row in found}) if ctx.labels else None,
+            labels_in_all=len(ctx.labels) if ctx.labels else None,
+            distinct_share=round(len(seen) / counts["asked"], 4) if counts["asked"] else None,
+            **{name: counts[name] for name in ("asked", "empty", "copies", "repeated", "no_label")},
+        )
+        return found
+
+
+def writable(rows: Sequence[Any]) -> list[Any]:
+    """The examples whose input has a text of its own, beside instruction and cue, and is no chat."""
+    return [row for row in rows if row.body.strip() and row.conversation is None]
+
+
+def lesson(ctx: Texts, row: TextExample, text: str) -> TextExample:
+    """The prompt that asks for an input of the task, and the input."""
+    head = f"Write an input of the task '{ctx.task.name}'.\n{row.head}".strip()
+    return ctx.example(row, head=head, body="", tail="\nInput:", answer=text)
+
+
+def normal(text: str) -> str:
+    """A text as it is compared: letter case and white space do not count."""
+    return " ".join(text.split()).casefold()
+
+
+def _fault(key: str, answer: str, known: set[str], seen: set[str]) -> str:
+    if not key:
+        return "empty"
+    if key in known:
+        return "copies"
+    if key in seen:
+        return "repeated"
+    return "" if answer else "no_label"

@@ -1,0 +1,93 @@
+"""The context of the hooks that see a task's examples as texts, before its training and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from kifuse.methods.context import TaskInfo
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        top_k: From how many of the likeliest tokens.
+        temperature: What the logits are divided by.
+    """
+
+    top_k: int = 20
+    temperature: float = 1.0
+
+
+class TextExample(Protocol):
+    """An example as text: `head`, `body` and `tail` are asked, in this order, and `target` is learned."""
+
+    @property
+    def head(self) -> str:
+        """Instruction and options."""
+        ...
+
+    @property
+    def body(self) -> str:
+        """The text itself."""
+        ...
+
+    @property
+    def tail(self) -> str:
+        """The cue before the answer."""
+        ...
+
+    @property
+    def target(self) -> str:
+        """The answer that is learned."""
+        ...
+
+    @property
+    def conversation(self) -> Any:
+        """The chat that the example is the last turn of, or None."""
+        ...
+
+
+class Texts(Protocol):
+    """What `Method.training_examples` and `Method.remember` are given.
+
+    Everything random in it depends on the run's seed, the task's name and the order of the calls alone.
+    """
+
+    task: TaskInfo
+    labels: tuple[str, ...] | None
+    """The task's closed set of answers, or None."""
+    inputs: Sequence[str]
+    """The body of every example of the task: of its training, dev and test split."""
+
+    def draw(self, rows: Sequence[Any], count: int) -> list[Any]:
+        """Draw `count` of some rows at random; again from the start where there are fewer."""
+        ...
+
+    def example(self, row: TextExample, **changes: str) -> Any:
+        """A copy of an example with other texts: `head`, `body`, `tail`, `answer`."""
+        ...
+
+    def generate(
+        self, prompts: Sequence[TextExample], sampling: Sampling, *, at: Literal["now", "base"] = "now"
+    ) -> list[str]:
+        """Have the model sample an answer to each prompt, of at most `data.max_target` tokens.
+
+        Args:
+            prompts: What is asked.
+            sampling: How tokens are drawn.
+            at: The weights: the present ones, which in `Method.training_examples` are those before the task,
+                or those of the model without its adapter.
+        """
+        ...
+
+    def answer(self, prompts: Sequence[TextExample]) -> list[str]:
+        """The model's own answers, as in scoring: greedy; empty where it is none of the task's labels."""
+        ...
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Add an entry to the task's record."""
+        ...
