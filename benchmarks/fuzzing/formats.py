@@ -64,10 +64,8 @@ def _turns(rng: Random, who: str, what: str, user: str, assistant: str) -> list[
 
 def _calls(rng: Random) -> dict[str, Any]:
     call = {"type": "function", "function": {"name": "look", "arguments": {"at": _text(rng)}}}
-    turns = [
-        {"role": "user", "content": _text(rng)},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-    ]
+    turns = [{"role": "user", "content": _text(rng)}]
+    turns += [{"role": "assistant", "content": None, "tool_calls": [call]}]
     turns += [{"role": "tool", "content": _text(rng)}, {"role": "assistant", "content": _text(rng)}]
     tools = [{"type": "function", "function": {"name": "look", "description": _text(rng)}}]
     return {"messages": turns, "tools": tools}
@@ -103,9 +101,6 @@ FORMATS: dict[str, Callable[[Random], dict[str, Any]]] = {
     "sharegpt": lambda rng: {"conversations": _turns(rng, "from", "value", "human", "gpt")},
     "calls": _calls,
 }
-
-
-# Writing and reading them, apart from kifuse
 
 
 def _data_set(rows: Rows) -> Dataset:
