@@ -77,6 +77,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lwf": {"name": "lwf"},
     "l2p": {"name": "l2p", "pool": 4, "length": 2, "picked": 2},
     "moe-lora": {"name": "moe-lora", "experts": 3, "top_k": 2},
+    "dft": {"name": "dft"},
     "eaft": {"name": "eaft"},
     "asft": {"name": "asft", "anchor": 0.5},
     "ogd": {"name": "ogd", "per_task": 5},

@@ -13,6 +13,7 @@ from torch import Tensor
 from kifuse.config import TrainingConfig
 from kifuse.methods.sequential import Sequential
 from kifuse.models.loading import Backbone
+from kifuse.registry import build_method
 from kifuse.tasks.collator import Collator
 from kifuse.tasks.encoding import Encoded
 from kifuse.tasks.schedule import training_order
@@ -48,7 +49,9 @@ def test_a_step_is_the_same_in_one_part_or_in_many(
         learn(backbone, tiny_stream, METHODS[name], tmp_path, epochs=1, accumulation=parts)
         for parts in (1, 2, 4)
     )
-    start = values(adapted(backbone, kind="osf" if METHODS[name]["name"] == "osf" else "lora"))
+    settings = {key: value for key, value in METHODS[name].items() if key != "name"}
+    method = build_method(METHODS[name]["name"], settings)
+    start = values(adapted(backbone, kind="osf" if method.adapter == "osf" else "lora", method=method))
     assert all((w - s).abs().max() > 1e-3 for w, s in zip(whole, start, strict=True))
     for found, its_cost in parts:
         torch.testing.assert_close(found, whole, rtol=1e-5, atol=2e-6)

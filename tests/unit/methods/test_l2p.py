@@ -146,6 +146,7 @@ def by_hand(model: Any, tokenizer: Any, prompt: list[int], encoder_decoder: bool
     return tokenizer.decode(found[begin:], skip_special_tokens=True).strip()
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # the test's own word
 def test_a_cache_that_would_be_wrong_is_refused():
     with pytest.raises(ModelError, match="call the model without a cache, or its generate"):
         made("llama")(torch.tensor([[5, 9]]), past_key_values=DynamicCache())
