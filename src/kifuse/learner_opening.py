@@ -95,12 +95,10 @@ def _hold(stack: contextlib.ExitStack, folder: Path) -> bool:
     try:
         stack.enter_context(exclusive(folder))
     except RunError as error:
-        cause = None if isinstance(error.__cause__, Timeout) else error.__cause__
-        if (
-            isinstance(cause, OSError)
-            and not isinstance(cause, Timeout)
-            and (folder / "record.json").is_file()
-        ):
+        cause = error.__cause__
+        # a Timeout is an OSError, too: somebody else holds the folder
+        unwritable = isinstance(cause, OSError) and not isinstance(cause, Timeout)
+        if unwritable and (folder / "record.json").is_file():
             return False
         raise
     return True

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from kifuse import registry
 from kifuse.errors import ConfigError, DataError, RunError, did_you_mean
 from kifuse.registry import Entry
-from kifuse.scoring.own_function import import_from_here
+from kifuse.scoring.own_function import import_from_here, names_code
 
 if TYPE_CHECKING:
     from kifuse.methods.base import Method
@@ -65,7 +65,7 @@ def name_method(name: Any) -> None:
 
 def is_own_name(name: Any) -> bool:
     """Whether a method's name says where its class is, as in ``my_file:MyMethod``."""
-    return isinstance(name, str) and re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name) is not None
+    return isinstance(name, str) and names_code(name)
 
 
 def _own_entry(what: str, cls: Any, summary: str = "") -> Entry:

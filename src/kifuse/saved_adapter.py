@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from kifuse.adapters.folder import is_own, read_config
-from kifuse.adapters.kinds import adapter_class
+from kifuse.adapters.kinds import new_adapter
 from kifuse.errors import ModelError
 from kifuse.registry import METHODS, build_method
 
@@ -43,8 +43,7 @@ def load_adapter(model: Any, folder: str | Path) -> Any:
         )
     method = build_method(name, config["method_settings"])
     encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
-    settings = SimpleNamespace(**config["settings"])
-    adapter = adapter_class(settings, method)(settings, method)
+    adapter = new_adapter(SimpleNamespace(**config["settings"]), method)
     made = adapter.attach(model, encoder_decoder=encoder_decoder, seed=0)
     adapter.load(place)
     return made.eval()

@@ -9,42 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from kifuse.config import TrainingConfig
 from kifuse.methods.derpp import DERPP
 from kifuse.models.loading import Backbone
 from kifuse.training.context import TrainerContext
-from kifuse.training.one_task import train_task
 from tests.reference import derpp
-from tests.two_tasks import adapted, encoded, learn, load
+from tests.two_tasks import learn, load
 
 pytestmark = pytest.mark.usefixtures("quick")
-TRAINING: dict[str, Any] = {"learning_rate": 5e-3, "epochs": 1, "batch_size": 4, "scheduler": "constant"}
+TRAINING: dict[str, Any] = {"learning_rate": 5e-3, "epochs": 1, "scheduler": "constant"}
 
 
 @pytest.fixture(scope="module", params=["llama", "t5"])
 def backbone(request: pytest.FixtureRequest, quick: None) -> Backbone:
     return load(request.getfixturevalue(f"tiny_folder_{request.param}"))
-
-
-def _train_two(
-    backbone: Backbone, stream: Path, method: DERPP, folder: Path, **training: Any
-) -> list[Tensor]:
-    mine = adapted(backbone)
-    first, second, memory = encoded(mine, stream)
-    for index, (current, mixed) in enumerate(((first, []), (second, memory))):
-        train_task(
-            mine.model,
-            mine,
-            method,
-            TrainingConfig(**{**TRAINING, **training}),
-            index=index,
-            name=str(index),
-            current=current,
-            mixed=mixed,
-            kept=memory if index == 0 else [],
-            folder=folder,
-        )
-    return [p.detach().clone() for p in mine.model.parameters() if p.requires_grad]
 
 
 def test_each_loss_is_the_literal_one(
@@ -73,7 +50,7 @@ def test_each_loss_is_the_literal_one(
     monkeypatch.setattr(DERPP, "loss", see)
     monkeypatch.setattr(TrainerContext, "store", store)
     method = DERPP(tokens=6, strength=0.7, label_weight=0.5)
-    _train_two(backbone, tiny_stream, method, tmp_path)
+    learn(backbone, tiny_stream, method, tmp_path, **TRAINING)
     assert replayed == 5
     for found, wanted in seen:
         assert found == pytest.approx(wanted, rel=2e-3)
@@ -82,7 +59,9 @@ def test_each_loss_is_the_literal_one(
 def test_accumulation_changes_nothing(backbone: Backbone, tiny_stream: Path, tmp_path: Path):
     """Terms of a method are scaled as the Trainer scales its own loss."""
     reached = [
-        _train_two(backbone, tiny_stream, DERPP(tokens=6, strength=5.0), tmp_path, accumulation=parts)
+        learn(backbone, tiny_stream, DERPP(tokens=6, strength=5.0), tmp_path, accumulation=parts, **TRAINING)[
+            0
+        ]
         for parts in (1, 2, 4)
     ]
     for other in reached[1:]:

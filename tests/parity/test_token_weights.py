@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from kifuse.methods.token_weights import TokenWeights
 from kifuse.models.loading import Backbone
 from kifuse.registry import build_method
-from kifuse.training.method_loss import targets_of
+from tests.parity.taught import TRAINING, losses
 from tests.reference import token_weights
 from tests.two_tasks import learn, load
 
 pytestmark = pytest.mark.usefixtures("quick")
-TRAINING: dict[str, Any] = {"learning_rate": 5e-3, "epochs": 1, "scheduler": "constant"}
 
 
 @pytest.fixture(scope="module", params=["llama", "t5"])
@@ -38,30 +34,14 @@ def test_each_loss_is_the_literal_one(
     backbone: Backbone,
     tiny_stream: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     name: str,
     settings: dict[str, Any],
     literal: tuple[str, float, float],
 ):
-    original, teachers = TokenWeights.loss, list[nn.Module]()
-    seen: list[tuple[float, float]] = []
-
-    def begin(self: TokenWeights, ctx: Any) -> None:
-        teachers.append(copy.deepcopy(ctx.trainer.model).eval())
-
-    def see(self: TokenWeights, ctx: Any, model: Any, batch: Any, outputs: Any) -> Tensor:
-        found = original(self, ctx, model, batch, outputs)
-        now = ctx.targets(batch, outputs)
-        with torch.no_grad():
-            said = teachers[-1](**batch.only_part)
-        before = targets_of(batch.only_part, said, encoder_decoder=backbone.encoder_decoder)
-        rows = [(a.detach(), gold, b) for (a, gold), (b, _) in zip(now, before, strict=True)]
-        seen.append((float(found.detach()), token_weights.loss(rows, *literal)))
-        return found
-
-    monkeypatch.setattr(TokenWeights, "begin_task", begin)
-    monkeypatch.setattr(TokenWeights, "loss", see)
-    learn(backbone, tiny_stream, build_method(name, settings), tmp_path, **TRAINING)
+    method = build_method(name, settings)
+    seen, _ = losses(
+        backbone, tiny_stream, tmp_path, method, lambda rows: token_weights.loss(list(rows), *literal)
+    )
     assert len(seen) == 6
     for found, wanted in seen:
         assert found == pytest.approx(wanted, rel=1e-3)

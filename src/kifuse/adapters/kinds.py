@@ -69,6 +69,11 @@ def refuse_pairing(settings: Any, method: Any, name: str) -> None:
         )
 
 
+def new_adapter(settings: Any, method: Any = None) -> Adapter:
+    """The adapter that a method trains, not yet on a model; see `adapter_class`."""
+    return adapter_class(settings, method)(settings, method)
+
+
 def add_adapter(
     model: nn.Module, settings: Any, *, encoder_decoder: bool, seed: int, method: Any = None
 ) -> Any:
@@ -88,8 +93,7 @@ def add_adapter(
     Raises:
         ModelError: See `adapter_class` and each adapter's `attach`.
     """
-    adapter = adapter_class(settings, method)(settings, method)
-    return adapter.attach(model, encoder_decoder=encoder_decoder, seed=seed)
+    return new_adapter(settings, method).attach(model, encoder_decoder=encoder_decoder, seed=seed)
 
 
 def add_empty_adapter(model: Any, settings: Any, *, encoder_decoder: bool) -> Any:

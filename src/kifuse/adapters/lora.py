@@ -39,7 +39,7 @@ class Peft(Adapter):
         """
         from peft import TaskType, get_peft_model
 
-        kind = self.settings.kind if hasattr(self.settings, "kind") else "lora"
+        kind = getattr(self.settings, "kind", "lora")
         if kind == "dora" and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
             # PEFT 0.21 loses the scales of 8-bit weights on a CPU when it takes their norms
             raise ModelError(
@@ -67,8 +67,8 @@ class Peft(Adapter):
 
         shared["fan_in_fan_out"] = getattr(getattr(model, "config", None), "model_type", "") == "gpt2"
         if kind == "ia3":
-            ends = [f".{name}" for name in shared["target_modules"]]
-            inner = [end[1:] for end in ends if any(end.endswith(f".{each}") for each in FEED_FORWARD)]
+            targets = shared["target_modules"]
+            inner = [name for name in targets if any(f".{name}".endswith(f".{end}") for end in FEED_FORWARD)]
             return IA3Config(feedforward_modules=inner, **shared)
         return LoraConfig(
             r=self.settings.rank,

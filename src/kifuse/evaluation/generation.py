@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from kifuse.adapters.base import adapter_on
 from kifuse.errors import ConfigError, DataError
 from kifuse.evaluation.attention import grouped_attention
 from kifuse.evaluation.decoding import Guesses, decode
@@ -71,11 +70,6 @@ def greedy_generate(
         _keep_memory()
     if not encoder_decoder:
         _check_positions(session, prompts)
-    own = adapter_on(model)
-    if own is not None and own.plain_generation:
-        with torch.inference_mode(), eval_mode(model):
-            outputs = _run(session, prompts, batch_tokens, likely, progress)
-        return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in outputs]
     with (
         quick_products(model, prompts),
         torch.inference_mode(),
@@ -114,7 +108,7 @@ def _run(
     def generate(members: list[int]) -> dict[int, list[int]]:
         batch = [prompts[place] for place in members]
         if session.plain:
-            return dict(zip(members, _generate_plain(session, batch), strict=True))
+            return dict(zip(members, session.generate(batch, do_sample=False), strict=True))
         if session.encoder_decoder:
             rows: CausalRows | EncoderDecoderRows = EncoderDecoderRows(session, batch)
         else:
@@ -150,22 +144,6 @@ def _read(
     order = sorted(range(len(batch)), key=lambda row: begun[row] - len(batch[row]))
     rows = CausalRows(session, [batch[row] for row in order], starts, [which[row] for row in order])
     return [members[row] for row in order], rows
-
-
-def _generate_plain(session: Session, batch: list[list[int]]) -> list[list[int]]:
-    """Generate with the model's own ``generate``, for prompts of one length, so that nothing is padded."""
-    ids = torch.tensor(batch, device=session.device)
-    found = session.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=session.max_new,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=list(session.eos) or None,
-        pad_token_id=session.pad,
-    )
-    rows = found[:, 1 if session.encoder_decoder else ids.shape[1] :].tolist()
-    return [session.cut_at_end(row) for row in rows]
 
 
 def _batches(lengths: Sequence[int], budget: int, family: Sequence[int], *, ragged: bool) -> list[list[int]]:

@@ -56,19 +56,12 @@ def sample(
             together = max(1, batch_tokens // (len(prompt) + max_new_tokens))
             for start in range(0, len(places), together):
                 part = places[start : start + together]
-                ids = torch.tensor([prompt] * len(part), device=session.device)
-                out = model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=max_new_tokens,
+                drawn = session.generate(
+                    [list(prompt)] * len(part),
                     do_sample=True,
-                    num_beams=1,
                     top_k=top_k,
                     top_p=1.0,
                     temperature=temperature,
-                    eos_token_id=list(session.eos) or None,
-                    pad_token_id=session.pad,
                 )
-                rows = out[:, 1 if encoder_decoder else len(prompt) :].tolist()
-                found |= zip(part, map(session.cut_at_end, rows), strict=True)
+                found |= zip(part, drawn, strict=True)
     return [tokenizer.decode(found[i], skip_special_tokens=True).strip() for i in range(len(prompts))]

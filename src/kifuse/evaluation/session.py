@@ -139,6 +139,29 @@ class Session:
         model = body if all(name in takes for name in inputs) else self.model
         return model(**inputs, use_cache=True, return_dict=True)
 
+    def generate(self, prompts: list[list[int]], **how: Any) -> list[list[int]]:
+        """Let the model's own ``generate`` continue prompts of one length, so that nothing is padded.
+
+        Args:
+            prompts: Token ids, as many for each.
+            how: Further arguments of ``generate``.
+
+        Returns:
+            The new ids of each, without what ends it.
+        """
+        ids = torch.tensor(prompts, device=self.device)
+        found = self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=self.max_new,
+            num_beams=1,
+            eos_token_id=list(self.eos) or None,
+            pad_token_id=self.pad,
+            **how,
+        )
+        rows = found[:, 1 if self.encoder_decoder else ids.shape[1] :].tolist()
+        return [self.cut_at_end(row) for row in rows]
+
     def ended(self, answer: list[int]) -> bool:
         """Whether an answer is complete or as long as it may be."""
         return len(answer) >= self.max_new or self._end(answer) > 0

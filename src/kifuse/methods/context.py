@@ -175,6 +175,14 @@ class Context(Protocol):
         """
         ...
 
+    def target_counts(self, batch: Batch) -> Tensor:
+        """How many target positions each row has, `(rows,)`; needs no logits.
+
+        Args:
+            batch: As `Method.loss` gives it.
+        """
+        ...
+
     @property
     def target_loss(self) -> Tensor:
         """The Trainer's own loss of the batch that `Method.loss` is given, scaled as it is to be returned."""

@@ -202,8 +202,7 @@ class KIF(Method):
         """Add the orthogonality term (Eq. 5), each micro-batch its share of it."""
         terms = [orthogonality_penalty(a, b, squared=self.orthogonality_squared) for a, b in self._pairs]
         penalty = self._weight_of_pair * torch.stack(terms).sum()
-        targets = sum(len(gold) for _, gold in ctx.targets(batch, outputs))
-        return ctx.target_loss + ctx.mean_over_targets(penalty.expand(targets))
+        return ctx.target_loss + ctx.mean_over_targets(penalty.expand(int(ctx.target_counts(batch).sum())))
 
     @property
     def _weight_of_pair(self) -> float:

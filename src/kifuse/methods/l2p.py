@@ -192,7 +192,6 @@ class L2P(Method):
 
     def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
         """Pull the keys that were picked to what picked them."""
-        counts = torch.tensor([len(gold) for _, gold in ctx.targets(batch, outputs)])
         alike: Tensor = ctx.adapter.alike  # type: ignore[attr-defined]
-        pulled = alike.repeat_interleave(counts.to(alike.device))
+        pulled = alike.repeat_interleave(ctx.target_counts(batch))
         return ctx.target_loss - self.pull * ctx.mean_over_targets(pulled)

@@ -30,9 +30,14 @@ _named: set[str] = set()
 """What the caller has named in this process, each found once."""
 
 
+def names_code(name: str) -> bool:
+    """Whether a name has the form ``module:attribute``."""
+    return _NAME.match(name) is not None
+
+
 def is_own(name: str) -> bool:
     """Tell whether the name of a metric is that of a user's own function, such as ``my_module:score``."""
-    return name in _given or _NAME.match(name) is not None or (":" in name and "@" in name)
+    return name in _given or names_code(name) or (":" in name and "@" in name)
 
 
 def register_metric(function: Callable[..., Any] | str) -> str:

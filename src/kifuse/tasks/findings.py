@@ -8,7 +8,7 @@ limits that would hold them all, and one example of each task as the very text t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -131,25 +131,15 @@ class Findings:
 
     def input_advice(self, most: int | None = _NAMED) -> str:
         """Say which inputs are too long, and the limit that would hold all; empty where none is."""
+        longest = (each.lengths.longest_input for each in self.tasks if each.lengths)
         cut = self._cut("cut_inputs", "cut_test_inputs")
-        if not cut:
-            return ""
-        longest = max(each.lengths.longest_input for each in self.tasks if each.lengths)
-        return (
-            f"Inputs longer than data.max_input ({self.max_input:,} tokens) lose their middle: "
-            f"{_listed(cut, most)}; data.max_input: {holding(longest)} would hold all."
-        )
+        return _too_long("Inputs", "data.max_input", self.max_input, "middle", cut, longest, most)
 
     def target_advice(self, most: int | None = _NAMED) -> str:
         """Say which answers are too long, and the limit that would hold all; empty where none is."""
+        longest = (each.lengths.longest_target for each in self.tasks if each.lengths)
         cut = self._cut("cut_answers", "cut_test_answers")
-        if not cut:
-            return ""
-        longest = max(each.lengths.longest_target for each in self.tasks if each.lengths)
-        return (
-            f"Answers longer than data.max_target ({self.max_target:,} tokens) lose their end: "
-            f"{_listed(cut, most)}; data.max_target: {holding(longest)} would hold all."
-        )
+        return _too_long("Answers", "data.max_target", self.max_target, "end", cut, longest, most)
 
     def generation_advice(self, most: int | None = _NAMED) -> str:
         """Say which tasks have answers that are longer than what is generated; empty where none has."""
@@ -242,6 +232,24 @@ def look_through(
         encoder.max_input if encoder else None,
         encoder.max_target if encoder else None,
         max_new_tokens,
+    )
+
+
+def _too_long(
+    what: str,
+    key: str,
+    limit: int | None,
+    loses: str,
+    cut: Sequence[str],
+    longest: Iterable[int],
+    most: int | None,
+) -> str:
+    """Say what loses tokens at a limit, and the limit that would hold all; empty where nothing does."""
+    if not cut:
+        return ""
+    return (
+        f"{what} longer than {key} ({limit:,} tokens) lose their {loses}: {_listed(cut, most)}; "
+        f"{key}: {holding(max(longest))} would hold all."
     )
 
 

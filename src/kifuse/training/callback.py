@@ -124,9 +124,12 @@ class MethodCallback(TrainerCallback):
             task=task,
             method=self.method,
             guard=self.guard,
-            examples=self.examples,
-            kept=self.kept,
+            **self._examples(),
         )
+
+    def _examples(self) -> dict[str, Any]:
+        """Where a context's single examples come from."""
+        return {"examples": self.examples, "kept": self.kept}
 
     def _begin(self, context: TrainerContext) -> None:
         with context.shards.whole() as params:

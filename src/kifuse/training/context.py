@@ -18,7 +18,7 @@ from kifuse.training.batch_gradients import BatchGradients, TrainerBatch
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.guard import Guard
 from kifuse.training.memory_steps import MemorySteps
-from kifuse.training.method_loss import MethodLoss, row_keys, stored_with, targets_of
+from kifuse.training.method_loss import MethodLoss, row_keys, stored_with, target_places, targets_of
 from kifuse.training.moments import forget_moments, load_moments, moments
 from kifuse.training.probes import Probes
 from kifuse.training.shards import Shards
@@ -167,11 +167,17 @@ class TrainerContext(MemorySteps):
             raise RunError("the weights before the task are kept for a method that needs 'before task' only.")
         return self.batch_gradients.forward(batch, at=at, before=self.before)
 
+    @property
+    def _encoder_decoder(self) -> bool:
+        return bool(getattr(getattr(self.trainer.model, "config", None), "is_encoder_decoder", False))
+
     def targets(self, batch: Any, outputs: Any) -> list[tuple[Tensor, Tensor]]:
         """See `Context.targets`."""
-        config = getattr(self.trainer.model, "config", None)
-        encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
-        return targets_of(batch.only_part, outputs, encoder_decoder=encoder_decoder)
+        return targets_of(batch.only_part, outputs, encoder_decoder=self._encoder_decoder)
+
+    def target_counts(self, batch: Any) -> Tensor:
+        """See `Context.target_counts`."""
+        return target_places(batch.only_part["labels"], encoder_decoder=self._encoder_decoder).sum(dim=1)
 
     def kept_examples(self) -> Iterator[TrainerBatch]:
         """See `Context.kept_examples`.
@@ -181,11 +187,9 @@ class TrainerContext(MemorySteps):
         """
         if self.kept is None:
             raise RunError("the examples that will be kept are known to a method that needs 'kept' only.")
-        args = self.trainer.args
-        together = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         for example in self.kept:
             inputs = self.trainer._prepare_inputs(self.collate([example]))
-            yield TrainerBatch((inputs,), passes=Fraction(1, together))
+            yield TrainerBatch((inputs,), passes=Fraction(1, self.task.batch_size))
 
     def store(self, example: Any, tensors: Mapping[str, Tensor]) -> None:
         """See `Context.store`."""
@@ -215,10 +219,8 @@ class TrainerContext(MemorySteps):
         if self.examples is None:
             raise RunError("the method looks at single examples of the task, but was given none.")
         probes = Probes(self.trainer, self.params, self.examples, self.collate)
-        args = self.trainer.args
-        together = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         # counted as the batches of a step, whatever they are split into
-        self.extra_passes += -(-len(probes.chosen(count)) // together)
+        self.extra_passes += -(-len(probes.chosen(count)) // self.task.batch_size)
         return probes
 
     @property

@@ -11,7 +11,7 @@ from time import monotonic
 import torch
 from torch import Tensor
 
-from kifuse.adapters.kinds import adapter_class
+from kifuse.adapters.kinds import new_adapter
 from kifuse.config import RunConfig
 from kifuse.errors import ModelError, RunError
 from kifuse.methods.base import Method, OldData, TaskInfo
@@ -77,8 +77,7 @@ class Engine:
         self.writes = writes and is_main_process()
         self.snapshots = Snapshots(self.folder)
         seed = config.training.seed
-        settings = config.model.adapter
-        self.adapter = adapter_class(settings, method)(settings, method)
+        self.adapter = new_adapter(config.model.adapter, method)
         self.model = self.adapter.attach(backbone.model, encoder_decoder=backbone.encoder_decoder, seed=seed)
         shrink_frozen(self.model, backbone.precision)
         self._check_method()

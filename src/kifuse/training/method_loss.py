@@ -117,11 +117,16 @@ def targets_of(inputs: Inputs, outputs: Any, *, encoder_decoder: bool) -> list[t
             f"the method needs the model's logits at each target, but there are {found} and {wanted}. "
             "TRL's SFTTrainer gives logits with loss_type='nll'."
         )
+    kept = target_places(labels, encoder_decoder=encoder_decoder)
     if not encoder_decoder:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    kept = labels != IGNORED
     counts = kept.sum(dim=1).tolist()
     return list(zip(logits[kept].float().split(counts), labels[kept].split(counts), strict=True))
+
+
+def target_places(labels: Tensor, *, encoder_decoder: bool) -> Tensor:
+    """At which positions a target is said: `(rows, positions)`; a decoder-only model's last one says none."""
+    return (labels if encoder_decoder else labels[:, 1:]) != IGNORED
 
 
 def row_keys(inputs: Inputs) -> list[str]:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from kifuse.errors import RunError
-from kifuse.methods.base import Method, MethodState, TaskInfo
+from kifuse.methods.base import Method, MethodState
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.callback import MethodCallback
 from kifuse.training.context import TrainerContext
@@ -201,20 +201,12 @@ class StandaloneCallback(MethodCallback):
         self._under_way = True
         super().on_train_begin(args, state, control, model=model, **kwargs)
 
-    def _new_context(self, shards: Shards, task: TaskInfo) -> TrainerContext:
-        collate = getattr(self._loader, "collate_fn", None)
-        examples = examples_of(self._loader) if "examples" in self.method.needs else None
-        return TrainerContext(
-            self.trainer,
-            shards,
-            self.memory,
-            task=task,
-            method=self.method,
-            guard=self.guard,
-            collate=collate,
-            examples=examples,
-            kept=[live(row) for row in self._drawn],
-        )
+    def _examples(self) -> dict[str, Any]:
+        return {
+            "collate": getattr(self._loader, "collate_fn", None),
+            "examples": examples_of(self._loader) if "examples" in self.method.needs else None,
+            "kept": [live(row) for row in self._drawn],
+        }
 
     def _rows_to_mix(self, trainer: Any, own: Any, step: int) -> list[Row]:
         """The rows of earlier tasks that a Trainer which is about to make its loader trains on too."""
@@ -301,8 +293,7 @@ class StandaloneCallback(MethodCallback):
 
     def _batches(self, args: Any) -> MemoryBatches:
         processes = args.world_size
-        size = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
-        batches = MemoryBatches(self._rows, size, args.seed)  # type: ignore[arg-type]
+        batches = MemoryBatches(self._rows, self._batch_size(args), args.seed)  # type: ignore[arg-type]
         # all processes have as many rows of a batch
         batches.batch_size = max(1, batches.batch_size // processes) * processes
         return batches
