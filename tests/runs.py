@@ -76,6 +76,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "generated-replay": {"name": "generated-replay", "attempts": 2},
     "lwf": {"name": "lwf"},
     "l2p": {"name": "l2p", "pool": 4, "length": 2, "picked": 2},
+    "progprompt": {"name": "progprompt", "length": 2},
+    "progprompt, without task ids": {"name": "progprompt", "length": 2, "residual": 3, "task_id": False},
     "moe-lora": {"name": "moe-lora", "experts": 3, "top_k": 2},
     "dft": {"name": "dft"},
     "eaft": {"name": "eaft"},

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from kifuse.methods.olora import OLoRA
     from kifuse.methods.osf import OSF
     from kifuse.methods.parameters import Parameters
+    from kifuse.methods.progprompt import ProgPrompt
     from kifuse.methods.recurrent_kif import RecurrentKIF
     from kifuse.methods.replay import Replay
     from kifuse.methods.sequential import Sequential
@@ -101,6 +102,7 @@ _PLACES = {
     "kifuse.methods.parameters": ("Parameters",),
     "kifuse.methods.joint": ("Joint",),
     "kifuse.methods.kif": ("KIF",),
+    "kifuse.methods.progprompt": ("ProgPrompt",),
     "kifuse.methods.recurrent_kif": ("RecurrentKIF",),
     "kifuse.methods.replay": ("Replay",),
     "kifuse.methods.sequential": ("Sequential",),
@@ -149,6 +151,7 @@ __all__ = [
     "OLoRA",
     "OfTask",
     "Parameters",
+    "ProgPrompt",
     "RecurrentKIF",
     "Replay",
     "RunConfig",

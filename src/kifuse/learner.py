@@ -249,8 +249,9 @@ class ContinualLearner:
             texts: Texts; rows with `input` or `messages`; lists of messages; or examples of a task. They are
                 put to the model in the form in which it was trained.
             max_new_tokens: Longest answer; None: the configuration's.
-            task: A learned task, whose instruction and options go before the texts. A text without them,
-                where tasks were learned with them, is said once.
+            task: A learned task, whose instruction and options go before the texts; a method whose class is
+                "task id given" answers for it. A text without them, where tasks were learned with them, is
+                said once.
 
         Returns:
             One answer for each.
@@ -260,7 +261,8 @@ class ContinualLearner:
             DataError: No task of this name was learned, or a row is wrong.
         """
         self._engine.settle(self.learned)
-        return answer(self._engine, self._questions.examples(texts, task), max_new_tokens)
+        with self._engine.evaluator.told(task):
+            return answer(self._engine, self._questions.examples(texts, task), max_new_tokens)
 
     def report(self) -> Path:
         """Draw the page that shows what was learned, kept and lost.

@@ -187,6 +187,12 @@ METHODS: dict[str, Entry] = {
         data_class="replay-free",
         paper="arXiv 2112.08654",
     ),
+    "progprompt": Entry(
+        target="kifuse.methods.progprompt:ProgPrompt",
+        summary="A prompt for each task before those of earlier tasks; told which task a test example is of.",
+        data_class="task id given",
+        paper="arXiv 2301.12314",
+    ),
     "moe-lora": Entry(
         target="kifuse.methods.moe_lora:MoELoRA",
         summary="Several LoRA experts in each layer, weighed token by token by a router.",

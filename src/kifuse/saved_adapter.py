@@ -1,4 +1,4 @@
-"""A saved adapter, put on a model outside of any run: for serving what L2P or MoE-LoRA learned."""
+"""A saved adapter, put on a model outside of any run: for serving what no other library knows, as L2P's."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from kifuse.errors import ModelError
 from kifuse.registry import METHODS, build_method
 
 
-def load_adapter(model: Any, folder: str | Path) -> Any:
+def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> Any:
     """Put a saved adapter on a model.
 
     Args:
         model: A transformers model, as the adapter's base was; changed in place.
         folder: `adapters/after-<k>` of a run or a learner. A standard PEFT adapter is loaded as well.
+        task: For a method whose class is "task id given": the number, from 1, of the learned task whose
+            inputs the model is to answer; `adapter_on(model).told` says another one later, from 0.
 
     Returns:
         The model that answers with what was learned.
 
     Raises:
         ModelError: The folder holds no adapter, one of another model, or one of a method that is not
-            registered: no code is run because a folder names it.
+            registered: no code is run because a folder names it; or its method cannot be told a task.
     """
     place = Path(folder).expanduser()
     config = read_config(place)
@@ -46,4 +48,11 @@ def load_adapter(model: Any, folder: str | Path) -> Any:
     adapter = new_adapter(SimpleNamespace(**config["settings"]), method)
     made = adapter.attach(model, encoder_decoder=encoder_decoder, seed=0)
     adapter.load(place)
+    if task is not None:
+        if method.data_class != "task id given" or task < 1:
+            raise ModelError(
+                f"task: found {task}, expected a number from 1 for a method whose class is 'task id given'; "
+                f"{name!r} with these settings is {method.data_class!r}."
+            )
+        adapter.told = task - 1
     return made.eval()

@@ -29,8 +29,8 @@ STACKING = {"inclora", "o-lora", "n-lora", "ella"}
 """Methods that keep one pair of LoRA factors a task."""
 MERGING = {"osf"}
 """Methods that train factors of the model's own weights, which are what a run keeps."""
-ROUTED = {"l2p", "moe-lora"}
-"""Methods whose adapter chooses by the input, and is none of PEFT's."""
+OWN_ADAPTER = {"l2p", "moe-lora", "progprompt"}
+"""Methods whose adapter is none of PEFT's."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -147,7 +147,7 @@ def test_the_adapter_loads_outside_of_a_run(finished: Finished, name: str, tiny_
     if METHODS[name]["name"] in MERGING:
         assert plain.load_state_dict(adapter(outcome.folder), strict=False).unexpected_keys == []
         loaded = plain.eval()
-    elif METHODS[name]["name"] in ROUTED:
+    elif METHODS[name]["name"] in OWN_ADAPTER:
         loaded = kifuse.load_adapter(plain, outcome.folder / "adapters" / "after-3")
     else:
         loaded = PeftModel.from_pretrained(plain, str(outcome.folder / "adapters" / "after-3")).eval()
@@ -165,7 +165,7 @@ def test_the_adapter_loads_outside_of_a_run(finished: Finished, name: str, tiny_
 @EVERY
 def test_the_base_model_stays_as_it_was(finished: Finished, name: str):
     outcome = finished(name)
-    own = ("lora_", "osf_", "experts.", "prompt_pool.")
+    own = ("lora_", "osf_", "experts.", "prompt_pool.", "soft_prompts.")
     found = {
         key.replace(".base_layer", ""): value
         for key, value in outcome.model.state_dict().items()
@@ -180,8 +180,8 @@ def test_the_base_model_stays_as_it_was(finished: Finished, name: str):
 @EVERY
 def test_no_hook_and_no_gradient_is_left_on_the_model(finished: Finished, name: str):
     outcome = finished(name)
-    # L2P reads labels, puts prompts before the input and cuts them off; each of four layers adds its experts
-    own = {"l2p": 3, "moe-lora": 4}.get(METHODS[name]["name"], 0)
+    # prompts: what is asked is found out, they are put before the input and cut off; four layers add experts
+    own = {"l2p": 3, "progprompt": 3, "moe-lora": 4}.get(METHODS[name]["name"], 0)
     assert _hooks(outcome.model) == outcome.hooks_before + own
     assert all(p.grad is None for p in outcome.model.parameters())
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kifuse.adapters.folder import read_adapter, refuse_other_tensors, write_own
+from kifuse.adapters.folder import AdapterFolder, read_adapter, refuse_other_tensors, write_own
 from kifuse.errors import ModelError
 
 SETTINGS = ("rank", "alpha", "dropout", "target_modules")
@@ -39,6 +39,14 @@ class Adapter:
     plain_generation: ClassVar[bool] = False
     """Whether generation is left to the model's own `generate`, since the forward pass depends on the whole
     input. Evaluation then computes every prompt from its first token, and keeps no cache of its own."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Arguments of the forward pass that the adapter takes out: `prompt_mask` `(rows, tokens)` is 1 at the
+    tokens of a decoder-only model's input that are asked, 0 at those of the answer and of padding."""
+
+    told: int | None = None
+    """0-based index of the task that the inputs to come are of; None: not known. Only ever set for a method
+    whose class is "task id given"."""
 
     model: Any
     """What `attach` gave."""
@@ -72,7 +80,7 @@ class Adapter:
         raise NotImplementedError
 
     def begin_task(self, index: int, seed: int) -> None:
-        """Get ready for a task; what the model computes must stay as it is.
+        """Get ready for a task; what the model computes stays as it is, or a task's own part comes into it.
 
         Args:
             index: 0-based position of the task.
@@ -83,7 +91,10 @@ class Adapter:
         """Make final what was trained; what the model computes must stay as it is."""
 
     def frozen(self) -> dict[str, Tensor]:
-        """What is kept of earlier tasks and not trained, by names of trained parameters; for methods."""
+        """What is kept of earlier tasks and not trained, by names of trained parameters; for methods.
+
+        Adapters that a method brings itself give it names of its own.
+        """
         return {}
 
     def learned(self) -> dict[str, nn.Parameter]:
@@ -136,17 +147,25 @@ class Adapter:
         Raises:
             ModelError: The folder holds no adapter, or another one.
         """
-        found, name = read_adapter(folder), type(self).__name__
-        if found.config.get("adapter") != name:
-            held = found.config.get("adapter") or found.config.get("peft_type") or found.config.get("format")
-            raise ModelError(f"{folder}: holds an adapter of {held}, expected one of {name}.")
-        own = self.learned()
+        found, own = self.read_own(folder), self.learned()
         refuse_other_tensors(
             found.weights,
             {key: tuple(t.shape) for key, t in found.tensors.items()},
             {key: tuple(p.shape) for key, p in own.items()},
         )
         self.set_learned(found.tensors)
+
+    def read_own(self, folder: Path) -> AdapterFolder:
+        """Read what an adapter of this class saved.
+
+        Raises:
+            ModelError: The folder holds no adapter, or one of another class.
+        """
+        found, name = read_adapter(folder), type(self).__name__
+        if found.config.get("adapter") != name:
+            held = found.config.get("adapter") or found.config.get("peft_type") or found.config.get("format")
+            raise ModelError(f"{folder}: holds an adapter of {held}, expected one of {name}.")
+        return found
 
 
 def adapter_on(model: nn.Module) -> Adapter | None:

@@ -21,7 +21,6 @@ training q reads the prompt of an example and never its answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, final
 
 import torch
@@ -30,13 +29,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kifuse.adapters.base import Adapter, attached
-from kifuse.errors import ModelError
+from kifuse.adapters.asked import mean_of
+from kifuse.adapters.prompts import SoftPrompts, embeddings_of_tokens
 from kifuse.methods.base import SETTINGS, Method, NotNegative
 from kifuse.methods.context import Batch, Context
 from kifuse.methods.parameters import Parameters
-
-IGNORED = -100
 
 
 class Pool(nn.Module):
@@ -52,8 +49,7 @@ class Pool(nn.Module):
     def __init__(self, embeddings: Tensor, pool: int, length: int, seed: int) -> None:
         super().__init__()
         draw = torch.Generator().manual_seed(seed)
-        tokens = torch.randint(len(embeddings), (pool, length), generator=draw)
-        start = embeddings[tokens.to(embeddings.device)].float()
+        start = embeddings_of_tokens(embeddings, (pool, length), draw)
         noise = torch.randn(pool, start.shape[-1], generator=draw).to(start.device)
         self.prompts = nn.Parameter(start.clone())
         self.keys = nn.Parameter(start.mean(dim=1) + 0.1 * start.std() * noise)
@@ -73,99 +69,23 @@ class Pool(nn.Module):
         return self.prompts[places].flatten(1, 2), best.sum(dim=-1)
 
 
-class PromptPool(Adapter):
+class PromptPool(SoftPrompts):
     """A pool of prompts; the model's own weights stay frozen."""
 
-    plain_generation = True
+    place = "prompt_pool"
 
     alike: Any = None
     """Sum of the cosines of each row of the last input, `(rows,)`."""
-    _own: Tensor | None = None
-    """Tokens of the input that are no answer, `(rows, tokens)`."""
-    _asked: int | None = None
-    """While it generates: how many tokens were asked."""
-    _added = 0
-    """Vectors that were put before the input."""
 
-    def attach(self, model: Any, *, encoder_decoder: bool, seed: int) -> Any:
-        """Put a pool on the model, and prompts before what its encoder, or a decoder-only model, reads."""
-        model.requires_grad_(False)
-        self.embed, method = model.get_input_embeddings(), self.method
-        weights = self.embed.weight
-        model.prompt_pool = Pool(weights.detach(), method.pool, method.length, seed).to(weights.device)
-        model.register_forward_pre_hook(self._see_labels, with_kwargs=True)
-        reader = model.get_encoder() if encoder_decoder else model.base_model
-        reader.register_forward_pre_hook(self._prepend, with_kwargs=True)
-        if encoder_decoder:
-            model.get_decoder().register_forward_pre_hook(self._widen, with_kwargs=True)
-        else:
-            reader.register_forward_hook(self._cut)
-            model.generate = self._by_prompt(model.generate)
-        return attached(self, model)
+    def make(self, embeddings: Tensor, seed: int) -> Pool:
+        """The pool."""
+        return Pool(embeddings, self.method.pool, self.method.length, seed)
 
-    def _by_prompt(self, generate: Callable[..., Any]) -> Callable[..., Any]:
-        """Let a decoder-only model generate with prompts that are picked by what it was asked alone."""
-
-        def whole(inputs: Tensor | None = None, **kwargs: Any) -> Any:
-            ids = kwargs.pop("input_ids", inputs)
-            self._asked = ids.shape[1]
-            try:
-                return generate(input_ids=ids, **{**kwargs, "use_cache": False})
-            finally:
-                self._asked = None
-
-        return whole
-
-    def _see_labels(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Find out which tokens of a decoder-only model are the prompt: those that are no targets."""
-        labels, ids = kwargs.get("labels"), kwargs.get("input_ids")
-        self._own = None
-        if labels is not None and ids is not None and not model.config.is_encoder_decoder:
-            targets = functional.pad(labels != IGNORED, (ids.shape[1] - labels.shape[1], 0))
-            self._own = ~targets
-        elif ids is not None and self._asked is not None:
-            self._own = (torch.arange(ids.shape[1], device=ids.device) < self._asked).expand_as(ids)
-
-    def _prepend(self, reader: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.model.config.is_encoder_decoder:
-            # the older name is deprecated since transformers 5.24
-            if any(kwargs.get(name) is not None for name in ("cache", "past_key_values")):
-                raise ModelError(
-                    "an adapter of prompts reads the whole input anew for each token: "
-                    "call the model without a cache, or its generate."
-                )
-            kwargs["use_cache"] = False
-        ids = kwargs.pop("input_ids", None) if not args else args[0]
-        mask = kwargs.get("attention_mask")
-        mask = torch.ones_like(ids) if mask is None else mask
-        embedded = self.embed(ids)
-        read = mask.bool() if self._own is None else mask.bool() & self._own
-        weight = read[..., None].float()
-        query = (embedded.detach().float() * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1.0)
+    def vectors(self, ids: Tensor, embedded: Tensor, asked: Tensor) -> Tensor:
+        """The prompts that each row picks by what is asked."""
+        query = mean_of(embedded, asked)
         prompts, self.alike = self.model.prompt_pool.pick(query, self.method.picked)
-        self._added = prompts.shape[1]
-        kwargs["inputs_embeds"] = torch.cat([prompts.to(embedded.dtype), embedded], dim=1)
-        kwargs["attention_mask"] = functional.pad(mask, (self._added, 0), value=1)
-        places = kwargs.get("position_ids")
-        if places is not None:
-            first = torch.arange(self._added, device=places.device).expand(len(places), -1)
-            kwargs["position_ids"] = torch.cat([first, places + self._added], dim=1)
-        return (), kwargs
-
-    def _widen(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Let a decoder look at the prompts, too."""
-        mask = kwargs.get("encoder_attention_mask")
-        states = kwargs.get("encoder_hidden_states")
-        if mask is not None and states is not None and mask.shape[1] < states.shape[1]:
-            kwargs["encoder_attention_mask"] = functional.pad(
-                mask, (states.shape[1] - mask.shape[1], 0), value=1
-            )
-        return args, kwargs
-
-    def _cut(self, reader: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Leave out what was computed for the prompts, so that places are those of the input again."""
-        output.last_hidden_state = output.last_hidden_state[:, self._added :]
-        return output
+        return prompts
 
 
 @final

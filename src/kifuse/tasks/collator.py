@@ -36,7 +36,8 @@ class Collator:
 
         Returns:
             Decoder-only: left padded ``input_ids`` and ``attention_mask`` (rows, width) of prompt and target,
-            ``labels`` that are -100 outside the target, ``position_ids`` where accepted; where accepted also
+            ``labels`` that are -100 outside the target, ``position_ids`` and ``prompt_mask`` where accepted
+            (the latter by an adapter, see `kifuse.adapters.base.Adapter.reads`); where accepted also
             ``logits_to_keep`` = longest target + 1, with ``labels`` cut to that many last columns.
             Encoder-decoder: right padded ``input_ids``, ``attention_mask`` and ``labels``.
         """
@@ -60,6 +61,9 @@ class Collator:
             "input_ids": _pad(rows, self.pad_id, left=True),
             "attention_mask": mask,
         }
+        if "prompt_mask" in self.accepts:
+            asked = [[1] * len(item.input_ids) + [0] * len(item.target_ids) for item in batch]
+            arguments["prompt_mask"] = _pad(asked, 0, left=True)
         if "position_ids" in self.accepts:
             arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         if "logits_to_keep" in self.accepts:

@@ -27,7 +27,7 @@ from kifuse.tasks.overlaps import Inputs
 from kifuse.tasks.task import Task
 from kifuse.tasks.token_cache import TokenCache
 from kifuse.training.environment import is_main_process, peak_memory_mb, process_count
-from kifuse.training.evaluator import Cell, Evaluator
+from kifuse.training.evaluator import Cell, Evaluator, told_task
 from kifuse.training.interrupt import Patience
 from kifuse.training.middle import Middle
 from kifuse.training.one_task import TaskTraining, train_task, training_arguments
@@ -104,6 +104,7 @@ class Engine:
             folder=self.folder / "predictions" if self.writes else None,
             max_new_tokens=config.evaluation.max_new_tokens or config.data.max_target,
             batch_tokens=config.evaluation.batch_tokens,
+            task_id=partial(told_task, method, record),
         )
 
     def look_through(self, tasks: Sequence[Task], earlier: Mapping[str, Inputs] | None = None) -> Findings:

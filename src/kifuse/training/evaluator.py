@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kifuse.adapters.base import adapter_on
 from kifuse.evaluation.generation import greedy_generate
+from kifuse.methods.base import Method
 from kifuse.models.loading import Backbone
+from kifuse.reporting.record import RunRecord
 from kifuse.scoring.scores import score_all
 from kifuse.storage import sha256_text, write_text
 from kifuse.tasks.encoding import Encoded, Encoder
@@ -49,6 +53,8 @@ class Evaluator:
         folder: The run's `predictions` folder, or None to keep nothing.
         max_new_tokens: Longest output.
         batch_tokens: Token budget of a batch.
+        task_id: For a method that is told which task test examples are of: the task's 0-based position by its
+            name. Others are told None.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class Evaluator:
         folder: Path | None,
         max_new_tokens: int,
         batch_tokens: int,
+        task_id: Callable[[str], int | None] = lambda name: None,
     ) -> None:
         self.model = model
         self.backbone = backbone
@@ -67,6 +74,20 @@ class Evaluator:
         self.folder = folder
         self.max_new_tokens = max_new_tokens
         self.batch_tokens = batch_tokens
+        self._task_id = task_id
+
+    @contextlib.contextmanager
+    def told(self, task: str | None) -> Iterator[None]:
+        """Tell the adapter which task the inputs are of, where the method's class is "task id given"."""
+        adapter = adapter_on(self.model)
+        if adapter is None or task is None:
+            yield
+            return
+        adapter.told = self._task_id(task)
+        try:
+            yield
+        finally:
+            adapter.told = None
 
     def score(
         self,
@@ -77,8 +98,14 @@ class Evaluator:
         keep: bool = True,
     ) -> Cell:
         """Score one task after `after` tasks have been learned; `keep` writes the predictions."""
-        if task.metric == METRIC:
-            return self._continue(task, after, progress, keep=keep)
+        with self.told(task.name):
+            score = self._continue if task.metric == METRIC else self._answered
+            return score(task, after, progress, keep=keep)
+
+    def _answered(
+        self, task: Task, after: int, progress: Callable[[int, int], None] | None, *, keep: bool
+    ) -> Cell:
+        """Score a task by the model's answers."""
         start = time.monotonic()
         encoded = self.encoder.encode_many(task.test)
         predictions = self.answers(task, encoded, progress)
@@ -184,6 +211,12 @@ class Evaluator:
             return self.max_new_tokens
         longest = max(len(ids) for ids in self.backbone.tokenizer(list(task.labels))["input_ids"])
         return min(self.max_new_tokens, longest + 2 + self.encoder.frame)
+
+
+def told_task(method: Method, record: RunRecord, name: str) -> int | None:
+    """The 0-based position of a task, for a method that is told it; None for any other."""
+    told = method.data_class == "task id given"
+    return next((i for i, task in enumerate(record.tasks) if told and task.name == name), None)
 
 
 def _continued(example: Example, parts: Sequence[tuple[float, int]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from transformers import (
     set_seed,
 )
 
+from kifuse.adapters.base import Adapter, adapter_on
 from kifuse.config import TrainingConfig
 from kifuse.errors import RunError
 from kifuse.methods.base import Method
@@ -164,7 +165,7 @@ def train_task(
             order[done * settings.batch_size :],
             multiple=together if arguments.world_size > 1 else 1,
         ),
-        data_collator=_collator(backbone),
+        data_collator=_collator(backbone, adapter_on(model)),
         compute_loss_func=TargetLoss(shift=not backbone.encoder_decoder),
         callbacks=[*([keeper] if keeper else []), driver, _Steps(listener, driver), *callbacks],
     )
@@ -204,11 +205,11 @@ def train_task(
     )
 
 
-def _collator(backbone: Backbone) -> ModelCollator:
+def _collator(backbone: Backbone, adapter: Adapter | None) -> ModelCollator:
     plain = Collator(
         backbone.tokenizer.pad_token_id,
         encoder_decoder=backbone.encoder_decoder,
-        accepts=set(backbone.accepts),
+        accepts=backbone.accepts | (adapter.reads if adapter else frozenset()),
     )
     shift = backbone.model.prepare_decoder_input_ids_from_labels if backbone.encoder_decoder else None
     # a training step never looks at the keys and values again

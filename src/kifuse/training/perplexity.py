@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from kifuse.adapters.base import adapter_on
 from kifuse.evaluation.session import eval_mode
 from kifuse.models.loading import Backbone
 from kifuse.tasks.collator import IGNORED, Collator
@@ -41,10 +42,11 @@ def losses(
     Returns:
         For each the sum of the losses of its tokens (nats), and their number.
     """
+    adapter = adapter_on(model)
     collate = Collator(
         backbone.tokenizer.pad_token_id,
         encoder_decoder=backbone.encoder_decoder,
-        accepts=set(backbone.accepts) - {"logits_to_keep"},
+        accepts=backbone.accepts - {"logits_to_keep"} | (adapter.reads if adapter else frozenset()),
     )
     found: dict[int, tuple[float, int]] = {}
     vocabulary = int(getattr(model.config, "vocab_size", 1))

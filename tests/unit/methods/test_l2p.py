@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from kifuse.methods.parameters import Parameters
 from tests.adapters import add_adapter, on
 from tests.reference import l2p
 from tests.tiny import build_llama, build_t5
+from tests.two_tasks import encoded, learn, load
 
 pytestmark = pytest.mark.usefixtures("quick")
 METHOD = L2P(pool=5, length=2, picked=3)
@@ -90,9 +92,27 @@ def test_an_answer_takes_no_part_in_the_picking():
     for given in (labels, labels[:, -3:]):
         model(input_ids=ids, labels=None)
         assert not torch.allclose(pool_of(model).alike, alone)
-        pool_of(model)._see_labels(model, (), {"input_ids": ids, "labels": given})
+        pool_of(model)._find_own(model, (), {"input_ids": ids, "labels": given})
         model.base_model(input_ids=ids)
         torch.testing.assert_close(pool_of(model).alike, alone)
+
+
+def test_an_answer_takes_no_part_in_training_either(
+    tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The Trainer takes the labels away before the model reads, so that they cannot tell the answer."""
+    seen: list[Tensor] = []
+
+    def vectors(self: PromptPool, ids: Tensor, embedded: Tensor, asked: Tensor) -> Tensor:
+        seen.extend(row[kept] for row, kept in zip(ids, asked, strict=True))
+        return original(self, ids, embedded, asked)
+
+    original = PromptPool.vectors
+    monkeypatch.setattr(PromptPool, "vectors", vectors)
+    backbone = load(tiny_folder_llama)
+    learn(backbone, tiny_stream, METHOD, tmp_path, epochs=1)
+    asked = {tuple(e.input_ids) for part in encoded(backbone, tiny_stream)[:2] for e in part}
+    assert {tuple(row.tolist()) for row in seen} == asked
 
 
 @FAMILIES
