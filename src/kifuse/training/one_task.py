@@ -205,7 +205,7 @@ def train_task(
     )
 
 
-def _collator(backbone: Backbone, adapter: Adapter | None) -> ModelCollator:
+def _collator(backbone: Backbone, adapter: Adapter | None = None) -> ModelCollator:
     plain = Collator(
         backbone.tokenizer.pad_token_id,
         encoder_decoder=backbone.encoder_decoder,
