@@ -25,7 +25,7 @@ from tests.runs import LABELS, METHODS, TASKS
 from tests.tiny import build_llama
 
 NOT_HERE = {"joint", "tasl", "generated-replay"}
-NOT_HERE |= {"inclora", "o-lora", "n-lora", "ella", "osf", "l2p", "moe-lora", "progprompt"}
+NOT_HERE |= {"inclora", "o-lora", "n-lora", "ella", "osf", "l2p", "lfpt5", "moe-lora", "progprompt"}
 """Methods that need other data or adapters than a callback can give, and another name of one that is here."""
 OWN = {name: settings for name, settings in METHODS.items() if settings["name"] not in NOT_HERE}
 """Every method that works as a callback, with the settings of `tests.runs.METHODS`."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from kifuse.methods.kept import Kept, MethodState, OfTask, Unsaved
     from kifuse.methods.kif import KIF
     from kifuse.methods.l2p import L2P
+    from kifuse.methods.lfpt5 import LFPT5
     from kifuse.methods.lwf import LwF
     from kifuse.methods.migu import MIGU
     from kifuse.methods.moe_lora import MoELoRA
@@ -87,6 +88,7 @@ _PLACES = {
     "kifuse.methods.forever": ("Forever",),
     "kifuse.methods.inclora": ("IncLoRA",),
     "kifuse.methods.l2p": ("L2P",),
+    "kifuse.methods.lfpt5": ("LFPT5",),
     "kifuse.methods.lwf": ("LwF",),
     "kifuse.methods.migu": ("MIGU",),
     "kifuse.methods.moe_lora": ("MoELoRA",),
@@ -122,6 +124,7 @@ __all__ = [
     "EWC",
     "KIF",
     "L2P",
+    "LFPT5",
     "MIGU",
     "OGD",
     "OSF",

@@ -193,6 +193,12 @@ METHODS: dict[str, Entry] = {
         data_class="task id given",
         paper="arXiv 2301.12314",
     ),
+    "lfpt5": Entry(
+        target="kifuse.methods.lfpt5:LFPT5",
+        summary="One prompt that also learns to write the examples by which it is reminded and distilled.",
+        data_class="generated replay",
+        paper="arXiv 2110.07298",
+    ),
     "moe-lora": Entry(
         target="kifuse.methods.moe_lora:MoELoRA",
         summary="Several LoRA experts in each layer, weighed token by token by a router.",

@@ -32,7 +32,7 @@ from kifuse.methods.context import Batch, Context, TaskInfo
 from kifuse.methods.kept import Declared, MethodState, collect, declare, forget, put_back
 from kifuse.methods.parameters import Parameters
 from kifuse.methods.shown import Shown
-from kifuse.methods.texts import TextExample, Texts
+from kifuse.methods.texts import Noted, TextExample, Texts
 
 OldData = Literal["none", "mixed", "steps", "all"]
 """How a method meets earlier data: never; mixed into the current task's batches; in memory steps of its own;
@@ -77,6 +77,8 @@ class Method:
     }
     stored_tensors: dict[str, Tensor] | None = None
     """What `Context.store` was given, as `<example>.<name>`."""
+    noted: Noted = Noted()
+    """What is known of the rows that the present task is trained on."""
     _waiting: MethodState | None = None
     _parameter_names: tuple[str, ...] = ()
 
@@ -232,6 +234,15 @@ class Method:
         """Take back what `state` gave; it is put in its place when the next task begins."""
         forget(self, all_of_it=True)
         self._waiting = state
+
+    def recall(self) -> None:
+        """Called by the engine before hooks that see texts: what was loaded and needs no parameters is there.
+
+        It is put back once more by `take_up`, so that those hooks change nothing that is `Kept`.
+        """
+        for each in type(self).declared.values():
+            if self._waiting is not None and not each.within_task and each.saved in self._waiting.values:
+                setattr(self, each.name, self._waiting.values[each.saved])
 
     def take_up(self, params: Parameters) -> None:
         """Called by the engine before `begin_task`, when the parameters are there.

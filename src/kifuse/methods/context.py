@@ -219,6 +219,19 @@ class Context(Protocol):
         """What was stored with each row of the batch that `Method.loss` is given; None with others."""
         ...
 
+    def notes(self, batch: Batch) -> list[str]:
+        """What is noted with each row of the batch that `Method.loss` is given; "" with most.
+
+        That is what `Texts.example` was given, or for a row of the memory the name of its task. Rows with the
+        same tokens have the same note.
+        """
+        ...
+
+    @property
+    def step_targets(self) -> Mapping[str, float]:
+        """By note: target tokens in a step, on average over the task's own training set; may be empty."""
+        ...
+
     def reset_moments(self) -> None:
         """Forget the moments of the task's optimizer and of the memory steps' own."""
         ...

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from kifuse.methods.context import TaskInfo
@@ -50,6 +50,24 @@ class TextExample(Protocol):
         """The chat that the example is the last turn of, or None."""
         ...
 
+    @property
+    def cue_added(self) -> bool:
+        """Whether the tail does not stand in the data, so that a chat template leaves it out."""
+        ...
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What is known of the rows that a task is trained on, for `Method.loss`.
+
+    Attributes:
+        rows: By the key of a row: what the method noted with its example, or the task it is remembered of.
+        targets: By note, "" for none: target tokens in a step, on average over the task's own training set.
+    """
+
+    rows: Mapping[str, str] = field(default_factory=dict)
+    targets: Mapping[str, float] = field(default_factory=dict)
+
 
 class Texts(Protocol):
     """What `Method.training_examples` and `Method.remember` are given.
@@ -67,8 +85,11 @@ class Texts(Protocol):
         """Draw `count` of some rows at random; again from the start where there are fewer."""
         ...
 
-    def example(self, row: TextExample, **changes: str) -> Any:
-        """A copy of an example with other texts: `head`, `body`, `tail`, `answer`."""
+    def example(self, row: TextExample, **changes: Any) -> Any:
+        """A copy of an example with other texts: `head`, `body`, `tail`, `answer`.
+
+        Also with another `cue_added`, and with a `note`, which `Context.notes` tells the loss.
+        """
         ...
 
     def generate(

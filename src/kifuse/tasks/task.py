@@ -74,6 +74,7 @@ class Example:
             template leaves such a cue out.
         options: The answers that its own row allows, where they differ from row to row; its answers are then
             compared as labels.
+        note: What a method noted with it, for its loss; not saved.
 
     An example without any input is text to continue: each of its tokens is learned.
     """
@@ -86,6 +87,7 @@ class Example:
     conversation: Conversation | None = None
     cue_added: bool = False
     options: tuple[str, ...] = ()
+    note: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.references, str) or not self.references:

@@ -201,6 +201,15 @@ class TrainerContext(MemorySteps):
         """See `Context.stored`."""
         return stored_with(self.method.stored_tensors, row_keys(batch.only_part))
 
+    def notes(self, batch: Any) -> list[str]:
+        """See `Context.notes`."""
+        return [self.method.noted.rows.get(key, "") for key in row_keys(batch.only_part)]
+
+    @property
+    def step_targets(self) -> Mapping[str, float]:
+        """See `Context.step_targets`."""
+        return self.method.noted.targets
+
     def reset_moments(self) -> None:
         """Forget the moments of the task's optimizer and of the memory steps' own; both start them anew."""
         for optimizer in (self.trainer.optimizer, self._own):

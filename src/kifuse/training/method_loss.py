@@ -15,6 +15,7 @@ from torch import Tensor
 from kifuse.errors import RunError
 from kifuse.methods.base import Method
 from kifuse.tasks.collator import IGNORED
+from kifuse.tasks.encoded import Encoded
 from kifuse.training.batch_gradients import Inputs, TrainerBatch
 from kifuse.training.taps import Taps
 from kifuse.training.under_way import UnderWay
@@ -148,10 +149,19 @@ def row_keys(inputs: Inputs) -> list[str]:
     keys = []
     for row, kept, targets in zip(rows, real, labels.tolist(), strict=True):
         text = [token for token, there in zip(row, kept, strict=True) if there]
-        wanted = [token for token in targets if token != IGNORED]
-        parts = (array("q", [len(text), *text]), array("q", wanted))
-        keys.append(hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:24])
+        keys.append(_key(text, [token for token in targets if token != IGNORED]))
     return keys
+
+
+def key_of(example: Encoded, *, encoder_decoder: bool) -> str:
+    """The name that `row_keys` gives an example's row."""
+    text = example.input_ids if encoder_decoder else example.input_ids + example.target_ids
+    return _key(text, example.target_ids)
+
+
+def _key(text: Sequence[int], targets: Sequence[int]) -> str:
+    parts = (array("q", [len(text), *text]), array("q", targets))
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:24]
 
 
 def stored_with(stored: Mapping[str, Tensor] | None, keys: Sequence[str]) -> list[dict[str, Tensor] | None]:

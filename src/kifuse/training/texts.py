@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -14,11 +15,13 @@ from kifuse.errors import RunError
 from kifuse.evaluation.sampling import sample
 from kifuse.methods.base import DataClass, Method, TaskInfo
 from kifuse.methods.shown import Shown
-from kifuse.methods.texts import Sampling
+from kifuse.methods.texts import Noted, Sampling
 from kifuse.registry import build_method
+from kifuse.tasks.memory import MemoryBuffer
 from kifuse.tasks.task import Example, Task
 from kifuse.training.environment import process_count
 from kifuse.training.evaluator import Evaluator
+from kifuse.training.method_loss import key_of
 from kifuse.training.progress import Progress
 from kifuse.training.watching import Watcher
 
@@ -40,14 +43,16 @@ class TaskTexts:
         self.inputs = [row.body for split in (task.train, task.dev, task.test) for row in split]
         self.events: list[dict[str, Any]] = []
         self._task, self._evaluator, self._progress = task, evaluator, progress
-        self._shown = Shown()
+        self._shown, self._memory, self._batch_size = Shown(), MemoryBuffer(), 1
         # a text seeds alike on every machine
         self._random = random.Random(f"{seed}:{task.name}")  # noqa: S311
 
     @classmethod
     def of(cls, engine: Any, k: int, task: Task) -> TaskTexts:
         """Those of an engine's k-th task (1-based)."""
-        return cls(task, k - 1, engine.evaluator, engine.config.training.seed, engine.progress)
+        found = cls(task, k - 1, engine.evaluator, engine.config.training.seed, engine.progress)
+        found._memory, found._batch_size = engine.memory, engine.config.training.batch_size
+        return found
 
     def draw(self, rows: Sequence[Any], count: int) -> list[Any]:
         """See `Texts.draw`."""
@@ -56,7 +61,7 @@ class TaskTexts:
             found += self._random.sample(list(rows), min(len(rows), count - len(found)))
         return found
 
-    def example(self, row: Any, **changes: str) -> Example:
+    def example(self, row: Any, **changes: Any) -> Example:
         """See `Texts.example`."""
         answer = changes.pop("answer", None)
         references = row.references if answer is None else (answer,)
@@ -110,6 +115,7 @@ class TaskTexts:
         found: list[Any] = list(rows)
         for method in methods:
             self._shown = method.shown
+            method.recall()
             found = list(method.training_examples(self, found))  # type: ignore[arg-type]
         known = set(map(id, rows))
         new = [row for row in found if id(row) not in known]
@@ -117,7 +123,24 @@ class TaskTexts:
         if new or gone:
             cut = sum(each.target_cut for each in self._evaluator.encoder.encode_many(new))
             self.event("examples", given=len(rows), added=len(new), dropped=gone, cut_answers=cut)
+        methods[0].noted = self._noted(found)
         return found
+
+    def _noted(self, rows: Sequence[Example]) -> Noted:
+        """What is noted with the rows that are trained on, and with those of the memory."""
+        encoder, names = self._evaluator.encoder, dict[str, str]()
+        encoder_decoder = self._evaluator.backbone.encoder_decoder
+        noted = [row for row in rows if row.note]
+        groups = {note: [row for row in noted if row.note == note] for note in {row.note for row in noted}}
+        for name, examples in {**{t: self._memory.examples(t) for t in self._memory.tasks}, **groups}.items():
+            for each in encoder.encode_pieces(examples):
+                names[key_of(each, encoder_decoder=encoder_decoder)] = name
+        counts = Counter[str]()
+        if noted:
+            for row, each in zip(rows, encoder.encode_many(rows), strict=True):
+                counts[row.note] += len(each.target_ids)
+        share = self._batch_size / max(1, len(rows))
+        return Noted(names, {note: share * count for note, count in counts.items()})
 
     def remembered(self, methods: Sequence[Method], count: int) -> list[Example] | None:
         """What the memory is to keep of a task in place of real examples; None: real ones."""
