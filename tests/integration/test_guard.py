@@ -376,10 +376,12 @@ class Scaled:
 
 
 @pytest.mark.parametrize("optimizer", ["shared", "own"])
-@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
-def test_memory_steps_under_fp16_are_unscaled_and_survive_overflows(optimizer: Any, max_grad_norm: float):
+@pytest.mark.parametrize(("max_grad_norm", "weight"), [(0.0, 1.0), (1.0, 1.0), (1.0, 0.25)])
+def test_memory_steps_under_fp16_are_unscaled_and_survive_overflows(
+    optimizer: Any, max_grad_norm: float, weight: float
+):
     AcceleratorState()
-    trainer, read = Scaled(max_grad_norm), []
+    trainer, read, read_after = Scaled(max_grad_norm), [], []
     factors = [1.0, 1e38, 0.5]
     batches = MemoryBatches([{"factor": factor} for factor in factors for _ in range(2)], 2, 0)
     batches._index = lambda position: position
@@ -389,12 +391,21 @@ def test_memory_steps_under_fp16_are_unscaled_and_survive_overflows(optimizer: A
     moved = []
     for _ in factors:
         before = weights(trainer.layer)
-        context.memory_step(lr=0.1, optimizer=optimizer, before=lambda p: read.append(p.grads[1].item()))
+        context.memory_step(
+            lr=0.1,
+            optimizer=optimizer,
+            weight=weight,
+            before=lambda p: read.append(p.grads[1].item()),
+            after=lambda p: read_after.append((p.grads[1].item(), same(before, weights(trainer.layer)))),  # noqa: B023
+        )
         moved.append(not same(before, weights(trainer.layer)))
     assert moved == [True, False, True]
     # the gradients of both weights and the bias are the factor: clipped, they have length 1
-    expected = [min(factor, max_grad_norm / 3**0.5 if max_grad_norm else factor) for factor in (1.0, 0.5)]
+    scaled = [factor * weight for factor in (1.0, 0.5)]
+    expected = [min(factor, max_grad_norm / 3**0.5 if max_grad_norm else factor) for factor in scaled]
     assert read == pytest.approx(expected, rel=1e-4)
+    # the same gradients again, when the weights have moved
+    assert read_after == [(found, False) for found in read]
     assert trainer.scaler.get_scale() == 4.0
     assert context.guard.overflows == 1 and context.guard.bad["memory"] == 0
 

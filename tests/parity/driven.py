@@ -8,6 +8,7 @@ from typing import Any
 from kifuse.config import TrainingConfig
 from kifuse.models.loading import Backbone
 from kifuse.registry import build_method
+from kifuse.tasks.encoding import Encoded
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.one_task import TaskTraining, train_task
 from tests.parity.literal import Batch, Values, task_batches, trainable
@@ -17,9 +18,18 @@ RATE, DECAY, EPOCHS, SEED, TASK, SIZE = 1e-3, 0.01, 2, 7, 1, 4
 
 
 def driven(
-    backbone: Backbone, stream: Path, settings: dict[str, Any], folder: Path, **training: Any
+    backbone: Backbone,
+    stream: Path,
+    settings: dict[str, Any],
+    folder: Path,
+    *,
+    examples: list[Encoded] | None = None,
+    **training: Any,
 ) -> tuple[dict[int, Values], TaskTraining]:
-    """The trainable values after every step, whatever the method did after it, and what training was."""
+    """The trainable values after every step, whatever the method did after it, and what training was.
+
+    The task's examples are the stream's unless they are given.
+    """
     mine = adapted(backbone)
     _, current, memory = encoded(mine, stream)
     reached: dict[int, Values] = {}
@@ -43,7 +53,7 @@ def driven(
         TrainingConfig(**{**given, **training}),
         index=TASK,
         name="second",
-        current=current,
+        current=current if examples is None else examples,
         memory=memory,
         folder=folder,
         listener=keep,

@@ -29,10 +29,15 @@ def loss_of(backbone: Backbone) -> Callable[[Values, Batch], Tensor]:
     def loss(theta: Values, batch: Batch) -> Tensor:
         total, count = torch.zeros(()), 0
         for example in batch:
-            text = torch.tensor([example.input_ids + example.target_ids])
-            logits = torch.func.functional_call(model, theta, (), {"input_ids": text}).logits[0]
-            for position, token in enumerate(example.target_ids, start=len(example.input_ids)):
-                total = total - logits[position - 1].log_softmax(-1)[token]
+            text, first = example.input_ids + example.target_ids, len(example.input_ids) - 1
+            more = {}
+            if backbone.encoder_decoder:
+                text, first = example.input_ids, 0
+                more = {"labels": torch.tensor([example.target_ids])}
+            given = {"input_ids": torch.tensor([text]), **more}
+            logits = torch.func.functional_call(model, theta, (), given).logits[0]
+            for position, token in enumerate(example.target_ids, start=first):
+                total = total - logits[position].log_softmax(-1)[token]
                 count += 1
         return total / count
 

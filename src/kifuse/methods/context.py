@@ -74,6 +74,11 @@ class Context(Protocol):
     """Learning rate that the schedule starts from."""
 
     @property
+    def next_lr(self) -> float:
+        """Learning rate of the next step, which may be 0; in `on_step`, when the schedule has moved."""
+        ...
+
+    @property
     def adapter(self) -> Adapter:
         """What is trained, for a method that brings an adapter of its own."""
         ...
@@ -93,14 +98,18 @@ class Context(Protocol):
         *,
         lr: float | None = None,
         optimizer: Literal["shared", "own"] = "shared",
+        weight: float = 1.0,
         before: Callable[[Parameters], None] | None = None,
+        after: Callable[[Parameters], None] | None = None,
     ) -> None:
         """Forward, backward and one optimizer step on the next batch of the memory buffer.
 
         Args:
             lr: Learning rate of this step; None for that of the step just taken.
             optimizer: The task's own optimizer with its moments, or a second AdamW that lives as long.
-            before: Called with complete gradients before the optimizer moves.
+            weight: Factor of the loss.
+            before: Called with complete, clipped gradients before the optimizer moves.
+            after: Called with the same gradients when the optimizer has moved.
         """
         ...
 

@@ -13,7 +13,7 @@ A round, from the second task on:
 | --- | --- |
 | Q, M | `inner_steps`, `outer_steps` |
 | a1, a2 | `alpha_inner`, `alpha_outer` |
-| beta_out | `outer_lr` (None: the rate of the inner step just taken) |
+| beta_out | `outer_lr` (None: the rate of the inner step just taken; `next`: that of the next one) |
 | 1 - 20% | `quantile` |
 
 The paper's ablations (its names in brackets) are settings too. Where the
@@ -37,14 +37,23 @@ importance instead of a fixed fraction; `threshold="interpolated"` is a quantile
 authors' code, and marks up to one parameter more; `scope` applies the threshold within each linear layer
 (`module`) or transformer layer (`layer`).
 
-Deviations of the published code, each a setting: `fusion="published"` (0.4/0.6 where both masks are 1,
-0.5/0.5 where neither is, so nothing is dropped), `score="uncertainty"` (Ibar * Ubar; 0.85 for all averages is
-`alpha_inner=0.85, alpha_outer=0.15`) and `outer_steps=4`.
+Deviations of the published code from the paper, each a setting:
+
+- `fusion="published"`: 0.4/0.6 where both masks are 1, 0.5/0.5 where neither is, so nothing is dropped;
+- `score="uncertainty"`: Ibar * Ubar; 0.85 for all averages is `alpha_inner=0.85, alpha_outer=0.15`;
+- `threshold="interpolated"` and `outer_steps=4`;
+- `reading="after"`: |w g| of the parameter that the optimizer has already moved and the gradient from before;
+- `outer_lr="next"`: the schedule has moved on when memory steps are taken. In fp16 the code steps a second
+  optimizer whose schedule stays at a warm-up's 0: `outer_optimizer="own", outer_lr=0.0`, by which memory
+  steps only measure importance;
+- `outer_loss_weight=0.25`: the loss of a memory step is divided by the accumulation of 4, though each is a
+  step of its own;
+- `last_round="left"`: at the end of a task fewer than Q steps are not fused.
 
 On purpose: the parameters jump at a fusion, and `moments` says whether the optimizer's moments are kept or
-reset there; `outer_optimizer` says whether memory steps share them. The last round of a task may be shorter
-than Q steps, so that no step stays unfused. A memory step is never taken at the next step's rate, which a
-schedule may have brought to 0.
+reset there; `outer_optimizer` says whether memory steps share them. By default the last round of a task may
+be shorter than Q steps, so that no step stays unfused, and a memory step is not taken at the next step's
+rate, which a schedule may have brought to 0.
 """
 
 from __future__ import annotations
@@ -65,6 +74,7 @@ from kifuse.methods.base import (
     Context,
     Fraction,
     Method,
+    NotNegative,
     OldData,
     Parameters,
     Positive,
@@ -85,12 +95,14 @@ class RecurrentKIF(Method):
 
     inner_steps: Annotated[int, Field(ge=1)] = 8
     outer_steps: Annotated[int, Field(ge=0)] = 1
-    outer_lr: Positive | None = None
+    outer_lr: NotNegative | Literal["next"] | None = None
     outer_optimizer: Literal["shared", "own"] = "shared"
+    outer_loss_weight: Positive = 1.0
     moments: Literal["keep", "reset"] = "keep"
     fusion: Literal["paper", "published"] = "paper"
     score: Literal["smoothed", "uncertainty"] = "smoothed"
     importance: Literal["first", "second", "gradient", "magnitude"] = "first"
+    reading: Literal["before", "after"] = "before"
     alpha_inner: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.55
     alpha_outer: Annotated[float, Field(gt=0.0, le=1.0)] = 0.55
     quantile: Fraction = 0.8
@@ -100,6 +112,7 @@ class RecurrentKIF(Method):
     tau: Positive = 0.15
     share: bool = True
     rounds: Literal["many", "one"] = "many"
+    last_round: Literal["fused", "left"] = "fused"
     threshold: Literal["quantile", "interpolated", "share"] = "quantile"
     importance_share: Fraction = 0.9
     scope: Literal["global", "module", "layer"] = "global"
@@ -163,6 +176,13 @@ class RecurrentKIF(Method):
             raise ValueError("'hard' with fusion 'published', which gives weights to the cases of two masks")
         return value
 
+    @field_validator("last_round")
+    @classmethod
+    def _one_round_is_fused(cls, value: str, info: ValidationInfo) -> str:
+        if value != "fused" and info.data.get("rounds") == "one":
+            raise ValueError("'fused' with rounds 'one', which fuses at the end of the task and nowhere else")
+        return value
+
     @field_validator("share", "threshold", "scope")
     @classmethod
     def _only_with_hard_masks(cls, value: Any, info: ValidationInfo) -> Any:
@@ -182,7 +202,9 @@ class RecurrentKIF(Method):
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
         """M memory steps a round, from the second task on."""
-        return 0 if task.first else -(-task.steps // self.inner_steps) * self.outer_steps
+        whole, rest = divmod(task.steps, self.inner_steps)
+        rounds = whole + (rest > 0 and self.last_round == "fused")
+        return 0 if task.first else rounds * self.outer_steps
 
     def begin_task(self, ctx: Context) -> None:
         """Start the first round; on the first task there is nothing to fuse with."""
@@ -210,6 +232,15 @@ class RecurrentKIF(Method):
 
     def on_gradients(self, ctx: Context) -> None:
         """Read the inner importance (Eq. 3-4)."""
+        if self.reading == "before":
+            self._read_inner(ctx)
+
+    def on_update(self, ctx: Context) -> None:
+        """The authors' timing: the new parameter with the old gradient."""
+        if self.reading == "after":
+            self._read_inner(ctx)
+
+    def _read_inner(self, ctx: Context) -> None:
         if self._gathered is not None:
             self._gathered.inner.update(ctx.params.tensors, ctx.params.grads)
 
@@ -218,8 +249,8 @@ class RecurrentKIF(Method):
         if self._gathered is None or not ctx.memory_size:
             return
         last = ctx.step == ctx.task.steps
-        if ctx.step % self.inner_steps == 0 or last:
-            self._gathered.rates.append(ctx.lr)
+        if ctx.step % self.inner_steps == 0 or (last and self.last_round == "fused"):
+            self._gathered.rates.append(ctx.next_lr if self.outer_lr == "next" else ctx.lr)
             if self.rounds == "many" or last:
                 self._close_round(ctx)
         if ctx.logging and self._gathered.fused_at:
@@ -252,10 +283,15 @@ class RecurrentKIF(Method):
         """Take the memory steps, M for each Q inner steps, and read their importance (Eq. 6-7)."""
         read = None if self.outer_importance == "static" and self._gathered.fused_at else self._read_outer
         for rate in self._gathered.rates:
-            lr = rate if self.outer_lr is None else self.outer_lr
             for _ in range(self.outer_steps):
                 with torch.enable_grad():
-                    ctx.memory_step(lr=lr, optimizer=self.outer_optimizer, before=read)
+                    ctx.memory_step(
+                        lr=self.outer_lr if isinstance(self.outer_lr, float) else rate,
+                        optimizer=self.outer_optimizer,
+                        weight=self.outer_loss_weight,
+                        before=read if self.reading == "before" else None,
+                        after=read if self.reading == "after" else None,
+                    )
         self._gathered.rates.clear()
 
     def _read_outer(self, params: Parameters) -> None:
@@ -290,6 +326,7 @@ class RecurrentKIF(Method):
         if (
             self._gathered is not None
             and ctx.memory_size
+            and self.last_round == "fused"
             and ctx.step > max(self._gathered.fused_at, default=0)
         ):
             if ctx.step % self.inner_steps:

@@ -76,7 +76,7 @@ def fill_recipe(
     given = dict(settings or {})
     _check_keys(given, lines)
     changes = {
-        **_model_changes(paper, model),
+        **_model_changes(paper, name, model),
         **_data_changes(name, lines, benchmark, order, data),
         "output": (_output(name, model, benchmark, order, given), lines["output"].source),
         **{key: (value, _BY_USER) for key, value in given.items()},
@@ -139,13 +139,14 @@ def _data_changes(
     return changes
 
 
-def _model_changes(paper: Paper, model: str) -> dict[str, tuple[Any, str]]:
+def _model_changes(paper: Paper, recipe: str, model: str) -> dict[str, tuple[Any, str]]:
     if model == WRITTEN_FOR:
         return {}
     models = read_data("models.yaml")
     known = models.get(paper.name, models["others"])
     if model in known:
-        return {key: (entry["value"], entry["from"]) for key, entry in known[model].items()}
+        entries = {**known[model], **models.get(recipe, {}).get(model, {})}
+        return {key: (entry["value"], entry["from"]) for key, entry in entries.items()}
     if model in BUNDLED or "/" in model or is_model_folder(model):
         return {
             "model.name": (model, _BY_USER),

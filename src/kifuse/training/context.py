@@ -83,6 +83,11 @@ class TrainerContext(MemorySteps):
         return found
 
     @property
+    def next_lr(self) -> float:
+        """See `Context.next_lr`."""
+        return float(self.trainer.optimizer.param_groups[0]["lr"])
+
+    @property
     def memory_size(self) -> int:
         """Examples in the memory buffer."""
         return len(self.memory.encoded) if self.memory else 0

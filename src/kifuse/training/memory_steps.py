@@ -63,12 +63,14 @@ class MemorySteps:
         *,
         lr: float | None = None,
         optimizer: Literal["shared", "own"] = "shared",
+        weight: float = 1.0,
         before: Callable[[Parameters], None] | None = None,
+        after: Callable[[Parameters], None] | None = None,
     ) -> None:
         """See `Context.memory_step`.
 
-        A step whose loss or gradient is not finite moves nothing, and `before` is not called; see
-        `kifuse.training.guard`.
+        A step whose loss or gradient is not finite moves nothing, and neither `before` nor `after` is called;
+        see `kifuse.training.guard`.
 
         Raises:
             RunError: The memory is empty, or too many steps in a row were not finite.
@@ -77,7 +79,7 @@ class MemorySteps:
             raise RunError("a memory step was asked for, but the method has no memory to step on.")
         batch = self.memory.next()
         with self.shards.apart() as own:
-            self._step_on(batch, own, self.lr if lr is None else lr, optimizer, before)
+            self._step_on(batch, own, self.lr if lr is None else lr, optimizer, weight, before, after)
         self.replayed += len(batch)
         self.extra_passes += 1
 
@@ -87,11 +89,15 @@ class MemorySteps:
         own: Parameters,
         lr: float,
         optimizer: Literal["shared", "own"],
+        weight: float,
         before: Callable[[Parameters], None] | None,
+        after: Callable[[Parameters], None] | None,
     ) -> None:
         """One step of the model's own tensors on a global batch."""
         with torch.enable_grad():
             losses = self._backward(batch)
+        if weight != 1.0:
+            torch._foreach_mul_([p.grad for p in own.tensors if p.grad is not None], weight)
         _, largest = self.guard.take(own)
         accelerator, limit = self.trainer.accelerator, self.trainer.args.max_grad_norm
         scaler = getattr(accelerator, "scaler", None)
@@ -107,6 +113,9 @@ class MemorySteps:
                     before(params)
             with _at_rate(stepper, lr):
                 stepper.step()
+            if after is not None:
+                with self.shards.whole() as params:
+                    after(params)
         elif scaler is not None and optimizer == "shared":
             drop_gradients(stepper)
             stepper.step()

@@ -102,6 +102,11 @@ class ByHand:
             setattr(self, name, getattr(self.passes, name))
 
     @property
+    def next_lr(self) -> float:
+        """The rate of the step to come; 0 after the last one."""
+        return self.rates[self.step] if self.step < len(self.rates) else 0.0
+
+    @property
     def memory_size(self) -> int:
         """Examples in the memory."""
         return 5 * len(self.memory)
@@ -167,16 +172,23 @@ class ByHand:
         *,
         lr: float | None = None,
         optimizer: str = "shared",
+        weight: float = 1.0,
         before: Callable[[Parameters], None] | None = None,
+        after: Callable[[Parameters], None] | None = None,
     ) -> None:
         """One step on the next memory batch."""
         self.before_memory = self.before_memory or self.values()
         rate = self.lr if lr is None else lr
         self._gradients(self.memory[self._drawn % len(self.memory)])
         self._drawn += 1
+        for p in self.params.tensors:
+            if p.grad is not None:
+                p.grad.mul_(weight)
         if before is not None:
             before(self.params)
         self._move(self.optimizer if optimizer == "shared" else self.own, rate)
+        if after is not None:
+            after(self.params)
         self.optimizer.zero_grad()
         self.memory_rates.append(rate)
         self.after_memory = self.values()

@@ -196,6 +196,9 @@ def test_masks_select_no_more_than_their_fraction(seed: int, quantile: float, sc
         ({}, [0.03, 0.03, 0.06, 0.06, 0.08, 0.08]),
         ({"rounds": "one"}, [0.03, 0.03, 0.06, 0.06, 0.08, 0.08]),
         ({"rounds": "one", "outer_lr": 0.5}, [0.5] * 6),
+        ({"outer_lr": "next"}, [0.04, 0.04, 0.07, 0.07, 0.0, 0.0]),
+        ({"rounds": "one", "outer_lr": "next"}, [0.04, 0.04, 0.07, 0.07, 0.0, 0.0]),
+        ({"outer_lr": 0}, [0.0] * 6),
         ({"rounds": "one", "outer_steps": 0}, []),
     ],
 )
@@ -220,6 +223,35 @@ def test_training_that_ends_early_is_fused_at_its_end(rounds: str, stop: int):
     (event,) = training.events
     assert event["steps"] == ([stop] if rounds == "one" else [3, stop])
     assert len(training.memory_rates) == 2 * M
+
+
+@pytest.mark.parametrize("stop", [2, 5, STEPS])
+def test_a_last_round_that_is_left_is_not_fused(stop: int):
+    method = _method(last_round="left")
+    training = ByHand(
+        method, values(), batches(STEPS, 1)[:stop], batches(ROUNDS * M, 2), rates=RATE, total_steps=STEPS
+    )
+    before: Values = {}
+    for step in training.steps():
+        if step == stop - stop % Q:
+            before = training.values()
+    moved = training.values()
+    training.end()
+    _equal(training.values(), moved)
+    assert not before or any(not torch.equal(moved[name], before[name]) for name in moved)
+    assert [event["steps"] for event in training.events] == ([[3, 6][: stop // Q]] if stop >= Q else [])
+    assert len(training.memory_rates) == stop // Q * M
+    assert method.extra_passes(training.task, 4) == STEPS // Q * M
+    assert _method().extra_passes(training.task, 4) == ROUNDS * M
+
+
+def test_memory_steps_at_the_rate_0_only_measure():
+    training = _by_hand(_method(outer_lr=0.0, outer_optimizer="own"))
+    for step in training.steps():
+        if step == Q:
+            _equal(training.before_memory, training.after_memory)
+    training.end()
+    assert bool(training.measured["outer_importance"].all())
 
 
 @pytest.mark.parametrize("name", ["paper", "by layer", "a share of each module", "static outer importance"])
@@ -286,6 +318,14 @@ def _through_files(state: MethodState) -> MethodState:
 RESUMED = {
     **{name: settings for name, (settings, _) in SWITCHES.items()},
     "own optimizer": {"outer_optimizer": "own", "outer_lr": OUTER_RATE, "moments": "reset"},
+    "published code": {
+        **PUBLISHED,
+        "reading": "after",
+        "outer_lr": "next",
+        "outer_loss_weight": 0.25,
+        "last_round": "left",
+        "threshold": "interpolated",
+    },
     "no memory steps": {"outer_steps": 0, "quantile": 0.0},
     "rounds of one step": {"inner_steps": 1, "outer_steps": 1},
 }
@@ -385,6 +425,13 @@ def test_a_new_task_forgets_the_middle_of_another():
             "method.threshold: found 'share' (text), expected 'quantile' with masks 'none'",
         ),
         ({"masks": "soft", "scope": "layer"}, "method.scope: found 'layer' (text), expected 'global' with"),
+        (
+            {"rounds": "one", "last_round": "left"},
+            "method.last_round: found 'left' (text), expected 'fused' with rounds 'one'",
+        ),
+        ({"outer_lr": -1.0}, "method.outer_lr: found -1.0, expected"),
+        ({"outer_lr": "last"}, "method.outer_lr: found 'last' (text), expected"),
+        ({"outer_loss_weight": 0.0}, "method.outer_loss_weight: found 0.0, expected a number above 0"),
         ({"tau": 0.0}, "method.tau: found 0.0, expected a number above 0"),
         ({"importance_share": 1.1}, "method.importance_share: found 1.1, expected a number"),
         ({"masks": "medium"}, "method.masks: found 'medium' (text), expected one of"),
