@@ -105,7 +105,7 @@ OF_KIFLORA: dict[str, dict[str, Any]] = {
     "average": {"fusion": "average"},
     "ema": {"fusion": "ema"},
 }
-"""KIFLoRA with one thing changed: KIF's Tables IV and V."""
+"""KIFLoRA with one thing changed: what KIF's Tables IV and V vary, and rows of our own."""
 
 RIVALS = (
     "inclora",

@@ -25,7 +25,8 @@ paper names a variant without a formula, this is our reading.
 - `masks="global"` (+GM): one weight each for all parameters, from the round's total importances s_in and
   s_out: theta_b + (s_in tau_in + s_out tau_out) / (s_in + s_out).
 - `masks="soft"` (+Adaptive): m_in = sigmoid((Norm(I_in) - Norm(I_out)) / `tau`) and m_out = 1 - m_in for each
-  scalar, Norm being min-max over the model (KIF Eq. 16-17 with a scalar as the unit).
+  scalar, Norm being min-max over the model: the published formula, which is KIF's Eq. 16-17 with a scalar as
+  the unit.
 - `share=False` (-Share): m_in := 0 where both masks are 1.
 - `importance`: |g| (`gradient`), |w g - (w g)^2 / 2| (`second`) or |w| (`magnitude`) instead of |w g|.
 - `smoothing=False`: the importance of the last step alone.
