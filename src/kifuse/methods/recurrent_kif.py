@@ -49,7 +49,8 @@ Deviations of the published code from the paper, each a setting:
   steps only measure importance;
 - `outer_loss_weight=0.25`: the loss of a memory step is divided by the accumulation of 4, though each is a
   step of its own;
-- `last_round="left"`: at the end of a task fewer than Q steps are not fused.
+- `last_round="left"`: at the end of a task fewer than Q steps are not fused (read in the same authors' code
+  of AIMMerging, which has this loop).
 
 On purpose: the parameters jump at a fusion, and `moments` says whether the optimizer's moments are kept or
 reset there; `outer_optimizer` says whether memory steps share them. By default the last round of a task may
