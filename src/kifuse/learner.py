@@ -11,21 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import DataError, RunError, did_you_mean
-from kifuse.learner_config import (
-    checked_points,
-    learner_config,
-    named_model,
-)
+from kifuse.learner_config import checked_points, expected_sections, learner_config, named_model
 from kifuse.learner_folder import LearnerFolder
 from kifuse.learner_opening import open_engine
 from kifuse.lineage import (
     LearnReport,
+    count_up_to,
     event,
     is_settled,
     last_event,
     learned_count,
+    put_next,
     refused_before,
-    tasks_to_keep,
     times_undone,
 )
 from kifuse.models.given import given_name
@@ -36,8 +33,8 @@ from kifuse.reporting.record import RunRecord
 from kifuse.scoring.own_function import refuse_unnamed, register_metric
 from kifuse.storage import sha256_file
 from kifuse.streams import chosen_part, name_metrics
-from kifuse.tasks.incoming import as_task
-from kifuse.tasks.kept import keep_task, kept_inputs, kept_task, kept_way
+from kifuse.tasks.incoming import as_task, to_score
+from kifuse.tasks.kept import keep_task, kept_inputs, kept_way
 from kifuse.tasks.questions import Questions
 from kifuse.tasks.task import Task, check_different
 from kifuse.terminal_progress import listener
@@ -45,11 +42,7 @@ from kifuse.training.answers import answer
 from kifuse.training.data_on_record import put_on_record, tell
 from kifuse.training.environment import is_main_process
 from kifuse.training.log_file import RunLog
-from kifuse.training.opening import (
-    now,
-    require_trackers,
-    task_record,
-)
+from kifuse.training.opening import now, require_trackers, task_record
 from kifuse.training.progress import Plan, Progress
 
 
@@ -64,6 +57,7 @@ class ContinualLearner:
         settings: Sections of the configuration by name, as in a run's YAML: `{"training": {"epochs": 3}}`.
         max_forgetting: Most points (of 100) that any earlier task's score may lose by learning another; a
             task that costs more is rolled back. None: no limit.
+        min_score: Least score (0 to 100) that a task must reach itself, or it is rolled back. None: no limit.
         progress: Show what is going on: True, False, or a listener.
 
     Raises:
@@ -79,6 +73,7 @@ class ContinualLearner:
         tokenizer: Any = None,
         settings: Mapping[str, Any] | None = None,
         max_forgetting: float | None = None,
+        min_score: float | None = None,
         progress: bool | Progress = True,
         _elsewhere: bool = False,
         _at: int | str | None = None,
@@ -87,7 +82,8 @@ class ContinualLearner:
         name = given_name(model) if given else str(model)
         self.config = learner_config(name, method, settings or {}, output_dir)
         self.folder = Path(self.config.output)
-        self.max_forgetting = checked_points(max_forgetting)
+        self.max_forgetting = checked_points("max_forgetting", max_forgetting)
+        self.min_score = checked_points("min_score", min_score)
         require_trackers(self.config)
         name_metrics("data.own_metrics", self.config.data.own_metrics)
         self._log = RunLog(self.folder, PageRefresh(listener(progress)), writes=is_main_process())
@@ -99,6 +95,7 @@ class ContinualLearner:
             model=model if given else None,
             tokenizer=tokenizer,
             max_forgetting=self.max_forgetting,
+            min_score=self.min_score,
             elsewhere=_elsewhere,
             at=_at,
         )
@@ -117,6 +114,7 @@ class ContinualLearner:
         trust_remote_code: bool = False,
         own_metrics: Iterable[Any] = (),
         own_method: str | None = None,
+        settings: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> ContinualLearner:
         """Take up a learner where an earlier process left it.
@@ -131,22 +129,22 @@ class ContinualLearner:
             own_metrics: Functions of your own, or their names, that score learned tasks; what the folder says
                 does not count.
             own_method: The name of a method of your own that is not registered, as `my_file:MyMethod`.
-            options: `tokenizer`, `progress`, and `max_forgetting` where it is to be another from now on.
+            settings: Sections that it should have; what differs from the record is refused by name.
+            options: `tokenizer`, `progress`; `max_forgetting` and `min_score` where they change from now on.
 
         Raises:
             RunError: The folder holds no learner, its model must be given, or another model is.
         """
         record = RunRecord.load(os.path.expanduser(output_dir))
-        sections = {k: v for k, v in record.config.items() if k != "method"}
-        # code is only ever named by the caller
-        refuse_unnamed_method(record.config["method"]["name"], own_method, output_dir)
-        sections["model"] = {**sections["model"], "trust_remote_code": trust_remote_code}
         named = [register_metric(each) for each in own_metrics]
-        sections["data"] = {**sections.get("data", {}), "own_metrics": named}
-        known = {"max_forgetting": record.max_forgetting, "_elsewhere": model is not None}
+        sections = expected_sections(record, settings, trust_remote_code, named)
+        # code is only ever named by the caller
+        expected = (settings or {}).get("method", {}).get("name")
+        refuse_unnamed_method(record.config["method"]["name"], own_method or expected, output_dir)
+        limits = {"max_forgetting": record.max_forgetting, "min_score": record.min_score}
+        options = limits | options | {"_elsewhere": model is not None, "_at": at}
         model = named_model(record, output_dir) if model is None else model
-        options = {**known, **options, "_at": at}
-        return cls(model, record.config["method"], output_dir, settings=sections, **options)
+        return cls(model, sections.pop("method"), output_dir, settings=sections, **options)
 
     @property
     def record(self) -> RunRecord:
@@ -198,6 +196,8 @@ class ContinualLearner:
         """
         seed = self.config.training.seed
         chosen = chosen_part(as_task(task, seed=seed, **options), self.config.data, seed)
+        if self.min_score is not None and not chosen.test:
+            raise DataError(f"Task {chosen.name!r}: it has no test examples, so min_score cannot be checked.")
         with self._alone(), self._engine.tracked():
             interrupted = self._settle()
             this = chosen.name, chosen.split_hash("train")
@@ -216,42 +216,50 @@ class ContinualLearner:
             raise RunError(f"{self.folder}: task {chosen.name!r} was trained, but is not on record.")
         return report
 
-    def evaluate(self, tasks: Iterable[Any] | None = None) -> dict[str, float]:
-        """Score tasks with the model as it is now.
+    def evaluate(
+        self, tasks: Iterable[Any] | None = None, *, after: int | str | None = None
+    ) -> dict[str, float]:
+        """Score tasks with the model as it is now, or as it was.
 
         Args:
             tasks: Names of learned tasks, `Task`s or paths; None: all that were learned and have test
                 examples.
+            after: Number of tasks, or the name of the last one, after which the model is asked; None: now.
 
         Returns:
             Score (0 to 100) by name.
 
         Raises:
             DataError: A name is not of a learned task, or a task has no test examples.
+            RunError: No such task was learned, or the state after it is damaged.
         """
-        self._engine.settle(self.learned)
         scores = {}
         tested = [task.name for task in self.record.tasks[: self.learned] if task.sizes["test"]]
-        for each in tested if tasks is None else [tasks] if isinstance(tasks, str) else tasks:
-            known = isinstance(each, str) and each in self.tasks
-            task = self._kept(self.tasks.index(each)) if known else self._foreign(each)
-            if not task.test:
-                raise DataError(f"Task {task.name!r}: it has no test examples to score.")
-            scores[task.name] = self._engine.evaluator.score(task, self.learned, keep=False).score
+        with self._as_of(after) as k:
+            for each in tested if tasks is None else [tasks] if isinstance(tasks, str) else tasks:
+                task = self._named(each)
+                if not task.test:
+                    raise DataError(f"Task {task.name!r}: it has no test examples to score.")
+                scores[task.name] = self._engine.evaluator.score(task, k, keep=False).score
         return scores
 
     def generate(
-        self, texts: Sequence[Any], max_new_tokens: int | None = None, *, task: str | None = None
+        self,
+        texts: Sequence[Any],
+        max_new_tokens: int | None = None,
+        *,
+        task: str | None = None,
+        after: int | str | None = None,
     ) -> list[str]:
-        """Answer questions greedily with the model as it is now.
+        """Answer questions greedily with the model as it is now, or as it was.
 
         Args:
             texts: Texts; rows with `input` or `messages`; lists of messages; or examples of a task. They are
                 put to the model in the form in which it was trained.
             max_new_tokens: Longest answer; None: the configuration's.
-            task: A learned task, whose instruction and options go before the texts; a method whose class is
-                "task id given" answers for it. A text without them, where tasks were learned with them, is
-                said once.
+            task: A learned task, whose instruction and options go before the texts (a text without them is
+                said once); a method whose class is "task id given" answers for it.
+            after: Number of tasks, or the name of the last one, after which the model is asked; None: now.
 
         Returns:
             One answer for each.
@@ -259,10 +267,11 @@ class ContinualLearner:
         Raises:
             ConfigError: `texts` is a single text or holds something else, or `max_new_tokens` is below 1.
             DataError: No task of this name was learned, or a row is wrong.
+            RunError: No such task as `after` was learned, or the state after it is damaged.
         """
-        self._engine.settle(self.learned)
-        with self._engine.evaluator.told(task):
-            return answer(self._engine, self._questions.examples(texts, task), max_new_tokens)
+        examples = self._questions.examples(texts, task)
+        with self._as_of(after), self._engine.evaluator.told(task):
+            return answer(self._engine, examples, max_new_tokens)
 
     def report(self) -> Path:
         """Draw the page that shows what was learned, kept and lost.
@@ -283,7 +292,7 @@ class ContinualLearner:
         Raises:
             RunError: There is no such task.
         """
-        to = tasks_to_keep(to, self.tasks)
+        to = count_up_to(to, self.tasks, "rollback")
         with self._alone():
             self._place.back_to(self._engine, to, "rolled back")
             self._engine.tell_saved()
@@ -303,16 +312,11 @@ class ContinualLearner:
     def _refused_before(self, task: Task) -> LearnReport | None:
         """The report of a task that was refused and would be again; None: it may be tried."""
         data, k = task.split_hash("train"), self.learned + 1
-        report = refused_before(
-            self.record, task.name, data, self.max_forgetting, lambda number: self._aside(number, k)
-        )
+        limits, place = (self.max_forgetting, self.min_score), self._place
+        report = refused_before(self.record, task.name, data, *limits, lambda n: place.undone_adapter(n, k))
         if report is not None:
-            again = "Nothing has changed since, so it is not trained again."
-            self._engine.progress.say(f"{report.reason} {again}")
+            self._engine.progress.say(f"{report.reason} Nothing has changed, so it is not trained again.")
         return report
-
-    def _aside(self, number: int, k: int) -> Path:
-        return self._place.undone(number) / "adapters" / f"after-{k}"
 
     def _begin(self, task: Task) -> None:
         """Put a task on record, keep its test examples, and score it before it is learned."""
@@ -323,25 +327,18 @@ class ContinualLearner:
                 refuse_unnamed(learned.metric, f"{self.folder}: task {learned.name!r}")
         earlier = {name: kept_inputs(self._place.kept_task(i)) for i, name in enumerate(self.tasks)}
         findings = self._engine.look_through([task], earlier)
-        waiting = record.tasks[k:]
-        entry = task_record(task)
-        if not waiting or (waiting[0].name, waiting[0].hashes) != (entry.name, entry.hashes):
-            # what a crash left of a task that never was learned
-            record.scores = [s for s in record.scores if s.task < k]
-            record.tasks = [*record.tasks[:k], entry]
+        put_next(record, k, task_record(task))
         keep_task(self._place.kept_task(k), task)
         record.tasks[k].kept = sha256_file(self._place.kept_task(k))
         said = put_on_record(record, findings, self.folder if self._engine.writes else None)
-        tell(said, record.tasks[k:], self._engine.progress.say)
+        progress = self._engine.progress
+        tell(said, record.tasks[k:], progress.say)
         record.status, record.finished = "running", None
         self._engine.save()
         sizes = [entry.sizes["test"] for entry in record.tasks]
-        self._engine.progress.stream([entry.name for entry in record.tasks], k)
-        self._engine.progress.begin(
-            f"{self.config.method.name}: task {k + 1}",
-            Plan(self._engine.passes(k, task), sum(sizes) + sizes[-1]),
-            Plan(0, 0),
-        )
+        progress.stream([entry.name for entry in record.tasks], k)
+        plan = Plan(self._engine.passes(k, task), sum(sizes) + sizes[-1])
+        progress.begin(f"{self.config.method.name}: task {k + 1}", plan, Plan(0, 0))
         if task.test and self._engine.score(k, k, task) is not None:
             self._engine.tell_row(k, [k])
 
@@ -351,12 +348,13 @@ class ContinualLearner:
         if not k or is_settled(record, self.tasks[-1]):
             return None
         tested = [i for i in range(k) if record.tasks[i].sizes["test"]]
-        if any([self._engine.score(k, i, self._kept(i)) is not None for i in tested]):
+        if any([self._engine.score(k, i, self._place.tested(i, record)) is not None for i in tested]):
             self._engine.tell_row(k, range(k))
         report = LearnReport.of(record, k - 1, self._engine.snapshots.adapter(k))
         facts = {"task": report.task, "data": record.tasks[k - 1].hashes["train"], "seconds": report.seconds}
         facts |= {"before": report.before, "after": report.after}
-        report = report.judged(self.max_forgetting, self._aside(times_undone(record) + 1, k))
+        aside = self._place.undone_adapter(times_undone(record) + 1, k)
+        report = report.judged(self.max_forgetting, self.min_score, aside)
         if not report.accepted:
             self._place.back_to(self._engine, k - 1, "refused", **facts, reason=report.reason)
             self._engine.progress.say(report.reason)
@@ -369,17 +367,31 @@ class ContinualLearner:
         self._engine.progress.finish()
         return report
 
-    def _kept(self, index: int) -> Task:
-        self._place.check_kept(index, self.record)
-        return kept_task(self._place.kept_task(index), self.record.tasks[index].hashes["test"])
+    @contextlib.contextmanager
+    def _as_of(self, after: int | str | None) -> Iterator[int]:
+        """The model as it was after a number of tasks, which is given, for as long as the block runs."""
+        learned = self.learned
+        self._engine.settle(learned)
+        k = learned if after is None else count_up_to(after, self.tasks, "after")
+        try:
+            if k != learned:
+                self._engine.restore(k)
+            yield k
+        finally:
+            if k != learned:
+                self._engine.cut_short()
+                self._engine.settle(learned)
 
-    def _foreign(self, each: Any) -> Task:
+    def _named(self, each: Any) -> Task:
+        """A learned task by its name, or another one that is to be scored."""
+        if isinstance(each, str) and each in self.tasks:
+            return self._place.tested(self.tasks.index(each), self.record)
         if isinstance(each, str) and not Path(each).exists():
             raise DataError(
                 f"evaluate(): no task {each!r} was learned and there is no such path; learned are "
                 f"{', '.join(self.tasks) or 'none yet'}.{did_you_mean(each, self.tasks)}"
             )
-        return as_task(each, to_learn=False)
+        return to_score(each)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

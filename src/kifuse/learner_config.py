@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +52,49 @@ def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: 
         raise ConfigError("\n".join(problem.render("settings") for problem in problems)) from error
 
 
-def checked_points(limit: Any) -> float | None:
-    """The most points that a task may cost, or None for no limit.
+def expected_sections(
+    record: RunRecord, settings: Mapping[str, Any] | None, trust_remote_code: bool, own_metrics: Sequence[Any]
+) -> dict[str, Any]:
+    """The sections of a learner's configuration as they are on record, but for what only a caller may say.
+
+    Args:
+        record: Of the learner.
+        settings: Sections with what the caller expects; they take the place of what is on record, so that
+            opening the folder refuses what differs.
+        trust_remote_code: The caller's word.
+        own_metrics: Names of the caller's metrics.
+
+    Raises:
+        ConfigError: A section is no mapping.
+    """
+    sections = dict(record.config)
+    for name, values in (settings or {}).items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"settings: {name}: found {values!r}, expected keys and values.")
+        sections[name] = _over(sections.get(name, {}), values)
+    sections["model"] = {**sections["model"], "trust_remote_code": trust_remote_code}
+    sections["data"] = {**sections.get("data", {}), "own_metrics": list(own_metrics)}
+    return sections
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys and values of both; those of the second win, key by key however deep."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def checked_points(name: str, limit: Any) -> float | None:
+    """A limit in points, 0 to 100, or None for no limit.
 
     Raises:
         ConfigError: It is something else.
     """
     if limit is None or (isinstance(limit, int | float) and not isinstance(limit, bool) and limit >= 0):
         return limit
-    raise ConfigError(f"max_forgetting: found {limit!r}, expected points of 0 or more, or None.")
+    raise ConfigError(f"{name}: found {limit!r}, expected points of 0 or more, or None.")
 
 
 def moved_model(record: RunRecord, name: str, backbone: Backbone) -> None:

@@ -14,6 +14,8 @@ from kifuse.errors import KifuseError, RunError
 from kifuse.folders import check_file, remove_temporaries
 from kifuse.lineage import event, learned_count, times_undone, was_undone
 from kifuse.reporting.record import FILE, RunRecord
+from kifuse.tasks.kept import kept_task
+from kifuse.tasks.task import Task
 from kifuse.training.engine import Engine
 from kifuse.training.lock import exclusive
 from kifuse.training.middle import refuse_file_for_middle
@@ -55,6 +57,19 @@ class LearnerFolder:
         """
         if record.tasks[index].kept is not None:
             check_file(self.kept_task(index), record.tasks[index].kept, FILE)
+
+    def tested(self, index: int, record: RunRecord) -> Task:
+        """A learned task with the test examples that were kept.
+
+        Raises:
+            RunError: They are not as they were written.
+        """
+        self.check_kept(index, record)
+        return kept_task(self.kept_task(index), record.tasks[index].hashes["test"])
+
+    def undone_adapter(self, number: int, k: int) -> Path:
+        """Where the adapter after k tasks is that the rollback or refusal of a number took out."""
+        return self.undone(number) / "adapters" / f"after-{k}"
 
     def back_to(self, engine: Engine, k: int, kind: str, **facts: Any) -> None:
         """Make the state after k tasks the present one; the record says so before any file moves.

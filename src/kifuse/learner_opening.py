@@ -12,7 +12,7 @@ from kifuse.config import RunConfig, to_yaml
 from kifuse.errors import KifuseError, RunError
 from kifuse.learner_config import moved_model, open_model, refuse_all_at_once, refuse_stream
 from kifuse.learner_folder import LearnerFolder
-from kifuse.lineage import learned_count, tasks_to_keep
+from kifuse.lineage import count_up_to, learned_count
 from kifuse.models.precision import cast_by_itself
 from kifuse.page_refresh import page_is_older
 from kifuse.reporting.record import RunRecord
@@ -32,6 +32,7 @@ def open_engine(
     model: Any,
     tokenizer: Any,
     max_forgetting: float | None,
+    min_score: float | None,
     elsewhere: bool,
     at: int | str | None,
 ) -> Engine:
@@ -43,7 +44,8 @@ def open_engine(
         log: Told what is going on.
         model: As an object; None: it is loaded by the configuration's name.
         tokenizer: Of a model that is given.
-        max_forgetting: Most points that a task may cost.
+        max_forgetting: Most points that a task may cost an earlier one.
+        min_score: Least score that a task must reach itself.
         elsewhere: Whether the model may have another name than on record.
         at: Number of tasks, or the name of the last one, to go back to; None: the newest state.
 
@@ -77,7 +79,7 @@ def open_engine(
         if unsealed:
             log.say(f"{folder} was {SEALED_NOW}")
         check_base(record, backbone)
-        record.max_forgetting = max_forgetting
+        record.max_forgetting, record.min_score = max_forgetting, min_score
         engine = Engine(config, record, built, backbone, log, writes=log.writes)
         if writes and (unsealed or record != before):
             record.save(folder)
@@ -112,7 +114,7 @@ def _restore(engine: Engine, place: LearnerFolder, at: int | str | None, writes:
     if at is not None:
         if not writes:
             raise RunError(f"{place.path}: cannot be written to, so that it cannot be taken back to {at!r}.")
-        place.back_to(engine, tasks_to_keep(at, names), "rolled back")
+        place.back_to(engine, count_up_to(at, names, "rollback"), "rolled back")
     elif learned:
         try:
             engine.restore(learned)

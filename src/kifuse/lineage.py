@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import RunError, did_you_mean
-from kifuse.reporting.record import RunRecord
+from kifuse.reporting.record import RunRecord, TaskRecord
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,26 @@ class LearnReport:
         entry = record.tasks[index]
         return cls(entry.name, True, row(index), row(index + 1), entry.seconds_train or 0.0, adapter)
 
-    def judged(self, limit: float | None, aside: Path) -> LearnReport:
-        """The same, or not accepted where it cost an earlier task too much.
+    def judged(self, max_forgetting: float | None, min_score: float | None, aside: Path) -> LearnReport:
+        """The same, or not accepted where it cost an earlier task too much or was not learned well enough.
 
         Args:
-            limit: Most points that a task may cost; None: no limit.
+            max_forgetting: Most points that a task may cost an earlier one; None: no limit.
+            min_score: Least score that a task must reach itself; None: no limit.
             aside: Where the adapter then is.
         """
-        worst = self.worst
-        if limit is None or worst is None or worst[1] <= limit:
+        worst, own, reasons = self.worst, self.after.get(self.task), []
+        if max_forgetting is not None and worst is not None and worst[1] > max_forgetting:
+            name, lost = worst
+            reasons.append(
+                f"it cost {name} {lost:.1f} points ({self.before[name]:.1f} to {self.after[name]:.1f}), and "
+                f"{max_forgetting:g} are allowed"
+            )
+        if min_score is not None and own is not None and own < min_score:
+            reasons.append(f"it reached {own:.1f} points, and {min_score:g} are asked for")
+        if not reasons:
             return self
-        name, lost = worst
-        reason = (
-            f"{self.task} was rolled back: it cost {name} {lost:.1f} points "
-            f"({self.before[name]:.1f} to {self.after[name]:.1f}), and {limit:g} are allowed."
-        )
+        reason = f"{self.task} was rolled back: {'; '.join(reasons)}."
         return replace(self, accepted=False, reason=reason, adapter=aside)
 
     @property
@@ -104,6 +109,20 @@ def last_event(record: RunRecord) -> tuple[Any, Any]:
     return last.get("task"), last.get("data")
 
 
+def put_next(record: RunRecord, k: int, entry: TaskRecord) -> None:
+    """Put a task on record as the next one, unless it waits there already.
+
+    Args:
+        record: It loses what a crash left of another task that never was learned.
+        k: Number of tasks learned.
+        entry: The task's.
+    """
+    waiting = record.tasks[k:]
+    if not waiting or (waiting[0].name, waiting[0].hashes) != (entry.name, entry.hashes):
+        record.scores = [s for s in record.scores if s.task < k]
+        record.tasks = [*record.tasks[:k], entry]
+
+
 def learned_count(record: RunRecord) -> int:
     """Number of tasks that a learner's record says were learned; one that is being learned does not count."""
     return sum(entry.train_steps is not None for entry in record.tasks)
@@ -120,7 +139,12 @@ def was_undone(record: RunRecord) -> bool:
 
 
 def refused_before(
-    record: RunRecord, name: str, data: str, limit: float | None, adapter: Callable[[int], Path]
+    record: RunRecord,
+    name: str,
+    data: str,
+    max_forgetting: float | None,
+    min_score: float | None,
+    adapter: Callable[[int], Path],
 ) -> LearnReport | None:
     """The report of a task that was refused and would be again, since nothing has changed.
 
@@ -128,7 +152,8 @@ def refused_before(
         record: Of the learner.
         name: The task's name.
         data: Hash of its training examples.
-        limit: Most points that a task may cost now.
+        max_forgetting: Most points that a task may cost now.
+        min_score: Least score that it must reach now.
         adapter: Where the adapter of a task is that was undone; given the number of the undoing, from 1.
 
     Returns:
@@ -141,18 +166,19 @@ def refused_before(
         if (entry.get("task"), entry.get("data")) == (name, data):
             before, after, seconds = (entry.get(key, {}) for key in ("before", "after", "seconds"))
             report = LearnReport(name, True, before, after, seconds or 0.0, Path())
-            judged = report.judged(limit, adapter(number))
+            judged = report.judged(max_forgetting, min_score, adapter(number))
             return None if judged.accepted else judged
         number -= 1
     return None
 
 
-def tasks_to_keep(to: int | str, names: list[str]) -> int:
-    """How many of the learned tasks a rollback keeps.
+def count_up_to(to: int | str, names: list[str], what: str) -> int:
+    """How many of the learned tasks there are up to a named one.
 
     Args:
         to: Their number, or the name of the last one.
         names: Of the learned tasks.
+        what: For which argument, for the message.
 
     Raises:
         RunError: There is no such task.
@@ -160,10 +186,10 @@ def tasks_to_keep(to: int | str, names: list[str]) -> int:
     if isinstance(to, str):
         if to not in names:
             raise RunError(
-                f"rollback: no task {to!r} was learned, expected one of {', '.join(names) or 'none yet'}."
+                f"{what}: no task {to!r} was learned, expected one of {', '.join(names) or 'none yet'}."
                 f"{did_you_mean(to, names)}"
             )
         return names.index(to) + 1
     if not isinstance(to, int) or not 0 <= to <= len(names):
-        raise RunError(f"rollback: found {to!r}, expected a number of tasks from 0 to {len(names)}.")
+        raise RunError(f"{what}: found {to!r}, expected a number of tasks from 0 to {len(names)}.")
     return to

@@ -7,13 +7,18 @@ from typing import Annotated
 import typer
 
 from kifuse import __version__
+from kifuse.cli.ask import ask
 from kifuse.cli.compare import compare
 from kifuse.cli.cp import cp
 from kifuse.cli.demo import demo
+from kifuse.cli.evaluate import evaluate
 from kifuse.cli.fuse import fuse
+from kifuse.cli.history import history
+from kifuse.cli.learn import learn
 from kifuse.cli.ls import ls_app
 from kifuse.cli.quiet import quieten_imports
 from kifuse.cli.report import report
+from kifuse.cli.rollback import rollback
 from kifuse.cli.run import run
 from kifuse.cli.show_memory import show_app
 from kifuse.cli.table import table
@@ -61,6 +66,25 @@ app.command(
         "kifuse demo --seed 1 --methods sequential,replay,recurrent-kif --output runs/demo",
     )
 )(demo)
+app.command(
+    epilog=_examples(
+        "kifuse learn desk october.jsonl --model smollm2-135m",
+        "kifuse learn desk november/ --max-forgetting 5 --min-score 70",
+        "kifuse learn desk december.csv --column input=question --column output=answer --json",
+    )
+)(learn)
+app.command(
+    epilog=_examples(
+        'kifuse ask desk "My card was declined." --task october',
+        "kifuse ask desk --file questions.jsonl --after october --after now",
+        "kifuse ask desk --chat",
+    )
+)(ask)
+app.command(
+    epilog=_examples("kifuse evaluate desk", "kifuse evaluate desk general.jsonl --after october --json")
+)(evaluate)
+app.command(epilog=_examples("kifuse history desk", "kifuse history desk --json"))(history)
+app.command(epilog=_examples("kifuse rollback desk --to october"))(rollback)
 app.command(
     epilog=_examples(
         "kifuse run long-sequence.yaml",

@@ -120,6 +120,14 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
     return found
 
 
+def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by dotted key as sections: ``{"training.epochs": 2}`` is ``{"training": {"epochs": 2}}``."""
+    data: dict[str, Any] = {}
+    for key, value in overrides.items():
+        _override(data, tuple(key.split(".")), value)
+    return data
+
+
 def to_yaml(config: RunConfig) -> str:
     """The configuration as YAML with every default written out; reading it gives an equal configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)

@@ -138,8 +138,9 @@ class RunRecord(_Part):
 
     `lineage` is the history of a learner's folder, oldest first: what was learned, refused or rolled back,
     when, from which data (hash), with the scores of all tasks before and after. `max_forgetting` is the most
-    points that a task may cost an earlier one there. `rendering` says in which `form` the model reads
-    examples (``chat template`` or ``plain``) and `why`; a record without it is of an older kifuse.
+    points that a task may cost an earlier one there, and `min_score` the least that it must reach.
+    `rendering` says in which `form` the model reads examples (``chat template`` or ``plain``) and `why`; a
+    record without it is of an older kifuse.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -162,6 +163,7 @@ class RunRecord(_Part):
     peak_memory_mb: float | None = None
     lineage: list[dict[str, Any]] = Field(default_factory=list)
     max_forgetting: float | None = Field(default=None, ge=0)
+    min_score: float | None = Field(default=None, ge=0)
     warnings: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 

@@ -56,8 +56,8 @@ def settings(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
             found.append((clean(name), _flat(values)))
         else:
             loose.append((clean(name), plain(values)))
-    if record.max_forgetting is not None:
-        loose.append(("max_forgetting", plain(record.max_forgetting)))
+    limits = {"max_forgetting": record.max_forgetting, "min_score": record.min_score}
+    loose += [(name, plain(limit)) for name, limit in limits.items() if limit is not None]
     return found + ([("run", loose)] if loose else [])
 
 

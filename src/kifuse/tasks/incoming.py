@@ -86,6 +86,20 @@ def as_task(
     return task if task.test else _hold_out(task, seed)
 
 
+def to_score(data: Any) -> Task:
+    """Make a task of data that is only to be scored: a file that holds no splits is scored whole.
+
+    Args:
+        data: As of `as_task`.
+
+    Raises:
+        DataError: As `as_task`.
+    """
+    task = as_task(data, to_learn=False)
+    whole = isinstance(data, (str, os.PathLike)) and Path(data).is_file() and not (task.test or task.dev)
+    return replace(task, train=(), test=task.train) if whole else task
+
+
 def _task(data: Any, test: Any, name: str | None, settings: Settings) -> Task:
     """Read a path, a data set of the hub, or rows, with test rows of their own."""
     said: list[str] = []

@@ -1,0 +1,144 @@
+"""``kifuse ask``: put questions to a learner, as it is now and as it was."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kifuse.cli.opened import AFTER, FOLDER, JSON, MODEL, TRUST, known_states, opened
+from kifuse.errors import ConfigError
+from kifuse.safe_console import SafeConsole
+
+if TYPE_CHECKING:
+    from kifuse.learner import ContinualLearner
+
+NOW = "now"
+"""What the present state is called beside earlier ones."""
+
+
+def ask(
+    folder: Annotated[Path, typer.Argument(help=FOLDER)],
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Questions; without, they are read from stdin.", metavar="TEXT")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="A file of questions: rows as JSONL (input, or messages), or a text on each line."),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="A dialogue; an empty line ends it.")] = False,
+    task: Annotated[
+        str | None, typer.Option(help="The learned task whose instruction goes before the texts.")
+    ] = None,
+    after: Annotated[
+        list[str] | None, typer.Option(help=f"{AFTER} Repeated: the states' answers side by side.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL)] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=f"{JSON} One line for each question.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but answers.")] = False,
+) -> None:
+    """Put questions to a learner and print its answers, one on a line.
+
+    With one state and one question the answer alone is printed. 'now' names the present state beside others:
+    --after october --after now.
+    """
+    given = [bool(texts), file is not None, chat]
+    if sum(given) > 1:
+        raise ConfigError("ask: found several of TEXT, --file and --chat, expected one of them.")
+    asked: list[Any] = [] if chat else _questions(texts, file)
+    with opened(folder, quiet=quiet, model=model, trust_remote_code=trust_remote_code) as learner:
+        named = [name for name in after or [] if name != NOW or NOW in learner.tasks]
+        states = known_states(named, learner.tasks) if named else []
+        states += [None] * (len(named) < len(after or []) or not states)
+        options = {"task": task, "max_new_tokens": max_new_tokens}
+        if chat:
+            _chat(learner, states, options)
+            return
+        answers = [learner.generate(asked, after=state, **options) for state in states]
+    for question, *said in zip(asked, *answers, strict=True):
+        _print(question, dict(zip(map(_name, states), said, strict=True)), as_json, alone=len(asked) == 1)
+
+
+def _name(state: str | None) -> str:
+    return NOW if state is None else state
+
+
+def _questions(texts: list[str] | None, file: Path | None) -> list[Any]:
+    """Texts, rows and chats.
+
+    Raises:
+        ConfigError: There is none, or a line of the file is no row.
+    """
+    if texts:
+        return list(texts)
+    if file is None:
+        text = "" if sys.stdin.isatty() else sys.stdin.read()
+        if not text.strip():
+            raise ConfigError("ask: found no question, expected TEXT, --file, --chat, or a text on stdin.")
+        return [text.rstrip("\n")]
+    try:
+        lines = file.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--file: {file} cannot be read: {error}.") from error
+    rows = file.suffix in (".jsonl", ".ndjson")
+    found = [
+        _row(line, f"{file}, line {n}") if rows else line for n, line in enumerate(lines, 1) if line.strip()
+    ]
+    if not found:
+        raise ConfigError(f"--file: {file} is empty, expected a question on each line.")
+    return found
+
+
+def _row(line: str, where: str) -> Any:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f'{where}: found {line[:60]!r}, expected a row as JSON, such as {{"input": "..."}}: {error.msg}.'
+        ) from error
+    if not isinstance(row, (str, dict)):
+        raise ConfigError(f"{where}: found {type(row).__name__}, expected a row with 'input' or 'messages'.")
+    return row
+
+
+def _print(question: Any, answers: dict[str, str], as_json: bool, *, alone: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"question": question, "answers": answers}))
+        return
+    console = SafeConsole(highlight=False)
+    if len(answers) == 1:
+        text = next(iter(answers.values()))
+        # an answer of several lines stays one line among others, so that lines can be counted
+        console.print(text if alone else " ".join(text.split("\n")), markup=False, soft_wrap=True)
+        return
+    shown = question if isinstance(question, str) else json.dumps(question, ensure_ascii=False)
+    console.print(shown, style="bold", markup=False, soft_wrap=True)
+    width = max(map(len, answers))
+    for name, text in answers.items():
+        console.print(f"  {name:<{width}}  {text}", markup=False, soft_wrap=True)
+
+
+def _chat(learner: ContinualLearner, states: list[str | None], options: dict[str, Any]) -> None:
+    """A dialogue with each state: all hear the same user, and each its own answers."""
+    console = SafeConsole(highlight=False)
+    told: dict[str | None, list[dict[str, str]]] = {state: [] for state in states}
+    prompt = "you: " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            text = input(prompt)
+        except EOFError:
+            return
+        if not text.strip():
+            return
+        for state, messages in told.items():
+            messages.append({"role": "user", "content": text})
+            (said,) = learner.generate([messages], after=state, **options)
+            messages.append({"role": "assistant", "content": said})
+            console.print(
+                f"{_name(state) if len(told) > 1 else 'model'}: {said}", markup=False, soft_wrap=True
+            )

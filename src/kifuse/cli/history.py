@@ -1,0 +1,78 @@
+"""``kifuse history``: what a learner learned, refused and took back, and what each step cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kifuse.cli.opened import FOLDER, JSON, refuse_missing
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def history(
+    folder: Annotated[Path, typer.Argument(help=FOLDER)],
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
+) -> None:
+    """Show what a learner learned, refused and took back, with scores before and after. Loads no model."""
+    from kifuse.reporting.record import RunRecord
+    from kifuse.safe_console import SafeConsole
+
+    refuse_missing(folder)
+    record = RunRecord.load(folder.expanduser())
+    if as_json:
+        typer.echo(json.dumps(record.lineage))
+        return
+    console = SafeConsole(highlight=False)
+    names = [task.name for task in record.tasks]
+    console.print(
+        f"{record.model['name']}, {record.method.name}; learned now: {', '.join(names) or 'nothing'}",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(_table(record.lineage))
+
+
+def _table(lineage: list[dict[str, Any]]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("when", "what", "task", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("before", "after", "earlier ones", "lost most"):
+        table.add_column(heading, justify="right")
+    table.columns[0].no_wrap = table.columns[1].no_wrap = table.columns[5].no_wrap = True
+    for entry in lineage:
+        when = entry["when"][:16].replace("T", " ")
+        if entry["event"] == "rolled back":
+            gone = ", ".join(entry["tasks"])
+            table.add_row(when, "rolled back", Text(gone), "", "", "", "")
+            continue
+        task, before, after = entry["task"], entry["before"], entry["after"]
+        earlier = [name for name in after if name != task]
+        means = (
+            [sum(scores[name] for name in earlier) / len(earlier) for scores in (before, after)]
+            if earlier
+            else []
+        )
+        lost = {name: before[name] - after[name] for name in earlier if after[name] < before[name]}
+        worst = max(lost, key=lambda name: lost[name], default=None)
+        table.add_row(
+            when,
+            entry["event"],
+            Text(task),
+            _points(before.get(task)),
+            _points(after.get(task)),
+            f"{means[0]:.1f} → {means[1]:.1f}" if means else "",
+            Text("" if worst is None else f"{worst} {-lost[worst]:.1f}"),
+            style="red" if entry["event"] == "refused" else None,
+        )
+    return table
+
+
+def _points(score: float | None) -> str:
+    return "-" if score is None else f"{score:.1f}"

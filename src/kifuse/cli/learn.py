@@ -1,0 +1,157 @@
+"""``kifuse learn``: teach a learner one more task; the first one makes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kifuse.cli.opened import GATE, JSON, TRUST, begun, has_learner, opened
+from kifuse.cli.quiet import QUIET
+from kifuse.cli.user_errors import refuse_twice
+from kifuse.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from kifuse.lineage import LearnReport
+
+
+def learn(
+    folder: Annotated[Path, typer.Argument(help="The learner's folder; a new one is made.")],
+    data: Annotated[
+        str, typer.Argument(help="The task: a folder, a file, or a data set's hub id.", metavar="DATA")
+    ],
+    name: Annotated[str | None, typer.Option(help="The task's name; else the file's.")] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="A file of test rows; without, a tenth is held out.")
+    ] = None,
+    instruction: Annotated[str | None, typer.Option(help="Stands before each input.")] = None,
+    labels: Annotated[str | None, typer.Option(help="The closed set of answers, with commas.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Of 'kifuse ls metrics', or module:function.")] = None,
+    data_format: Annotated[
+        str | None, typer.Option("--format", help="The format of the rows, where it cannot be told.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="FIELD=COLUMN", help="Such as input=question; repeatable."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Of a new learner: a name of 'kifuse ls models', a hub id, or a folder."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Of a new learner: a name of 'kifuse ls methods'; else recurrent-kif.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration; repeatable."),
+    ] = None,
+    max_forgetting: Annotated[
+        float | None,
+        typer.Option(help="Most points an earlier task may lose, or the task is rolled back (exit code 3)."),
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(help="Least score the task must reach, or it is rolled back (exit code 3)."),
+    ] = None,
+    before: Annotated[
+        str | None, typer.Option("--run-before", help="A shell command that is run first.")
+    ] = None,
+    afterwards: Annotated[
+        str | None, typer.Option("--run-after", help="A shell command that is run when the task is settled.")
+    ] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help=QUIET)] = False,
+) -> None:
+    """Teach a learner one task, score all tasks, and say what was gained and lost.
+
+    The first task makes the learner; --model is needed then. The same command goes on after a crash, and only
+    reports when the task was learned already. Exit codes: 0 learned, 2 an error, 3 rolled back by
+    --max-forgetting or --min-score; these hold until others are given.
+    """
+    from kifuse.config.loading import nested, parse_overrides
+    from kifuse.safe_console import SafeConsole
+
+    wanted = nested(parse_overrides(settings or []))
+    if method is not None:
+        refuse_twice({"name": "--method"}, {"name": method}, wanted.get("method", {}))
+        wanted["method"] = {**wanted.get("method", {}), "name": method}
+    limits = {"max_forgetting": max_forgetting, "min_score": min_score}
+    limits = {key: value for key, value in limits.items() if value is not None}
+    options = {
+        "name": name,
+        "test": None if test is None else str(test),
+        "instruction": instruction,
+        "labels": None if labels is None else [each.strip() for each in labels.split(",") if each.strip()],
+        "metric": metric,
+        "format": data_format,
+        "columns": _columns(columns or []),
+    }
+    _hook("--run-before", before, folder)
+    open_one = opened if has_learner(folder) else begun
+    with open_one(
+        folder, model=model, settings=wanted, trust_remote_code=trust_remote_code, quiet=quiet, **limits
+    ) as learner:
+        report = learner.learn(data, **{key: value for key, value in options.items() if value is not None})
+    _hook("--run-after", afterwards, folder, report)
+    if as_json:
+        typer.echo(json.dumps(_facts(report)))
+    elif not quiet:
+        console = SafeConsole()
+        console.print(f"{report}\nadapter: {report.adapter}", markup=False, highlight=False, soft_wrap=True)
+    if not report.accepted:
+        raise typer.Exit(GATE)
+
+
+def _columns(given: list[str]) -> dict[str, str] | None:
+    """The data's own columns by what they hold.
+
+    Raises:
+        ConfigError: One does not say both.
+    """
+    pairs = [each.partition("=") for each in given]
+    for each, (field, equals, column) in zip(given, pairs, strict=True):
+        if not (field and equals and column):
+            raise ConfigError(f"--column: found {each!r}, expected FIELD=COLUMN, such as input=question.")
+    return {field: column for field, _, column in pairs} or None
+
+
+def _hook(option: str, command: str | None, folder: Path, report: LearnReport | None = None) -> None:
+    """Run a command of the user's, which finds out from its environment what was learned.
+
+    Raises:
+        RunError: It fails.
+    """
+    if command is None:
+        return
+    known = {"KIFUSE_FOLDER": str(folder)}
+    if report is not None:
+        known |= {
+            "KIFUSE_TASK": report.task,
+            "KIFUSE_ACCEPTED": str(int(report.accepted)),
+            "KIFUSE_ADAPTER": str(report.adapter),
+        }
+    # the command is the caller's own; what it prints goes to stderr (2): stdout is the result's alone
+    code = subprocess.run(command, shell=True, env={**os.environ, **known}, stdout=2).returncode  # noqa: S602
+    if code:
+        outcome = "nothing was learned" if report is None else "what was learned stays"
+        raise RunError(f"{option}: {command!r} ended with exit code {code}; {outcome}.")
+
+
+def _facts(report: LearnReport) -> dict[str, object]:
+    """A report as JSON values."""
+    return {
+        "task": report.task,
+        "accepted": report.accepted,
+        "reason": report.reason,
+        "before": report.before,
+        "after": report.after,
+        "gained": report.gained,
+        "lost": report.lost,
+        "seconds": report.seconds,
+        "adapter": str(report.adapter),
+    }
