@@ -19,21 +19,35 @@ from transformers import (
     TrainingArguments,
 )
 
+from kifuse.adapters.base import adapter_on
 from kifuse.methods.base import Method
 from kifuse.registry import build_method
 from tests.runs import LABELS, METHODS, TASKS
 from tests.tiny import build_llama
 
-NOT_HERE = {"joint", "tasl", "generated-replay"}
-NOT_HERE |= {"inclora", "o-lora", "n-lora", "ella", "osf", "l2p", "lfpt5", "moe-lora", "progprompt"}
-"""Methods that need other data or adapters than a callback can give, and another name of one that is here."""
-OWN = {name: settings for name, settings in METHODS.items() if settings["name"] not in NOT_HERE}
-"""Every method that works as a callback, with the settings of `tests.runs.METHODS`."""
+NOT_HERE = {"joint", "tasl", "generated-replay", "lfpt5"}
+"""Methods that need other data than a callback can give, and another name of one that is here."""
+BRINGING = ("inclora", "o-lora", "n-lora", "ella", "osf", "l2p", "moe-lora", "progprompt")
+BROUGHT = {name: settings for name, settings in METHODS.items() if settings["name"] in BRINGING}
+"""Every method that brings an adapter of its own, with the settings of `tests.runs.METHODS`."""
+OWN = {
+    name: settings
+    for name, settings in METHODS.items()
+    if settings["name"] not in NOT_HERE and name not in BROUGHT
+}
+"""Every other method that works as a callback."""
 
 
 def method_of(settings: dict[str, Any]) -> Method:
     """Make a method from its name and settings."""
     return build_method(settings["name"], {key: value for key, value in settings.items() if key != "name"})
+
+
+def brought(settings: dict[str, Any], dropout: float = 0.1) -> dict[str, Any]:
+    """Arguments of the callback of a method that brings an adapter; none for another one."""
+    if method_of(settings).adapter is None:
+        return {}
+    return {"adapter": {"rank": 2, "alpha": 8, "dropout": dropout}}
 
 
 def rows(tokenizer: PreTrainedTokenizerFast, task: str, count: int = 12) -> Dataset:
@@ -132,18 +146,19 @@ def script(
     """One run of the script in its own process: load last month's adapter, train, save.
 
     Returns:
-        The trained tensors.
+        What was learned.
     """
     adapter = folder / f"month-{month - 1}" / "adapter" if month > 1 else None
-    model = new_model(tokenizer, adapter, dropout)
-    callback = method_of(settings).callback(state_dir=folder / "state", per_task=5)
+    more = brought(settings, dropout)
+    model = build_llama(len(tokenizer)) if more else new_model(tokenizer, adapter, dropout)
+    callback = method_of(settings).callback(state_dir=folder / "state", per_task=5, **more)
     dying = [Die(dies_at)] if dies_at is not None else []
     output = folder / f"month-{month}"
     data = rows(tokenizer, TASKS[month - 1])
     trainer = make_trainer(tokenizer, model, output, data, [callback, *dying], **changes)
     trainer.train(resume_from_checkpoint=resume or None)
     trainer.save_model(str(output / "adapter"))
-    return weights(model)
+    return weights(trainer.model)
 
 
 def of_both(folder: Path) -> list[dict[str, Tensor]]:
@@ -165,14 +180,18 @@ def check_two_learned_as_one(two: Path, one: Path, expected: dict[str, Tensor], 
     for key, value in expected.items():
         torch.testing.assert_close(found[0][key], value, rtol=1e-4, atol=1e-5)
     memory = [folder / "state" / "after-2" / "memory.jsonl" for folder in (two, one)]
-    if method_of(OWN[name]).old_data != "none":
+    if method_of({**OWN, **BROUGHT}[name]).old_data != "none":
         assert memory[0].read_bytes() == memory[1].read_bytes()
     else:
         assert not any(file.exists() for file in memory)
 
 
 def weights(model: Any) -> dict[str, Tensor]:
-    """Copy the trained tensors."""
+    """Copy the trained tensors, and what the adapter that a method has brought keeps of earlier tasks."""
+    adapter = adapter_on(model)
+    if adapter is not None:
+        kept = {f"kept {name}": t.detach().clone() for name, t in adapter.frozen().items()}
+        return {**{name: p.detach().clone() for name, p in adapter.learned().items()}, **kept}
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 

@@ -32,15 +32,19 @@ def adapted(
     target_modules: list[str] | None = None,
     kind: Literal["lora", "osf"] = "lora",
     method: Method | None = None,
+    fresh: bool = False,
 ) -> Backbone:
-    """Copy a backbone and put an adapter on it whose B is not zero, so that all parameters learn at once."""
+    """Copy a backbone and put an adapter on it whose B is not zero, so that all parameters learn at once.
+
+    A `fresh` one is left as it begins.
+    """
     mine = copy.copy(backbone)
     mine.model = copy.deepcopy(backbone.model)
     config = AdapterConfig(kind=kind, rank=2, alpha=8, dropout=dropout, target_modules=target_modules)
     mine.model = add_adapter(mine.model, config, encoder_decoder=mine.encoder_decoder, seed=0, method=method)
     with torch.no_grad():
         for name, p in mine.model.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name and not fresh:
                 p.normal_(std=0.1)
     return mine
 
@@ -59,12 +63,19 @@ def encoded(backbone: Backbone, stream: Path, kept: int = 5) -> tuple[list[Encod
 
 
 def learn(
-    backbone: Backbone, stream: Path, method: dict[str, Any] | Method, folder: Path, **training: Any
+    backbone: Backbone,
+    stream: Path,
+    method: dict[str, Any] | Method,
+    folder: Path,
+    *,
+    fresh: bool = False,
+    **training: Any,
 ) -> tuple[list[Tensor], TaskTraining]:
     """Train a copy of the model on two tasks; its values, and what the second task's training was."""
     if isinstance(method, dict):
         method = build_method(method["name"], {k: v for k, v in method.items() if k != "name"})
-    mine = adapted(backbone, kind="osf" if method.adapter == "osf" else "lora", method=method)
+    kind = "osf" if method.adapter == "osf" else "lora"
+    mine = adapted(backbone, kind=kind, method=method, fresh=fresh)
     first, second, memory = encoded(mine, stream)
     settings = TrainingConfig(**{"learning_rate": 1e-3, "epochs": 2, "batch_size": 4, **training})
     done = None

@@ -30,7 +30,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             shutil.rmtree(left)
     partial.mkdir(parents=True)
     fill(partial)
-    for path in partial.iterdir():
+    for path in (each for each in partial.rglob("*") if each.is_file()):
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
     if folder.is_dir():

@@ -1,4 +1,4 @@
-"""A saved adapter, put on a model outside of any run: for serving what no other library knows, as L2P's."""
+"""A saved adapter, put on a model outside of any run: for serving what was learned."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from kifuse.adapters.folder import is_own, read_config
+import torch
+
+from kifuse.adapters.folder import is_full, read_adapter, read_config
+from kifuse.adapters.full import read_weights
 from kifuse.adapters.kinds import new_adapter
 from kifuse.errors import ModelError
 from kifuse.registry import METHODS, build_method
@@ -17,7 +20,9 @@ def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> 
 
     Args:
         model: A transformers model, as the adapter's base was; changed in place.
-        folder: `adapters/after-<k>` of a run or a learner. A standard PEFT adapter is loaded as well.
+        folder: `adapters/after-<k>` of a run or a learner, `after-<k>/adapter` of a callback's `state_dir`,
+            or what a Trainer with a callback has saved. A standard PEFT adapter is loaded as well, and
+            weights of the model itself are put in their place.
         task: For a method whose class is "task id given": the number, from 1, of the learned task whose
             inputs the model is to answer; `adapter_on(model).told` says another one later, from 0.
 
@@ -34,8 +39,14 @@ def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> 
         from peft import PeftModel
 
         return PeftModel.from_pretrained(model, str(place))
-    if not is_own(config):
-        raise ModelError(f"{place}: holds weights of the model itself; load them with {config['load_with']}.")
+    if is_full(config):
+        own = dict(model.named_parameters())
+        saved = read_adapter(place).tensors
+        values = read_weights(place, {name: p for name, p in own.items() if name in saved})
+        with torch.no_grad():
+            for name, value in values.items():
+                own[name].copy_(value)
+        return model.eval()
     wanted = config.get("method")
     name = next((name for name, entry in METHODS.items() if entry.target == wanted), None)
     if name is None:

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kifuse.training.loss import TargetLoss
-from tests.months import OWN, make_trainer, method_of, new_model, rows, weights
+from tests.months import BROUGHT, OWN, brought, make_trainer, method_of, new_model, rows, weights
 from tests.runs import TASKS
-from tests.tiny import build_tokenizer
+from tests.tiny import build_llama, build_tokenizer
 
-NAMES = ["recurrent-kif", "kif-m", "aimmerging", "vr-mcl", "der++"]
+NAMES = ["recurrent-kif", "kif-m", "aimmerging", "vr-mcl", "der++", "inclora", "osf"]
 
 
 class BrokenOnOne(TargetLoss):
@@ -35,14 +35,16 @@ def train(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Learn two tasks with batches of four over all processes; the weights, and the counts of the guard."""
     tokenizer = build_tokenizer()
-    model = new_model(tokenizer, dropout=0.0)
+    settings = {**OWN, **BROUGHT}[name]
+    more = brought(settings, dropout=0.0)
+    model = build_llama(len(tokenizer)) if more else new_model(tokenizer, dropout=0.0)
     # mixed rows must fill batches: the Trainer shares out a short one otherwise than one process takes it
-    per_task = 4 if method_of(OWN[name]).old_data == "mixed" else 5
-    callback = method_of(OWN[name]).callback(state_dir=folder / "state", per_task=per_task)
+    per_task = 4 if method_of(settings).old_data == "mixed" else 5
+    callback = method_of(settings).callback(state_dir=folder / "state", per_task=per_task, **more)
     for task in TASKS[:tasks]:
         data = rows(tokenizer, task)
         processes = int(os.environ.get("WORLD_SIZE", "1"))
-        make_trainer(
+        trainer = make_trainer(
             tokenizer,
             model,
             folder / task,
@@ -54,7 +56,9 @@ def train(
             save_strategy="no",
             ddp_find_unused_parameters=False,
             **changes,
-        ).train()
+        )
+        trainer.train()
+        model = trainer.model
     return weights(model), callback.guard.state()
 
 

@@ -13,9 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from kifuse import ContinualLearner, Task, read_stream
 from kifuse.config import AdapterConfig
-from kifuse.errors import ModelError, RunError
+from kifuse.errors import ModelError
 from kifuse.models.loading import load_backbone
-from kifuse.registry import build_method
 from kifuse.training.progress import Progress
 from kifuse.training.runner import run
 from tests.adapters import add_adapter, learned_weights, open_factors
@@ -186,8 +185,3 @@ def test_a_kind_and_a_method_that_do_not_go_together_are_refused_before_the_mode
     )
     with pytest.raises(ModelError, match=words):
         run(config)
-
-
-def test_no_callback_can_merge_and_decompose():
-    with pytest.raises(RunError, match=r"OSF trains an adapter of its own.*use kifuse\.ContinualLearner"):
-        build_method("osf").callback()

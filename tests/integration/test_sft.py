@@ -13,12 +13,14 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+import kifuse
 from kifuse.methods.derpp import DERPP
 from kifuse.methods.kif import KIF
 from kifuse.methods.recurrent_kif import RecurrentKIF
 from kifuse.methods.replay import Replay
 from kifuse.methods.sequential import Sequential
-from tests.months import OWN, Die, Died, method_of, new_model, same, weights
+from tests.months import BROUGHT, OWN, Die, Died, brought, method_of, new_model, same, weights
+from tests.tiny import build_llama
 
 trl = pytest.importorskip("trl", reason="TRL is an optional extra: pip install 'kifuse[trl]'")
 pytestmark = pytest.mark.usefixtures("quick")
@@ -136,6 +138,26 @@ def test_packed_rows_are_remembered_too(sft: Sft):
 @pytest.mark.parametrize("method", [Sequential(), KIF(fusion="none")])
 def test_one_callback_more_without_strength_is_plain_training(sft: Sft, method: Any):
     assert same(weights(sft(method.callback()).model), weights(sft().model))
+
+
+@pytest.mark.parametrize("name", ["o-lora", "l2p"])
+def test_a_method_may_bring_its_adapter(
+    sft: Sft, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str
+):
+    settings, found, tokens = BROUGHT[name], [], torch.arange(20).view(2, 10) + 7
+    for task in ("colour", "fruit"):
+        callback = method_of(settings).callback(state_dir=tmp_path / "state", **brought(settings))
+        trainer = sft(callback, task=task, model=build_llama(len(tiny_tokenizer)), folder=tmp_path / task)
+        found.append(weights(trainer.model))
+        assert not any(callback.guard.bad.values())
+    trainer.save_model(str(tmp_path / "adapter"))
+    assert not same(*found) and [task["number"] for task in callback.learned] == [1, 2]
+    logits = []
+    for place in (tmp_path / "adapter", tmp_path / "state" / "after-2" / "adapter"):
+        loaded = kifuse.load_adapter(build_llama(len(tiny_tokenizer)), place).eval()
+        logits.append(loaded(input_ids=tokens).logits)
+    assert torch.equal(*logits)
+    assert not torch.allclose(logits[0], build_llama(len(tiny_tokenizer))(input_ids=tokens).logits)
 
 
 @pytest.mark.parametrize("name", ["recurrent-kif", "kiflora", "kif-m"])

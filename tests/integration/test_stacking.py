@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from kifuse import ContinualLearner, Task, read_stream
-from kifuse.errors import ModelError, RunError
-from kifuse.registry import build_method
+from kifuse.errors import ModelError
 from kifuse.reporting.record import RunRecord
 from kifuse.training.progress import Progress
 from kifuse.training.runner import run
@@ -183,9 +182,3 @@ def test_the_product_of_n_lora_that_needs_square_layers_is_refused(
     method = {"name": "n-lora", "product": "AB"}
     with pytest.raises(ModelError, match=r"method 'n-lora': product: found 'AB'.*v_proj.* 32 inputs and 16"):
         run(make_config(tiny_folder_llama, tiny_stream, tmp_path / "run", method))
-
-
-@pytest.mark.parametrize("name", ["inclora", "o-lora", "n-lora", "ella"])
-def test_no_callback_can_stack(name: str):
-    with pytest.raises(RunError, match=r"trains an adapter of its own.*use kifuse\.ContinualLearner"):
-        build_method(name).callback()

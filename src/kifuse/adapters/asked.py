@@ -8,7 +8,7 @@ input is asked. The encoder of an encoder-decoder model reads nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +34,8 @@ class ReadsAsked(Adapter):
     _encoder_decoder = False
     _own: Any = None
     """Tokens of the input that are no answer, `(rows, tokens)`."""
+    _labels: Any = None
+    """Of the batch that is trained on next, from `before_batch`."""
     _asked: int | None = None
     """While it generates: how many tokens were asked."""
 
@@ -67,10 +69,15 @@ class ReadsAsked(Adapter):
 
         return whole
 
+    def before_batch(self, batch: Mapping[str, Any]) -> None:
+        """Keep the labels for the forward pass, since a Trainer's loss function may take them out."""
+        self._labels = batch.get("labels")
+
     def _find_own(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Find out which tokens of a decoder-only model are asked: those that are no targets."""
         given, labels, ids = kwargs.pop("prompt_mask", None), kwargs.get("labels"), kwargs.get("input_ids")
-        self._own = None
+        labels = self._labels if labels is None else labels
+        self._own = self._labels = None
         if self._encoder_decoder or ids is None:
             return args, kwargs
         if given is not None:

@@ -6,7 +6,8 @@ that changes the forward pass brings an adapter class of its own, in its own fil
 | call | when |
 | --- | --- |
 | `attach` | once, when the model has been loaded |
-| `begin_task` | before the Trainer of a task is made |
+| `begin_task` | before the optimizer of a task is made |
+| `before_batch` | before the forward pass of each micro-batch of a training |
 | `end_task` | after its last step, before anything is scored or saved |
 | `save`, `load` | between tasks |
 | `restart` | the model is to be as it was before its first task |
@@ -85,6 +86,13 @@ class Adapter:
         Args:
             index: 0-based position of the task.
             seed: Of the run.
+        """
+
+    def before_batch(self, batch: Mapping[str, Any]) -> None:
+        """See a micro-batch of a training before its forward pass, which may not be given the labels.
+
+        Args:
+            batch: As the Trainer has it, with `labels`.
         """
 
     def end_task(self) -> None:

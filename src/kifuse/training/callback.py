@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from transformers import TrainerCallback
 
-from kifuse.adapters.base import adapter_on
+from kifuse.adapters.base import Adapter, adapter_on
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, MethodState, TaskInfo
 from kifuse.training.batches import MemoryBatches
@@ -104,6 +105,8 @@ class MethodCallback(TrainerCallback):
         self._release()
         taps = self._taps = Taps(self.trainer)
         self.guard.watch(taps, shards.own)
+        if adapter is not None and type(adapter).before_batch is not Adapter.before_batch:
+            taps.compute_loss(partial(_shown_to, adapter))
         self._services = open_services(self.method.needs, taps, model, params)
         self.task = TaskInfo(self.index, self.name, state.max_steps, self._batch_size(args))
         self.context = self._new_context(shards, self.task)
@@ -237,3 +240,9 @@ class MethodCallback(TrainerCallback):
         if self.context is None:
             raise RunError("the method's callback saw a step before on_train_begin.")
         return self.context
+
+
+def _shown_to(adapter: Adapter, compute_loss: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    """A batch's loss, after the adapter has seen the batch; the loss may take its labels out."""
+    adapter.before_batch(inputs)
+    return compute_loss(model, inputs, *args, **kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -100,6 +100,12 @@ def refuse_shards(method: Method, *, by_engine: bool) -> None:
             "process; use plain data parallelism (torchrun, accelerate launch), or your own Trainer script "
             "with the method's callback, which works under FSDP version 2."
         )
+    if method.adapter is not None:
+        raise RunError(
+            f"fsdp: {type(method).__name__} changes its adapter from task to task and saves it as a whole, "
+            "which is not possible where the layers are in pieces; use plain data parallelism (torchrun, "
+            "accelerate launch)."
+        )
     if method.needs:
         raise RunError(
             f"fsdp: with these settings {type(method).__name__} looks into single layers or examples, or at "
@@ -112,22 +118,28 @@ HOOKS_OF_TEXTS = ("training_examples", "remember")
 """Hooks that only kifuse's own runs can call."""
 
 
-def refuse_method(method: Method, memory: Any) -> None:
-    """Refuse a method that no callback can drive.
+def refuse_method(method: Method, memory: Any, adapter: Any = None, *, keep_weights: bool = True) -> None:
+    """Refuse a method that no callback can drive, or what it does not take.
 
     Args:
         method: The method.
         memory: Rows of earlier tasks that are to be given to it, or None.
+        adapter: Settings of the adapter that it brings, or None.
+        keep_weights: Whether what is trained is kept after each task.
 
     Raises:
-        RunError: The method needs other data than a callback can give it, or reads no old data.
+        RunError: The method needs other data than a callback can give it, reads no old data, brings no
+            adapter, or brings one that is not to be kept.
     """
     kind = type(method).__name__
-    if method.adapter is not None:
+    if method.adapter is None and adapter is not None:
         raise RunError(
-            f"{kind} trains an adapter of its own, which changes from task to task in a way that no "
-            "callback can bring about in a Trainer's model: use kifuse.ContinualLearner, kifuse.run or "
-            "'kifuse run'."
+            f"adapter: {kind} trains what the script has put on the model; leave adapter= out, and set the "
+            "adapter up there, as with peft.get_peft_model."
+        )
+    if method.adapter is not None and not keep_weights:
+        raise RunError(
+            f"keep_weights: the adapter that {kind} trains is kept in the state_dir only; leave it out."
         )
     if method.old_data == "all":
         raise RunError(
@@ -146,6 +158,60 @@ def refuse_method(method: Method, memory: Any) -> None:
             f"memory: {kind} stores something with each row at the end of the row's own task, which rows "
             "from elsewhere do not have; leave memory= out, so that the callback keeps rows itself."
         )
+
+
+def refuse_frozen(model: nn.Module | None) -> None:
+    """Refuse a model of which nothing would be trained.
+
+    Raises:
+        RunError: No parameter requires a gradient.
+    """
+    if model is not None and not any(p.requires_grad for p in model.parameters()):
+        raise RunError(
+            "the model has no trainable parameter; load an adapter that is to learn on with "
+            "PeftModel.from_pretrained(model, folder, is_trainable=True)."
+        )
+
+
+def refuse_training(trainer: Any, state: Any, *, finished: Any) -> None:
+    """Refuse a training that is not the one and only of a task.
+
+    Args:
+        trainer: The Trainer that begins it, or None where it was not found.
+        state: Its state.
+        finished: The Trainer of the task before, or None.
+
+    Raises:
+        RunError: It is not.
+    """
+    if trainer is None:
+        raise RunError("the Trainer was not found: call callback.attach(trainer) before trainer.train().")
+    if trainer is finished:
+        raise RunError(
+            "this Trainer has finished a task, and a second train() would carry its optimizer's moments "
+            "into the next one; make a new Trainer for each task."
+        )
+    if state.is_hyper_param_search:
+        raise RunError("hyperparameter search would learn the task once a trial; search without a method.")
+
+
+def refuse_learned(name: str, index: int, learned: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a task with the name of an earlier one.
+
+    Args:
+        name: The task's.
+        index: Its 0-based position.
+        learned: Number and name of each task that was learned.
+
+    Raises:
+        RunError: There is one.
+    """
+    for task in learned:
+        if task["name"] == name and task["number"] <= index:
+            raise RunError(
+                f"task {name!r} was learned already, as number {task['number']} of {index}; "
+                "give this task another name, or none."
+            )
 
 
 def refuse_parameters(method: Method, params: Parameters) -> None:

@@ -9,6 +9,7 @@ Files under `state_dir`, the newest two of which are kept:
     after-<k>/method.safetensors    the method's state after k tasks
     after-<k>/memory.jsonl          rows kept of the k tasks, for a method that reads old data
     after-<k>/weights.safetensors   the trained tensors after k tasks
+    after-<k>/adapter               instead of them: the adapter, for a method that brings one of its own
 
 and beside each checkpoint of the Trainer: `checkpoint-<step>/kifuse/`, for going on in the middle of a task.
 """
@@ -19,21 +20,24 @@ import datetime
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer_utils import get_last_checkpoint
 
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, MethodState
 from kifuse.training.batches import MemoryBatches
+from kifuse.training.brought_adapter import ADAPTER, BroughtAdapter
 from kifuse.training.callback import MethodCallback
 from kifuse.training.context import TrainerContext
 from kifuse.training.finding import calling_trainer
 from kifuse.training.guard import MAX_BAD_STEPS, Guard
 from kifuse.training.mixing import Mixing
 from kifuse.training.probes import examples_of
-from kifuse.training.refusals import refuse_method
+from kifuse.training.refusals import refuse_frozen, refuse_learned, refuse_method, refuse_training
 from kifuse.training.rows import (
     Row,
     RowMemory,
@@ -53,6 +57,7 @@ from kifuse.training.state_folder import (
     describe,
     fingerprint,
     newest_state,
+    put_weights,
     read_state,
     refuse_other_method,
     refuse_other_weights,
@@ -90,9 +95,12 @@ class StandaloneCallback(MethodCallback):
         keep_weights: Whether `state_dir` holds the trained tensors too, for `restore`.
         checkpoint: Checkpoint folder that training goes on from, if it is not in the Trainer's `output_dir`.
         first: Whether this is the first task even where the adapter was trained before.
+        adapter: For a method that brings an adapter of its own, which the callback puts on the base model
+            that the Trainer is given: settings as in the section `model.adapter` of a configuration.
 
     Raises:
-        RunError: The method cannot work as a callback, or `memory` is given to one that reads no old data.
+        RunError: The method cannot work as a callback, or is given what it does not take.
+        ConfigError: A setting of the adapter is wrong.
     """
 
     by_engine = False
@@ -110,28 +118,29 @@ class StandaloneCallback(MethodCallback):
         keep_weights: bool = True,
         checkpoint: str | os.PathLike[str] | None = None,
         first: bool = False,
+        adapter: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(method, index=0, name=name or "", max_bad_steps=max_bad_steps)
-        refuse_method(method, memory)
+        refuse_method(method, memory, adapter, keep_weights=keep_weights)
         self.state_dir = None if state_dir is None else Path(state_dir)
         self.keep_weights = keep_weights
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.learned: list[dict[str, Any]] = []
         self._first, self._names, self._resuming = first, [], Resuming()
-        self._count = 0
-        self._given = memory
+        self._count, self._given = 0, memory
         self._kept = RowMemory(share=share, per_task=per_task)
         self._asked_name = name
         self._rows: list[Row] = []
         self._drawn: list[Row] = []
-        self._loader: Any = None
         self._mixing = Mixing(self._rows_to_mix) if method.old_data == "mixed" else None
-        self._taken_up_for: Any = None
+        brings = method.adapter is not None
+        self._brought = BroughtAdapter(method, adapter, self.state_dir, self._place) if brings else None
         self._middle: StateFolder | None = None
+        self._loader: Any = None
         self._finished: Any = None
-        self._under_way = False
+        self._taken_up_for: Any = None
+        self._under_way, self._newest = False, 0
         self._before = MethodState()
-        self._newest = 0
 
     @property
     def _draws(self) -> bool:
@@ -141,6 +150,8 @@ class StandaloneCallback(MethodCallback):
     def attach(self, trainer: Any) -> None:
         """Give the callback its Trainer; see `MethodCallback.attach`."""
         super().attach(trainer)
+        if self._brought is not None:
+            self._brought.watch(trainer)  # first, so that the others have found the checkpoint before it
         if self._mixing is not None:
             self._mixing.watch(trainer)
         if self.checkpoint is None:
@@ -151,28 +162,16 @@ class StandaloneCallback(MethodCallback):
         trainer = calling_trainer(self)
         if trainer is not None:
             self.attach(trainer)
-        if model is not None and not any(p.requires_grad for p in model.parameters()):
-            raise RunError(
-                "the model has no trainable parameter; load an adapter that is to learn on with "
-                "PeftModel.from_pretrained(model, folder, is_trainable=True)."
-            )
+        refuse_frozen(model)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Take up what was learned before, then begin the task or go on in its middle."""
         trainer = calling_trainer(self)
         if trainer is not None and trainer is not self.trainer:
             self.attach(trainer)
-        if self.trainer is None:
-            raise RunError("the Trainer was not found: call callback.attach(trainer) before trainer.train().")
-        if self.trainer is self._finished:
-            raise RunError(
-                "this Trainer has finished a task, and a second train() would carry its optimizer's moments "
-                "into the next one; make a new Trainer for each task."
-            )
-        if state.is_hyper_param_search:
-            raise RunError(
-                "hyperparameter search would learn the task once a trial; search without a method."
-            )
+        refuse_training(self.trainer, state, finished=self._finished)
+        if self._brought is not None:
+            self._brought.check(model)
         if self.state_dir is not None and args.should_save:
             refuse_unwritable(self.state_dir)
             hold(self.state_dir)
@@ -185,10 +184,12 @@ class StandaloneCallback(MethodCallback):
         self._taken_up_for = None
         if (middle := self._middle) is not None:
             place, memory = self._checkpoint(middle.values["step"]), fingerprint_of(self._rows)
+            if self._brought is not None:
+                put_weights(middle.tensors["weights"], params)
             check_place(place, middle.values, fingerprint(params), memory, self.name)
             training = MethodState(middle.tensors["training"], middle.values["training"])
             self.resume = (_method_state(middle, params.tensors[0].device), training)
-        elif self.learned:
+        elif self.learned and self._brought is None:  # which was taken from the state itself
             refuse_other_weights(fingerprint(params), self.learned, self.state_dir, kept=self.keep_weights)
         elif self.state_dir is not None and not self._first and self._given is None and not self._newest:
             refuse_lost(self.state_dir, model, params)
@@ -228,7 +229,7 @@ class StandaloneCallback(MethodCallback):
         self._middle = read_checkpoint(self._checkpoint(step), step, self.method) if step else None
         self._take_up(device)
         self.name = self._asked_name or f"task-{self.index + 1}"
-        self._refuse_name()
+        refuse_learned(self.name, self.index, self.learned)
         self._rows = self._memory_rows(dataset)
 
     def _take_up(self, device: torch.device) -> None:
@@ -258,14 +259,6 @@ class StandaloneCallback(MethodCallback):
         if MEMORY in found.texts:
             self._kept.read(found.texts[MEMORY], folder / MEMORY)
         self.method.load_state(_method_state(found, device))
-
-    def _refuse_name(self) -> None:
-        for task in self.learned:
-            if task["name"] == self.name and task["number"] <= self.index:
-                raise RunError(
-                    f"task {self.name!r} was learned already, as number {task['number']} of {self.index}; "
-                    "give this task another name, or none."
-                )
 
     def _memory_rows(self, dataset: Any) -> list[Row]:
         if self.method.old_data not in ("mixed", "steps"):
@@ -298,6 +291,11 @@ class StandaloneCallback(MethodCallback):
         batches.batch_size = max(1, batches.batch_size // processes) * processes
         return batches
 
+    def _place(self, trainer: Any, resume_from: Any) -> Path | None:
+        """The state beside the checkpoint that a Trainer is asked to resume from; None: it begins."""
+        found = get_last_checkpoint(trainer.args.output_dir) if resume_from is True else resume_from
+        return Path(self.checkpoint or found) / "kifuse" if found else None
+
     def _checkpoint(self, step: int) -> Path:
         resumed = self._mixing.checkpoint if self._mixing is not None else None
         folder = self.checkpoint or resumed or Path(self.trainer.args.output_dir) / f"checkpoint-{step}"
@@ -320,7 +318,10 @@ class StandaloneCallback(MethodCallback):
             "training": training.values,
         }
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / "kifuse"
-        write_state(folder, StateFolder(values, {"method": method.tensors, "training": training.tensors}))
+        tensors = {"method": method.tensors, "training": training.tensors}
+        if self._brought is not None:
+            tensors["weights"] = weights_of(context.params)
+        write_state(folder, StateFolder(values, tensors))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the task, keep rows of it, and write what it left."""
@@ -332,6 +333,8 @@ class StandaloneCallback(MethodCallback):
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(args.seed)
             super().on_train_end(args, state, control, **kwargs)
+        if self._brought is not None:
+            self._brought.end_task()
         self._resuming.release(self.trainer)  # it was put around what the mixing had put around
         if self._mixing is not None:
             self._mixing.release(self.trainer)
@@ -351,11 +354,15 @@ class StandaloneCallback(MethodCallback):
             refuse_other_writer(self.state_dir, self._newest)
             self._write(self.state_dir, context)
             let_go(self.state_dir)
+        if self._brought is not None:
+            self.trainer.accelerator.wait_for_everyone()  # each process reads it for the next task
 
     def _write(self, state_dir: Path, context: TrainerContext) -> None:
         method = self.method.state()
-        tensors = {"method": method.tensors}
-        if self.keep_weights:
+        tensors, folders = {"method": method.tensors}, {}
+        if self._brought is not None:
+            folders[ADAPTER] = self._brought.save
+        elif self.keep_weights:
             tensors["weights"] = weights_of(context.params)
         texts = {MEMORY: self._kept.text()} if self._draws else {}
         values = {
@@ -364,7 +371,9 @@ class StandaloneCallback(MethodCallback):
             "learned": self.learned,
             "events": context.events,
         }
-        write_state(after_folder(state_dir, self._count), StateFolder(values, tensors, texts))
+        if self._brought is not None:
+            values[ADAPTER] = self._brought.described()
+        write_state(after_folder(state_dir, self._count), StateFolder(values, tensors, texts, folders))
         for k in range(1, self._count - KEPT + 1):
             shutil.rmtree(after_folder(state_dir, k), ignore_errors=True)
 
@@ -375,8 +384,11 @@ class StandaloneCallback(MethodCallback):
             model: A model with the same trainable parameters.
 
         Raises:
-            RunError: There is no state, it was written without weights, or they are of another model.
+            RunError: There is no state, it was written without weights, or they are of another model; or the
+                method brings an adapter of its own.
         """
+        if self._brought is not None:
+            raise RunError("give the Trainer the base model: the callback puts on it what was learned last.")
         restore_weights(self.state_dir, model)
 
 

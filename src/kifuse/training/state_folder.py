@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,13 @@ class StateFolder:
         values: What `state.json` says.
         tensors: By the name of their file without its ending, then by their own.
         texts: By the name of their file.
+        folders: What writes a folder, by its name. Their files are listed by hash, and not read.
     """
 
     values: dict[str, Any]
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    folders: dict[str, Callable[[Path], None]] = field(default_factory=dict)
 
 
 def write_state(folder: Path, content: StateFolder) -> None:
@@ -53,7 +55,10 @@ def write_state(folder: Path, content: StateFolder) -> None:
             write_tensors(partial / f"{name}.safetensors", tensors)
         for name, text in content.texts.items():
             write_text(partial / name, text)
-        files = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
+        for name, save in content.folders.items():
+            save(partial / name)
+        paths = sorted(path for path in partial.rglob("*") if path.is_file())
+        files = {path.relative_to(partial).as_posix(): sha256_file(path) for path in paths}
         write_sealed(partial / STATE, {"format": FORMAT, **content.values, "files": files})
 
     try:
@@ -74,24 +79,42 @@ def read_state(folder: Path, *, without: frozenset[str] = frozenset()) -> StateF
         KifuseError: `state.json` is missing or no JSON.
     """
     file = folder / STATE
-    values, _ = read_sealed(file)
-    if not isinstance(values, dict) or values.get("format") != FORMAT or "files" not in values:
-        raise RunError(
-            f"{file}: not a state of format {FORMAT}; it is damaged or of another version of kifuse."
-        )
+    values = sealed_values(file)
     found = StateFolder(values)
     for name, expected in values["files"].items():
         if name in without:
             continue
         path = folder / name
-        if path.parent != folder:
+        if not _within(name):
             raise RunError(f"{file}: lists {name!r}, which lies elsewhere; the file is damaged.")
         check_file(path, expected, STATE)
+        if path.parent != folder:
+            continue
         if path.suffix == ".safetensors":
             found.tensors[path.stem] = read_tensors(path)[0]
         else:
             found.texts[name] = path.read_text(encoding="utf-8")
     return found
+
+
+def sealed_values(file: Path) -> dict[str, Any]:
+    """What the `state.json` of a folder says; its other files are not looked at.
+
+    Raises:
+        RunError: It is damaged, or of another format.
+        KifuseError: It is missing or no JSON.
+    """
+    values, _ = read_sealed(file)
+    if not isinstance(values, dict) or values.get("format") != FORMAT or "files" not in values:
+        raise RunError(
+            f"{file}: not a state of format {FORMAT}; it is damaged or of another version of kifuse."
+        )
+    return values
+
+
+def _within(name: str) -> bool:
+    """Whether a listed file lies in the folder, or in one below it."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def after_folder(state_dir: Path, k: int) -> Path:
@@ -218,6 +241,13 @@ def copied(state: MethodState, device: torch.device) -> MethodState:
 
 
 @torch.no_grad()
+def put_weights(kept: Mapping[str, Tensor], params: Parameters) -> None:
+    """Overwrite trained tensors with what `weights_of` gave."""
+    for name, tensor in weights_of(params).items():
+        tensor.copy_(kept[name])
+
+
+@torch.no_grad()
 def restore_weights(state_dir: Path | None, model: Any) -> None:
     """Put the weights after the last finished task into a model.
 
@@ -233,9 +263,9 @@ def restore_weights(state_dir: Path | None, model: Any) -> None:
         raise RunError(f"state_dir: {state_dir} holds no finished task to restore.")
     folder = after_folder(state_dir, newest)
     kept = read_state(folder).tensors.get("weights")
-    own = weights_of(Parameters(model.named_parameters()))
+    params = Parameters(model.named_parameters())
+    own = weights_of(params)
     if kept is None or {n: t.shape for n, t in kept.items()} != {n: t.shape for n, t in own.items()}:
         found = "no weights" if kept is None else f"weights of another model ({len(kept)} tensors)"
         raise RunError(f"{folder}: holds {found}, expected those of the {len(own)} trainable tensors.")
-    for name, tensor in own.items():
-        tensor.copy_(kept[name])
+    put_weights(kept, params)

@@ -46,6 +46,14 @@ class Taps:
         """Be called around the making of the training data's loader."""
         self._wrap(self.trainer, "get_train_dataloader", around)
 
+    def save(self, around: Around) -> None:
+        """Be called around the writing of the model and what goes with it, of checkpoints too."""
+        self._wrap(self.trainer, "_save", around)
+
+    def load_from_checkpoint(self, around: Around) -> None:
+        """Be called around the reading of a checkpoint's model."""
+        self._wrap(self.trainer, "_load_from_checkpoint", around)
+
     def clip_grad_norm(self, around: Around) -> None:
         """Be called around clipping, when the gradients are complete and unscaled."""
         self._wrap(self.trainer.accelerator, "clip_grad_norm_", around)
@@ -119,6 +127,13 @@ RELIED_ON: tuple[ReliedOn, ...] = (
         ("callback_handler", "control", "is_fsdp_enabled", "is_deepspeed_enabled", "_remove_unused_columns"),
         "5.24.0",
         "training.finding, training.context, training.refusals, training.mixing",
+    ),
+    ReliedOn(
+        "transformers",
+        "trainer",
+        ("_save", "_load_from_checkpoint"),
+        "5.24.0",
+        "training.taps, training.brought_adapter",
     ),
     ReliedOn(
         "accelerate",
