@@ -11,23 +11,23 @@ import re
 from typing import Any
 
 from kifuse.errors import RunError
-from kifuse.storage import json_text, read_bytes, read_json, sha256_text, write_text
+from kifuse.storage import read_bytes, read_json, sha256_text, write_text
 
 SEAL = "seal"
 _END = re.compile(rb',\n  "seal": "([0-9a-f]{64})"\n\}\n\Z')
 
 
-def write_sealed(path: str | os.PathLike[str], obj: dict[str, Any]) -> None:
-    """Write an object as indented JSON with its seal, atomically.
+def write_sealed(path: str | os.PathLike[str], text: str) -> None:
+    """Write the indented JSON of an object with its seal, atomically.
 
     Args:
         path: The file to write.
-        obj: Has a key, but none called `seal`.
+        text: The JSON, by two spaces a level; the object has a key, but none called `seal`.
 
     Raises:
-        KifuseError: If it is no JSON, or the file cannot be written.
+        KifuseError: If the file cannot be written.
     """
-    body = json_text(path, obj).removesuffix("\n}\n")
+    body = text.rstrip().removesuffix("\n}")
     write_text(path, f'{body},\n  "{SEAL}": "{sha256_text(body)}"\n}}\n')
 
 

@@ -22,6 +22,9 @@ from kifuse.reporting.svg import (
 )
 from kifuse.reporting.wording import compact, number
 
+_DOTTED = 24
+"""Points up to which each of a curve has a mark of its own."""
+
 
 def curve_panel(plot: Curves, panel: CurvePanel, *, narrow: bool = False) -> Markup:
     """Draw one panel of curves; its title stands beside it on the page.
@@ -54,7 +57,7 @@ def curve_panel(plot: Curves, panel: CurvePanel, *, narrow: bool = False) -> Mar
             made.append(path(places, "curve faint" if line.faint else colour))
         if line.faint:
             continue
-        for (a, b), (px, py) in zip(line.points, places, strict=True):
+        for (a, b), (px, py) in zip(line.points, places, strict=True) if len(places) <= _DOTTED else ():
             tip = f"{line.label}: {compact(b)} at {compact(a)} {plot.x_title}"
             if grouped:
                 made.append(marker(line.group, px, py, tip=tip, size=3.0 if plot.dots else 4.0))

@@ -210,9 +210,20 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(shorten=shorten, number=number)
+    environment.filters.update(shorten=shorten, number=number, runs=_runs)
     environment.globals["step_of"] = step_of
     return environment
+
+
+def _runs(values: Sequence[float | None], join: bool) -> list[tuple[int, float | None, int]]:
+    """A row's cells as (column, value, columns that it takes); empty ones side by side are one, if joined."""
+    found: list[tuple[int, float | None, int]] = []
+    for column, value in enumerate(values):
+        if join and value is None and found and found[-1][1] is None:
+            found[-1] = (found[-1][0], None, found[-1][2] + 1)
+        else:
+            found.append((column, value, 1))
+    return found
 
 
 def _digest(text: str) -> str:

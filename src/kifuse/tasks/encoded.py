@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kifuse.tasks.task import Example
+
+_ONE_OF_EACH: dict[int, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,15 @@ class Encoded:
     def length(self) -> int:
         """Number of tokens of prompt and target together."""
         return len(self.input_ids) + len(self.target_ids)
+
+
+def token_list(ids: Iterable[int]) -> list[int]:
+    """A list of token ids in which equal ids are one object.
+
+    Python makes an object of 28 bytes of every number above 256 that it reads; so a token takes 8 bytes in
+    place of 36.
+    """
+    return [_ONE_OF_EACH.setdefault(each, each) for each in ids]
 
 
 def is_text(example: Example) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kifuse.errors import DataError, ModelError
 from kifuse.tasks.chat_template import ChatTemplate, Turn, chat_of, without_end
 from kifuse.tasks.cutting import Asked, shorten
-from kifuse.tasks.encoded import Encoded, in_pieces, is_text, name_of
+from kifuse.tasks.encoded import Encoded, in_pieces, is_text, name_of, token_list
 from kifuse.tasks.one_turn import OneTurn
 from kifuse.tasks.task import Example
 from kifuse.tasks.tokens import Tokens
@@ -18,6 +18,9 @@ from kifuse.tasks.transcript import message_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_PORTION = 1000
+"""Examples that are tokenised together."""
 
 
 class Encoder:
@@ -133,8 +136,11 @@ class Encoder:
         Raises:
             DataError: If what may not be cut of a prompt is too long, or the template refuses a chat.
         """
-        if not examples:
-            return []
+        # a tokenizer keeps far more of each text than its ids until it has done all that it is given
+        portions = (examples[start : start + _PORTION] for start in range(0, len(examples), _PORTION))
+        return [encoded for portion in portions for encoded in self._encode(portion)]
+
+    def _encode(self, examples: Sequence[Example]) -> list[Encoded]:
         texts = [index for index, example in enumerate(examples) if is_text(example)]
         found = dict(zip(texts, self._whole_texts([examples[i] for i in texts]), strict=True))
         rest = [index for index in range(len(examples)) if index not in found]
@@ -351,7 +357,7 @@ class Encoder:
         if not self.encoder_decoder:
             return self._tokens.ids(texts)
         ids = self.tokenizer(text_target=texts, verbose=False)["input_ids"]
-        return [row[:-1] if row and row[-1] == self.eos_id else row for row in map(list, ids)]
+        return [row[:-1] if row and row[-1] == self.eos_id else row for row in map(token_list, ids)]
 
     def _whole_texts(self, examples: Sequence[Example]) -> list[Encoded]:
         """Texts to continue: each token is learned, and predicted from those before it."""

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kifuse.tasks.encoding import Encoded, Encoder
+from kifuse.tasks.encoded import Encoded, token_list
+from kifuse.tasks.encoding import Encoder
 from kifuse.tasks.task import Example
 from kifuse.tasks.token_files import TokenFiles, texts_of
 
@@ -25,7 +26,8 @@ class _Kept(NamedTuple):
     target_cut: bool
 
     def encoded(self) -> Encoded:
-        return Encoded(list(self.input_ids), list(self.target_ids), self.cut, self.target_cut)
+        ids, target = token_list(self.input_ids), token_list(self.target_ids)
+        return Encoded(ids, target, self.cut, self.target_cut)
 
 
 class TokenCache:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from kifuse.errors import KifuseError
 from kifuse.storage import read_tensors, write_tensors
-from kifuse.tasks.encoding import Encoded
+from kifuse.tasks.encoded import Encoded, token_list
 from kifuse.tasks.task import Example
 
 FORMAT = 2
@@ -68,18 +70,22 @@ class TokenFiles:
             return None
         if metadata.get("sha256") != _digest(ids, lengths, cuts) or len(lengths) != 2 * count:
             return None
-        parts = [part.tolist() for part in ids.split(lengths.tolist())]
+        ends, flat = [0, *lengths.cumsum(0).tolist()], ids.numpy()
+        parts = (token_list(flat[start:end].tolist()) for start, end in pairwise(ends))
         return [
             Encoded(prompt, target, cut=bool(cut), target_cut=bool(target_cut))
-            for prompt, target, (cut, target_cut) in zip(parts[::2], parts[1::2], cuts.tolist(), strict=True)
+            for prompt, target, (cut, target_cut) in zip(parts, parts, cuts.tolist(), strict=True)
         ]
 
     def _write(self, name: str, encoded: Sequence[Encoded]) -> None:
         import torch
 
-        parts = [part for one in encoded for part in (one.input_ids, one.target_ids)]
-        ids = torch.tensor([token for part in parts for token in part], dtype=torch.int32)
-        lengths = torch.tensor([len(part) for part in parts], dtype=torch.int64)
+        flat, sizes = array("i"), array("q")
+        for one in encoded:
+            for part in (one.input_ids, one.target_ids):
+                flat.extend(part)
+                sizes.append(len(part))
+        ids, lengths = torch.frombuffer(flat, dtype=torch.int32), torch.frombuffer(sizes, dtype=torch.int64)
         cuts = torch.tensor([[one.cut, one.target_cut] for one in encoded], dtype=torch.uint8)
         write_tensors(
             self._folder / f"{name}.safetensors",

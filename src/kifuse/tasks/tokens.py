@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kifuse.errors import ModelError
+from kifuse.tasks.encoded import token_list
 
 _PROBE = "probe"
 
@@ -26,7 +27,7 @@ class Tokens:
         if not texts:
             return []
         found = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return [list(row) for row in found]
+        return [token_list(row) for row in found]
 
     def continued(self, texts: Sequence[str], before: Sequence[str]) -> list[list[int]]:
         """Tokenise texts as they continue others.

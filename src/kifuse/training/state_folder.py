@@ -18,7 +18,7 @@ from kifuse.folders import check_file, replace_folder
 from kifuse.methods.base import Method, MethodState, Parameters
 from kifuse.models.names import file_name
 from kifuse.sealed import read_sealed, write_sealed
-from kifuse.storage import read_tensors, sha256_file, write_tensors, write_text
+from kifuse.storage import json_text, read_tensors, sha256_file, write_tensors, write_text
 
 FORMAT = 1
 STATE = "state.json"
@@ -59,7 +59,8 @@ def write_state(folder: Path, content: StateFolder) -> None:
             save(partial / name)
         paths = sorted(path for path in partial.rglob("*") if path.is_file())
         files = {path.relative_to(partial).as_posix(): sha256_file(path) for path in paths}
-        write_sealed(partial / STATE, {"format": FORMAT, **content.values, "files": files})
+        found = {"format": FORMAT, **content.values, "files": files}
+        write_sealed(partial / STATE, json_text(partial / STATE, found))
 
     try:
         replace_folder(folder, fill)

@@ -50,11 +50,12 @@ def test_a_score_must_be_a_number() -> None:
         ScoreRecord(after=1, task=0, score=math.nan, n=3, seconds=0.1)
 
 
-def test_what_json_cannot_hold_is_refused_and_the_old_record_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("odd", [object(), "half a pair \ud800", b"\xff"])
+def test_what_json_cannot_hold_is_refused_and_the_old_record_stays(tmp_path: Path, odd: object) -> None:
     record = make_record()
     record.save(tmp_path)
     before = (tmp_path / "record.json").read_bytes()
-    record.memory = {"odd": object()}
+    record.memory = {"odd": odd}
     with pytest.raises(RunError, match=r"record\.json: cannot be written"):
         record.save(tmp_path)
     assert (tmp_path / "record.json").read_bytes() == before

@@ -113,3 +113,12 @@ def test_a_record_without_anything_gives_reasons(picture: Callable[[RunRecord], 
         found = picture(record)
         assert isinstance(found, Missing)
         assert found.reason.endswith(".")
+
+
+def test_many_tasks_are_drawn_without_the_others_behind_each():
+    few, many = ([f"t{i}" for i in range(count)] for count in (20, 21))
+    plot = forgetting_curves(make_record(tasks=few, full=True))
+    assert isinstance(plot, Curves) and len(plot.panels[4].lines) == 20 and "grey" in plot.meaning
+    plot = forgetting_curves(make_record(tasks=many, full=True))
+    assert isinstance(plot, Curves) and len(plot.panels) == 21 and "grey" not in plot.meaning
+    assert all(len(panel.lines) == 1 for panel in plot.panels)

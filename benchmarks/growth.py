@@ -1,0 +1,223 @@
+"""How time, folder and page of a learner grow with its tasks, and memory with the rows that are tokenised.
+
+    python benchmarks/growth.py [--only tasks tokens] [--methods sequential o-lora] [--folder FOLDER]
+
+A tiny model (2 layers, width 32, LoRA of rank 8) learns 100 tasks of 12 training and 3 test rows with each
+method, in a process of its own, and scores every task after each. Written down at 5, 20, 60 and 100 tasks:
+the seconds of that `learn`, and how they divide; the bytes of the folder, of its record and of its page. And
+the peak of memory while 30,000 and 300,000 rows are tokenised. Figures in benchmarks/results/growth.json; a
+method that is measured again takes the place of its former figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+RESULTS = Path(__file__).parent / "results" / "growth.json"
+METHODS: dict[str, dict[str, Any]] = {
+    "sequential": {"name": "sequential"},
+    "replay": {"name": "replay"},
+    "recurrent-kif": {"name": "recurrent-kif", "inner_steps": 2},
+    "o-lora": {"name": "o-lora"},
+}
+WORDS = ("harbour", "town", "ship", "paragraph", "topic", "question", "option", "science", "sports")
+ANSWERS = ("yes", "no")
+TASKS = (5, 20, 60, 100)
+ROWS = (30_000, 300_000)
+PARTS = {
+    "write the record": "kifuse.reporting.record:RunRecord.save",
+    "read the record": "kifuse.reporting.record:RunRecord.load",
+    "train": "kifuse.training.engine:train_task",
+    "score": "kifuse.training.evaluator:Evaluator.score",
+    "draw the page": "kifuse.page_refresh:refresh_report",
+    "write adapter and state": "kifuse.training.snapshot:Snapshots.save",
+    "look through the data": "kifuse.training.engine:look_through",
+}
+"""What the seconds of a `learn` are divided into, and the functions that do it; what is left is the rest."""
+
+
+class Clock:
+    """Adds up the time spent in some functions; one that is called inside another counts to the outer one."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._within = False
+
+    def wrap(self, part: str, target: str) -> None:
+        """Time every call of a function from now on."""
+        module, _, path = target.partition(":")
+        *owners, name = path.split(".")
+        owner: Any = importlib.import_module(module)
+        for each in owners:
+            owner = getattr(owner, each)
+        kind, inner = vars(owner)[name], getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self._within:
+                return inner(*args, **kwargs)
+            self._within, began = True, time.perf_counter()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.seconds[part] += time.perf_counter() - began
+                self._within = False
+
+        setattr(owner, name, staticmethod(timed) if isinstance(kind, classmethod) else timed)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes on disk below a folder; a file of several names counts once."""
+    found = {(s.st_dev, s.st_ino): s.st_size for p in folder.rglob("*") if p.is_file() for s in [p.stat()]}
+    return sum(found.values())
+
+
+def rows_of(number: int, count: int, words: int = 8) -> list[dict[str, str]]:
+    """Rows of a task, of which no two are alike."""
+    draw = random.Random(number)  # noqa: S311 - data, no secrets
+    return [
+        {"input": f"{number} {i} " + " ".join(draw.choices(WORDS, k=words)), "output": draw.choice(ANSWERS)}
+        for i in range(count)
+    ]
+
+
+def learn(method: str, folder: Path) -> list[dict[str, Any]]:
+    """Learn the tasks with a method in this process, and measure at some of them."""
+    import torch
+    from tests.tiny import build_llama, build_tokenizer
+
+    from kifuse import ContinualLearner
+
+    torch.set_num_threads(1)
+    tokenizer, clock = build_tokenizer("bytes"), Clock()
+    learner = ContinualLearner(
+        build_llama(len(tokenizer)),
+        METHODS[method],
+        folder,
+        tokenizer=tokenizer,
+        settings={
+            "model": {"precision": "fp32", "adapter": {"rank": 8, "alpha": 16}},
+            "data": {"max_input": 64, "max_target": 8},
+            "memory": {"per_task": 3},
+            "training": {"epochs": 1, "batch_size": 4},
+            "evaluation": {"max_new_tokens": 2},
+        },
+        progress=False,
+    )
+    for part, target in PARTS.items():
+        clock.wrap(part, target)
+    found = []
+    for k in range(1, TASKS[-1] + 1):
+        rows = rows_of(k, 15)
+        clock.seconds.clear()
+        began = time.perf_counter()
+        learner.learn(rows[:12], name=f"task-{k}", test=rows[12:], labels=ANSWERS)
+        took = time.perf_counter() - began
+        if k in TASKS:
+            parts = {part: clock.seconds[part] for part in PARTS}
+            found.append(
+                {
+                    "tasks": k,
+                    "learn_seconds": round(took, 3),
+                    "parts": {name: round(s, 3) for name, s in parts.items()}
+                    | {"the rest": round(took - sum(parts.values()), 3)},
+                    "folder_bytes": size_of(folder),
+                    "adapters_bytes": size_of(folder / "adapters"),
+                    "last_adapter_bytes": size_of(folder / "adapters" / f"after-{k}"),
+                    "state_bytes": size_of(folder / "state"),
+                    "predictions_bytes": size_of(folder / "predictions"),
+                    "record_bytes": (folder / "record.json").stat().st_size,
+                    "page_bytes": (folder / "report.html").stat().st_size,
+                }
+            )
+            print(f"{method}: {json.dumps(found[-1])}", file=sys.stderr, flush=True)
+    return found
+
+
+def tokenise(count: int) -> dict[str, Any]:
+    """The peak of memory while so many rows are tokenised, above what the process held before."""
+    from tests.tiny import build_tokenizer
+
+    from kifuse.tasks.incoming import as_task
+    from kifuse.tasks.token_cache import CachingEncoder
+
+    with tempfile.TemporaryDirectory() as folder:
+        encoder = CachingEncoder(
+            build_tokenizer("bytes"), source="tiny", cache=None, folder=Path(folder), encoder_decoder=False
+        )
+        task = as_task(rows_of(0, count, words=20), name="rows", to_learn=False)
+        found: dict[str, Any] = {"rows": count, "rows_mib": memory("VmRSS") >> 20}
+        for what in ("first start", "next start"):
+            gc.collect()
+            before = memory("VmRSS")
+            # the peak starts anew
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+            began = time.perf_counter()
+            encoded = encoder.encode_pieces(task.train)
+            found["tokens"] = sum(each.length for each in encoded)
+            found[what] = {
+                "seconds": round(time.perf_counter() - began, 2),
+                "peak_mib": (memory("VmHWM") - before) >> 20,
+                "kept_mib": (memory("VmRSS") - before) >> 20,
+            }
+            del encoded
+    return found
+
+
+def memory(key: str) -> int:
+    """A figure of this process's memory in bytes, by its name in /proc."""
+    for line in Path("/proc/self/status").read_text("ascii").splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(key)
+
+
+def alone(*what: str) -> Any:
+    """Measure in a process of its own."""
+    command = [sys.executable, __file__, "--one", *what]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def main() -> int:
+    """Measure, keep, show."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", choices=("tasks", "tokens"), default=["tasks", "tokens"])
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--folder", type=Path, default=None, help="keeps the learners' folders")
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        what, *rest = arguments.one
+        print(json.dumps(tokenise(int(rest[0])) if what == "tokens" else learn(rest[0], Path(rest[1]))))
+        return 0
+    top = arguments.folder or Path(tempfile.mkdtemp(prefix="growth-"))
+    known: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
+    for method in arguments.methods if "tasks" in arguments.only else ():
+        known.setdefault("tasks", {})[method] = alone("tasks", method, str(top / method))
+        RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    if "tokens" in arguments.only:
+        known["tokens"] = [alone("tokens", str(count)) for count in ROWS]
+        RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(known["tokens"], indent=1))
+    if arguments.folder is None:
+        shutil.rmtree(top)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
