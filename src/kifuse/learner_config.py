@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kifuse.config import RunConfig
+from kifuse.config import DataConfig, RunConfig
 from kifuse.errors import ConfigError, RunError
 from kifuse.methods.base import Method
 from kifuse.models.given import given_backbone
 from kifuse.models.loading import Backbone
 from kifuse.own_method import name_method
-from kifuse.problems import from_pydantic
+from kifuse.problems import from_pydantic, show_value
 from kifuse.registry import name_of
 from kifuse.reporting.record import RunRecord
 from kifuse.training.environment import process_count
@@ -145,6 +145,36 @@ def refuse_stream(record: RunRecord | None, folder: Path) -> None:
     """
     if record is not None and record.stream != OPEN_STREAM:
         raise RunError(f"{folder}: holds a run on {record.stream}, not a learner; name another folder.")
+
+
+_OF_A_STREAM = {
+    "metric": "learner.learn(task, metric='rouge_l'), or metric in the task's own task.json",
+    "format": "learner.learn(task, format='alpaca'), or format in the task's own task.json",
+    "columns": "learner.learn(task, columns={'input': 'question'}), or columns in the task's own task.json",
+    "benchmark": "kifuse run, or learner.learn(task) with each task in turn",
+    "order": "learner.learn(task) with each task in turn",
+    "path": "learner.learn('path/to/a/task')",
+    "layout": "kifuse run, or learner.learn(task) with each task as kifuse.read_task gives it",
+}
+"""Settings of `data` that say how a whole stream is read, and what does the same for tasks one by one."""
+
+
+def refuse_settings_of_a_stream(config: RunConfig) -> None:
+    """Refuse settings that a learner, which is given its tasks one by one, would never look at.
+
+    Raises:
+        ConfigError: There are some; names what does the same.
+    """
+    plain = DataConfig()
+    given = [name for name in _OF_A_STREAM if getattr(config.data, name) != getattr(plain, name)]
+    if given:
+        raise ConfigError(
+            "\n".join(
+                f"settings: data.{name}: found {show_value(getattr(config.data, name))}, expected nothing: a "
+                f"learner gets its tasks one by one. Use {_OF_A_STREAM[name]}."
+                for name in given
+            )
+        )
 
 
 def refuse_all_at_once(method: Method, name: str) -> None:

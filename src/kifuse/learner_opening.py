@@ -10,7 +10,13 @@ from filelock import Timeout
 
 from kifuse.config import RunConfig, to_yaml
 from kifuse.errors import KifuseError, RunError
-from kifuse.learner_config import moved_model, open_model, refuse_all_at_once, refuse_stream
+from kifuse.learner_config import (
+    moved_model,
+    open_model,
+    refuse_all_at_once,
+    refuse_settings_of_a_stream,
+    refuse_stream,
+)
 from kifuse.learner_folder import LearnerFolder
 from kifuse.lineage import count_up_to, learned_count
 from kifuse.models.precision import cast_by_itself
@@ -61,6 +67,8 @@ def open_engine(
         writes = _hold(stack, folder)
         record = open_run(folder, config, but=(RENDERING, "model.name ") if elsewhere else (RENDERING,))
         refuse_stream(record, folder)
+        if record is None:
+            refuse_settings_of_a_stream(config)
         log.writes = log.writes and writes
         stack.enter_context(log.writing(*opening_lines(config, record)))
         if record is not None and writes:

@@ -11,6 +11,7 @@ import torch
 from kifuse.adapters.folder import is_full, read_adapter, read_config
 from kifuse.adapters.full import read_weights
 from kifuse.adapters.kinds import new_adapter
+from kifuse.adapters.lora import peft_asking_transformers
 from kifuse.errors import ModelError
 from kifuse.registry import METHODS, build_method
 
@@ -38,7 +39,8 @@ def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> 
     if config.get("peft_type"):
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(model, str(place))
+        with peft_asking_transformers():
+            return PeftModel.from_pretrained(model, str(place))
     if is_full(config):
         own = dict(model.named_parameters())
         saved = read_adapter(place).tensors

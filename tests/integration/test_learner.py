@@ -372,6 +372,10 @@ def test_mistakes_are_said(make: Make, tasks: list[Task], tiny_folder_llama: Pat
         ContinualLearner("smollm2-135m", "kif", tmp_path / "c", settings={"training": {"epochs": 0}})
     with pytest.raises(ConfigError, match="output_dir"):
         ContinualLearner("smollm2-135m", "kif")
+    data = {"metric": "rouge_l", "path": tmp_path}
+    with pytest.raises(ConfigError, match=r"data\.metric: found 'rouge_l'.*learn\(task, metric=") as caught:
+        ContinualLearner("smollm2-135m", "kif", tmp_path / "m", settings={"data": data})
+    assert "data.path" in str(caught.value)
     with pytest.raises(RunError, match="holds another run"):
         make("kif")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,18 @@ def test_a_learner_goes_on_and_back_and_on_again_bit_for_bit(make: Make, tasks: 
     assert frozen_tensors(monthly.model) == {}
     monthly.learn(tasks[0])
     assert _same(_all(monthly), reached[0])
+    # each state stands alone: whoever needs the room deletes earlier ones, and loses only the way back there
+    for part in ("adapters", "state"):
+        shutil.rmtree(once.folder / part / "after-1")
+    once = make("once")
+    assert _same(_all(once), reached[2])
+    with pytest.raises(RunError, match="no state after any of the first 1 tasks is whole"):
+        once.rollback(1)
+    assert once.learned == 3
+    once.rollback(2)
+    assert _same(_all(once), reached[1])
+    once.learn(tasks[2])
+    assert _same(_all(once), reached[2])
 
 
 class _FailAt(Progress):

@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 
 from kifuse.errors import KifuseError, RunError
+from kifuse.models.loading import narrow_4bit_layer
 from kifuse.training.refusals import refuse_packed
 from tests.months import Died, make_trainer, method_of, new_model, rows, same, script, weights
 from tests.runs import METHODS, TASKS
@@ -103,8 +104,13 @@ def test_layers_that_cannot_take_single_examples_are_refused_before_the_training
     class Linear4bit(torch.nn.Linear):
         """As that of bitsandbytes, as far as it is looked at."""
 
+        support_avx512bf16_for_cpu = True
+
     model = torch.nn.Sequential(Linear4bit(32, 8))
     with pytest.raises(RunError, match=r"EWC looks at single .* its 32 inputs are no multiple of 64"):
         refuse_packed(method_of(METHODS["ewc"]), model)
     refuse_packed(method_of(METHODS["kif"]), model)
-    refuse_packed(method_of(METHODS["ewc"]), torch.nn.Sequential(Linear4bit(128, 8)))
+    refuse_packed(method_of(METHODS["ewc"]), torch.nn.Sequential(Linear4bit(128, 32)))
+    assert "its 8 outputs are no multiple of 32" in narrow_4bit_layer(torch.nn.Sequential(Linear4bit(128, 8)))
+    Linear4bit.support_avx512bf16_for_cpu = False  # then nothing is packed
+    assert not narrow_4bit_layer(model)

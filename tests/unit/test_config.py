@@ -324,6 +324,8 @@ def test_a_wrong_override_is_named_as_such(tmp_path: Path) -> None:
     assert line.startswith("--set training.epochs: found 0, expected a whole number of at least 1 and at")
     [line] = problems(tmp_path, GOOD, training__batch_size=10**60)
     assert "at most 1000000000" in line
+    [line] = problems(tmp_path, GOOD, training__epochs=1_000_000)
+    assert "at least 1 and at most 10000" in line
 
 
 @pytest.mark.parametrize(

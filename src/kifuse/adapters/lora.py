@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,14 @@ SWITCHES: dict[str, dict[str, Any]] = {
 
 FEED_FORWARD = {"wo", "down_proj", "mlp.c_proj", "fc2", "w2", "dense_4h_to_h"}
 """Second feed-forward matrices: (IA)3 scales their inputs, of all other layers the outputs."""
+
+
+@contextlib.contextmanager
+def peft_asking_transformers() -> Iterator[None]:
+    """Keep back what transformers 5.24 says to PEFT 0.21, which asks for a name that is soon to go."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 class Peft(Adapter):
@@ -55,7 +66,8 @@ class Peft(Adapter):
         )
         torch.manual_seed(seed)
         try:
-            return attached(self, get_peft_model(model, config))
+            with peft_asking_transformers():
+                return attached(self, get_peft_model(model, config))
         except ValueError as error:
             raise ModelError(
                 f"model.adapter.target_modules: no {kind} adapter can be put on {', '.join(targets)}: {error}"

@@ -240,7 +240,7 @@ class TrainingConfig(Section):
     learning_rate: Float = Field(
         default=3e-4, gt=0, description="beta_in; AdamW's rate. Larger: faster, more forgetting."
     )
-    epochs: int = Field(default=10, ge=1, le=10**6, description="Passes over each task's training examples.")
+    epochs: int = Field(default=10, ge=1, le=10_000, description="Passes over each task's training examples.")
     batch_size: int = Field(
         default=8, ge=1, le=MOST, description="Examples of one optimizer step, over all devices together."
     )

@@ -169,9 +169,39 @@ def load_backbone(
         say(said)
     if quantized is None:
         model.to(device)  # pyright: ignore[reportArgumentType] - transformers' stub is wrong here
+    elif narrow := narrow_4bit_layer(model):
+        raise ModelError(f"model.quantization: {quantization!r}: {narrow}; use '8bit' or none, or a GPU.")
     model.config.use_cache = True
     accepts = frozenset(inspect.signature(model.forward).parameters)
     return Backbone(model, loaded.tokenizer, loaded.encoder_decoder, accepts, chosen, device, loaded.source)
+
+
+def narrow_4bit_layer(model: nn.Module) -> str:
+    """Find a 4-bit layer that fails on this CPU outside of training, when answers are scored for one.
+
+    On a CPU with AVX512-BF16 bitsandbytes packs such layers anew then: 32 outputs and 64 inputs at a time.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        What is wrong, in words; empty where nothing is.
+    """
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if type(module).__name__ != "Linear4bit" or getattr(weight, "device", None) != torch.device("cpu"):
+            continue
+        if not getattr(module, "support_avx512bf16_for_cpu", True):
+            continue
+        inputs, outputs = int(getattr(module, "in_features", 0)), int(getattr(module, "out_features", 0))
+        block = getattr(weight, "blocksize", 64)
+        for count, each, step in ((inputs, "inputs", block), (outputs, "outputs", 32)):
+            if count % step:
+                return (
+                    f"the 4-bit layer {name} cannot be used on this CPU outside of training: its {count} "
+                    f"{each} are no multiple of {step}"
+                )
+    return ""
 
 
 def empty_model(name: str, *, trust_remote_code: bool = False) -> tuple[Any, bool]:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import nn
 
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, Parameters
+from kifuse.models.loading import narrow_4bit_layer
 from kifuse.models.names import file_name
 
 Setup = tuple[Callable[[Any], Any], str]
@@ -237,26 +237,17 @@ def refuse_parameters(method: Method, params: Parameters) -> None:
 def refuse_packed(method: Method, model: nn.Module) -> None:
     """Refuse a method that looks at single examples where 4-bit layers on a CPU cannot take them.
 
-    Outside of training bitsandbytes packs such layers anew, which it does for whole blocks of a row only.
-
     Raises:
         RunError: It is so; found before the training, not after it.
     """
-    if "examples" not in method.needs:
-        return
-    for name, module in model.named_modules():
-        if type(module).__name__ != "Linear4bit" or getattr(module.weight, "device", None) != _CPU:
-            continue
-        block, width = getattr(module.weight, "blocksize", 64), int(getattr(module, "in_features", 0))
-        if width % block:
-            raise RunError(
-                f"{type(method).__name__} looks at single examples after the training, and the 4-bit layer "
-                f"{name} cannot on a CPU: its {width} inputs are no multiple of {block}; use "
-                "8 bits or none, a GPU, or another method."
-            )
+    narrow = narrow_4bit_layer(model) if "examples" in method.needs else ""
+    if narrow:
+        raise RunError(
+            f"{type(method).__name__} looks at single examples after the training, and {narrow}; use 8 bits "
+            "or none, a GPU, or another method."
+        )
 
 
-_CPU = torch.device("cpu")
 _TRAINED_IN: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 

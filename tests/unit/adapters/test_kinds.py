@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
+from kifuse import load_adapter
 from kifuse.config import AdapterConfig, load_config
 from kifuse.errors import ConfigError, ModelError
 from kifuse.models.loading import shrink_frozen
@@ -130,6 +132,13 @@ def test_kinds_train_what_they_say():
 )
 def test_what_is_trained_is_said_in_a_few_words(settings: dict[str, Any], words: str):
     assert AdapterConfig.model_validate(settings).summary == words
+
+
+def test_putting_an_adapter_on_warns_of_nothing(tmp_path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_adapter(made("llama", "lora"), tmp_path / "kept")
+        load_adapter(build_llama(VOCABULARY), tmp_path / "kept")
 
 
 def test_an_unknown_kind_is_refused():

@@ -103,6 +103,8 @@ def test_a_quantised_model_trains_and_its_adapter_comes_back(
         backbone = load_backbone(str(folder), quantization=bits, precision="fp32", device=CPU)
         layer = backbone.model.model.layers[0].self_attn.q_proj
         assert type(layer).__name__ == {"8bit": "Linear8bitLt", "4bit": "Linear4bit"}[bits]
+        # what narrow_4bit_layer looks at
+        assert bits == "8bit" or isinstance(layer.support_avx512bf16_for_cpu, int)
         config = AdapterConfig.model_validate({"kind": kind, "rank": 2, "dropout": 0.0})
         model = add_adapter(backbone.model, config, encoder_decoder=False, seed=seed)
         shrink_frozen(model, backbone.precision)
