@@ -6,8 +6,8 @@ A tiny model (2 layers, width 32, LoRA of rank 8) learns 100 tasks of 12 trainin
 method, in a process of its own, and scores every task after each. Written down at 5, 20, 60 and 100 tasks:
 the seconds of that `learn`, and into what its processor time divides, which other work on the machine changes
 little; the bytes of the folder, of its record and of its page. Also the peak of memory while 30,000 and
-300,000 rows are tokenised. Figures in benchmarks/results/growth.json; a method that is measured again takes the place
-of its former figures.
+300,000 rows are tokenised. Figures in benchmarks/results/growth.json; a method that is measured again takes
+the place of its former figures.
 """
 
 from __future__ import annotations

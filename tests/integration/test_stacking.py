@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kifuse import ContinualLearner, Task, read_stream
-from kifuse.errors import ModelError
+from kifuse.errors import ModelError, RunError
 from kifuse.reporting.record import RunRecord
 from kifuse.training.progress import Progress
 from kifuse.training.runner import run
