@@ -19,6 +19,7 @@ from rich.console import Console
 
 from kifuse.config import RunConfig
 from kifuse.reporting.record import RunRecord
+from kifuse.sealed import read_sealed
 from kifuse.terminal_progress import ConsoleProgress
 from kifuse.training.runner import run
 
@@ -192,7 +193,7 @@ def show(console: Console, results: Path) -> None:
         f"{'row':24}{'seed':>5}{'AP':>7}{'BWT':>7}{'FWT':>7}{'replayed':>10}{'extra':>7}{'train s':>9}"
     )
     for file in sorted(results.glob("*.json")):
-        record = RunRecord.model_validate_json(file.read_text(encoding="utf-8"))
+        record = RunRecord.model_validate(read_sealed(file)[0])
         row, seed = file.stem.split(".seed")
         numbers = {k: v.value for k, v in record.summary().items()}
         shown = "".join(
