@@ -31,7 +31,7 @@ def _learning(family: Path) -> dict[str, Any]:
     # what a random model says is settled by its head more than by its attention
     queries = ["q", "v"] if "t5" in family.name else ["q_proj", "v_proj"]
     adapter = {"rank": 8, "alpha": 32, "dropout": 0.0, "target_modules": [*queries, "lm_head"]}
-    training = {"learning_rate": 1e-2, "epochs": 20, "batch_size": 4}
+    training = {"learning_rate": 1e-2, "epochs": 30, "batch_size": 4}
     return {"model": {"adapter": adapter}, "training": training, "evaluation": {"max_new_tokens": 8}}
 
 
@@ -129,7 +129,7 @@ def test_the_record_says_what_was_run(learned: tuple[Path, RunRecord], family: P
         assert (entry.name, entry.metric, entry.labels) == (task.name, "exact_match", list(LABELS[task.name]))
         assert entry.sizes == {"train": 12, "dev": 2, "test": 3}
         assert entry.hashes == {split: task.split_hash(split) for split in ("train", "dev", "test")}
-        assert (entry.train_steps, entry.examples_seen) == (60, 240)
+        assert (entry.train_steps, entry.examples_seen) == (90, 360)
         assert (entry.replayed_examples, entry.extra_forward_backward) == (0, 0)
         assert entry.seconds_train and entry.cut_inputs == 0
         steps = [step for step, _ in entry.loss]

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from kifuse import ContinualLearner, Example, RunRecord, Task, TaskStream
 from kifuse.config import DataConfig
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 def score_of(answers: list[str], references: list[str], tokenizer: Any, folder: Path, **task: Any) -> Any:
     """The cell of a task whose model gives these answers."""
     evaluator = Evaluator(
-        None,
+        torch.nn.Module(),
         SimpleNamespace(tokenizer=tokenizer, encoder_decoder=False),  # pyright: ignore[reportArgumentType]
         Encoder(tokenizer, encoder_decoder=False, max_input=64, max_target=16),
         folder=folder,

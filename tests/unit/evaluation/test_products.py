@@ -38,6 +38,12 @@ def multiply_with_onednn(monkeypatch: pytest.MonkeyPatch, really: bool = True) -
     return really
 
 
+def needs_bf16() -> None:
+    """Skip where the processor multiplies nothing in bf16."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor has no products in bf16")
+
+
 def adapted(model: Any, scale: float = 0.3, **settings: Any) -> PeftModel:
     """A model with LoRA on all its linear layers, whose B is not zero."""
     settings = {"target_modules": "all-linear", "r": 3, "lora_alpha": 5, **settings}
@@ -234,6 +240,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_adapters_that_cannot_be_merged_exactly_or_are_not_worth_it_stay_beside_their_layers(
     case: str, packed: bool, tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if packed and case in ("bf16", "autocast"):
+        needs_bf16()
     model = CHANGES.get(case, lambda model: model)(adapted(tiny_llama, **SETTINGS.get(case, {})))
     weights = {name: id(parameter) for name, parameter in model.named_parameters()}
     merged, ids = merged_layers(model), torch.arange(FIRST, FIRST + 9)[None]
@@ -255,8 +263,7 @@ def test_adapters_that_cannot_be_merged_exactly_or_are_not_worth_it_stay_beside_
 def test_in_bf16_packed_weights_give_the_same_bits(
     how: str, tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("this processor has no products in bf16")
+    needs_bf16()
     multiply_with_onednn(monkeypatch)
     model = adapted(tiny_llama)
     if how == "weights":
@@ -279,6 +286,7 @@ def plain_linears(model: Any) -> list[nn.Module]:
 def test_what_the_model_wants_in_full_precision_under_autocast_it_gets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    needs_bf16()
     multiply_with_onednn(monkeypatch)
     layer, x = nn.Linear(64, 32), torch.randn(5, 64)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), quick_products(layer, LONG):
@@ -348,6 +356,8 @@ def test_a_layer_that_is_not_plain_is_left_alone(kind: str, monkeypatch: pytest.
 def test_few_tokens_and_narrow_layers_are_not_worth_it(
     tokens: int, precision: str, width: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if precision == "bf16":
+        needs_bf16()
     multiply_with_onednn(monkeypatch)
     monkeypatch.setattr(products, "_LEAST_WIDTH", 64)
     layer = nn.Linear(128, width)
