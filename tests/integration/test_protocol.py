@@ -133,7 +133,7 @@ def test_the_record_says_what_was_run(learned: tuple[Path, RunRecord], family: P
         assert (entry.replayed_examples, entry.extra_forward_backward) == (0, 0)
         assert entry.seconds_train and entry.cut_inputs == 0
         steps = [step for step, _ in entry.loss]
-        assert steps == list(range(2, 61, 2))
+        assert steps == list(range(3, 91, 3))
         assert entry.loss[-1][1] < entry.loss[0][1]
 
 
