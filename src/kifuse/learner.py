@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kifuse.errors import DataError, RunError, did_you_mean
+from kifuse.errors import RunError
+from kifuse.learner_asking import as_of, scores_of
 from kifuse.learner_config import checked_points, expected_sections, learner_config, named_model
 from kifuse.learner_folder import LearnerFolder
-from kifuse.learner_opening import open_engine
-from kifuse.lineage import (
-    LearnReport,
-    count_up_to,
-    event,
-    is_settled,
-    last_event,
-    learned_count,
-    put_next,
-    refused_before,
-    times_undone,
-)
+from kifuse.learner_learning import Gates, learn_task
+from kifuse.learner_opening import OpenLearner, open_engine
+from kifuse.lineage import LearnReport, count_up_to
 from kifuse.models.given import given_name
 from kifuse.own_method import refuse_unnamed_method
 from kifuse.page_refresh import PageRefresh
 from kifuse.reporting.page import write_report
 from kifuse.reporting.record import RunRecord
-from kifuse.scoring.own_function import refuse_unnamed, register_metric
-from kifuse.storage import sha256_file
+from kifuse.scoring.own_function import register_metric
 from kifuse.streams import chosen_part, name_metrics
-from kifuse.tasks.incoming import as_task, to_score
-from kifuse.tasks.kept import keep_task, kept_inputs, kept_way
+from kifuse.tasks.incoming import as_task
+from kifuse.tasks.kept import kept_way
 from kifuse.tasks.questions import Questions
-from kifuse.tasks.task import Task, check_different
 from kifuse.terminal_progress import listener
 from kifuse.training.answers import answer
-from kifuse.training.data_on_record import put_on_record, tell
 from kifuse.training.environment import is_main_process
 from kifuse.training.log_file import RunLog
-from kifuse.training.opening import now, require_trackers, task_record
-from kifuse.training.progress import Plan, Progress
+from kifuse.training.opening import require_trackers
+from kifuse.training.progress import Progress
 
 
 class ContinualLearner:
@@ -99,6 +86,7 @@ class ContinualLearner:
             elsewhere=_elsewhere,
             at=_at,
         )
+        self._opened = OpenLearner(self._place, self._engine, self._log)
         self._questions = Questions(
             lambda: {n: kept_way(self._place.kept_task(i)) for i, n in enumerate(self.tasks)},
             warnings.warn if progress is False else self._log.say,
@@ -160,12 +148,12 @@ class ContinualLearner:
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks learned, in their order."""
-        return [entry.name for entry in self.record.tasks[: self.learned]]
+        return self._opened.tasks
 
     @property
     def learned(self) -> int:
         """Number of tasks learned."""
-        return learned_count(self.record)
+        return self._opened.learned
 
     @property
     def adapter(self) -> Path:
@@ -196,25 +184,7 @@ class ContinualLearner:
         """
         seed = self.config.training.seed
         chosen = chosen_part(as_task(task, seed=seed, **options), self.config.data, seed)
-        if self.min_score is not None and not chosen.test:
-            raise DataError(f"Task {chosen.name!r}: it has no test examples, so min_score cannot be checked.")
-        with self._alone(), self._engine.tracked():
-            interrupted = self._settle()
-            this = chosen.name, chosen.split_hash("train")
-            if interrupted is not None and last_event(self.record) == this:
-                return interrupted
-            check_different([*dict.fromkeys([*self.tasks, chosen.name])], f"{self.folder}: the learner")
-            if chosen.name in self.tasks:
-                return self._again(chosen)
-            refused = self._refused_before(chosen)
-            if refused is not None:
-                return refused
-            self._begin(chosen)
-            self._engine.learn(self.learned + 1, chosen, earlier=[])
-            report = self._settle()
-        if report is None:
-            raise RunError(f"{self.folder}: task {chosen.name!r} was trained, but is not on record.")
-        return report
+        return learn_task(self._opened, chosen, Gates(self.max_forgetting, self.min_score))
 
     def evaluate(
         self, tasks: Iterable[Any] | None = None, *, after: int | str | None = None
@@ -233,15 +203,7 @@ class ContinualLearner:
             DataError: A name is not of a learned task, or a task has no test examples.
             RunError: No such task was learned, or the state after it is damaged.
         """
-        scores = {}
-        tested = [task.name for task in self.record.tasks[: self.learned] if task.sizes["test"]]
-        with self._as_of(after) as k:
-            for each in tested if tasks is None else [tasks] if isinstance(tasks, str) else tasks:
-                task = self._named(each)
-                if not task.test:
-                    raise DataError(f"Task {task.name!r}: it has no test examples to score.")
-                scores[task.name] = self._engine.evaluator.score(task, k, keep=False).score
-        return scores
+        return scores_of(self._opened, tasks, after)
 
     def generate(
         self,
@@ -270,7 +232,7 @@ class ContinualLearner:
             RunError: No such task as `after` was learned, or the state after it is damaged.
         """
         examples = self._questions.examples(texts, task)
-        with self._as_of(after), self._engine.evaluator.told(task):
+        with as_of(self._opened, after), self._engine.evaluator.told(task):
             return answer(self._engine, examples, max_new_tokens)
 
     def report(self) -> Path:
@@ -293,108 +255,6 @@ class ContinualLearner:
             RunError: There is no such task.
         """
         to = count_up_to(to, self.tasks, "rollback")
-        with self._alone():
+        with self._opened.alone():
             self._place.back_to(self._engine, to, "rolled back")
             self._engine.tell_saved()
-
-    def _again(self, task: Task) -> LearnReport:
-        """The report of a task that was learned before."""
-        index = self.tasks.index(task.name)
-        for split in ("train", "test"):
-            if self.record.tasks[index].hashes[split] != task.split_hash(split):
-                raise DataError(
-                    f"Task {task.name!r}: a task of this name was learned with other {split} examples; "
-                    "give this one another name."
-                )
-        self._engine.progress.say(f"{task.name} was learned already; nothing to do")
-        return LearnReport.of(self.record, index, self._engine.snapshots.adapter(index + 1))
-
-    def _refused_before(self, task: Task) -> LearnReport | None:
-        """The report of a task that was refused and would be again; None: it may be tried."""
-        data, k = task.split_hash("train"), self.learned + 1
-        limits, place = (self.max_forgetting, self.min_score), self._place
-        report = refused_before(self.record, task.name, data, *limits, lambda n: place.undone_adapter(n, k))
-        if report is not None:
-            self._engine.progress.say(f"{report.reason} Nothing has changed, so it is not trained again.")
-        return report
-
-    def _begin(self, task: Task) -> None:
-        """Put a task on record, keep its test examples, and score it before it is learned."""
-        record, k = self.record, self.learned
-        for i, learned in enumerate(record.tasks[:k]):
-            self._place.check_kept(i, record)
-            if learned.sizes["test"]:
-                refuse_unnamed(learned.metric, f"{self.folder}: task {learned.name!r}")
-        earlier = {name: kept_inputs(self._place.kept_task(i)) for i, name in enumerate(self.tasks)}
-        findings = self._engine.look_through([task], earlier)
-        put_next(record, k, task_record(task))
-        keep_task(self._place.kept_task(k), task)
-        record.tasks[k].kept = sha256_file(self._place.kept_task(k))
-        said = put_on_record(record, findings, self.folder if self._engine.writes else None)
-        progress = self._engine.progress
-        tell(said, record.tasks[k:], progress.say)
-        record.status, record.finished = "running", None
-        self._engine.save()
-        sizes = [entry.sizes["test"] for entry in record.tasks]
-        progress.stream([entry.name for entry in record.tasks], k)
-        plan = Plan(self._engine.passes(k, task), sum(sizes) + sizes[-1])
-        progress.begin(f"{self.config.method.name}: task {k + 1}", plan, Plan(0, 0))
-        if task.test and self._engine.score(k, k, task) is not None:
-            self._engine.tell_row(k, [k])
-
-    def _settle(self) -> LearnReport | None:
-        """Score all tasks after the last one, accept it or take it back; finishes what a crash cut short."""
-        record, k = self.record, self.learned
-        if not k or is_settled(record, self.tasks[-1]):
-            return None
-        tested = [i for i in range(k) if record.tasks[i].sizes["test"]]
-        if any([self._engine.score(k, i, self._place.tested(i, record)) is not None for i in tested]):
-            self._engine.tell_row(k, range(k))
-        report = LearnReport.of(record, k - 1, self._engine.snapshots.adapter(k))
-        facts = {"task": report.task, "data": record.tasks[k - 1].hashes["train"], "seconds": report.seconds}
-        facts |= {"before": report.before, "after": report.after}
-        aside = self._place.undone_adapter(times_undone(record) + 1, k)
-        report = report.judged(self.max_forgetting, self.min_score, aside)
-        if not report.accepted:
-            self._place.back_to(self._engine, k - 1, "refused", **facts, reason=report.reason)
-            self._engine.progress.say(report.reason)
-        else:
-            record.lineage.append(event("learned", now(), **facts))
-            record.status, record.finished = "finished", now()
-            self._engine.save()
-        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
-        self._engine.tell_saved()
-        self._engine.progress.finish()
-        return report
-
-    @contextlib.contextmanager
-    def _as_of(self, after: int | str | None) -> Iterator[int]:
-        """The model as it was after a number of tasks, which is given, for as long as the block runs."""
-        learned = self.learned
-        self._engine.settle(learned)
-        k = learned if after is None else count_up_to(after, self.tasks, "after")
-        try:
-            if k != learned:
-                self._engine.restore(k)
-            yield k
-        finally:
-            if k != learned:
-                self._engine.cut_short()
-                self._engine.settle(learned)
-
-    def _named(self, each: Any) -> Task:
-        """A learned task by its name, or another one that is to be scored."""
-        if isinstance(each, str) and each in self.tasks:
-            return self._place.tested(self.tasks.index(each), self.record)
-        if isinstance(each, str) and not Path(each).exists():
-            raise DataError(
-                f"evaluate(): no task {each!r} was learned and there is no such path; learned are "
-                f"{', '.join(self.tasks) or 'none yet'}.{did_you_mean(each, self.tasks)}"
-            )
-        return to_score(each)
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the folder, after making sure that it is as this learner last saw it."""
-        with self._place.alone(self.record, broken=self._engine.cut_short), self._log.writing():
-            yield

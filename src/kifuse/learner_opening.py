@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,46 @@ from kifuse.training.lock import exclusive
 from kifuse.training.log_file import RunLog
 from kifuse.training.opening import RENDERING, new_record, open_method, open_run, opening_lines
 from kifuse.training.sealing import SEALED_NOW, check_base, seal_if_unsealed
+
+
+@dataclass(frozen=True)
+class OpenLearner:
+    """A learner that is open: what its operations work on.
+
+    Attributes:
+        place: Its folder.
+        engine: With the model, the method and the record.
+        log: Told what is going on.
+    """
+
+    place: LearnerFolder
+    engine: Engine
+    log: RunLog
+
+    @property
+    def record(self) -> RunRecord:
+        """Everything on record."""
+        return self.engine.record
+
+    @property
+    def learned(self) -> int:
+        """Number of tasks learned."""
+        return learned_count(self.record)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks learned, in their order."""
+        return [entry.name for entry in self.record.tasks[: self.learned]]
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder, after making sure that it is as this learner last saw it.
+
+        Raises:
+            RunError: It is in use, or has been changed by another process.
+        """
+        with self.place.alone(self.record, broken=self.engine.cut_short), self.log.writing():
+            yield
 
 
 def open_engine(

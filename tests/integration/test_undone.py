@@ -16,6 +16,7 @@ import pytest
 from kifuse import ContinualLearner, RunRecord, Task
 from kifuse.errors import KifuseError, RunError
 from kifuse.learner_folder import LearnerFolder
+from kifuse.learner_learning import Gates, settle
 from kifuse.training.engine import Engine
 from tests.faults import Killed, contents, failing_at, killed, read_only
 from tests.learners import Make
@@ -95,7 +96,6 @@ def test_a_refusal_that_is_killed_at_any_file_operation_loses_nothing(
     for cell in learner.record.scores:
         cell.score = 90.0 - 8 * cell.after
     learner.record.save(learner.folder)
-    learner.max_forgetting = 5.0
     shutil.copytree(learner.folder, tmp_path / "whole")
     remembered = learner.record.model_copy(deep=True)
     monkeypatch.setattr(Engine, "restore", lambda self, k: None)
@@ -105,8 +105,8 @@ def test_a_refusal_that_is_killed_at_any_file_operation_loses_nothing(
         number += 1
         with failing_at(number, killed) as counter:
             try:
-                with learner._alone():
-                    learner._settle()
+                with learner._opened.alone():
+                    settle(learner._opened, Gates(max_forgetting=5.0))
             except (Killed, KifuseError):
                 pass
         if counter.seen < number:

@@ -31,6 +31,7 @@ LAYERS: list[set[str]] = [
     {"terminal_progress"},
     {"learner_config", "learner_folder"},
     {"learner_opening"},
+    {"learner_learning", "learner_asking"},
     {"demo", "learner", "comparing"},
     {"cli"},
     {"__main__"},
