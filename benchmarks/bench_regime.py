@@ -5,7 +5,7 @@
 Runs every row of the table that has no record yet, one at a time, resumably. The records are kept under
 benchmarks/results/bench-regime/ (or in the folder of that name that --results gives), and the table of all of
 them is printed at the end. REPRODUCIBILITY.md says what the regime is and why; --test-examples 400 --results
-benchmarks/results/winning is the protocol of benchmarks/winning.md.
+benchmarks/results/winning is the protocol of docs/measured/winning.md.
 """
 
 from __future__ import annotations

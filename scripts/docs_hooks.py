@@ -2,6 +2,7 @@
 
 - `methods/*.md` in the navigation stands for every page of that folder, in the order of `kifuse ls methods`.
 - `<!-- table of methods -->` in a page becomes that list, with links to the pages.
+- REPRODUCIBILITY.md, where a page quotes it, has its links seen from the guide.
 - `<!-- tables of settings -->` becomes every key of a configuration, with its default and meaning.
 - Equations become MathML, which browsers draw by themselves: no script, no font, no network.
 - A finished site that would load anything from another place is an error.
@@ -27,6 +28,7 @@ from kifuse.registry import METHODS, Entry
 ALL_METHODS = "methods/*.md"
 TABLE = "<!-- table of methods -->"
 SETTINGS = "<!-- tables of settings -->"
+MEASUREMENTS = '--8<-- "REPRODUCIBILITY.md"'
 _MATH = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 _LEFT_OVER = re.compile(r"\\[A-Za-z]+")
 _FOREIGN_WORKER = re.compile(r'<script src="https://unpkg\.com/iframe-worker/shim"></script>')
@@ -126,7 +128,11 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
-    """Fill in the tables."""
+    """Fill in the tables, and the page that also stands at the top of the repository."""
+    if MEASUREMENTS in markdown:
+        text = (Path(config["docs_dir"]).parent / "REPRODUCIBILITY.md").read_text("utf-8")
+        # links that are right at the top of the repository, as they are from here
+        markdown = markdown.replace(MEASUREMENTS, text.replace("](docs/", "]("))
     if TABLE in markdown:
         markdown = markdown.replace(TABLE, methods_table(Path(config["docs_dir"]) / "methods"))
     return markdown.replace(SETTINGS, settings_tables()) if SETTINGS in markdown else markdown
