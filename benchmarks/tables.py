@@ -178,9 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; end with 1 if a page would change"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 if one would change")
     check = parser.parse_args().check
     stale = []
     for page in PAGES:

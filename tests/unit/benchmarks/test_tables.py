@@ -14,8 +14,8 @@ def test_every_table_of_a_page_is_what_the_records_say(page):
 
 def test_a_cell_is_a_measure_of_a_record_and_empty_where_there_is_none():
     table = table_of(
-        "records: bench-regime\nrows: {replay: mixed, joint: all}\ncolumns: {AP: AP 0 1, order 3: AP 0 order 3, "
-        "BWT: BWT 0 1 mean, steps: steps 0, class: class 0}"
+        "records: bench-regime\nrows: {replay: mixed, joint: all}\ncolumns: {AP: AP 0 1, "
+        "order 3: AP 0 order 3, BWT: BWT 0 1 mean, steps: steps 0, class: class 0}"
     )
     assert table.splitlines()[2:] == [
         "| `replay` | mixed | 62.2, 61.6 | 64.9 | -6.4 (2.0) | 360 | real replay |",
