@@ -155,11 +155,17 @@ def _range(values: list[int]) -> str:
 def _show(grid: Grid, outcome: Outcome, console: Console) -> None:
     """Print the methods side by side, what failed, and where everything is."""
     from kifuse.comparing.section import PAGE, TABLES
+    from kifuse.reporting.paired_differences import differences_table
     from kifuse.reporting.run_groups import group_runs
     from kifuse.reporting.terminal_tables import ranking_table
+    from kifuse.reporting.wording import MINUS
 
     if outcome.runs:
-        console.print(ranking_table(group_runs(outcome.runs)))
+        groups = group_runs(outcome.runs)
+        console.print(ranking_table(groups))
+        apart = differences_table(groups)
+        for note in apart.notes if apart else ():
+            _say(console, note.replace(MINUS, "-"))
         _say(console, f"Page: {grid.folder / PAGE}")
         _say(console, f"Tables: {grid.folder / TABLES}")
     for planned, reason in outcome.failed:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from kifuse.reporting import comparison_pictures as comparison
 from kifuse.reporting.comparison_tables import methods_table, runs_table, scores_table, tasks_table
 from kifuse.reporting.method_pictures import fused_units, moved_beside_importance, views
+from kifuse.reporting.paired_differences import differences_table
 from kifuse.reporting.plots import Plot
 from kifuse.reporting.run_groups import Run, group_runs
 from kifuse.reporting.run_pictures import Missing, forgetting_curves, learning_rates, losses, score_matrix
@@ -50,9 +51,15 @@ def all_tables(runs: Sequence[Run]) -> list[Table]:
         runs: One or more.
 
     Returns:
-        Methods, tasks and runs; for one run its score matrix too.
+        Methods, their paired differences, tasks and runs; for one run its score matrix too.
     """
     groups = group_runs(runs)
     labels = {id(run): group.label for group in groups for run in group.runs}
-    tables = [methods_table(groups), tasks_table(groups), runs_table(runs, labels)]
+    apart = differences_table(groups)
+    tables = [
+        methods_table(groups),
+        *([apart] if apart else []),
+        tasks_table(groups),
+        runs_table(runs, labels),
+    ]
     return tables if len(runs) > 1 else [scores_table(runs[0].record), *tables]

@@ -27,6 +27,7 @@ from kifuse.reporting.drawings import draw, draw_all
 from kifuse.reporting.examples import examples
 from kifuse.reporting.headline import figures, how_scored, sentence
 from kifuse.reporting.method_pictures import fused_units, moved_beside_importance, views
+from kifuse.reporting.paired_differences import differences_table
 from kifuse.reporting.run_groups import Run, group_runs, open_run
 from kifuse.reporting.run_pictures import forgetting_curves, learning_rates, losses, score_matrix
 from kifuse.reporting.settings import (
@@ -157,6 +158,7 @@ def comparison_page(runs: Sequence[Run], folder: Path, *, texts: bool = True) ->
         sentence=comparison.sentence(groups),
         how_scored=how_scored(runs[0].record),
         tables=tables,
+        apart=differences_table(groups),
         methods=draw(comparison.methods(groups)),
         differences=comparison.task_differences(groups),
         progress=draw(comparison.progress(groups)),

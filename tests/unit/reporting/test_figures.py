@@ -125,7 +125,10 @@ def test_without_the_converter_it_is_said_what_to_install(tmp_path: Path, monkey
 
 @pytest.mark.parametrize(
     ("runs", "names"),
-    [(KIF, ["scores", "methods", "tasks", "runs"]), (SEVERAL, ["methods", "tasks", "runs"])],
+    [
+        (KIF, ["scores", "methods", "tasks", "runs"]),
+        (SEVERAL, ["methods", "differences", "tasks", "runs"]),
+    ],
 )
 def test_tables_are_collected_with_the_matrix_for_one_run(runs: list[Run], names: list[Any]):
     assert [table.name for table in all_tables(runs)] == names

@@ -1,0 +1,194 @@
+"""Methods compared on the cells that they share: paired differences, and whether these tell them apart.
+
+A cell is one order of the tasks with one seed. Two methods meet in it on the same data, memory draw and order
+of batches, so the spread between cells, often larger than that between methods, falls out of the difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from kifuse.reporting.comparison_tables import metric
+from kifuse.reporting.record import RunRecord
+from kifuse.reporting.run_groups import Group
+from kifuse.reporting.tables import Cell, Table
+from kifuse.reporting.wording import NONE, count, number
+
+CONFIDENCE = 0.95
+_MOST_CELLS = 60
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One method beside another one on the cells that both have.
+
+    Attributes:
+        label: The method.
+        against: The other one.
+        differences: The method's measure minus the other's, in points, one for each shared cell.
+        elsewhere: In how many of them the two runs were made on other machines or with other versions.
+    """
+
+    label: str
+    against: str
+    differences: list[float]
+    elsewhere: int = 0
+
+    @property
+    def mean(self) -> float | None:
+        """The mean difference; None without a shared cell."""
+        return fmean(self.differences) if self.differences else None
+
+    @property
+    def error(self) -> float | None:
+        """The standard error of the mean, sd / sqrt(n); None for fewer than two cells."""
+        n = len(self.differences)
+        return stdev(self.differences) / math.sqrt(n) if n > 1 else None
+
+    @property
+    def reach(self) -> float | None:
+        """Half the width of the 95% interval of the mean, by Student's t with n - 1 degrees of freedom."""
+        return None if self.error is None else _student(len(self.differences)) * self.error
+
+    @property
+    def apart(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.mean is not None and self.reach is not None and abs(self.mean) > self.reach
+
+    def cells_needed(self) -> int | None:
+        """How many cells would tell a difference of this size from none, if the spread stays as it is.
+
+        Returns:
+            The smallest n, above the number of cells, with t(n - 1) sd / sqrt(n) < |mean|; None if that is
+            more than 60, or if there is no spread to go by.
+        """
+        if self.mean is None or self.error is None or self.apart:
+            return None
+        spread = stdev(self.differences)
+        cells = range(len(self.differences) + 1, _MOST_CELLS + 1)
+        return next((n for n in cells if _student(n) * spread / math.sqrt(n) < abs(self.mean)), None)
+
+    def sentence(self, unit: str = "AP") -> str:
+        """What the differences say, in a sentence."""
+        if self.mean is None:
+            return f"{self.label} and {self.against} share no order and seed, so they are not compared."
+        over = f"over {count(len(self.differences), 'shared cell')}"
+        size = number(abs(self.mean))
+        if self.error is None or self.reach is None:
+            side = "above" if self.mean > 0 else "below"
+            how = "level with" if size == number(0.0) else f"{size} points of {unit} {side}"
+            return (
+                f"{self.label} is {how} {self.against} in one cell; more seeds would show if that is noise."
+            )
+        within = f"standard error {number(self.error)}, 95% interval {_interval(self)}"
+        if self.apart:
+            side = "above" if self.mean > 0 else "below"
+            return f"{self.label} is {size} points of {unit} {side} {self.against} {over} ({within})."
+        needed = self.cells_needed()
+        more = (
+            f"some {needed} cells would tell a difference of this size"
+            if needed
+            else f"more than {_MOST_CELLS} cells would be needed to tell"
+        )
+        return (
+            f"{self.label} and {self.against} do not separate {over}: "
+            f"{number(self.mean, sign=True)} points of {unit} ({within}); {more}."
+        )
+
+
+def paired(group: Group, against: Group, measure: Callable[[RunRecord], float | None]) -> Paired:
+    """Differences of a measure over the cells in which both groups have a finished run.
+
+    Args:
+        group: The method.
+        against: The one it is compared with.
+        measure: Finds the quantity in the record of one run.
+    """
+    own, other = _by_cell(group, measure), _by_cell(against, measure)
+    shared = [cell for cell in own if cell in other]
+    elsewhere = sum(_made_on(own[cell][1]) != _made_on(other[cell][1]) for cell in shared)
+    return Paired(group.label, against.label, [own[cell][0] - other[cell][0] for cell in shared], elsewhere)
+
+
+def differences_table(groups: Sequence[Group], name: str = "AP") -> Table | None:
+    """Every method beside the best one that learns task after task.
+
+    Args:
+        groups: The methods.
+        name: The measure.
+
+    Returns:
+        A table whose notes are a sentence for each method, or None where there are no two methods to compare.
+    """
+    measure = metric(name)
+    means = {id(group): group.mean(measure) for group in groups}
+    known = [group for group in groups if means[id(group)] is not None]
+    in_turn = [group for group in known if group.runs[0].record.method.data_class != "all data"]
+    if len(known) < 2 or not in_turn:
+        return None
+    value = {id(group): mean.value for group in known if (mean := means[id(group)]) is not None}
+    best = max(in_turn, key=lambda group: value[id(group)])
+    table = Table(
+        "differences",
+        f"Paired differences of {name} from {best.label}",
+        ["method", "shared cells", "difference", "standard error", "95% interval", "apart"],
+    )
+    others = sorted((g for g in known if g is not best), key=lambda g: -value[id(g)])
+    elsewhere = 0
+    for found in (paired(group, best, measure) for group in others):
+        cells = float(len(found.differences))
+        table.rows.append(
+            [
+                Cell(found.label),
+                Cell(number(cells, 0), cells),
+                Cell(number(found.mean, sign=True), found.mean),
+                Cell(number(found.error), found.error),
+                Cell(_interval(found)),
+                Cell("yes" if found.apart else "no"),
+            ]
+        )
+        table.notes.append(found.sentence(name))
+        elsewhere += found.elsewhere
+    if elsewhere:
+        table.notes.append(
+            f"In {count(elsewhere, 'cell')} the two runs were made on other machines or with other versions "
+            "of the libraries, which alone can move a score."
+        )
+    if len(others) > 1:
+        table.notes.append("Each interval stands alone: among many comparisons some are apart by chance.")
+    return table
+
+
+def _by_cell(
+    group: Group, measure: Callable[[RunRecord], float | None]
+) -> dict[tuple[object, ...], tuple[float, RunRecord]]:
+    """The measure of each finished run, by order, seed and test examples; the last run of a cell counts."""
+    found = {}
+    for run in group.runs:
+        value = measure(run.record) if run.record.status == "finished" else None
+        if value is not None:
+            tests = frozenset((task.name, task.hashes.get("test")) for task in run.record.tasks)
+            found[run.record.stream, run.seed, tests] = value, run.record
+    return found
+
+
+def _made_on(record: RunRecord) -> tuple[object, object]:
+    """The machine and the versions that a run was made with."""
+    return record.machine.get("device_name"), record.versions
+
+
+def _interval(found: Paired) -> str:
+    if found.mean is None or found.reach is None:
+        return NONE
+    low, high = found.mean - found.reach, found.mean + found.reach
+    return f"{number(low, sign=True)} to {number(high, sign=True)}"
+
+
+def _student(cells: int) -> float:
+    """The quantile of Student's t for the 95% interval of a mean over so many cells."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + CONFIDENCE) / 2, cells - 1))
