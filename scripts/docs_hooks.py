@@ -76,7 +76,8 @@ def _row(name: str, entry: Entry, page: Path | None) -> str:
 def settings_tables(model: type[BaseModel] = RunConfig, path: str = "") -> str:
     """Every key of a configuration as Markdown tables, one a section."""
     parts, rows = [], []
-    for name, field in model.model_fields.items():
+    for own, field in model.model_fields.items():
+        name = field.alias or own
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             parts.append(

@@ -10,7 +10,13 @@ from typing import Any
 
 from kifuse.errors import RunError
 from kifuse.learner_asking import as_of, scores_of
-from kifuse.learner_config import checked_points, expected_sections, learner_config, named_model
+from kifuse.learner_config import (
+    checked_points,
+    expected_sections,
+    learner_config,
+    named_model,
+    with_adapter,
+)
 from kifuse.learner_folder import LearnerFolder
 from kifuse.learner_learning import Gates, learn_task
 from kifuse.learner_opening import OpenLearner, open_engine
@@ -40,6 +46,8 @@ class ContinualLearner:
         model: `smollm2-135m`, a hub id, a folder, or a transformers model (then with its tokenizer).
         method: A name of `kifuse ls methods`, a mapping with `name` and settings, or a `Method`.
         output_dir: The folder; one that holds a learner of the same settings is gone on with.
+        adapter: The folder of a LoRA adapter that was made elsewhere (`model.adapter.from`), which counts as
+            what was learned before the first task; its rank, layers and scale are gone on with.
         tokenizer: Of a model that is given as an object.
         settings: Sections of the configuration by name, as in a run's YAML: `{"training": {"epochs": 3}}`.
         max_forgetting: Most points (of 100) that any earlier task's score may lose by learning another; a
@@ -57,6 +65,7 @@ class ContinualLearner:
         method: Any = "recurrent-kif",
         output_dir: str | Path = "",
         *,
+        adapter: str | Path | None = None,
         tokenizer: Any = None,
         settings: Mapping[str, Any] | None = None,
         max_forgetting: float | None = None,
@@ -67,7 +76,7 @@ class ContinualLearner:
     ) -> None:
         given = not isinstance(model, (str, Path))
         name = given_name(model) if given else str(model)
-        self.config = learner_config(name, method, settings or {}, output_dir)
+        self.config = learner_config(name, method, with_adapter(settings or {}, adapter), output_dir)
         self.folder = Path(self.config.output)
         self.max_forgetting = checked_points("max_forgetting", max_forgetting)
         self.min_score = checked_points("min_score", min_score)
@@ -125,7 +134,7 @@ class ContinualLearner:
         """
         record = RunRecord.load(os.path.expanduser(output_dir))
         named = [register_metric(each) for each in own_metrics]
-        sections = expected_sections(record, settings, trust_remote_code, named)
+        sections = expected_sections(record, output_dir, settings, trust_remote_code, named)
         # code is only ever named by the caller
         expected = (settings or {}).get("method", {}).get("name")
         refuse_unnamed_method(record.config["method"]["name"], own_method or expected, output_dir)
@@ -162,7 +171,7 @@ class ContinualLearner:
         Raises:
             RunError: Nothing was learned yet.
         """
-        if not self.learned:
+        if not self.learned and self.config.model.adapter.from_ is None:
             raise RunError(f"{self.folder}: nothing was learned yet, so there is no adapter.")
         return self._engine.snapshots.adapter(self.learned)
 

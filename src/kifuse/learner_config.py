@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kifuse.config import DataConfig, RunConfig
+from kifuse.config.start_from import own_copy, with_start
 from kifuse.errors import ConfigError, RunError
 from kifuse.methods.base import Method
 from kifuse.models.given import given_backbone
@@ -19,6 +20,7 @@ from kifuse.registry import name_of
 from kifuse.reporting.record import RunRecord
 from kifuse.training.environment import process_count
 from kifuse.training.opening import OPEN_STREAM, model_facts, open_backbone
+from kifuse.training.start_from import KEY as START
 
 
 def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: str | Path) -> RunConfig:
@@ -46,19 +48,41 @@ def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: 
     data = {**settings, "model": {**settings.get("model", {}), "name": name}, "method": chosen}
     data["output"] = folder
     try:
-        return RunConfig.model_validate(data)
+        return with_start(RunConfig.model_validate(data))
     except ValidationError as error:
         problems = from_pydantic(error.errors(include_url=False), RunConfig.model_fields, data)
         raise ConfigError("\n".join(problem.render("settings") for problem in problems)) from error
 
 
+def with_adapter(settings: Mapping[str, Any], folder: str | Path | None) -> Mapping[str, Any]:
+    """The sections with the folder of an adapter to begin from as `model.adapter.from`.
+
+    Raises:
+        ConfigError: They name another one.
+    """
+    if folder is None:
+        return settings
+    model = dict(settings.get("model", {}))
+    own = dict(model.get("adapter") or {})
+    if own.get("from") not in (None, folder, str(folder)):
+        raise ConfigError(
+            f"adapter: found {str(folder)!r}, and model.adapter.from {own['from']!r}; give one."
+        )
+    return {**settings, "model": {**model, "adapter": {**own, "from": folder}}}
+
+
 def expected_sections(
-    record: RunRecord, settings: Mapping[str, Any] | None, trust_remote_code: bool, own_metrics: Sequence[Any]
+    record: RunRecord,
+    folder: str | Path,
+    settings: Mapping[str, Any] | None,
+    trust_remote_code: bool,
+    own_metrics: Sequence[Any],
 ) -> dict[str, Any]:
     """The sections of a learner's configuration as they are on record, but for what only a caller may say.
 
     Args:
         record: Of the learner.
+        folder: Its folder.
         settings: Sections with what the caller expects; they take the place of what is on record, so that
             opening the folder refuses what differs.
         trust_remote_code: The caller's word.
@@ -73,6 +97,14 @@ def expected_sections(
             raise ConfigError(f"settings: {name}: found {values!r}, expected keys and values.")
         sections[name] = _over(sections.get(name, {}), values)
     sections["model"] = {**sections["model"], "trust_remote_code": trust_remote_code}
+    copy = own_copy(Path(folder).expanduser())
+    if (
+        START in record.model
+        and copy.is_dir()
+        and "from" not in (settings or {}).get("model", {}).get("adapter", {})
+    ):
+        # the adapter that it began from may be gone or another one by now
+        sections["model"]["adapter"] = {**sections["model"]["adapter"], "from": str(copy)}
     sections["data"] = {**sections.get("data", {}), "own_metrics": list(own_metrics)}
     return sections
 

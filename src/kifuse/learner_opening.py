@@ -30,6 +30,7 @@ from kifuse.training.lock import exclusive
 from kifuse.training.log_file import RunLog
 from kifuse.training.opening import RENDERING, new_record, open_method, open_run, opening_lines
 from kifuse.training.sealing import SEALED_NOW, check_base, seal_if_unsealed
+from kifuse.training.start_from import keep_start
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ def open_engine(
         engine = Engine(config, record, built, backbone, log, writes=log.writes)
         if writes and (unsealed or record != before):
             record.save(folder)
+        if writes:
+            keep_start(config)
         cast_by_itself(backbone)
         _restore(engine, place, at, writes)
         if not writes:

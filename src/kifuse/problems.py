@@ -172,6 +172,7 @@ def _from_error(error: ErrorDetails, fields: Mapping[str, FieldInfo], data: Mapp
         part = str(part)
         key.append(part)
         value = value.get(part) if isinstance(value, Mapping) else None
+        fields = {each.alias or name: each for name, each in fields.items()}
         if part not in fields:
             return unknown_key(tuple(key), value, fields)
         field = fields[part]

@@ -66,6 +66,7 @@ class Adapter:
         Raises:
             ModelError: It cannot.
         """
+        refuse_start(settings, method)
 
     def attach(self, model: Any, *, encoder_decoder: bool, seed: int) -> Any:
         """Make ready what is trained, and freeze everything else.
@@ -80,11 +81,22 @@ class Adapter:
         """
         raise NotImplementedError
 
+    def start_from(self, folder: Path) -> None:
+        """Take a LoRA adapter that was made elsewhere as what was learned before the first task.
+
+        Args:
+            folder: Of a PEFT adapter with the kind, rank, alpha and layers of the settings.
+
+        Raises:
+            ModelError: It is of another model; or this class of adapter cannot.
+        """
+        raise ModelError(f"model.adapter.from: {type(self).__name__} cannot begin from an adapter.")
+
     def begin_task(self, index: int, seed: int) -> None:
         """Get ready for a task; what the model computes stays as it is, or a task's own part comes into it.
 
         Args:
-            index: 0-based position of the task.
+            index: 0-based position of the task; what was learned elsewhere before it counts as one.
             seed: Of the run.
         """
 
@@ -174,6 +186,21 @@ class Adapter:
             held = found.config.get("adapter") or found.config.get("peft_type") or found.config.get("format")
             raise ModelError(f"{folder}: holds an adapter of {held}, expected one of {name}.")
         return found
+
+
+def refuse_start(settings: Any, method: str) -> None:
+    """Refuse to begin from a LoRA adapter that was made elsewhere, for what is trained otherwise.
+
+    Raises:
+        ModelError: The settings name one.
+    """
+    folder = getattr(settings, "from_", None)
+    if folder is not None:
+        raise ModelError(
+            f"model.adapter.from: {method!r} trains no LoRA that could go on from the adapter in {folder}. "
+            "Merge it into its base (PEFT's merge_and_unload, then save_pretrained) and name that folder as "
+            "the model, or take another method."
+        )
 
 
 def adapter_on(model: nn.Module) -> Adapter | None:

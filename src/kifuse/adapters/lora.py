@@ -41,6 +41,14 @@ def peft_asking_transformers() -> Iterator[None]:
 class Peft(Adapter):
     """A standard PEFT adapter of the kinds `lora`, `rslora`, `dora` and `ia3`."""
 
+    @classmethod
+    def refuse(cls, settings: Any, method: str) -> None:
+        """Refuse nothing: LoRA goes on from LoRA, and (IA)3 has its own kind refused before."""
+
+    def start_from(self, folder: Path) -> None:
+        """Put the weights into those that the first task trains."""
+        self.load(folder)
+
     def attach(self, model: Any, *, encoder_decoder: bool, seed: int) -> Any:
         """Wrap the model with a PEFT adapter.
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kifuse.adapters.base import refuse_start
 from kifuse.adapters.full import read_weights, write_weights
 from kifuse.adapters.lora import CURRENT, Peft
 from kifuse.errors import ModelError
@@ -43,6 +44,7 @@ class Osf(Peft):
     @classmethod
     def refuse(cls, settings: Any, method: str) -> None:
         """Refuse another kind."""
+        refuse_start(settings, method)
         if settings.kind != KIND:
             raise ModelError(
                 f"model.adapter.kind: found {settings.kind!r}, expected {KIND!r}: {method!r} trains the "

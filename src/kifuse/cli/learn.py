@@ -42,6 +42,10 @@ def learn(
         str | None,
         typer.Option(help="Of a new learner: a name of 'kifuse ls models', a hub id, or a folder."),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Of a new learner: a LoRA adapter made elsewhere, as what was learned before."),
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="Of a new learner: a name of 'kifuse ls methods'; else recurrent-kif.")
     ] = None,
@@ -80,6 +84,10 @@ def learn(
     if method is not None:
         refuse_twice({"name": "--method"}, {"name": method}, wanted.get("method", {}))
         wanted["method"] = {**wanted.get("method", {}), "name": method}
+    if adapter is not None:
+        own = wanted.get("model", {}).get("adapter", {})
+        refuse_twice({"from": "--adapter"}, {"from": str(adapter)}, own)
+        wanted["model"] = {**wanted.get("model", {}), "adapter": {**own, "from": str(adapter)}}
     limits = {"max_forgetting": max_forgetting, "min_score": min_score}
     limits = {key: value for key, value in limits.items() if value is not None}
     options = {

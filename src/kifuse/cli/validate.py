@@ -50,7 +50,7 @@ def validate(
     refuse_recipe_name(config)
     resolved = load_config(config, parse_overrides(settings or []), check_files=True)
     # the method of that name needs its own kind of adapter, and others refuse some kinds
-    if resolved.model.adapter.kind != "lora" or resolved.method.name == "osf":
+    if resolved.model.adapter.kind != "lora" or resolved.model.adapter.from_ or resolved.method.name == "osf":
         from kifuse.training.opening import open_method
 
         open_method(resolved)

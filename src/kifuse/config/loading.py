@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from kifuse.config.reading import Document, read_setting, read_yaml
 from kifuse.config.schema import RunConfig
+from kifuse.config.start_from import start_of, with_start
 from kifuse.errors import ConfigError, did_you_mean
 from kifuse.own_method import name_method
 from kifuse.problems import NOTHING, Key, Problem, from_pydantic, show_value
@@ -79,7 +80,9 @@ def load_config(
         raise ConfigError("\n".join(texts[:_MOST_PROBLEMS] + more))
     if config is None:
         raise ConfigError(f"{path}: cannot be read as a configuration.")
-    return config
+    start = start_of(config)
+    # what a finished run began from may be gone
+    return with_start(config) if check_files or (start is not None and start.is_dir()) else config
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:

@@ -46,7 +46,9 @@ Folder = Annotated[Path, Field(strict=False), BeforeValidator(_filled), AfterVal
 class Section(BaseModel):
     """A part of the configuration: no unknown keys, no silent conversion between types, not changed later."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, serialize_by_alias=True
+    )
 
 
 class AdapterConfig(Section):
@@ -86,6 +88,13 @@ class AdapterConfig(Section):
         default=None,
         description="Names of the layers to adapt; null: query and value projections, for ia3 the paper's "
         "places, for full the whole model.",
+    )
+
+    from_: Folder | None = Field(
+        default=None,
+        alias="from",
+        description="The folder of a LoRA adapter that was made elsewhere, which counts as what was learned "
+        "before the first task. Kind, rank, alpha and layers are its own.",
     )
 
     @property

@@ -21,7 +21,7 @@ class TaskInfo:
     """Where in the stream training stands.
 
     Attributes:
-        index: 0-based position of the task.
+        index: 0-based position of the task; what was learned elsewhere before it counts as one.
         name: Its name.
         steps: Number of optimizer steps.
         batch_size: Examples of a step, over all processes.

@@ -186,7 +186,7 @@ class BroughtAdapter:
         Raises:
             RunError: Others are asked for now; names the first that differs.
         """
-        for key, value in self._given.model_dump().items() if self._given is not None else ():
+        for key, value in self._given.model_dump(by_alias=False).items() if self._given is not None else ():
             if value != getattr(kept, key):
                 raise RunError(
                     f"{file}: the adapter's {key} is {getattr(kept, key)!r}, but {value!r} now; leave "
@@ -239,6 +239,11 @@ def _checked(settings: Mapping[str, Any], method: Method) -> AdapterConfig:
     """
     own = {"kind": method.adapter} if method.adapter in KINDS else {}
     data = {**own, **settings}
+    if data.get("from") is not None:
+        raise ConfigError(
+            f"adapter.from: found {data['from']!r}, expected nothing: a callback trains what is on the "
+            "model; put it there with PeftModel.from_pretrained(model, folder, is_trainable=True)."
+        )
     try:
         return AdapterConfig.model_validate(data)
     except ValidationError as error:

@@ -36,6 +36,7 @@ from kifuse.training.progress import Progress
 from kifuse.training.reading import Reading
 from kifuse.training.refusals import nothing_learned
 from kifuse.training.snapshot import Snapshots
+from kifuse.training.start_from import attach, earlier_than_first
 from kifuse.training.texts import TaskTexts, writers, writes_memory
 from kifuse.training.tracking import Tracking, steps_before
 from kifuse.training.watching import Watcher, matrix_row
@@ -76,9 +77,9 @@ class Engine:
         self.folder = Path(config.output)
         self.writes = writes and is_main_process()
         self.snapshots = Snapshots(self.folder)
-        seed = config.training.seed
         self.adapter = new_adapter(config.model.adapter, method)
-        self.model = self.adapter.attach(backbone.model, encoder_decoder=backbone.encoder_decoder, seed=seed)
+        self.model = attach(self.adapter, backbone, config, record, progress.say)
+        self._earlier = earlier_than_first(config)
         shrink_frozen(self.model, backbone.precision)
         self._check_method()
         self._writers = writers(method, config.memory.source)
@@ -208,7 +209,7 @@ class Engine:
         """Forward and backward passes that training on a task will take, at its place from 0 and alone."""
         settings, [size] = self.config.training, self.reading.sizes([task])
         steps = own_steps(size, settings.epochs, settings.batch_size)
-        info = TaskInfo(index, task.name, steps, batch_size=settings.batch_size)
+        info = TaskInfo(index + self._earlier, task.name, steps, batch_size=settings.batch_size)
         return passes(self.config, self.method, [info], [size])
 
     def learn(self, k: int, task: Task, earlier: Sequence[Task], *, jointly: bool = False) -> None:
@@ -243,7 +244,7 @@ class Engine:
         seconds = 60.0 * self.config.training.checkpoint_minutes
         middle = Middle(self.folder / "checkpoint", seconds, patience, self.progress.say)
         self._cut_short = True
-        self.adapter.begin_task(k - 1, self.config.training.seed)
+        self.adapter.begin_task(k - 1 + self._earlier, self.config.training.seed)
         # several processes keep nothing of a task's middle: they stop at once, as by themselves
         with patience.listening() if process_count() == 1 else contextlib.nullcontext():
             done = self._train(k, name, current, old, kept, middle)
@@ -289,7 +290,8 @@ class Engine:
         settings, watcher = self.config.training, Watcher(self.progress, name, self.method.shown)
         mixed = old if self.method.old_data == "mixed" else []
         steps = own_steps(len(current) + len(mixed), settings.epochs, settings.batch_size)
-        info = TaskInfo(k - 1, name, steps, batch_size=settings.batch_size, examples=len(current))
+        index = k - 1 + self._earlier
+        info = TaskInfo(index, name, steps, batch_size=settings.batch_size, examples=len(current))
         extra = self.method.extra_passes(info, -(-len(old) // settings.batch_size))
         self.progress.training(name, steps + extra)
         before = steps_before(self.record, k - 1)
@@ -298,7 +300,7 @@ class Engine:
             self.backbone,
             self.method,
             settings,
-            index=k - 1,
+            index=index,
             name=name,
             current=current,
             mixed=mixed,

@@ -21,6 +21,7 @@ from kifuse.reporting.record import MethodRecord, RunRecord, TaskRecord
 from kifuse.tasks.rendering import CHAT, ONE_TURN, PLAIN, Form, Rendering, decide_rendering
 from kifuse.tasks.task import Task, TaskStream
 from kifuse.training.environment import machine, versions
+from kifuse.training.start_from import refuse_another_start
 from kifuse.training.texts import data_class_of
 
 OPEN_STREAM = "tasks as they come"
@@ -66,6 +67,8 @@ def open_run(folder: Path, config: RunConfig, *, but: tuple[str, ...] = ()) -> R
     setting = config.data.chat_template
     if setting == "auto" or setting == (begun_form(record) != PLAIN):
         but = (*but, RENDERING)  # prompts stay as they were
+    if refuse_another_start(config, record):
+        but = (*but, "model.adapter.from ")  # wherever it lies now
     harmless = (*WITHOUT_EFFECT, *but)
     changed = [d for d in differences(record.config, config_json(config)) if not d.startswith(harmless)]
     if changed:

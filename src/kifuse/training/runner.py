@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kifuse.config import RunConfig, to_yaml
+from kifuse.config.start_from import with_start
 from kifuse.errors import DataError
 from kifuse.folders import remove_temporaries
 from kifuse.own_method import name_method
@@ -34,6 +35,7 @@ from kifuse.training.progress import Plan, Progress
 from kifuse.training.sealing import SEALED_NOW, check_base, seal_if_unsealed
 from kifuse.training.shared import Shared
 from kifuse.training.snapshot import Snapshots
+from kifuse.training.start_from import keep_start
 from kifuse.training.work import cells_to_score, plan_of
 
 
@@ -63,6 +65,7 @@ def run(
     """
     progress, shared = progress or Progress(), shared or Shared(keeps=False)
     name_method(config.method.name)
+    config = with_start(config)
     folder = Path(config.output)
     record = open_run(folder, config)
     if record is not None and record.status == "finished":
@@ -135,6 +138,8 @@ class _StreamRun:
         if engine.writes:
             write_text(engine.folder / "config.yaml", to_yaml(self.config))
         engine.save()
+        if engine.writes:
+            keep_start(self.config)
         self._take_over_first_task(reuse)
         if findings is not None:
             put_on_record(self.record, findings, engine.folder if engine.writes else None)
@@ -191,6 +196,7 @@ class _StreamRun:
         """Use another run's first task where it must come out the same."""
         engine, record = self.engine, self.record
         plainly = trains_plainly(engine.method) and self.config.memory.source == "real"
+        plainly = plainly and self.config.model.adapter.from_ is None
         if record.tasks[0].train_steps is not None or not plainly:
             return
         if process_count() > 1:

@@ -12,6 +12,7 @@ from kifuse.streams import own_steps
 from kifuse.tasks.memory import MemoryBuffer
 from kifuse.tasks.task import Task
 from kifuse.training.progress import Plan
+from kifuse.training.start_from import earlier_than_first
 from kifuse.training.texts import writers
 
 
@@ -69,7 +70,7 @@ def plan_of(
     trainings = [sum(sizes)] if method.old_data == "all" else sizes
     infos = [
         TaskInfo(
-            i,
+            i + earlier_than_first(config),
             "",
             own_steps(size, training.epochs, training.batch_size),
             batch_size=training.batch_size,
