@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArguments
 
 from kifuse import registry
@@ -123,6 +124,10 @@ class Stands:
         from kifuse.benchmarks.catalog import load_benchmark
 
         self.bundled = self.outline if words[1] == "show" else self.llama
+        if "--adapter" in words:
+            model = AutoModelForCausalLM.from_pretrained(self.llama)
+            adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"]))
+            adapted.save_pretrained(words[words.index("--adapter") + 1])
         if words[1] != "run":
             return []
 
