@@ -48,7 +48,7 @@ OUTSIDE: dict[str, set[str]] = {
     "storage": {"torch", "safetensors"},
     "folders": set(),
     "sealed": set(),
-    "reporting": {"jinja2", "markupsafe", "pydantic", "pydantic_core", "rich", "vl_convert"},
+    "reporting": {"jinja2", "markupsafe", "pydantic", "pydantic_core", "rich", "scipy", "vl_convert"},
     "config": {"pydantic", "yaml"},
     "registry": {"pydantic"},
     "streams": set(),
