@@ -133,6 +133,18 @@ ADAPTERS: dict[str, dict[str, Any]] = {"osf": {"kind": "osf"}, "osf-own-rate": {
 RATES = {"osf-own-rate": 5e-5}
 """Learning rates other than the regime's, which is one for LoRA: the one of OSF's paper."""
 
+PAPERS_SHARE = 3
+"""Kept examples of a task where the memory is 2% of its 150, as the papers keep 20 of 1,000."""
+
+OF_PAPERS_SHARE: dict[str, dict[str, Any]] = {
+    "replay-2pct": {"name": "replay"},
+    "rkif-2pct": {"name": "recurrent-kif"},
+    "rkif-2pct-equal": {"name": "recurrent-kif", "inner_steps": 20},
+    "rkif-2pct-m4": {"name": "recurrent-kif", "outer_steps": 4},
+}
+"""Rows with the papers' share. With 20 inner steps a round Recurrent-KIF replays about as much as replay."""
+
+ROWS |= OF_PAPERS_SHARE
 ROWS |= {name: {"name": name} for name in RIVALS}
 ROWS["osf-own-rate"] = {"name": "osf"}
 ROWS["vr-mcl-vision"] = {"name": "vr-mcl", "alpha": 0.1, "alpha_lr": 0.25}
@@ -160,6 +172,7 @@ def config(
             "model": {**model, "adapter": ADAPTERS.get(row, model["adapter"])},
             "data": {**REGIME["data"], **sizes, "path": data, "order": order},
             "training": {**training, "learning_rate": rate, "seed": seed, "threads": threads},
+            "memory": {"per_task": PAPERS_SHARE} if row in OF_PAPERS_SHARE else REGIME["memory"],
             "method": ROWS[row],
             "output": folder,
         }
