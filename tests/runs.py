@@ -78,6 +78,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "l2p": {"name": "l2p", "pool": 4, "length": 2, "picked": 2},
     "progprompt": {"name": "progprompt", "length": 2},
     "progprompt, without task ids": {"name": "progprompt", "length": 2, "residual": 3, "task_id": False},
+    "epi": {"name": "epi", "length": 2},
+    "epi, with task ids": {"name": "epi", "length": 2, "start": "mean", "answers": 1, "task_id": True},
     "lfpt5": {"name": "lfpt5", "length": 3, "attempts": 1},
     "moe-lora": {"name": "moe-lora", "experts": 3, "top_k": 2},
     "dft": {"name": "dft"},

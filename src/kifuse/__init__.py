@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kifuse.methods.context import Context, TaskInfo
     from kifuse.methods.derpp import DERPP
     from kifuse.methods.ella import ELLA
+    from kifuse.methods.epi import EPI
     from kifuse.methods.ewc import EWC
     from kifuse.methods.forever import Forever
     from kifuse.methods.inclora import IncLoRA
@@ -84,6 +85,7 @@ _PLACES = {
     ),
     "kifuse.methods.derpp": ("DERPP",),
     "kifuse.methods.ella": ("ELLA",),
+    "kifuse.methods.epi": ("EPI",),
     "kifuse.methods.ewc": ("EWC",),
     "kifuse.methods.forever": ("Forever",),
     "kifuse.methods.inclora": ("IncLoRA",),
@@ -121,6 +123,7 @@ __all__ = [
     "DERPP",
     "ELLA",
     "EMA",
+    "EPI",
     "EWC",
     "KIF",
     "L2P",

@@ -199,6 +199,12 @@ METHODS: dict[str, Entry] = {
         data_class="generated replay",
         paper="arXiv 2110.07298",
     ),
+    "epi": Entry(
+        target="kifuse.methods.epi:EPI",
+        summary="A prefix for each task, chosen for each input by what the frozen model makes of it.",
+        data_class="replay-free",
+        paper="ACL 2023",
+    ),
     "moe-lora": Entry(
         target="kifuse.methods.moe_lora:MoELoRA",
         summary="Several LoRA experts in each layer, weighed token by token by a router.",

@@ -38,6 +38,9 @@ class ReadsAsked(Adapter):
     """Of the batch that is trained on next, from `before_batch`."""
     _asked: int | None = None
     """While it generates: how many tokens were asked."""
+    _asked_read = False
+    goes_on = False
+    """Whether `generate` has read what it was asked before, so that what was found in it holds."""
 
     def listen(self, model: Any, *, encoder_decoder: bool) -> Any:
         """Find out from now on what is asked.
@@ -61,7 +64,7 @@ class ReadsAsked(Adapter):
 
         def whole(inputs: Tensor | None = None, **kwargs: Any) -> Any:
             ids = kwargs.pop("input_ids", inputs)
-            self._asked = ids.shape[1]
+            self._asked, self._asked_read = ids.shape[1], False
             try:
                 return generate(input_ids=ids, **(kwargs if self.caches else {**kwargs, "use_cache": False}))
             finally:
@@ -78,6 +81,8 @@ class ReadsAsked(Adapter):
         given, labels, ids = kwargs.pop("prompt_mask", None), kwargs.get("labels"), kwargs.get("input_ids")
         labels = self._labels if labels is None else labels
         self._own = self._labels = None
+        self.goes_on = self._asked is not None and self._asked_read
+        self._asked_read = self._asked is not None
         if self._encoder_decoder or ids is None:
             return args, kwargs
         if given is not None:
@@ -94,7 +99,7 @@ class ReadsAsked(Adapter):
 
         Returns:
             Token ids, mask and which tokens are asked, each `(rows, tokens)`. Where `generate` goes on from a
-            cache these are fewer tokens than it was asked, see `goes_on`.
+            cache these are none of those that it was asked, see `goes_on`.
 
         Raises:
             ModelError: A cache is used outside of `generate`.
@@ -110,10 +115,6 @@ class ReadsAsked(Adapter):
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask[:, -ids.shape[1] :]
         return ids, mask, mask.bool() if self._own is None else mask.bool() & self._own
-
-    def goes_on(self, ids: Tensor) -> bool:
-        """Whether `generate` goes on from a cache, so that what was found in the prompt holds."""
-        return self._asked is not None and ids.shape[1] < self._asked
 
 
 def mean_of(values: Tensor, counted: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ that changes the forward pass brings an adapter class of its own, in its own fil
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,6 +49,10 @@ class Adapter:
     told: int | None = None
     """0-based index of the task that the inputs to come are of; None: not known. Only ever set for a method
     whose class is "task id given"."""
+
+    taken: Counter[int] | None = None
+    """Of an adapter that finds out itself which task an input is of: how many inputs were read as of each, by
+    its 0-based index. Whoever counts empties it."""
 
     model: Any
     """What `attach` gave."""

@@ -64,6 +64,11 @@ class GrowsByTask(ReadsAsked):
         """Number of earlier tasks whose tensors are in the model, frozen."""
         return max(part.earlier for part in self.parts.values())
 
+    def count(self, tasks: Tensor) -> None:
+        """Count in `taken`, where nothing is trained, of which task each row was read; `(rows,)` from 0."""
+        if self.taken is not None and not self.model.training:
+            self.taken.update(tasks.tolist())
+
     def renew(self, part: ByTask, draw: torch.Generator) -> None:
         """Overwrite a part's trained tensors, in place, with what a task begins with."""
         raise NotImplementedError

@@ -101,3 +101,35 @@ def linear_layers(model: nn.Module, names: Sequence[str]) -> Iterator[Any]:
                     "linear layer; leave it out."
                 )
             yield module
+
+
+KEY_VALUE = (("k_proj", "v_proj"), ("k", "v"))
+"""What attention layers call the projections to keys and values: most families, and T5's."""
+
+
+def keys_and_values(reader: nn.Module) -> list[tuple[Any, Any]]:
+    """The projections to keys and values of each self-attention layer, in their order.
+
+    Args:
+        reader: An encoder, or a decoder-only model.
+
+    Raises:
+        ModelError: There are none, or not of one width.
+    """
+    found = [
+        (getattr(module, key), getattr(module, value))
+        for module in reader.modules()
+        for key, value in KEY_VALUE
+        if isinstance(getattr(module, key, None), nn.Linear)
+        and isinstance(getattr(module, value, None), nn.Linear)
+    ]
+    widths = sorted({each.out_features for pair in found for each in pair})
+    if len(widths) != 1:
+        family = getattr(getattr(reader, "config", None), "model_type", "?")
+        what = f"have the widths {', '.join(map(str, widths))}" if widths else "are not found"
+        raise ModelError(
+            f"the keys and values of this {family!r} model {what}, but a prefix of each task stands beside "
+            f"those of linear layers of one width ({', '.join('/'.join(pair) for pair in KEY_VALUE)}); "
+            "'progprompt' and 'l2p' put vectors before the input instead."
+        )
+    return found

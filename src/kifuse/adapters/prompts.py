@@ -24,6 +24,8 @@ class SoftPrompts(ReadsAsked):
     """Name of the module on the model."""
     behind: ClassVar[bool] = False
     """Whether the vectors stand behind what is asked, and not before it."""
+    decoder_sees_them: ClassVar[bool] = True
+    """Whether a decoder attends to what its encoder has computed for the vectors, too."""
 
     _added = 0
     """Vectors that were put beside the last input."""
@@ -58,7 +60,7 @@ class SoftPrompts(ReadsAsked):
         reader = self.listen(model, encoder_decoder=encoder_decoder)
         put_on(model, self.place, self.make(self.embed.weight.detach(), seed))
         reader.register_forward_pre_hook(self._insert, with_kwargs=True)
-        if encoder_decoder:
+        if encoder_decoder and self.decoder_sees_them:
             model.get_decoder().register_forward_pre_hook(self._widen, with_kwargs=True)
         else:
             reader.register_forward_hook(self._cut)
@@ -114,7 +116,7 @@ class SoftPrompts(ReadsAsked):
         return args, kwargs
 
     def _cut(self, reader: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Leave out what was computed for the prompts, so that places are those of the input again."""
+        """Leave out what was computed for the vectors, so that places are those of the input again."""
         states = output.last_hidden_state
         if self.behind:
             states = states.gather(1, self._places[..., None].expand(-1, -1, states.shape[-1]))

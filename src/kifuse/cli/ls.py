@@ -89,7 +89,7 @@ def recipes() -> None:
             rows = list(group)
             benchmarks = list(dict.fromkeys(name for row in rows for name in row.published))
             published = f", {' / '.join(paper.metrics)} as published" if benchmarks else ""
-            typer.echo(f"{paper.title} (arXiv {paper.arxiv}), {table}{published}:")
+            typer.echo(f"{paper.title} ({paper.where}), {table}{published}:")
             cells = [
                 (row.arguments, row.name, *(paper.in_table(row.published.get(name)) for name in benchmarks))
                 for row in rows

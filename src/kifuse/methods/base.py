@@ -48,9 +48,9 @@ which task a test example is of may choose among adapters. All data at once is t
 Need = Literal["squares", "magnitudes", "examples", "batch", "curvature", "kept", "before task"]
 """What the engine gathers for methods that ask for it, since it costs time, or not every set-up can give it.
 
-In this order: `Context.squares`; `Context.magnitudes`; gradients of single examples at the end of a task;
-gradients on the step's own batch, at any weights; gradients of gradients there; `Context.kept_examples`; a
-copy of the weights before the task, for `Context.forward`.
+In this order: `Context.squares`; `Context.magnitudes`; the task's examples once more at its end, with their
+gradients; gradients on the step's own batch, at any weights; gradients of gradients there;
+`Context.kept_examples`; a copy of the weights before the task, for `Context.forward`.
 """
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

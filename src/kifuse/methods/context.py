@@ -292,6 +292,13 @@ class Context(Protocol):
         """
         ...
 
+    def task_examples(self) -> Iterator[Batch]:
+        """The current task's training examples once more, in their order, in batches of a step's size.
+
+        Each process reads all of them. In `end_task` of a method that needs `examples`.
+        """
+        ...
+
     @property
     def logging(self) -> bool:
         """Whether a log line is due after this step: a moment to read numbers from the device for `log`."""

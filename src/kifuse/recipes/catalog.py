@@ -54,7 +54,7 @@ class Paper:
     Attributes:
         name: The folder of its recipes.
         title: A short name of the paper.
-        arxiv: The paper's number on arXiv.
+        arxiv: The paper's number on arXiv; of a paper that is not known to be there, where it was published.
         code: The address of the authors' scripts.
         metrics: The metrics of its figures, in their order.
         rows: The rows of its tables, in their order.
@@ -66,6 +66,11 @@ class Paper:
     code: str
     metrics: tuple[str, ...]
     rows: tuple[PublishedRow, ...]
+
+    @property
+    def where(self) -> str:
+        """Where the paper is, e.g. ``arXiv 2502.17510``."""
+        return f"arXiv {self.arxiv}" if self.arxiv[:1].isdigit() else self.arxiv
 
     def in_table(self, values: tuple[float | None, ...] | None) -> str:
         """Published figures for a table, e.g. ``78.4 / -2.8``; empty where nothing is known."""

@@ -180,7 +180,7 @@ def _origin(paper: Paper, name: str, model: str, benchmark: str, given: Mapping[
             place = row.table if by == paper else f"{by.title}, {row.table}"
             lines.append(f"  {place}, {row.name}{figures}")
     return [
-        f"{paper.title} (arXiv {paper.arxiv}), {benchmark}{':' if lines else ''}",
+        f"{paper.title} ({paper.where}), {benchmark}{':' if lines else ''}",
         *lines,
         "Behind each value stands where it comes from.",
         f"The authors' scripts: {paper.code}",

@@ -118,6 +118,8 @@ class ScoreRecord(_Part):
 
     `score` and `valid` (outputs that are a label of the task) are percentages; `valid` is None for a task
     without labels. `n` is the number of test examples. `predictions` is the SHA-256 of the file with them.
+    `identified` is the percentage of inputs that a method which finds out their task took for the right one;
+    None for others, and where that task was not learned yet.
     """
 
     after: int = Field(ge=0)
@@ -127,6 +129,7 @@ class ScoreRecord(_Part):
     n: int
     seconds: float
     predictions: str | None = None
+    identified: float | None = None
 
 
 class RunRecord(_Part):

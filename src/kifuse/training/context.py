@@ -229,10 +229,21 @@ class TrainerContext(MemorySteps):
         """See `Context.logit_gradients` and `kifuse.training.probes`."""
         return self._probes(count).logit_gradients(count)
 
-    def _probes(self, count: int | None) -> Probes:
+    def task_examples(self) -> Iterator[TrainerBatch]:
+        """See `Context.task_examples`."""
+        examples, size = self._own_examples(), self.task.batch_size
+        for start in range(0, len(examples), size):
+            rows = [examples[place] for place in range(start, min(start + size, len(examples)))]
+            inputs = self.trainer._prepare_inputs(self.collate(rows))
+            yield TrainerBatch((inputs,), passes=Fraction(len(rows), size))
+
+    def _own_examples(self) -> Sequence[Any]:
         if self.examples is None:
             raise RunError("the method looks at single examples of the task, but was given none.")
-        probes = Probes(self.trainer, self.params, self.examples, self.collate)
+        return self.examples
+
+    def _probes(self, count: int | None) -> Probes:
+        probes = Probes(self.trainer, self.params, self._own_examples(), self.collate)
         # counted as the batches of a step, whatever they are split into
         self.extra_passes += -(-len(probes.chosen(count)) // self.task.batch_size)
         return probes

@@ -18,7 +18,7 @@ from kifuse.methods.base import Method, OldData, TaskInfo
 from kifuse.methods.parameters import Parameters
 from kifuse.models.loading import Backbone, shrink_frozen
 from kifuse.registry import build_method
-from kifuse.reporting.record import RunRecord, ScoreRecord
+from kifuse.reporting.record import RunRecord
 from kifuse.streams import own_steps
 from kifuse.tasks.encoding import Encoded
 from kifuse.tasks.findings import Findings, look_through
@@ -27,7 +27,7 @@ from kifuse.tasks.overlaps import Inputs
 from kifuse.tasks.task import Task
 from kifuse.tasks.token_cache import TokenCache
 from kifuse.training.environment import is_main_process, peak_memory_mb, process_count
-from kifuse.training.evaluator import Cell, Evaluator, told_task
+from kifuse.training.evaluator import Cell, Evaluator, place_of
 from kifuse.training.interrupt import Patience
 from kifuse.training.middle import Middle
 from kifuse.training.one_task import TaskTraining, train_task, training_arguments
@@ -105,7 +105,8 @@ class Engine:
             folder=self.folder / "predictions" if self.writes else None,
             max_new_tokens=config.evaluation.max_new_tokens or config.data.max_target,
             batch_tokens=config.evaluation.batch_tokens,
-            task_id=partial(told_task, method, record),
+            place=partial(place_of, record),
+            tells=method.data_class == "task id given",
         )
 
     def look_through(self, tasks: Sequence[Task], earlier: Mapping[str, Inputs] | None = None) -> Findings:
@@ -354,17 +355,7 @@ class Engine:
             task, after, lambda done, total: self.progress.scoring(task.name, done, total)
         )
         self.record.tasks[index].cut_test_inputs = cell.cut
-        self.record.scores.append(
-            ScoreRecord(
-                after=after,
-                task=index,
-                score=cell.score,
-                valid=cell.valid,
-                n=cell.n,
-                seconds=cell.seconds,
-                predictions=cell.predictions,
-            )
-        )
+        self.record.scores.append(cell.on_record(after, index))
         ended, took = self._saved
         self._unsaved = monotonic() - ended < 20 * took
         if not self._unsaved:

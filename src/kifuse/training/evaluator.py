@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kifuse.adapters.base import adapter_on
 from kifuse.evaluation.generation import greedy_generate
-from kifuse.methods.base import Method
 from kifuse.models.loading import Backbone
-from kifuse.reporting.record import RunRecord
+from kifuse.reporting.record import RunRecord, ScoreRecord
 from kifuse.scoring.scores import score_all
 from kifuse.storage import sha256_text, write_text
 from kifuse.tasks.encoding import Encoded, Encoder
@@ -33,6 +33,8 @@ class Cell:
         seconds: Wall time.
         cut: Inputs that lost their middle to fit.
         predictions: SHA-256 of the file with the answers; None where none was written.
+        identified: Share of inputs that were found to be of their task, 0 to 100; None where that is no
+            question, or the task was not learned yet.
     """
 
     score: float
@@ -41,6 +43,12 @@ class Cell:
     seconds: float
     cut: int = 0
     predictions: str | None = None
+    identified: float | None = None
+
+    def on_record(self, after: int, task: int) -> ScoreRecord:
+        """The cell of a task, by its 0-based position, after so many were learned."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cut"}
+        return ScoreRecord(after=after, task=task, **values)
 
 
 class Evaluator:
@@ -53,8 +61,8 @@ class Evaluator:
         folder: The run's `predictions` folder, or None to keep nothing.
         max_new_tokens: Longest output.
         batch_tokens: Token budget of a batch.
-        task_id: For a method that is told which task test examples are of: the task's 0-based position by its
-            name. Others are told None.
+        place: The 0-based position of a task by its name.
+        tells: Whether the adapter is told which task test examples are of.
     """
 
     def __init__(
@@ -66,7 +74,8 @@ class Evaluator:
         folder: Path | None,
         max_new_tokens: int,
         batch_tokens: int,
-        task_id: Callable[[str], int | None] = lambda name: None,
+        place: Callable[[str], int | None] = lambda name: None,
+        tells: bool = False,
     ) -> None:
         self.model = model
         self.backbone = backbone
@@ -74,16 +83,16 @@ class Evaluator:
         self.folder = folder
         self.max_new_tokens = max_new_tokens
         self.batch_tokens = batch_tokens
-        self._task_id = task_id
+        self._place, self._tells = place, tells
 
     @contextlib.contextmanager
     def told(self, task: str | None) -> Iterator[None]:
         """Tell the adapter which task the inputs are of, where the method's class is "task id given"."""
         adapter = adapter_on(self.model)
-        if adapter is None or task is None:
+        if adapter is None or task is None or not self._tells:
             yield
             return
-        adapter.told = self._task_id(task)
+        adapter.told = self._place(task)
         try:
             yield
         finally:
@@ -98,9 +107,16 @@ class Evaluator:
         keep: bool = True,
     ) -> Cell:
         """Score one task after `after` tasks have been learned; `keep` writes the predictions."""
+        adapter = adapter_on(self.model)
+        taken = Counter[int]() if adapter is None or adapter.taken is None else adapter.taken
+        taken.clear()
         with self.told(task.name):
             score = self._continue if task.metric == METRIC else self._answered
-            return score(task, after, progress, keep=keep)
+            cell = score(task, after, progress, keep=keep)
+        place, total = self._place(task.name), taken.total()
+        if not total or place is None or place >= after:
+            return cell
+        return replace(cell, identified=100.0 * taken[place] / total)
 
     def _answered(
         self, task: Task, after: int, progress: Callable[[int, int], None] | None, *, keep: bool
@@ -213,10 +229,9 @@ class Evaluator:
         return min(self.max_new_tokens, longest + 2 + self.encoder.frame)
 
 
-def told_task(method: Method, record: RunRecord, name: str) -> int | None:
-    """The 0-based position of a task, for a method that is told it; None for any other."""
-    told = method.data_class == "task id given"
-    return next((i for i, task in enumerate(record.tasks) if told and task.name == name), None)
+def place_of(record: RunRecord, name: str) -> int | None:
+    """The 0-based position of a task; None if the record has no such task."""
+    return next((i for i, task in enumerate(record.tasks) if task.name == name), None)
 
 
 def _continued(example: Example, parts: Sequence[tuple[float, int]]) -> dict[str, Any]:

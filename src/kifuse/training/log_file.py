@@ -167,8 +167,10 @@ class RunLog(Progress):
         """Write the score."""
         moment = f"after task {after}" if after else "before any training"
         valid = "" if cell.valid is None else f", {cell.valid:.1f}% of the outputs are labels"
+        known = "" if cell.identified is None else f", {cell.identified:.1f}% found to be of the task"
         self.write(
-            f"{moment}: {task} {cell.score:.2f}{valid}; {cell.n} examples in {cell.seconds:.1f} seconds"
+            f"{moment}: {task} {cell.score:.2f}{valid}{known}; "
+            f"{cell.n} examples in {cell.seconds:.1f} seconds"
         )
         self.inner.scored(after, task, cell)
 
