@@ -110,7 +110,8 @@ def make_trainer(
     **changes: Any,
 ) -> Trainer:
     """The Trainer of one month: six steps of four rows, a checkpoint at every second."""
-    given = {key: changes.pop(key) for key in ("compute_loss_func", "data_collator") if key in changes}
+    own = ("compute_loss_func", "data_collator", "optimizers")
+    given = {key: changes.pop(key) for key in own if key in changes}
     settings: dict[str, Any] = {
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,

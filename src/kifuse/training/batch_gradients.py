@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -18,80 +17,14 @@ from kifuse.methods.context import Weights
 from kifuse.training.at_rest import at_rest
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.taps import Taps
+from kifuse.training.trainer_batch import Inputs, TrainerBatch, refuse_joined
 from kifuse.training.under_way import UnderWay
-
-Inputs = Mapping[str, Any]
-"""A collated batch, as a Trainer's data loader gives it."""
 
 FORWARD = Fraction(1, 3)
 """A forward pass alone, in forward and backward passes."""
 
 TWICE = 2
 """A gradient that is differentiated once more, in forward and backward passes."""
-
-
-@dataclass(frozen=True)
-class TrainerBatch:
-    """Examples of this process in collated parts, each for one forward pass.
-
-    Attributes:
-        parts: The parts.
-        processes: Number of processes, to split a batch over all of them.
-        passes: Work of one pass over it; a whole batch is 1, whatever its size.
-    """
-
-    parts: tuple[Inputs, ...]
-    processes: int = 1
-    passes: Fraction = Fraction(1)
-
-    @property
-    def only_part(self) -> Inputs:
-        """The inputs of a batch that is one forward pass.
-
-        Raises:
-            RunError: It is several.
-        """
-        if len(self.parts) != 1:
-            raise RunError(f"a batch of one forward pass is needed here, but this one has {len(self.parts)}.")
-        return self.parts[0]
-
-    def __add__(self, other: Any) -> TrainerBatch:
-        return TrainerBatch((*self.parts, *other.parts), self.processes, self.passes + other.passes)
-
-    def split(self, size: int) -> list[TrainerBatch]:
-        """See `kifuse.methods.context.Batch.split`."""
-        most = max(1, size // self.processes)
-        found: list[list[Inputs]] = []
-        room = 0
-        for part in self.parts:
-            start, rows = 0, _rows(part)
-            while start < rows:
-                if not room:
-                    found.append([])
-                    room = most
-                end = min(rows, start + room)
-                found[-1].append(_cut(part, start, end))
-                room -= end - start
-                start = end
-        share = self.passes / max(1, len(found))
-        return [TrainerBatch(tuple(parts), self.processes, share) for parts in found]
-
-
-def _rows(inputs: Inputs) -> int:
-    """Examples of a part."""
-    of = inputs.get("labels", inputs.get("input_ids"))
-    if isinstance(of, Tensor) and of.dim():
-        return len(of)
-    return next(len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim())
-
-
-def _cut(inputs: Inputs, start: int, end: int) -> Inputs:
-    """Some examples of a part; what is no row of it each is for all of them."""
-    rows = _rows(inputs)
-    return {
-        key: value[start:end] if isinstance(value, Tensor) and value.dim() and len(value) == rows else value
-        for key, value in inputs.items()
-    }
 
 
 class StepInputs:
@@ -109,8 +42,12 @@ class StepInputs:
     def __init__(self, taps: Taps, model: nn.Module, *, curvature: bool) -> None:
         _refuse(taps.trainer, model, curvature)
         self._seen: list[Inputs] = []
+        self._looked = False
 
         def remember(step: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            if not self._looked:
+                refuse_joined(inputs, "parts of a batch by rows")
+            self._looked = True
             # a loss may take its labels out of what it is given
             self._seen.append(dict(inputs))
             return step(model, inputs, *args, **kwargs)
@@ -138,7 +75,9 @@ def _refuse(trainer: Any, model: nn.Module, curvature: bool) -> None:
     # the newer name of the two comes with transformers 6
     names = ("gradient_checkpointing", "activation_checkpointing")
     if any(getattr(each, name, False) for each in (trainer.args, *model.modules()) for name in names):
-        raise RunError(f"{why} do not work with gradient_checkpointing, which would use the present ones.")
+        raise RunError(
+            f"{why} do not work with gradient_checkpointing, which would use the present ones; turn it off."
+        )
     if not curvature:
         return
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None) or "eager"

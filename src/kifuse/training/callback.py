@@ -17,6 +17,7 @@ from kifuse.training.batches import MemoryBatches
 from kifuse.training.context import TrainerContext
 from kifuse.training.guard import MAX_BAD_STEPS, Guard, drop_gradients, largest_gradients
 from kifuse.training.method_loss import MethodLoss
+from kifuse.training.rates import rate_of, ratios_of
 from kifuse.training.refusals import (
     refuse,
     refuse_other_precision,
@@ -164,7 +165,7 @@ class MethodCallback(TrainerCallback):
         """Gradients are complete, reduced, unscaled and clipped; a step that is not finite ends here."""
         context = self.running()
         # the rate is read here: after the step a schedule has already moved on
-        context.lr = float(optimizer.param_groups[0]["lr"])
+        context.lr, context.ratios = rate_of(optimizer), ratios_of(optimizer)
         seen = self.guard.take(context.shards.own)
         in_a_row = self.guard.in_a_row["task"]
         self._healthy = self.guard.healthy(context, "task", state.global_step + 1, *seen)

@@ -14,14 +14,23 @@ from kifuse.errors import RunError
 from kifuse.methods.base import Method
 from kifuse.methods.context import TaskInfo, Weights
 from kifuse.methods.kept import MethodState
-from kifuse.training.batch_gradients import BatchGradients, TrainerBatch
+from kifuse.training.batch_gradients import BatchGradients
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.guard import Guard
 from kifuse.training.memory_steps import MemorySteps
-from kifuse.training.method_loss import MethodLoss, row_keys, stored_with, target_places, targets_of
+from kifuse.training.method_loss import (
+    MethodLoss,
+    row_keys,
+    stored_with,
+    target_places,
+    targets_of,
+    token_labels,
+)
 from kifuse.training.moments import forget_moments, load_moments, moments
 from kifuse.training.probes import Probes
+from kifuse.training.rates import first_rate, rate_of
 from kifuse.training.shards import Shards
+from kifuse.training.trainer_batch import TrainerBatch
 
 
 class TrainerContext(MemorySteps):
@@ -63,7 +72,7 @@ class TrainerContext(MemorySteps):
         """The parameters before the task, for a method that needs `before task`."""
         self.found: dict[str, Any] = {}
         """By need: what it has found in this step."""
-        self.base_lr = float(trainer.args.learning_rate)
+        self.base_lr = first_rate(trainer.optimizer, float(trainer.args.learning_rate))
         self.events: list[dict[str, Any]] = []
         self.measured: dict[str, list[float]] = {}
         self.heard: Callable[[dict[str, Any]], None] = lambda _: None
@@ -85,7 +94,7 @@ class TrainerContext(MemorySteps):
     @property
     def next_lr(self) -> float:
         """See `Context.next_lr`."""
-        return float(self.trainer.optimizer.param_groups[0]["lr"])
+        return rate_of(self.trainer.optimizer)
 
     @property
     def memory_size(self) -> int:
@@ -182,7 +191,7 @@ class TrainerContext(MemorySteps):
 
     def target_counts(self, batch: Any) -> Tensor:
         """See `Context.target_counts`."""
-        return target_places(batch.only_part["labels"], encoder_decoder=self._encoder_decoder).sum(dim=1)
+        return target_places(token_labels(batch.only_part), encoder_decoder=self._encoder_decoder).sum(dim=1)
 
     def kept_examples(self) -> Iterator[TrainerBatch]:
         """See `Context.kept_examples`.
@@ -291,6 +300,7 @@ class TrainerContext(MemorySteps):
         values: dict[str, Any] = {
             "step": self.step,
             "lr": self.lr,
+            "ratios": self.ratios,
             "replayed": self.replayed,
             "extra_passes": self.extra_passes,
             "events": self.events,
@@ -317,7 +327,7 @@ class TrainerContext(MemorySteps):
                 "the state is of an earlier kifuse. Go on where the task began, or begin it anew: of a run, "
                 "remove the folder 'checkpoint' in it."
             )
-        self.step, self.lr = values["step"], values["lr"]
+        self.step, self.lr, self.ratios = values["step"], values["lr"], values.get("ratios")
         self.replayed, self.extra_passes = values["replayed"], values["extra_passes"]
         self.events, self.measured = list(values["events"]), dict(values["measured"])
         if self.memory:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from kifuse.tasks.collator import IGNORED
 from kifuse.tasks.encoding import Encoded
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.guard import Guard, drop_gradients
+from kifuse.training.rates import at_rate, like_groups, ratios_of
 from kifuse.training.shards import Shards
 
 
@@ -50,6 +51,8 @@ class MemorySteps:
         self.collate = trainer.data_collator if collate is None else collate
         self.step = 0
         self.lr = 0.0
+        self.ratios: list[float] | None = None
+        """Rates of the optimizer's groups in the last step, as shares of `lr`; None before the first."""
         self.replayed = 0
         self.extra_passes = 0
         self._own: torch.optim.Optimizer | None = None
@@ -111,7 +114,7 @@ class MemorySteps:
             if before is not None:
                 with self.shards.whole() as params:
                     before(params)
-            with _at_rate(stepper, lr):
+            with at_rate(stepper, lr, self._ratios()):
                 stepper.step()
             if after is not None:
                 with self.shards.whole() as params:
@@ -166,8 +169,8 @@ class MemorySteps:
     def _own_optimizer(self) -> torch.optim.Optimizer:
         if self._own is None:
             args = self.trainer.args
-            self._own = torch.optim.AdamW(
-                self.shards.own.tensors,
+            self._own = like_groups(
+                self.trainer.optimizer,
                 lr=args.learning_rate,
                 betas=(args.adam_beta1, args.adam_beta2),
                 eps=args.adam_epsilon,
@@ -175,15 +178,5 @@ class MemorySteps:
             )
         return self._own
 
-
-@contextlib.contextmanager
-def _at_rate(optimizer: Any, lr: float) -> Iterator[None]:
-    """Run one step at another learning rate, then give the schedule its own back."""
-    before = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    try:
-        yield
-    finally:
-        for group, value in zip(optimizer.param_groups, before, strict=True):
-            group["lr"] = value
+    def _ratios(self) -> list[float]:
+        return ratios_of(self.trainer.optimizer) if self.ratios is None else self.ratios

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -16,8 +16,8 @@ from kifuse.errors import RunError
 from kifuse.methods.base import Method
 from kifuse.tasks.collator import IGNORED
 from kifuse.tasks.encoded import Encoded
-from kifuse.training.batch_gradients import Inputs, TrainerBatch
 from kifuse.training.taps import Taps
+from kifuse.training.trainer_batch import Inputs, TrainerBatch, joins_examples
 from kifuse.training.under_way import UnderWay
 
 
@@ -27,11 +27,11 @@ class _Part:
 
     Attributes:
         loss: The Trainer's own, as it is handed to the backward pass.
-        factor: What a sum over target positions is multiplied by to be scaled like it.
+        factor: Gives what a sum over target positions is multiplied by to be scaled like it.
     """
 
     loss: Tensor
-    factor: Tensor | float
+    factor: Callable[[], Tensor | float]
 
 
 class MethodLoss:
@@ -64,7 +64,7 @@ class MethodLoss:
         loss, outputs = compute_loss(model, dict(inputs), return_outputs=True, num_items_in_batch=items)
         share = Fraction(1, max(1, getattr(self._trainer, "current_gradient_accumulation_steps", 1)))
         batch = TrainerBatch((inputs,), self._trainer.accelerator.num_processes, share)
-        self._part = _Part(loss, self._factor(inputs, items))
+        self._part = _Part(loss, lambda: self._factor(inputs, items))
         try:
             total = self._method.loss(self._context, model, batch, outputs)  # type: ignore[arg-type]
         finally:
@@ -75,7 +75,7 @@ class MethodLoss:
         trainer = self._trainer
         counted = bool(trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None)
         if not counted or items is None:
-            return 1.0 / max(1, int((inputs["labels"] != IGNORED).sum()))
+            return 1.0 / max(1, int((token_labels(inputs) != IGNORED).sum()))
         # the Trainer multiplies by the number of processes what each of them has divided by the count of all
         together = trainer.args.average_tokens_across_devices
         return (trainer.accelerator.num_processes if together else 1) / torch.as_tensor(items).clamp(min=1)
@@ -87,7 +87,7 @@ class MethodLoss:
 
     def mean(self, values: Tensor) -> Tensor:
         """See `Context.mean_over_targets`."""
-        factor = self._now().factor
+        factor = self._now().factor()
         return values.sum() * (factor.to(values.device) if isinstance(factor, Tensor) else factor)
 
     def _now(self) -> _Part:
@@ -110,19 +110,34 @@ def targets_of(inputs: Inputs, outputs: Any, *, encoder_decoder: bool) -> list[t
     Raises:
         RunError: There are no labels, or no logits that fit them.
     """
-    labels, logits = inputs.get("labels"), getattr(outputs, "logits", None)
-    if labels is None or logits is None or logits.shape[:-1] != labels.shape:
+    labels, logits = token_labels(inputs), getattr(outputs, "logits", None)
+    if logits is None or logits.shape[:-1] != labels.shape:
         found = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
-        wanted = "no labels" if labels is None else f"labels of shape {tuple(labels.shape)}"
         raise RunError(
-            f"the method needs the model's logits at each target, but there are {found} and {wanted}. "
-            "TRL's SFTTrainer gives logits with loss_type='nll'."
+            "the method needs the model's logits at each target token, but there are "
+            f"{found} and labels of shape {tuple(labels.shape)}."
         )
     kept = target_places(labels, encoder_decoder=encoder_decoder)
     if not encoder_decoder:
         logits, labels = logits[:, :-1], labels[:, 1:]
     counts = kept.sum(dim=1).tolist()
     return list(zip(logits[kept].float().split(counts), labels[kept].split(counts), strict=True))
+
+
+def token_labels(inputs: Inputs) -> Tensor:
+    """The token ids that a batch's rows are to end in, `(rows, positions)`.
+
+    Raises:
+        RunError: There are none, as for preferences, or they are classes or numbers.
+    """
+    labels = inputs.get("labels")
+    if labels is None or labels.ndim < 2 or labels.is_floating_point():
+        found = "no labels" if labels is None else f"labels of shape {tuple(labels.shape)} ({labels.dtype})"
+        raise RunError(
+            f"the method's loss is one of target tokens, but the batches have {found}; take another method, "
+            "or a Trainer that trains a language model on tokens."
+        )
+    return labels
 
 
 def target_places(labels: Tensor, *, encoder_decoder: bool) -> Tensor:
@@ -137,9 +152,8 @@ def row_keys(inputs: Inputs) -> list[str]:
         RunError: The rows are not those of examples, as where several are packed into one.
     """
     ids, labels = inputs.get("input_ids"), inputs.get("labels")
-    mask, places = inputs.get("attention_mask"), inputs.get("position_ids")
-    packed = mask is None and places is not None and bool(((places == 0).sum(dim=-1) > 1).any())
-    if ids is None or labels is None or packed or len(ids) != len(labels):
+    mask = inputs.get("attention_mask")
+    if ids is None or labels is None or joins_examples(inputs) or len(ids) != len(labels):
         raise RunError(
             "the method keeps something with single examples, but the batches have no input_ids and labels "
             "of one example a row; turn packing and padding_free off."

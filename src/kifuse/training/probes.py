@@ -3,7 +3,8 @@
 An example's log-likelihood is that of its gold target, log p(y | x) = sum_t log p(y_t | x, y_<t), summed over
 the target's tokens: a mean would give long answers a tiny gradient. Its gold logit is sum_t z_t[y_t]; a mean
 over t would give the same direction. Dropout is off. Examples are taken by number, not from the Trainer's
-batches, so that nothing depends on how those are made up.
+batches, so that nothing depends on how those are made up: where a collator makes one row of a batch
+(padding-free), each example is a batch of its own.
 
 Left as they are: weights, gradients, modes of modules, random numbers.
 """
@@ -26,6 +27,7 @@ from kifuse.methods.base import Parameters
 from kifuse.tasks.collator import IGNORED
 from kifuse.tasks.encoding import Encoded
 from kifuse.training.at_rest import at_rest
+from kifuse.training.trainer_batch import rows_of
 
 LEAST_SCALE = 2.0**-24
 """An fp16 gradient that overflows even with its loss scaled by this is broken."""
@@ -125,7 +127,12 @@ class Probes:
 
     def _squares(self, numbers: list[int], hooks: SquaredGradients | None) -> Tensor | None:
         """The sum over a batch's examples of g_j^2 as one vector; None if they cannot be told apart."""
-        scale, grads = self._gradients(numbers, _log_likelihood, hooks)
+        inputs = self.collate([self.examples[number] for number in numbers])
+        if rows_of(inputs) != len(numbers):
+            hooks = None  # they take a row for an example
+            if len(numbers) > 1:
+                return None
+        scale, grads = self._gradients(inputs, _log_likelihood, hooks)
         if hooks is not None and self._tells_apart(hooks, grads):
             return hooks.flat / scale**2
         return _flat(grads, self.params).div_(scale).square_() if len(numbers) == 1 else None
@@ -158,7 +165,8 @@ class Probes:
             together = numbers[start : start + processes]
             with at_rest(self._model, self.params.tensors[0].device):
                 # a process without an example of its own takes another's, so that all gather alike
-                scale, grads = self._gradients([together[min(rank, len(together) - 1)]], _gold_logits)
+                mine = self.examples[together[min(rank, len(together) - 1)]]
+                scale, grads = self._gradients(self.collate([mine]), _gold_logits)
             own = _flat(grads, self.params).div_(scale)
             gathered = [own]
             if processes > 1:
@@ -170,9 +178,20 @@ class Probes:
                     yield gradient
         self._tell(len(numbers) - found, len(numbers))
 
+    def try_one(self) -> None:
+        """Take the gradient of the first example, and forget it.
+
+        Raises:
+            RunError: The batches hold no targets, or the model's logits do not fit them.
+        """
+        inputs = self.collate([self.examples[0]])
+        if not isinstance(inputs, Mapping):
+            raise RunError(f"a batch is a {type(inputs).__name__}, expected tensors by name.")
+        self._gradients(inputs, _log_likelihood)
+
     def _gradients(
         self,
-        numbers: list[int],
+        inputs: Mapping[str, Any],
         of: Callable[[Tensor, Tensor], Tensor],
         hooks: SquaredGradients | None = None,
     ) -> tuple[float, list[Tensor | None]]:
@@ -183,7 +202,7 @@ class Probes:
             if hooks is not None:
                 hooks.clear()
             with torch.enable_grad():
-                value = of(*self._targets(self.collate([self.examples[number] for number in numbers])))
+                value = of(*self._targets(inputs))
                 # no gradient is put on the parameters, whose own hooks belong to the Trainer's steps
                 grads = torch.autograd.grad(value * scale, self.params.tensors, allow_unused=True)
             overflowed = any(g is not None and not bool(torch.isfinite(g).all()) for g in grads)

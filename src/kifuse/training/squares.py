@@ -11,6 +11,7 @@ from kifuse.errors import RunError
 from kifuse.knowledge.per_example import SquaredGradients
 from kifuse.methods.base import Parameters
 from kifuse.training.taps import Taps
+from kifuse.training.trainer_batch import refuse_joined
 
 
 class StepSquares:
@@ -43,7 +44,16 @@ class StepSquares:
         except ValueError as error:
             raise RunError(f"{why}: {error}") from error
         taps.clip_grad_norm(self._listen)
+        taps.training_step(self._look)
+        self._looked = False
         self._factor: Tensor | float = 1.0
+
+    def _look(self, step: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Make sure that the first batch has its examples in rows: a stream's rows cannot be tried before."""
+        if not self._looked:
+            refuse_joined(inputs, "gradients of single examples")
+        self._looked = True
+        return step(model, inputs, *args, **kwargs)
 
     def _listen(self, clip: Any, parameters: Any, max_norm: float, *args: Any, **kwargs: Any) -> Any:
         """Clip as ever, and keep the factor by which it scaled."""

@@ -68,6 +68,7 @@ from kifuse.training.state_folder import (
     write_state,
 )
 from kifuse.training.trainer_checkpoint import Resuming, check_place, read_checkpoint
+from kifuse.training.trial import try_out
 
 KEPT = 2
 """How many states of a `state_dir` are kept: the newest, and the one before it."""
@@ -201,6 +202,7 @@ class StandaloneCallback(MethodCallback):
         self.guard, self.losses, self.rates = Guard(self.guard.limit), [], []
         self._under_way = True
         super().on_train_begin(args, state, control, model=model, **kwargs)
+        try_out(self.running(), dataset)
 
     def _examples(self) -> dict[str, Any]:
         return {

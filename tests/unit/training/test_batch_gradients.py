@@ -18,10 +18,11 @@ from kifuse.config import TrainingConfig
 from kifuse.errors import RunError
 from kifuse.methods.base import SETTINGS, Context, Method, Need, OldData
 from kifuse.models.loading import Backbone
-from kifuse.training.batch_gradients import StepInputs, TrainerBatch
+from kifuse.training.batch_gradients import StepInputs
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.one_task import TaskTraining, train_task
 from kifuse.training.taps import Taps
+from kifuse.training.trainer_batch import TrainerBatch
 from tests.parity.literal import loss_of, task_batches, trainable
 from tests.two_tasks import adapted, encoded, load
 

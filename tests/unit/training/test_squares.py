@@ -31,7 +31,9 @@ def _trainer(**changes: Any) -> Any:
     accelerator = Accelerator()
     accelerator.scaler = changes.pop("scaler", None)
     return SimpleNamespace(
-        accelerator=accelerator, args=SimpleNamespace(**{"torch_compile": False, **changes})
+        accelerator=accelerator,
+        training_step=None,
+        args=SimpleNamespace(**{"torch_compile": False, **changes}),
     )
 
 
