@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from peft import PeftModel
 from kifuse.errors import KifuseError, RunError
 from kifuse.models.loading import narrow_4bit_layer
 from kifuse.training.refusals import refuse_packed
-from tests.months import Died, make_trainer, method_of, new_model, rows, same, script, weights
+from tests.months import Die, Died, make_trainer, method_of, new_model, rows, same, script, weights
 from tests.runs import METHODS, TASKS
 from tests.tiny import build_llama
 
@@ -40,6 +41,50 @@ def test_a_checkpoint_that_a_kill_left_broken_is_passed_over(
         state.write_bytes(state.read_bytes()[:-9])
         assert same(script(tiny_tokenizer, folder / "early", 1, METHODS[name], resume=True), expected)
         assert "is whole, so the task begins anew" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["replay", "ewc"])
+def test_last_month_s_checkpoint_is_not_taken_for_this_one_s(name: str, tiny_tokenizer: Any, tmp_path: Path):
+    """One output_dir for all months, no name, and resume_from_checkpoint=True, as in many a script."""
+
+    def month(number: int, resume: bool | str = False, dies_at: int | None = None) -> None:
+        model = new_model(tiny_tokenizer, tmp_path / "adapter" if number > 1 else None)
+        callback = method_of(METHODS[name]).callback(state_dir=tmp_path / "state", per_task=5)
+        callbacks = [callback] if dies_at is None else [callback, Die(dies_at)]
+        data = rows(tiny_tokenizer, TASKS[number - 1])
+        trainer = make_trainer(tiny_tokenizer, model, tmp_path / "out", data, callbacks)
+        trainer.train(resume_from_checkpoint=resume or None)
+        trainer.save_model(str(tmp_path / "adapter"))
+
+    def kept() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in (tmp_path / "state").glob("after-*/*")}
+
+    month(1)
+    after_one = kept()
+    with pytest.raises(Died):
+        month(2, dies_at=3)
+    with pytest.raises(RunError, match=r"checkpoint-6 is a checkpoint of task 1, 'task-1', .* other rows"):
+        month(2, resume=True)
+    assert kept() == after_one
+    month(2, resume=str(tmp_path / "out" / "checkpoint-2"))
+    learned = json.loads((tmp_path / "state" / "after-2" / "state.json").read_text("utf-8"))["learned"]
+    assert [task["name"] for task in learned] == ["task-1", "task-2"]
+
+
+def test_a_script_that_is_started_twice_does_not_learn_its_task_again(tiny_tokenizer: Any, tmp_path: Path):
+    script(tiny_tokenizer, tmp_path, 1, METHODS["ewc"])
+    model = new_model(tiny_tokenizer, tmp_path / "month-1" / "adapter")
+
+    def again(**named: str) -> int:
+        callback = method_of(METHODS["ewc"]).callback(state_dir=tmp_path / "state", **named)
+        data = rows(tiny_tokenizer, TASKS[0])
+        make_trainer(tiny_tokenizer, model, tmp_path / "again", data, [callback]).train()
+        return len(callback.learned)
+
+    with pytest.raises(RunError, match=r"were learned already, as task 'task-1'.*callback\(name=\.\.\.\)"):
+        again()
+    assert not (tmp_path / "state" / "after-2").exists()
+    assert again(name="once more") == 2
 
 
 @pytest.mark.parametrize("lost", ["removed", "emptied", "mistyped"])

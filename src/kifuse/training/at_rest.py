@@ -15,13 +15,22 @@ from torch import nn
 def at_rest(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Dropout off; afterwards every module's mode and the random numbers are as they were."""
     modes = [(module, module.training) for module in model.modules()]
+    with same_numbers(device):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+@contextlib.contextmanager
+def same_numbers(device: torch.device) -> Iterator[None]:
+    """Afterwards the random numbers are as they were."""
     numbers = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        model.eval()
         try:
             yield
         finally:
             random.setstate(numbers[0])
             np.random.set_state(numbers[1])
-            for module, mode in modes:
-                module.training = mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -212,6 +213,26 @@ def refuse_learned(name: str, index: int, learned: Sequence[Mapping[str, Any]]) 
                 f"task {name!r} was learned already, as number {task['number']} of {index}; "
                 "give this task another name, or none."
             )
+
+
+def refuse_twice(state_dir: Path, data: str | None, learned: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to learn a task again that was learned last and has no name of its own, as by a second start.
+
+    Args:
+        state_dir: Folder of states.
+        data: What the task's rows are known by, or None.
+        learned: Number, name and `data` of each task that was learned.
+
+    Raises:
+        RunError: It would be.
+    """
+    if learned and data is not None and learned[-1].get("data") == data:
+        last = learned[-1]
+        raise RunError(
+            f"{state_dir}: these rows were learned already, as task {last['name']!r}, number "
+            f"{last['number']}: a second start of the same script would learn them as task "
+            f"{last['number'] + 1}. To learn them once more, give this task a name: callback(name=...)."
+        )
 
 
 def refuse_parameters(method: Method, params: Parameters) -> None:

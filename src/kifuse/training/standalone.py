@@ -19,7 +19,6 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,57 +26,35 @@ from typing import Any
 import torch
 from transformers.trainer_utils import get_last_checkpoint
 
-from kifuse.errors import RunError
 from kifuse.methods.base import Method, MethodState
-from kifuse.training.batches import MemoryBatches
-from kifuse.training.brought_adapter import ADAPTER, BroughtAdapter
-from kifuse.training.callback import MethodCallback
-from kifuse.training.context import TrainerContext
+from kifuse.training.brought_adapter import BroughtAdapter
+from kifuse.training.carrying import CarryingCallback, method_state
 from kifuse.training.finding import calling_trainer
 from kifuse.training.guard import MAX_BAD_STEPS, Guard
 from kifuse.training.mixing import Mixing
 from kifuse.training.probes import examples_of
-from kifuse.training.refusals import refuse_frozen, refuse_learned, refuse_method, refuse_training
-from kifuse.training.rows import (
-    Row,
-    RowMemory,
-    fingerprint_of,
-    first_row,
-    given_rows,
-    live,
-    with_columns_of,
-)
+from kifuse.training.refusals import refuse_frozen, refuse_method, refuse_training
+from kifuse.training.rows import Row, fingerprint_of, live
 from kifuse.training.shards import Shards
-from kifuse.training.state_dir import for_adapter, hold, let_go, refuse_lost
+from kifuse.training.state_dir import hold, let_go, refuse_lost
 from kifuse.training.state_folder import (
-    STATE,
     StateFolder,
-    after_folder,
-    copied,
     describe,
     fingerprint,
-    newest_state,
     put_weights,
-    read_state,
-    refuse_other_method,
     refuse_other_weights,
     refuse_other_writer,
     refuse_unwritable,
-    restore_weights,
     weights_of,
     write_state,
 )
-from kifuse.training.trainer_checkpoint import Resuming, check_place, read_checkpoint
+from kifuse.training.trainer_checkpoint import Resuming, check_place
 from kifuse.training.trial import try_out
-
-KEPT = 2
-"""How many states of a `state_dir` are kept: the newest, and the one before it."""
-MEMORY, WEIGHTS = "memory.jsonl", "weights.safetensors"
 
 _log = logging.getLogger(__name__)
 
 
-class StandaloneCallback(MethodCallback):
+class StandaloneCallback(CarryingCallback):
     """Drives a method inside a Trainer that kifuse did not make; see `Method.callback`.
 
     The Trainer is found by itself; `attach(trainer)` says it explicitly. Several Trainers in a row may be
@@ -104,8 +81,6 @@ class StandaloneCallback(MethodCallback):
         ConfigError: A setting of the adapter is wrong.
     """
 
-    by_engine = False
-
     def __init__(
         self,
         method: Method,
@@ -121,32 +96,25 @@ class StandaloneCallback(MethodCallback):
         first: bool = False,
         adapter: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(method, index=0, name=name or "", max_bad_steps=max_bad_steps)
         refuse_method(method, memory, adapter, keep_weights=keep_weights)
-        self.state_dir = None if state_dir is None else Path(state_dir)
-        self.keep_weights = keep_weights
-        self.checkpoint = None if checkpoint is None else Path(checkpoint)
-        self.learned: list[dict[str, Any]] = []
-        self._first, self._names, self._resuming = first, [], Resuming()
-        self._count, self._given = 0, memory
-        self._kept = RowMemory(share=share, per_task=per_task)
-        self._asked_name = name
-        self._rows: list[Row] = []
-        self._drawn: list[Row] = []
+        super().__init__(
+            method,
+            memory=memory,
+            state_dir=state_dir,
+            name=name,
+            share=share,
+            per_task=per_task,
+            max_bad_steps=max_bad_steps,
+            keep_weights=keep_weights,
+            checkpoint=checkpoint,
+        )
+        self._first, self._resuming = first, Resuming()
         self._mixing = Mixing(self._rows_to_mix) if method.old_data == "mixed" else None
-        brings = method.adapter is not None
-        self._brought = BroughtAdapter(method, adapter, self.state_dir, self._place) if brings else None
-        self._middle: StateFolder | None = None
+        if method.adapter is not None:
+            self._brought = BroughtAdapter(method, adapter, self.state_dir, self._place)
         self._loader: Any = None
         self._finished: Any = None
         self._taken_up_for: Any = None
-        self._under_way, self._newest = False, 0
-        self._before = MethodState()
-
-    @property
-    def _draws(self) -> bool:
-        """Whether rows of the task are kept at its end."""
-        return self.method.old_data in ("mixed", "steps") and self._given is None
 
     def attach(self, trainer: Any) -> None:
         """Give the callback its Trainer; see `MethodCallback.attach`."""
@@ -189,7 +157,7 @@ class StandaloneCallback(MethodCallback):
                 put_weights(middle.tensors["weights"], params)
             check_place(place, middle.values, fingerprint(params), memory, self.name)
             training = MethodState(middle.tensors["training"], middle.values["training"])
-            self.resume = (_method_state(middle, params.tensors[0].device), training)
+            self.resume = (method_state(middle, params.tensors[0].device), training)
         elif self.learned and self._brought is None:  # which was taken from the state itself
             refuse_other_weights(fingerprint(params), self.learned, self.state_dir, kept=self.keep_weights)
         elif self.state_dir is not None and not self._first and self._given is None and not self._newest:
@@ -220,88 +188,10 @@ class StandaloneCallback(MethodCallback):
         self._taken_up_for = trainer
         return self._rows
 
-    def _take_up_task(self, dataset: Any, step: int, device: torch.device) -> None:
-        """Find out which task this is, what the earlier ones left, and the rows that are remembered.
-
-        Args:
-            dataset: The task's own rows.
-            step: Step that training goes on from; 0 where it starts.
-            device: Of the trained tensors.
-        """
-        self._middle = read_checkpoint(self._checkpoint(step), step, self.method) if step else None
-        self._take_up(device)
-        self.name = self._asked_name or f"task-{self.index + 1}"
-        refuse_learned(self.name, self.index, self.learned)
-        self._rows = self._memory_rows(dataset)
-
-    def _take_up(self, device: torch.device) -> None:
-        """Find out which task this is, and load what the earlier ones left."""
-        newest = self._newest = newest_state(self.state_dir) if self.state_dir is not None else 0
-        if self._middle is not None:
-            self.index = int(self._middle.values["index"])
-            if self.state_dir is not None and self.index:
-                self._load(after_folder(self.state_dir, self.index), device)
-            return
-        # in a later Trainer of the same process everything is here already, unless a training was cut short
-        if self.state_dir is not None and newest and (self._under_way or not self.learned):
-            self._load(after_folder(self.state_dir, newest), device)
-            self._count = newest
-        elif self._under_way:
-            self.method.load_state(copied(self._before, device))
-        if not newest:
-            self._before = copied(self.method.state(), torch.device("cpu"))
-        self.index = self._count
-        if not self.learned and self._given is not None and len(self._given):
-            self.index = 1  # rows of an earlier task mean that this is not the first
-
-    def _load(self, folder: Path, device: torch.device) -> None:
-        found = for_adapter(read_state(folder, without=frozenset({WEIGHTS})), self._names)
-        refuse_other_method(folder / STATE, found.values, self.method)
-        self.learned = list(found.values["learned"])
-        if MEMORY in found.texts:
-            self._kept.read(found.texts[MEMORY], folder / MEMORY)
-        self.method.load_state(_method_state(found, device))
-
-    def _memory_rows(self, dataset: Any) -> list[Row]:
-        if self.method.old_data not in ("mixed", "steps"):
-            return []
-        sample = first_row(dataset)
-        if self._given is not None:
-            rows = given_rows(self._given, self.trainer, sample)
-        else:
-            if sample is None:
-                raise RunError(
-                    "the training data is a stream, of which no rows can be drawn for the memory; use a data "
-                    "set with a length, or give the rows of earlier tasks as memory=."
-                )
-            # drawn now, so that a row which cannot be kept is refused before the training, not after it
-            self._drawn = self._kept.draw(self.name, dataset, self.trainer.args.seed)
-            rows = self._kept.rows()
-            if self._mixing is not None:
-                rows = with_columns_of(sample, rows)
-        if self.index and not rows:
-            raise RunError(
-                f"memory: this is task {self.index + 1}, and the method reads old data, but there are no "
-                "rows of earlier tasks; give some, or leave memory= out, so that the callback keeps them."
-            )
-        return rows
-
-    def _batches(self, args: Any) -> MemoryBatches:
-        processes = args.world_size
-        batches = MemoryBatches(self._rows, self._batch_size(args), args.seed)  # type: ignore[arg-type]
-        # all processes have as many rows of a batch
-        batches.batch_size = max(1, batches.batch_size // processes) * processes
-        return batches
-
     def _place(self, trainer: Any, resume_from: Any) -> Path | None:
         """The state beside the checkpoint that a Trainer is asked to resume from; None: it begins."""
         found = get_last_checkpoint(trainer.args.output_dir) if resume_from is True else resume_from
         return Path(self.checkpoint or found) / "kifuse" if found else None
-
-    def _checkpoint(self, step: int) -> Path:
-        resumed = self._mixing.checkpoint if self._mixing is not None else None
-        folder = self.checkpoint or resumed or Path(self.trainer.args.output_dir) / f"checkpoint-{step}"
-        return folder / "kifuse"
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the method's state beside the Trainer's checkpoint."""
@@ -316,6 +206,7 @@ class StandaloneCallback(MethodCallback):
             "step": state.global_step,
             "weights": fingerprint(context.params),
             "memory": fingerprint_of(self._rows),
+            "data": self._data,
             "state": method.values,
             "training": training.values,
         }
@@ -346,6 +237,7 @@ class StandaloneCallback(MethodCallback):
             "number": self.index + 1,
             "name": self.name,
             "steps": state.global_step,
+            "data": self._data,
             "weights": fingerprint(context.params),
             "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
@@ -358,43 +250,3 @@ class StandaloneCallback(MethodCallback):
             let_go(self.state_dir)
         if self._brought is not None:
             self.trainer.accelerator.wait_for_everyone()  # each process reads it for the next task
-
-    def _write(self, state_dir: Path, context: TrainerContext) -> None:
-        method = self.method.state()
-        tensors, folders = {"method": method.tensors}, {}
-        if self._brought is not None:
-            folders[ADAPTER] = self._brought.save
-        elif self.keep_weights:
-            tensors["weights"] = weights_of(context.params)
-        texts = {MEMORY: self._kept.text()} if self._draws else {}
-        values = {
-            **describe(self.method),
-            "state": method.values,
-            "learned": self.learned,
-            "events": context.events,
-        }
-        if self._brought is not None:
-            values[ADAPTER] = self._brought.described()
-        write_state(after_folder(state_dir, self._count), StateFolder(values, tensors, texts, folders))
-        for k in range(1, self._count - KEPT + 1):
-            shutil.rmtree(after_folder(state_dir, k), ignore_errors=True)
-
-    def restore(self, model: Any) -> None:
-        """Put the weights after the last finished task into a model, from `state_dir`.
-
-        Args:
-            model: A model with the same trainable parameters.
-
-        Raises:
-            RunError: There is no state, it was written without weights, or they are of another model; or the
-                method brings an adapter of its own.
-        """
-        if self._brought is not None:
-            raise RunError("give the Trainer the base model: the callback puts on it what was learned last.")
-        restore_weights(self.state_dir, model)
-
-
-def _method_state(found: StateFolder, device: torch.device) -> MethodState:
-    """What a method is given back, where the model is."""
-    tensors = {name: tensor.to(device) for name, tensor in found.tensors.get("method", {}).items()}
-    return MethodState(tensors, found.values["state"])

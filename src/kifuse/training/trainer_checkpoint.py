@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,49 @@ def read_checkpoint(folder: Path, step: int, method: Method) -> StateFolder:
     found = read_state(folder)
     refuse_other_method(folder / STATE, found.values, method)
     return found
+
+
+def refuse_other_task(
+    folder: Path,
+    index: int,
+    data: str | None,
+    kept: str | None,
+    finished: Sequence[Mapping[str, Any]],
+    *,
+    named: bool,
+) -> None:
+    """Refuse a checkpoint of another task than the one whose rows the Trainer was given.
+
+    A finished task may be ended once more from its last checkpoint, as where the process ended before the
+    script had saved the adapter. In one output_dir for all months, the newest checkpoint may be last month's.
+
+    Args:
+        folder: Of the checkpoint's state.
+        index: 0-based position of the task that the checkpoint is of.
+        data: What the Trainer's rows are known by, or None where nothing tells.
+        kept: The same of the rows when the checkpoint was written.
+        finished: Number, name and `data` of each task that was learned.
+        named: Whether the script names its task.
+
+    Raises:
+        RunError: It is another's, or nothing tells that it is not.
+    """
+    done = next((task for task in finished if task["number"] == index + 1), None)
+    told = {kept, done.get("data")} - {None} if done is not None else {kept} - {None}
+    what = f"of task {index + 1}" + (f", {done['name']!r}, which was learned to its end" if done else "")
+    remedy = (
+        "To begin the task of these rows, leave resume_from_checkpoint out, and give each task its own "
+        "output_dir; to go on in the middle of it, name its checkpoint: resume_from_checkpoint='...'."
+    )
+    if data is not None and told - {data}:
+        raise RunError(f"{folder.parent} is a checkpoint {what}, and was trained on other rows. {remedy}")
+    if len(finished) > index + 1:
+        raise RunError(f"{folder.parent} is a checkpoint {what}, and others were since. {remedy}")
+    if done is not None and not named and not (data and told):
+        raise RunError(
+            f"{folder.parent} is a checkpoint {what}, and nothing tells whether these rows are its own. "
+            f"{remedy} Where they are, give the task its name: callback(name={done['name']!r})."
+        )
 
 
 def check_place(folder: Path, found: Mapping[str, Any], weights: str, memory: str, name: str) -> None:
