@@ -81,6 +81,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "epi": {"name": "epi", "length": 2},
     "epi, with task ids": {"name": "epi", "length": 2, "start": "mean", "answers": 1, "task_id": True},
     "lfpt5": {"name": "lfpt5", "length": 3, "attempts": 1},
+    "mocl": {"name": "mocl", "length": 2},
+    "mocl, of lora": {"name": "mocl", "module": "lora"},
     "moe-lora": {"name": "moe-lora", "experts": 3, "top_k": 2},
     "dft": {"name": "dft"},
     "eaft": {"name": "eaft"},

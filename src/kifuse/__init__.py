@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from kifuse.methods.lfpt5 import LFPT5
     from kifuse.methods.lwf import LwF
     from kifuse.methods.migu import MIGU
+    from kifuse.methods.mocl import MoCL
     from kifuse.methods.moe_lora import MoELoRA
     from kifuse.methods.nlora import NLoRA
     from kifuse.methods.ogd import OGD
@@ -93,6 +94,7 @@ _PLACES = {
     "kifuse.methods.lfpt5": ("LFPT5",),
     "kifuse.methods.lwf": ("LwF",),
     "kifuse.methods.migu": ("MIGU",),
+    "kifuse.methods.mocl": ("MoCL",),
     "kifuse.methods.moe_lora": ("MoELoRA",),
     "kifuse.methods.nlora": ("NLoRA",),
     "kifuse.methods.ogd": ("OGD",),
@@ -151,6 +153,7 @@ __all__ = [
     "MemoryBuffer",
     "Method",
     "MethodState",
+    "MoCL",
     "MoELoRA",
     "ModelError",
     "NLoRA",

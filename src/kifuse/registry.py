@@ -205,6 +205,12 @@ METHODS: dict[str, Entry] = {
         data_class="replay-free",
         paper="ACL 2023",
     ),
+    "mocl": Entry(
+        target="kifuse.methods.mocl:MoCL",
+        summary="A prefix or LoRA pair for each task; each input takes of all, by how like their keys it is.",
+        data_class="replay-free",
+        paper="arXiv 2404.00790",
+    ),
     "moe-lora": Entry(
         target="kifuse.methods.moe_lora:MoELoRA",
         summary="Several LoRA experts in each layer, weighed token by token by a router.",

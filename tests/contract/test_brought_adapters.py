@@ -28,9 +28,23 @@ from tests.two_tasks import encoded, learn, load
 
 pytestmark = pytest.mark.usefixtures("quick")
 LORA = "o-lora, published code"
-NAMES = ["inclora", LORA, "n-lora", "ella", "osf", "l2p", "moe-lora", "progprompt", "epi"]
+NAMES = [
+    "inclora",
+    LORA,
+    "n-lora",
+    "ella",
+    "osf",
+    "l2p",
+    "moe-lora",
+    "progprompt",
+    "epi",
+    "mocl",
+    "mocl, of lora",
+]
 EVERY = pytest.mark.parametrize("name", NAMES)
-EVERY_KIND = pytest.mark.parametrize("name", [LORA, "osf", "l2p", "moe-lora", "progprompt", "epi"])
+EVERY_KIND = pytest.mark.parametrize(
+    "name", [LORA, "osf", "l2p", "moe-lora", "progprompt", "epi", "mocl, of lora"]
+)
 Whole = Callable[[str], Months]
 
 

@@ -29,7 +29,7 @@ STACKING = {"inclora", "o-lora", "n-lora", "ella"}
 """Methods that keep one pair of LoRA factors a task."""
 MERGING = {"osf"}
 """Methods that train factors of the model's own weights, which are what a run keeps."""
-OWN_ADAPTER = {"epi", "l2p", "lfpt5", "moe-lora", "progprompt"}
+OWN_ADAPTER = {"epi", "l2p", "lfpt5", "mocl", "moe-lora", "progprompt"}
 """Methods whose adapter is none of PEFT's."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -165,7 +165,7 @@ def test_the_adapter_loads_outside_of_a_run(finished: Finished, name: str, tiny_
 @EVERY
 def test_the_base_model_stays_as_it_was(finished: Finished, name: str):
     outcome = finished(name)
-    own = ("lora_", "osf_", "experts.", "prefixes.", "prompt_pool.", "soft_prompts.")
+    own = ("lora_", "osf_", "experts.", "pairs.", "prefixes.", "prompt_pool.", "router.", "soft_prompts.")
     found = {
         key.replace(".base_layer", ""): value
         for key, value in outcome.model.state_dict().items()
@@ -181,8 +181,9 @@ def test_the_base_model_stays_as_it_was(finished: Finished, name: str):
 def test_no_hook_and_no_gradient_is_left_on_the_model(finished: Finished, name: str):
     outcome = finished(name)
     # prompts: what is asked is found out, they are put before the input and cut off; four layers add experts,
-    # or have prefixes
-    own = {"epi": 7, "l2p": 3, "lfpt5": 3, "progprompt": 3, "moe-lora": 4}.get(METHODS[name]["name"], 0)
+    # or have prefixes or pairs
+    own = {"epi": 7, "l2p": 3, "lfpt5": 3, "mocl": 7, "mocl, of lora": 6, "moe-lora": 4, "progprompt": 3}
+    own = own.get(name, own.get(METHODS[name]["name"], 0))
     assert _hooks(outcome.model) == outcome.hooks_before + own
     assert all(p.grad is None for p in outcome.model.parameters())
 
