@@ -186,6 +186,8 @@ _OF_A_STREAM = {
     "benchmark": "kifuse run, or learner.learn(task) with each task in turn",
     "order": "learner.learn(task) with each task in turn",
     "path": "learner.learn('path/to/a/task')",
+    "scored_on": "learner.learn(task, test=...) with the examples that it is to be scored on",
+    "hold_out": "kifuse compare --vary, which chooses settings on dev",
     "layout": "kifuse run, or learner.learn(task) with each task as kifuse.read_task gives it",
 }
 """Settings of `data` that say how a whole stream is read, and what does the same for tasks one by one."""

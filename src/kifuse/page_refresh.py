@@ -50,6 +50,7 @@ def run(
     progress: Progress | None = None,
     reuse: Path | Sequence[Path] | None = None,
     shared: Shared | None = None,
+    trained: Path | None = None,
 ) -> RunRecord:
     """Run a configuration, or go on with it where it stopped, and draw its page after every task.
 
@@ -60,6 +61,7 @@ def run(
             and both methods train the first task plainly, its outcome is the same, and is taken over instead
             of being computed again.
         shared: What runs in this process hand on to each other: the base model, the tasks and their tokens.
+        trained: Folder of a finished run that differs in what it is scored on at most; its states are scored.
 
     Returns:
         The finished record, which is also in the run's folder.
@@ -69,7 +71,7 @@ def run(
             another process is writing to the folder.
     """
     refresh, folder = PageRefresh(progress or Progress()), Path(config.output)
-    record = runner.run(config, progress=refresh, reuse=reuse, shared=shared)
+    record = runner.run(config, progress=refresh, reuse=reuse, shared=shared, trained=trained)
     if is_main_process() and page_is_older(folder):
         problem = refresh.saved(folder)
         if problem:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from kifuse.benchmarks.catalog import load_benchmark
 from kifuse.errors import DataError
 from kifuse.scoring.own_function import is_own, register_metric
+from kifuse.tasks.holding_out import hold_out
 from kifuse.tasks.readers import read_stream
 from kifuse.tasks.task import Task, TaskStream
 from kifuse.tasks.turns import with_learned_turns
@@ -68,7 +69,24 @@ def chosen_part(task: Task, data: DataConfig, seed: int) -> Task:
         raise DataError(
             f"{where}Task '{task.name}': it has no training examples, so there is nothing to learn."
         )
-    return found.subset(data.train_examples, data.dev_examples, data.test_examples, seed)
+    if data.hold_out and not found.dev:
+        found = hold_out(found, "dev", seed, data.hold_out)
+    found = found.subset(data.train_examples, data.dev_examples, data.test_examples, seed)
+    return _scored_on_dev(found) if data.scored_on == "dev" else found
+
+
+def _scored_on_dev(task: Task) -> Task:
+    """The task with its dev examples in place of its test examples, which nothing sees any more."""
+    if not task.dev:
+        raise DataError(
+            f"Task '{task.name}': it has no dev examples to be scored on (data.scored_on: dev); give "
+            "it some, or a share of its training examples by data.hold_out."
+        )
+    said = (
+        f"Task '{task.name}': it is scored on its {len(task.dev)} dev examples; its {len(task.test)} test "
+        "examples are left alone."
+    )
+    return replace(task, dev=(), test=task.dev, warnings=(*task.warnings, said))
 
 
 def name_metrics(key: str, functions: Iterable[str]) -> None:

@@ -52,6 +52,18 @@ def compare(
     output: Annotated[
         Path | None, typer.Option(help="Folder for all runs; what is finished in it is not run again.")
     ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vary", metavar="KEY=VALUE,VALUE", help="Values to try of any key; repeatable: a grid."
+        ),
+    ] = None,
+    choose_on: Annotated[
+        str | None,
+        typer.Option(
+            help="What values are chosen on: dev. Test examples are scored with the chosen one alone."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration; repeatable."),
@@ -63,9 +75,11 @@ def compare(
 ) -> None:
     """Run every method with every order and seed, and set them side by side. Continues where it stopped.
 
-    A run that fails is told, the others go on, and the same command tries it again.
+    With --vary every method is run with each value and scored on dev; the best value's runs alone are then
+    scored on test. A run that fails is told, the others go on, and the same command tries it again.
     """
     from kifuse.comparing.grid import load_grid
+    from kifuse.comparing.varied import check_choice, parse_vary
     from kifuse.config import parse_overrides
     from kifuse.recipes import refuse_recipe_name
 
@@ -83,9 +97,11 @@ def compare(
         methods=None if methods is None else split_names(methods),
         orders=_numbers(orders, "--orders"),
         seeds=_numbers(seeds, "--seeds"),
+        vary=parse_vary(vary) if vary else None,
         flags={key: flag for key, flag in FLAGS.items() if key not in overrides},
         check_files=True,
     )
+    check_choice(choose_on, bool(grid.vary), "--choose-on")
 
     from kifuse.cli.quiet import quieten
     from kifuse.comparing.running import run_grid
@@ -138,6 +154,11 @@ def _show_plan(grid: Grid, console: Console) -> None:
         done = sum(is_finished(planned) for planned, _ in own)
         runs = (variant.label, len(own), done, _range(steps), _range(scored))
         table.add_row(*(Text(str(each)) for each in runs))
+    if grid.vary:
+        _say(
+            console,
+            "These runs are scored on dev; then each method's best value is scored on test, untrained.",
+        )
     left = [plan for planned, plan in zip(grid.runs, work, strict=True) if not is_finished(planned)]
     console.print(table)
     _say(console, f"{size(grid)}, in {grid.folder}")
@@ -157,9 +178,11 @@ def _show(grid: Grid, outcome: Outcome, console: Console) -> None:
     from kifuse.comparing.section import PAGE, TABLES
     from kifuse.reporting.paired_differences import differences_table
     from kifuse.reporting.run_groups import group_runs
-    from kifuse.reporting.terminal_tables import ranking_table
+    from kifuse.reporting.terminal_tables import ranking_table, sweep_shown
     from kifuse.reporting.wording import MINUS
 
+    if outcome.sweep is not None:
+        console.print(sweep_shown(outcome.sweep))
     if outcome.runs:
         groups = group_runs(outcome.runs)
         console.print(ranking_table(groups))

@@ -41,6 +41,7 @@ def report(
 
     Runs that differ in seed and task order only count as one method, with mean and standard deviation.
     """
+    from kifuse.comparing.tried import open_sweep
     from kifuse.errors import RunError
     from kifuse.reporting.all_plots_and_tables import all_plots, all_tables
     from kifuse.reporting.page import FILE, comparison_page, run_page
@@ -49,6 +50,7 @@ def report(
     from kifuse.storage import write_text
 
     opened = open_runs(runs)
+    sweep = open_sweep(runs[0]) if len(runs) == 1 else None
     file = output or folder_for(opened) / FILE
     if file.is_dir():
         file /= FILE
@@ -57,8 +59,8 @@ def report(
     texts = not no_examples
     page = (
         run_page(opened[0], texts=texts)
-        if len(opened) == 1
-        else comparison_page(opened, file.parent, texts=texts)
+        if len(opened) == 1 and sweep is None
+        else comparison_page(opened, file.parent, sweep=sweep, texts=texts)
     )
     write_text(file, page)
     console = SafeConsole()
@@ -70,8 +72,8 @@ def report(
     if tables is not None:
         from kifuse.reporting.tables import write_tables
 
-        say(f"{len(write_tables(all_tables(opened), tables))} tables written to {tables}")
+        say(f"{len(write_tables(all_tables(opened, sweep), tables))} tables written to {tables}")
     if figures is not None:
         from kifuse.reporting.figures import write_figures
 
-        say(f"{len(write_figures(all_plots(opened), figures))} figures written to {figures}")
+        say(f"{len(write_figures(all_plots(opened, sweep), figures))} figures written to {figures}")

@@ -11,6 +11,7 @@ import yaml
 
 from kifuse.comparing.grid import Grid
 from kifuse.comparing.section import PAGE, SECTION, TABLES, Variant, read_section
+from kifuse.comparing.tried import open_sweep
 from kifuse.config.reading import read_yaml
 from kifuse.errors import ConfigError, RunError
 from kifuse.reporting.all_plots_and_tables import all_tables
@@ -49,11 +50,19 @@ def open_folder(grid: Grid) -> Grid:
             raise RunError(f"{error}\nRestore {folder / COMPARISON_FILE}, or name another folder.") from error
         before = {name: value for name, value in found.data.items() if name not in (SECTION, "output")}
         _refuse_changes(folder, before, _common(grid), section.variants, variants)
+        if bool(section.vary) != bool(grid.vary):
+            there, here = ("values", "none") if section.vary else ("no values", "some")
+            raise RunError(
+                f"output: {folder} holds a comparison which tries {there} of settings, and this one tries "
+                f"{here}; name another folder."
+            )
         labels = {variant.label for variant in section.variants}
         variants = (*section.variants, *(variant for variant in variants if variant.label not in labels))
         orders = list(dict.fromkeys([*section.orders, *orders]))
         seeds = list(dict.fromkeys([*section.seeds, *seeds]))
     section = {"methods": [variant.as_entry() for variant in variants], "orders": orders, "seeds": seeds}
+    if grid.vary:
+        section |= {"vary": {key: list(values) for key, values in grid.vary.items()}, "choose_on": "dev"}
     plain = {**_common(grid), "output": str(folder), SECTION: {k: v for k, v in section.items() if v}}
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
     write_text(folder / COMPARISON_FILE, _HEAD + text)
@@ -127,8 +136,9 @@ def write_results(grid: Grid) -> str | None:
     try:
         runs = finished_runs(grid)
         if runs:
-            write_text(grid.folder / PAGE, comparison_page(runs, grid.folder))
-            write_tables(all_tables(runs), grid.folder / TABLES)
+            sweep = open_sweep(grid.folder)
+            write_text(grid.folder / PAGE, comparison_page(runs, grid.folder, sweep=sweep))
+            write_tables(all_tables(runs, sweep), grid.folder / TABLES)
     except Exception as error:
         return f"{PAGE} could not be written: {shorten(error or type(error).__name__, 300)}"
     return None

@@ -9,6 +9,10 @@ It comes from the section `compare:` of a run's configuration, from the command 
         - {label: low-rate, name: replay, set: {training.learning_rate: 1.0e-4}}
       orders: [1, 2, 3]
       seeds: [0, 1]
+      vary: {training.learning_rate: [1.0e-4, 3.0e-4]}   # chosen on dev, for each method
+
+Where keys are varied, the grid's runs are scored on dev. Once all values of a method are scored, the runs of
+the best one become those of the comparison: their states are scored on test, and no other's ever are.
 """
 
 from __future__ import annotations
@@ -20,10 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.benchmarks.catalog import BENCHMARKS
-from kifuse.comparing.section import SECTION, Variant, own_variant, read_section
+from kifuse.comparing.section import SECTION, Section, Variant, own_variant, read_section
+from kifuse.comparing.varied import HELD_OUT, ON_DEV, Point, merged, points
 from kifuse.config import RunConfig, load_config
 from kifuse.config.reading import Document, read_yaml
 from kifuse.errors import ConfigError
+from kifuse.reporting.run_groups import COMPARISON_FILE
 
 OPTIONS = {"method": "--methods", "data.order": "--orders", "training.seed": "--seeds"}
 """The keys of a run for which a grid has lists, with the options that give them."""
@@ -38,23 +44,34 @@ class PlannedRun:
         order: Number of the task order; None where the stream has no numbered orders.
         seed: The seed of the training.
         config: The whole run, with its folder.
+        point: The values of the keys that are varied; None where none are.
     """
 
     variant: Variant
     order: int | None
     seed: int
     config: RunConfig
+    point: Point | None = None
 
     @property
     def title(self) -> str:
         """For people: `replay, order 1, seed 0`."""
         order = "" if self.order is None else f"order {self.order}, "
-        return f"{self.variant.label}, {order}seed {self.seed}"
+        tried = "" if self.point is None else f"{self.point.title}, "
+        return f"{self.variant.label}, {tried}{order}seed {self.seed}"
 
     @property
     def folder(self) -> Path:
         """The folder of the run."""
         return self.config.output
+
+    def tested(self) -> PlannedRun:
+        """The run of the same training that is scored on test, for a run that is scored on dev."""
+        data = self.config.data.model_copy(update={"scored_on": "test"})
+        output = self.folder.parents[2] / self.folder.name
+        return dataclasses.replace(
+            self, config=self.config.model_copy(update={"data": data, "output": output})
+        )
 
 
 @dataclass(frozen=True)
@@ -66,12 +83,15 @@ class Grid:
         common: What all runs share. Its method, order and seed are not used.
         variants: The methods.
         runs: All runs; the methods of a seed and an order stand together.
+        vary: The values that are tried for each method, by dotted key; where there are any, the runs are
+            scored on dev, and lie in `<folder>/<label>/on-dev/<values>/`.
     """
 
     folder: Path
     common: RunConfig
     variants: tuple[Variant, ...]
     runs: tuple[PlannedRun, ...]
+    vary: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def orders(self) -> list[int]:
@@ -91,6 +111,7 @@ def load_grid(
     methods: Sequence[str] | None = None,
     orders: Sequence[int] | None = None,
     seeds: Sequence[int] | None = None,
+    vary: Mapping[str, tuple[Any, ...]] | None = None,
     flags: Mapping[str, str] | None = None,
     check_files: bool = False,
 ) -> Grid:
@@ -102,6 +123,8 @@ def load_grid(
         methods: Labels of the file's variants, or names of methods; None: those of the file, or its method.
         orders: Numbers of task orders; None: the file's.
         seeds: The seeds of the trainings; None: the file's.
+        vary: Values to try, by dotted key; None: the file's. A folder that holds some is chosen from over all
+            its values, orders and seeds.
         flags: The command line's options by dotted key, for messages.
         check_files: Whether the data must be there.
 
@@ -123,22 +146,92 @@ def load_grid(
                 f"{OPTIONS['method']}, or in the section '{SECTION}' of a CONFIG.yaml."
             )
         variants = (own,)
-    places = {
-        "data.order": OPTIONS["data.order"] if orders is not None else f"{path}: {SECTION}.orders",
-        "training.seed": OPTIONS["training.seed"] if seeds is not None else f"{path}: {SECTION}.seeds",
-    }
-    loader = _Loader(path, overrides, {**(flags or {}), **places}, check_files)
+    orders = section.orders if orders is None else orders
+    seeds = section.seeds if seeds is None else seeds
+    vary = section.vary if vary is None else vary
+    _refuse_set(vary, overrides, variants)
+    loader = _Loader(
+        path, overrides, {**_places(path, orders, seeds, vary, section), **(flags or {})}, check_files
+    )
+    common = loader.load(dataclasses.replace(variants[0], changes={}), {}, bool(vary))
+    if common is not None and vary:
+        orders, seeds, vary = _with_those_there(common.output, orders, seeds, vary)
     runs = [
-        loader.planned(variant, order, seed)
-        for seed in (section.seeds if seeds is None else seeds) or (None,)
-        for order in (section.orders if orders is None else orders) or (None,)
+        loader.planned(variant, order, seed, point)
+        for seed in seeds or (None,)
+        for order in orders or (None,)
         for variant in variants
+        for point in (points(vary) if vary else (None,))
     ]
-    common = loader.load(dataclasses.replace(variants[0], changes={}), {})
     found = tuple(planned for planned in runs if planned is not None)
     if loader.problems or common is None:
         raise ConfigError("\n".join(loader.problems))
-    return Grid(common.output, common, variants, found)
+    return Grid(common.output, common, variants, found, vary)
+
+
+def folder_name(label: str) -> str:
+    """The folder of a variant: a method of one's own has a colon in its name, which not all systems take."""
+    return label.replace(":", "-")
+
+
+def run_name(order: int | None, seed: int) -> str:
+    """The folder of a run in that of its variant."""
+    return f"{'' if order is None else f'order{order}-'}seed{seed}"
+
+
+def _places(
+    path: Path | None,
+    orders: Sequence[int],
+    seeds: Sequence[int],
+    vary: Mapping[str, tuple[Any, ...]],
+    section: Section,
+) -> dict[str, str]:
+    """Where the lists were given, for messages, by the key that each is for."""
+    lists = {
+        "data.order": (orders, section.orders, "orders"),
+        "training.seed": (seeds, section.seeds, "seeds"),
+    }
+    places = {
+        key: f"{path}: {SECTION}.{name}" if given is there else OPTIONS[key]
+        for key, (given, there, name) in lists.items()
+    }
+    varied = f"{path}: {SECTION}.vary" if vary is section.vary else "--vary"
+    return places | {key: f"{varied} {key}" for key in vary}
+
+
+def _refuse_set(vary: Mapping[str, Any], overrides: Mapping[str, Any], variants: Sequence[Variant]) -> None:
+    """Refuse to vary what is set for all runs, or for one of the rows.
+
+    Raises:
+        ConfigError: There is such a key.
+    """
+    for key in vary:
+        rows = [variant.label for variant in variants if key in variant.overrides()]
+        by = "--set" if key in overrides else f"the row {rows[0]!r}" if rows else None
+        if by is not None:
+            raise ConfigError(
+                f"--vary {key}: found the key in {by} as well, expected one of them. Remove one."
+            )
+
+
+def _with_those_there(
+    folder: Path, orders: Sequence[int], seeds: Sequence[int], vary: Mapping[str, tuple[Any, ...]]
+) -> tuple[Sequence[int], Sequence[int], Mapping[str, tuple[Any, ...]]]:
+    """Orders, seeds and values, with those that the folder holds: one value is chosen over all of them."""
+    file = folder / COMPARISON_FILE
+    there = read_section(read_yaml(file), file) if file.is_file() else Section()
+    if not there.vary:
+        return orders, seeds, vary
+    if set(there.vary) != set(vary):
+        raise ConfigError(
+            f"--vary: found {', '.join(vary)}, expected {', '.join(there.vary)}, which {file} tries; name "
+            "another folder for other keys."
+        )
+    return (
+        list(dict.fromkeys([*there.orders, *orders])),
+        list(dict.fromkeys([*there.seeds, *seeds])),
+        merged(there.vary, vary),
+    )
 
 
 class _Loader:
@@ -150,10 +243,16 @@ class _Loader:
         self.path, self.overrides, self.flags, self.check_files = path, overrides, flags, check_files
         self.problems: dict[str, None] = {}
 
-    def load(self, variant: Variant, chosen: Mapping[str, Any]) -> RunConfig | None:
-        """A variant's configuration with an order and a seed; None if something is wrong with it."""
+    def load(self, variant: Variant, chosen: Mapping[str, Any], choosing: bool) -> RunConfig | None:
+        """A variant's configuration with an order and a seed; None if something is wrong with it.
+
+        Args:
+            variant: The variant.
+            chosen: Other values, by dotted key.
+            choosing: Whether the stream must have dev examples.
+        """
         try:
-            return load_config(
+            config = load_config(
                 self.path,
                 {**self.overrides, **variant.overrides(), **chosen},
                 flags={**self.flags, **variant.places},
@@ -163,11 +262,20 @@ class _Loader:
         except ConfigError as error:
             self.problems |= dict.fromkeys(str(error).split("\n"))
             return None
+        if choosing and not config.data.hold_out:
+            config = config.model_copy(update={"data": config.data.model_copy(update={"hold_out": HELD_OUT})})
+        return config
 
-    def planned(self, variant: Variant, order: int | None, seed: int | None) -> PlannedRun | None:
-        """One run; None if something is wrong with it."""
+    def planned(
+        self, variant: Variant, order: int | None, seed: int | None, point: Point | None
+    ) -> PlannedRun | None:
+        """One run; None if something is wrong with it, or with an earlier value, as it would be again."""
+        if point is not None and self.problems:
+            return None
         given = {"data.order": order, "training.seed": seed}
-        config = self.load(variant, {key: value for key, value in given.items() if value is not None})
+        chosen = {key: value for key, value in given.items() if value is not None}
+        tried = {} if point is None else dict(point.values)
+        config = self.load(variant, {**chosen, **tried}, point is not None)
         if config is None:
             return None
         data = config.data
@@ -175,11 +283,13 @@ class _Loader:
             # by its number, so that a later call may name it
             data = data.model_copy(update={"order": next(iter(BENCHMARKS[data.benchmark].orders))})
         number = data.order if isinstance(data.order, int) else None
-        name = f"{'' if number is None else f'order{number}-'}seed{config.training.seed}"
-        # a method of one's own has a colon in its name, which not every file system takes
-        output = config.output / variant.label.replace(":", "-") / name
+        output = config.output / folder_name(variant.label)
+        if point is not None:
+            data = data.model_copy(update={"scored_on": "dev"})
+            output = output / ON_DEV / point.name
+        output /= run_name(number, config.training.seed)
         config = config.model_copy(update={"data": data, "output": output})
-        return PlannedRun(variant, number, config.training.seed, config)
+        return PlannedRun(variant, number, config.training.seed, config, point)
 
 
 def _refuse_listed(overrides: Mapping[str, Any]) -> None:

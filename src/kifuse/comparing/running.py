@@ -12,16 +12,20 @@ from rich.console import Console
 from kifuse.comparing.folder import finished_runs, open_folder, refuse_other_folder, write_results
 from kifuse.comparing.grid import Grid, PlannedRun
 from kifuse.comparing.section import LOG, TABLES
+from kifuse.comparing.tried import open_sweep
+from kifuse.comparing.varied import NO_LONGER
 from kifuse.errors import KifuseError, RunError
 from kifuse.folders import remove_temporaries
+from kifuse.learner_folder import move_aside
 from kifuse.page_refresh import run
 from kifuse.reporting.record import RunRecord
 from kifuse.reporting.run_groups import Run
+from kifuse.reporting.sweeps import Sweep
 from kifuse.reporting.wording import count, shorten
 from kifuse.terminal_progress import ConsoleProgress, Pace
 from kifuse.training.environment import process_count
 from kifuse.training.lock import exclusive
-from kifuse.training.opening import now, open_method
+from kifuse.training.opening import config_json, differences, now, open_method
 from kifuse.training.progress import Plan
 from kifuse.training.shared import Shared
 from kifuse.training.work import plan_of
@@ -34,10 +38,12 @@ class Outcome:
     Attributes:
         runs: Every run of the folder that has a record.
         failed: The runs that failed, with the reason and the log of each.
+        sweep: What was tried of settings; None where none are varied.
     """
 
     runs: list[Run]
     failed: list[tuple[PlannedRun, str]] = field(default_factory=list)
+    sweep: Sweep | None = None
 
 
 def is_finished(planned: PlannedRun) -> bool:
@@ -58,13 +64,17 @@ def plans(grid: Grid, shared: Shared) -> list[Plan]:
     Raises:
         KifuseError: The data or a method's settings are wrong.
     """
-    found: dict[tuple[str, int | None], Plan] = {}
+
+    def key_of(planned: PlannedRun) -> tuple[str, str, int | None]:
+        return planned.variant.label, planned.point.name if planned.point else "", planned.order
+
+    found: dict[tuple[str, str, int | None], Plan] = {}
     for planned in grid.runs:
-        key = (planned.variant.label, planned.order)
+        key = key_of(planned)
         if key not in found:  # another seed draws other examples, but as many
             tasks = shared.stream(planned.config.data, planned.config.training.seed).tasks
             found[key] = plan_of(planned.config, open_method(planned.config), tasks)
-    return [found[planned.variant.label, planned.order] for planned in grid.runs]
+    return [found[key_of(planned)] for planned in grid.runs]
 
 
 def run_grid(grid: Grid, console: Console) -> Outcome:
@@ -97,11 +107,10 @@ def run_grid(grid: Grid, console: Console) -> Outcome:
 
 def _run_all(grid: Grid, work: list[Plan], shared: Shared, console: Console) -> Outcome:
     """Run what is not finished, in a folder that nobody else writes to."""
-    everything = open_folder(grid)
+    everything, outcome, pace = open_folder(grid), Outcome([]), Pace()
     waiting = [place for place, planned in enumerate(grid.runs) if not is_finished(planned)]
     done = len(grid.runs) - len(waiting)
     _say(console, f"{size(grid)}{f', {done} of them finished' if done else ''}")
-    pace, outcome = Pace(), Outcome([])
     for number, place in enumerate(waiting):
         planned = grid.runs[place]
         progress = ConsoleProgress(
@@ -111,24 +120,83 @@ def _run_all(grid: Grid, work: list[Plan], shared: Shared, console: Console) -> 
             later=sum(work[other].work for other in waiting[number + 1 :]),
             pace=pace,
         )
-        failure = _run_one(planned, grid, progress, shared)
-        if failure is not None:
-            outcome.failed.append((planned, failure))
-            _say(console, f"failed: {planned.title}: {failure}")
-        problem = write_results(everything)
-        if problem:
-            _say(console, problem)
+        _try(planned, grid, progress, shared, outcome, console)
+        if not grid.vary:
+            _write(everything, console)
+    sweep = open_sweep(grid.folder) if grid.vary else None
+    for planned in _chosen(grid, sweep, console) if sweep is not None else ():
+        progress = ConsoleProgress(
+            console, title=f"{planned.title}, scored on test", label=planned.variant.label
+        )
+        _try(planned.tested(), grid, progress, shared, outcome, console, trained=planned)
+        _write(everything, console)
     if not waiting:
-        write_results(everything)  # they may be of an older kifuse
-    outcome.runs = finished_runs(everything)
+        _write(everything, console)  # they may be of an older kifuse
+    outcome.runs, outcome.sweep = finished_runs(everything), sweep
     return outcome
 
 
-def _run_one(planned: PlannedRun, grid: Grid, progress: ConsoleProgress, shared: Shared) -> str | None:
-    """Run one; the reason if it failed."""
+def _chosen(grid: Grid, sweep: Sweep, console: Console) -> list[PlannedRun]:
+    """The runs on dev whose values are chosen; tested runs of other values are moved aside."""
+    found = []
+    for method in sweep.methods:
+        best = sweep.chosen(method)
+        own = [planned for planned in grid.runs if planned.variant.label == method]
+        if best is None:
+            if own:
+                _say(console, f"{method}: no value is scored on dev by all its runs, so none is chosen")
+            continue
+        chosen = [p for p in own if p.point and tuple(v for _, v in p.point.values) == best.values]
+        if chosen and chosen[0].point:
+            _say(console, f"{method}: {chosen[0].point.title} is chosen, with {best.on_dev} on dev")
+        for planned in chosen:
+            _move_others(planned.tested(), console)
+        found += chosen
+    return found
+
+
+def _move_others(planned: PlannedRun, console: Console) -> None:
+    """Move a tested run of a value aside that was chosen by an earlier call."""
+    if not (planned.folder / "record.json").is_file():
+        return
+    changed = differences(RunRecord.load(planned.folder).config, config_json(planned.config))
+    varied = [key for key, _ in planned.point.values] if planned.point else []
+    if any(each.startswith(f"{key} ") for each in changed for key in varied):
+        goal = planned.folder.parent / NO_LONGER / planned.folder.name
+        move_aside(planned.folder, goal)
+        _say(console, f"{planned.folder}: another value is chosen now; moved to {goal}")
+
+
+def _try(
+    planned: PlannedRun,
+    grid: Grid,
+    progress: ConsoleProgress,
+    shared: Shared,
+    outcome: Outcome,
+    console: Console,
+    trained: PlannedRun | None = None,
+) -> None:
+    """Run one, and tell whether it failed."""
+    failure = _run_one(planned, grid, progress, shared, trained)
+    if failure is not None:
+        outcome.failed.append((planned, failure))
+        _say(console, f"failed: {planned.title}: {failure}")
+
+
+def _write(grid: Grid, console: Console) -> None:
+    problem = write_results(grid)
+    if problem:
+        _say(console, problem)
+
+
+def _run_one(
+    planned: PlannedRun, grid: Grid, progress: ConsoleProgress, shared: Shared, trained: PlannedRun | None
+) -> str | None:
+    """Run one, which may be trained already; the reason if it failed."""
     others = [other.folder for other in grid.runs if other is not planned and other.seed == planned.seed]
     try:
-        run(planned.config, progress=progress, reuse=others, shared=shared)
+        folder = None if trained is None else trained.folder
+        run(planned.config, progress=progress, reuse=others, shared=shared, trained=folder)
     except Exception as error:
         failure = _told(error, planned, grid)
     else:
@@ -156,7 +224,9 @@ def _told(error: Exception, planned: PlannedRun, grid: Grid) -> str:
 def size(grid: Grid) -> str:
     """`2 methods, 3 orders, 2 seeds: 12 runs`."""
     variants = len({planned.variant.label for planned in grid.runs})
-    parts = [count(variants, "method"), *([count(len(grid.orders), "order")] if grid.orders else [])]
+    values = len({planned.point.name for planned in grid.runs if planned.point})
+    parts = [count(variants, "method"), *([count(values, "value")] if values else [])]
+    parts += [*([count(len(grid.orders), "order")] if grid.orders else [])]
     return f"{', '.join([*parts, count(len(grid.seeds), 'seed')])}: {count(len(grid.runs), 'run')}"
 
 

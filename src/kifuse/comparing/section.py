@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kifuse.comparing.varied import check_choice, fault
 from kifuse.config.reading import Document
 from kifuse.errors import ConfigError, did_you_mean
 from kifuse.file_names import name_fault, name_key
@@ -18,7 +19,7 @@ PAGE = "comparison.html"
 TABLES = "tables"
 LOG = "log.txt"
 
-_KEYS = ("methods", "orders", "seeds")
+_KEYS = ("methods", "orders", "seeds", "vary", "choose_on")
 _VARIANT_KEYS = ("label", "name", "set")
 _RESERVED = {name_key(name) for name in (COMPARISON_FILE, PAGE, TABLES, LOG)}
 
@@ -59,6 +60,7 @@ class Section:
     variants: tuple[Variant, ...] = ()
     orders: tuple[int, ...] = ()
     seeds: tuple[int, ...] = ()
+    vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def choose(self, names: Sequence[str], own: Variant | None, option: str) -> tuple[Variant, ...]:
         """The variants that a list of names asks for.
@@ -115,8 +117,10 @@ def read_section(document: Document, path: Path | None) -> Section:
     variants = reader.variants(found.get("methods"))
     orders = reader.numbers("orders", found.get("orders"))
     seeds = reader.numbers("seeds", found.get("seeds"))
+    vary = reader.vary(found.get("vary"))
     reader.finish()
-    return Section(variants, orders, seeds)
+    check_choice(found.get("choose_on"), bool(vary), f"{path}: {SECTION}.choose_on")
+    return Section(variants, orders, seeds, vary)
 
 
 class _Reader:
@@ -155,6 +159,17 @@ class _Reader:
         else:
             return tuple(found)
         return ()
+
+    def vary(self, found: Any) -> dict[str, tuple[Any, ...]]:
+        """Lists of values by dotted key."""
+        key = (SECTION, "vary")
+        if found is not None and not isinstance(found, dict):
+            self.refuse(key, show_value(found), "keys of the configuration, each with a list of values")
+            return {}
+        for name, values in (found or {}).items():
+            if wrong := fault(name, values):
+                self.refuse((*key, name), *wrong)
+        return {name: tuple(values) for name, values in (found or {}).items() if isinstance(values, list)}
 
     def variants(self, found: Any) -> tuple[Variant, ...]:
         """The list of methods."""

@@ -170,6 +170,18 @@ class DataConfig(Section):
         ge=1,
         description="Test examples kept of each task; null: all. Larger: slower, surer scores.",
     )
+    hold_out: Float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the training examples, at most 200 of them, that becomes the validation "
+        "examples of a task that has none. 0: none.",
+    )
+    scored_on: Literal["test", "dev"] = Field(
+        default="test",
+        description="What tasks are scored on; dev: their validation examples, and no test example is looked "
+        "at, as when settings are chosen.",
+    )
     max_input: int = Field(
         default=512,
         ge=8,

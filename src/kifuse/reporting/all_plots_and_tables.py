@@ -11,21 +11,24 @@ from kifuse.reporting.paired_differences import differences_table
 from kifuse.reporting.plots import Plot
 from kifuse.reporting.run_groups import Run, group_runs
 from kifuse.reporting.run_pictures import Missing, forgetting_curves, learning_rates, losses, score_matrix
+from kifuse.reporting.sweeps import Sweep, sweep_picture, sweep_table
 from kifuse.reporting.tables import Table
 
 
-def all_plots(runs: Sequence[Run]) -> list[Plot | Missing]:
+def all_plots(runs: Sequence[Run], sweep: Sweep | None = None) -> list[Plot | Missing]:
     """Every picture of a run, or of the comparison of several.
 
     Args:
         runs: One or more.
+        sweep: What the comparison tried of settings.
 
     Returns:
         The pictures, and why others are missing.
     """
-    if len(runs) > 1:
+    if len(runs) > 1 or sweep is not None:
         groups = group_runs(runs)
         return [
+            *([] if sweep is None else [sweep_picture(sweep)]),
             comparison.methods(groups),
             comparison.progress(groups),
             comparison.task_differences(groups),
@@ -44,11 +47,12 @@ def all_plots(runs: Sequence[Run]) -> list[Plot | Missing]:
     ]
 
 
-def all_tables(runs: Sequence[Run]) -> list[Table]:
+def all_tables(runs: Sequence[Run], sweep: Sweep | None = None) -> list[Table]:
     """Every table of a run, or of the comparison of several.
 
     Args:
         runs: One or more.
+        sweep: What the comparison tried of settings.
 
     Returns:
         Methods, their paired differences, tasks and runs; for one run its score matrix too.
@@ -62,4 +66,6 @@ def all_tables(runs: Sequence[Run]) -> list[Table]:
         tasks_table(groups),
         runs_table(runs, labels),
     ]
+    if sweep is not None:
+        return [*tables, sweep_table(sweep)]
     return tables if len(runs) > 1 else [scores_table(runs[0].record), *tables]

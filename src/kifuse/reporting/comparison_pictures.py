@@ -140,6 +140,8 @@ def sentence(groups: Sequence[Group]) -> str:
         One to three sentences.
     """
     scored = [(g, mean) for g in groups if (mean := g.mean(metric("AP"))) is not None]
+    if len(groups) == 1 and scored:
+        return f"{groups[0].label} reaches an average of {scored[0][1]} at the end."
     if len(scored) < 2:
         said = count(len(groups), "method")
         return f"{said}, of which {len(scored)} can be compared: the others are not finished."

@@ -39,14 +39,14 @@ def curve_panel(plot: Curves, panel: CurvePanel, *, narrow: bool = False) -> Mar
     if plot.wide:
         width, height = (430.0, 280.0) if narrow else (760.0, 320.0)
         kind = "narrow" if narrow else "wide"
-    x = Scale(*plot.x_range, 34, width - 10)
+    x = Scale(*plot.x_range, 34, width - 10 - 14 * plot.log, plot.log)
     y = Scale(*plot.y_range, height - 40, 26)
     made = axes(
         x,
         y,
         x_title=plot.x_title,
         y_title=plot.y_title,
-        x_ticks=ticks(*plot.x_range, 8, whole=plot.whole),
+        x_ticks=log_ticks(*plot.x_range) if plot.log else ticks(*plot.x_range, 8, whole=plot.whole),
         y_ticks=ticks(*plot.y_range, 5),
     )
     grouped = plot.dots or several(panel)

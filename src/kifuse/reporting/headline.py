@@ -106,6 +106,9 @@ def how_scored(record: RunRecord) -> str:
     """What a score is in this run."""
     named = f" ({unlike_metrics(record)})" if record.tasks else ""
     said = f"Scores run from 0 to 100{named}."
+    data = record.config.get("data")
+    if isinstance(data, dict) and data.get("scored_on") == "dev":
+        said += " They are of dev examples; no test example was looked at."
     precision = record.machine.get("precision")
     if precision in ("bf16", "fp16"):
         said += (

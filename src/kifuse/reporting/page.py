@@ -43,8 +43,9 @@ from kifuse.reporting.settings import (
 )
 from kifuse.reporting.shareable import without_paths
 from kifuse.reporting.styles import page_style, read_template
+from kifuse.reporting.sweeps import Sweep, sweep_picture, sweep_table
 from kifuse.reporting.what_was_read import what_was_read
-from kifuse.reporting.wording import clean, number, shorten
+from kifuse.reporting.wording import clean, count, number, shorten
 from kifuse.storage import write_text
 
 FILE = "report.html"
@@ -129,12 +130,15 @@ def run_page(run: Run, *, texts: bool = True) -> str:
     )
 
 
-def comparison_page(runs: Sequence[Run], folder: Path, *, texts: bool = True) -> str:
+def comparison_page(
+    runs: Sequence[Run], folder: Path, *, sweep: Sweep | None = None, texts: bool = True
+) -> str:
     """Make the page that sets several runs side by side.
 
     Args:
-        runs: Two or more.
+        runs: Two or more; with a sweep, one or more.
         folder: Where the page will be, for its links to the pages of single runs.
+        sweep: What was tried of settings, and scored on dev.
         texts: Whether it links those pages, which hold examples; it has none itself.
 
     Returns:
@@ -146,7 +150,9 @@ def comparison_page(runs: Sequence[Run], folder: Path, *, texts: bool = True) ->
     labels = {id(run): group.label for group in groups for run in group.runs}
     streams = list(dict.fromkeys(clean(run.record.stream) for run in runs))
     title = (
-        f"{len(groups)} methods on {streams[0]}" if len(groups) > 1 else f"{len(runs)} runs on {streams[0]}"
+        f"{len(groups)} methods on {streams[0]}"
+        if len(groups) > 1
+        else f"{count(len(runs), 'run')} on {streams[0]}"
     )
     tables = [methods_table(groups), tasks_table(groups)]
     return _render(
@@ -164,6 +170,8 @@ def comparison_page(runs: Sequence[Run], folder: Path, *, texts: bool = True) ->
         progress=draw(comparison.progress(groups)),
         cost=draw(comparison.cost_and_quality(groups)),
         fusions=draw(comparison.number_of_fusions(groups)),
+        sweep=None if sweep is None else draw(sweep_picture(sweep)),
+        tried=None if sweep is None else sweep_table(sweep),
         runs=runs_table(runs, labels),
         link=lambda run: _link(run, folder),
     )

@@ -119,6 +119,7 @@ class Curves(Plot):
         dots: Whether points are dots without lines between them.
         whole: Whether x has whole numbers only.
         wide: Whether it is one large panel.
+        log: Whether the axis of x is logarithmic.
     """
 
     panels: Sequence[CurvePanel]
@@ -129,6 +130,7 @@ class Curves(Plot):
     dots: bool = False
     whole: bool = False
     wide: bool = False
+    log: bool = False
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """A row for each point of each curve, without the faint curves."""

@@ -11,6 +11,7 @@ from rich.text import Text
 from kifuse.reporting.comparison_tables import methods_table, metric, side_by_side
 from kifuse.reporting.record import RunRecord
 from kifuse.reporting.run_groups import Group
+from kifuse.reporting.sweeps import Sweep, sweep_table
 from kifuse.reporting.tables import Cell
 from kifuse.reporting.wording import MINUS, NONE
 
@@ -93,6 +94,18 @@ def ranking_table(groups: Sequence[Group]) -> RichTable:
     return shown
 
 
+def sweep_shown(sweep: Sweep) -> RichTable:
+    """Show the values that were tried with their mean AP on dev, and which one is chosen."""
+    table = sweep_table(sweep)
+    shown = _table(table.title)
+    for place, head in enumerate(table.heads):
+        shown.add_column(Text(head), justify="right" if table.numeric(place) else "left", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*map(_text, row), style="bold" if row[-1].text else None)
+    shown.caption = Text("\n".join(table.notes))
+    return shown
+
+
 def matrix_table(record: RunRecord) -> RichTable:
     """Show the score of each task after each learned task.
 
@@ -147,4 +160,6 @@ def _text(cell: Cell) -> Text:
     """A cell in signs that every terminal has, with its note in a lighter print."""
     shown = cell.text if cell.value is None else cell.text.replace(MINUS, "-")
     text = Text("-" if shown == NONE else shown)
+    if cell.aside:
+        text.append(f" ±{cell.aside}")
     return text.append(f" {cell.note}", style="dim") if cell.note else text

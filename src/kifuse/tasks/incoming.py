@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kifuse.errors import DataError
+from kifuse.tasks.holding_out import hold_out
 from kifuse.tasks.readers import repeated_ids, task_with
 from kifuse.tasks.readers.building import build
 from kifuse.tasks.readers.names import data_file
@@ -17,14 +17,7 @@ from kifuse.tasks.readers.objects import object_tables
 from kifuse.tasks.readers.own import file_tables
 from kifuse.tasks.readers.settings import Settings, settings_of_rows
 from kifuse.tasks.readers.tables import Table
-from kifuse.tasks.sampling import visiting_order
 from kifuse.tasks.task import Metric, Task
-
-HELD_OUT = 0.1
-"""Share of the training examples that become the test set of a task that brings none."""
-
-MOST_HELD_OUT = 200
-"""More test examples than these cost time at every later task and say little more."""
 
 
 def as_task(
@@ -83,7 +76,7 @@ def as_task(
         return task
     if not task.train:
         raise DataError(f"Task '{task.name}': it has no training examples, so there is nothing to learn.")
-    return task if task.test else _hold_out(task, seed)
+    return task if task.test else hold_out(task, "test", seed)
 
 
 def to_score(data: Any) -> Task:
@@ -145,35 +138,3 @@ def _refuse_options(options: Mapping[str, Any]) -> None:
             f"learn(): found {', '.join(given)} with a Task, expected them with rows or a path only; a Task "
             "has fields for them: dataclasses.replace(task, ...)."
         )
-
-
-def _hold_out(task: Task, seed: int) -> Task:
-    """Set a part of the training examples aside, always the same; those that ask the same stay together."""
-    total = len(task.train)
-    count = min(MOST_HELD_OUT, int(total * HELD_OUT) or (1 if total > 1 else 0))
-    alike: dict[str, list[int]] = defaultdict(list)
-    for place, example in enumerate(task.train):
-        alike[example.input_hash()].append(place)
-    order = visiting_order(task.train, task.labels, (seed, task.name, "held out"))
-    groups = list(dict.fromkeys(task.train[place].input_hash() for place in order))
-    chosen: set[int] = set()
-    for key in groups:
-        if len(chosen) + len(alike[key]) <= count:
-            chosen.update(alike[key])
-    least = min(groups, key=lambda key: len(alike[key]))
-    if not chosen and 2 * len(alike[least]) <= total and len(alike[least]) <= MOST_HELD_OUT:
-        chosen.update(alike[least])
-    if chosen:
-        said = f"{len(chosen)} training examples were set aside as its test set"
-        said += "" if len(groups) == total else "; those that ask the same stayed together"
-    else:
-        said = (
-            f"no test set was set aside, as its training examples ({total}) differ too little in what they "
-            "ask; give test examples"
-        )
-    return replace(
-        task,
-        train=tuple(e for i, e in enumerate(task.train) if i not in chosen),
-        test=tuple(e for i, e in enumerate(task.train) if i in chosen),
-        warnings=(*task.warnings, f"Task '{task.name}': {said}."),
-    )

@@ -36,6 +36,7 @@ from kifuse.training.sealing import SEALED_NOW, check_base, seal_if_unsealed
 from kifuse.training.shared import Shared
 from kifuse.training.snapshot import Snapshots
 from kifuse.training.start_from import keep_start
+from kifuse.training.trained_elsewhere import take_over_training
 from kifuse.training.work import cells_to_score, plan_of
 
 
@@ -45,6 +46,7 @@ def run(
     progress: Progress | None = None,
     reuse: Path | Sequence[Path] | None = None,
     shared: Shared | None = None,
+    trained: Path | None = None,
 ) -> RunRecord:
     """Run a configuration, or go on with it where it stopped.
 
@@ -55,6 +57,7 @@ def run(
             and both methods train the first task plainly, its outcome is the same, and is taken over instead
             of being computed again.
         shared: What runs in this process hand on to each other: the base model, the tasks and their tokens.
+        trained: Folder of a finished run that differs in what it is scored on at most; its states are scored.
 
     Returns:
         The finished record, which is also in the run's folder.
@@ -80,7 +83,7 @@ def run(
         others = [reuse] if isinstance(reuse, Path) else reuse or ()
         log = RunLog(folder, progress, writes=is_main_process())
         with log.writing(*opening_lines(config, record)):
-            return _run(config, record, log, others, shared)
+            return _run(config, record, log, others, shared, trained)
 
 
 def _check_finished(config: RunConfig, record: RunRecord, shared: Shared, progress: Progress) -> None:
@@ -101,7 +104,12 @@ def _check_finished(config: RunConfig, record: RunRecord, shared: Shared, progre
 
 
 def _run(
-    config: RunConfig, record: RunRecord | None, progress: Progress, reuse: Sequence[Path], shared: Shared
+    config: RunConfig,
+    record: RunRecord | None,
+    progress: Progress,
+    reuse: Sequence[Path],
+    shared: Shared,
+    trained: Path | None,
 ) -> RunRecord:
     reset_peak_memory()
     stream = shared.stream(config.data, config.training.seed)
@@ -116,7 +124,7 @@ def _run(
     check_base(record, backbone)
     engine = Engine(config, record, method, backbone, progress, tokens=shared.tokens)
     with engine.tracked():
-        record = _StreamRun(engine, stream).go(reuse)
+        record = _StreamRun(engine, stream).go(reuse, trained)
     shared.give_back(backbone, engine.model)
     return record
 
@@ -130,7 +138,7 @@ class _StreamRun:
         self.joint = engine.method.old_data == "all"
         self.cells = cells_to_score(engine.config, engine.method, self.tasks)
 
-    def go(self, reuse: Sequence[Path]) -> RunRecord:
+    def go(self, reuse: Sequence[Path], trained: Path | None) -> RunRecord:
         """Do what is not done yet."""
         engine = self.engine
         # looked through before anything is written, so that data which cannot be used leaves nothing behind
@@ -140,18 +148,21 @@ class _StreamRun:
         engine.save()
         if engine.writes:
             keep_start(self.config)
-        self._take_over_first_task(reuse)
+        if trained is None:
+            self._take_over_first_task(reuse)
+        elif not self.engine.learned(len(self.tasks)):
+            take_over_training(engine.folder, trained, self.config, self.record)
         if findings is not None:
             put_on_record(self.record, findings, engine.folder if engine.writes else None)
             engine.save()
         self._announce()
+        if trained is not None:
+            self._score_states()
         start = self._restore()
         for k in range(start, len(self.tasks) + 1):
             if k > start:
                 self._learn(k)
-            scored = [engine.score(k, i, self.tasks[i]) for after, i in self.cells if after == k]
-            if any(cell is not None for cell in scored):
-                engine.tell_row(k)
+            self._score(k)
             if k:
                 engine.tell_saved()
         self.record.status = "finished"
@@ -162,6 +173,20 @@ class _StreamRun:
             shutil.rmtree(engine.folder / "checkpoint", ignore_errors=True)
         self.progress.finish()
         return self.record
+
+    def _score(self, k: int) -> None:
+        """Score what the protocol asks for after k tasks and is not on record yet."""
+        scored = [self.engine.score(k, i, self.tasks[i]) for after, i in self.cells if after == k]
+        if any(cell is not None for cell in scored):
+            self.engine.tell_row(k)
+
+    def _score_states(self) -> None:
+        """Score the model as it was before the last task, where the training was taken over whole."""
+        known = {(score.after, score.task) for score in self.record.scores}
+        for k in sorted({after for after, i in self.cells if (after, i) not in known} - {len(self.tasks)}):
+            if k:  # before any task, the model is as it was loaded
+                self.engine.restore(k)
+            self._score(k)
 
     def _announce(self) -> None:
         """Say what is odd in the data, and how much there is to do."""

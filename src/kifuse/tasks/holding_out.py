@@ -1,0 +1,59 @@
+"""Examples set aside from a task's training examples, always the same ones."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+from kifuse.tasks.sampling import visiting_order
+from kifuse.tasks.task import Split, Task
+
+HELD_OUT = 0.1
+"""Share of the training examples that is set aside for a split that the data does not bring."""
+
+MOST_HELD_OUT = 200
+"""More examples than these cost time at every later task and say little more."""
+
+
+def hold_out(task: Task, split: Split, seed: int, share: float = HELD_OUT) -> Task:
+    """Set a part of the training examples aside; those that ask the same stay together.
+
+    Args:
+        task: Its own examples of the split are replaced.
+        split: What the part becomes.
+        seed: Of the draw.
+        share: How large it is; at most 200 examples.
+
+    Returns:
+        The task, with a warning that says how many there are.
+    """
+    total = len(task.train)
+    count = min(MOST_HELD_OUT, int(total * share) or (1 if total > 1 else 0))
+    alike: dict[str, list[int]] = defaultdict(list)
+    for place, example in enumerate(task.train):
+        alike[example.input_hash()].append(place)
+    purpose = "held out" if split == "test" else f"held out for {split}"
+    order = visiting_order(task.train, task.labels, (seed, task.name, purpose))
+    groups = list(dict.fromkeys(task.train[place].input_hash() for place in order))
+    chosen: set[int] = set()
+    for key in groups:
+        if len(chosen) + len(alike[key]) <= count:
+            chosen.update(alike[key])
+    least = min(groups, key=lambda key: len(alike[key]))
+    if not chosen and 2 * len(alike[least]) <= total and len(alike[least]) <= MOST_HELD_OUT:
+        chosen.update(alike[least])
+    if chosen:
+        said = f"{len(chosen)} training examples were set aside as its {split} set"
+        said += "" if len(groups) == total else "; those that ask the same stayed together"
+    else:
+        said = (
+            f"no {split} set was set aside, as its training examples ({total}) differ too little in what "
+            f"they ask; give {split} examples"
+        )
+    aside = {split: tuple(e for i, e in enumerate(task.train) if i in chosen)}
+    return replace(
+        task,
+        train=tuple(e for i, e in enumerate(task.train) if i not in chosen),
+        warnings=(*task.warnings, f"Task '{task.name}': {said}."),
+        **aside,
+    )
