@@ -16,6 +16,8 @@ instead; see `crash_scenes.py`.
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import json
 import random
 import shutil
@@ -31,6 +33,8 @@ from tests.crashes import Workplace, do_run, fork, kill_at_random, outcome, wait
 
 RESULTS = Path(__file__).parent / "results" / "crash-resume.json"
 SCENE_RESULTS = RESULTS.with_name("crash-scenes.json")
+NEEDED = ("kifuse.training.runner", "transformers.trainer", "peft")
+NEEDED_BY_SCENES = ("kifuse.learner", "kifuse.comparing.running", "tests.learners", "tests.months")
 
 
 def main() -> int:
@@ -48,8 +52,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="crash-resume-"))
     place = Workplace.build(folder)
-    import kifuse.training.runner  # noqa: F401 - imported once for all forks
-
+    _import_once(*NEEDED, *(NEEDED_BY_SCENES if arguments.scenes is not None else ()))
     if arguments.scenes is not None:
         return scenes(arguments.scenes or list(SCENES), place, folder, arguments.every)
     began = time.monotonic()
@@ -65,14 +68,22 @@ def main() -> int:
         same += alike
         if alike:
             shutil.rmtree(output)
+        found = {"runs": number, "identical": same, "kills": kills, "seed": arguments.seed}
+        RESULTS.write_text(json.dumps(found) + "\n", encoding="utf-8")
         left = (time.monotonic() - began) / number * (arguments.runs - number)
         print(
             f"{number}/{arguments.runs}: {same} identical, {kills} kills, about {left:.0f} s left", flush=True
         )
     print(f"{same} of {arguments.runs} runs came out identical after {kills} kills")
-    found = {"runs": arguments.runs, "identical": same, "kills": kills, "seed": arguments.seed}
-    RESULTS.write_text(json.dumps(found) + "\n", encoding="utf-8")
     return 0 if same == arguments.runs else 1
+
+
+def _import_once(*modules: str) -> None:
+    """Import for all forks, and keep what was imported from the collector: each Trainer collects garbage."""
+    for module in modules:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
 
 
 def scenes(names: list[str], place: Workplace, folder: Path, every: int) -> int:

@@ -20,6 +20,9 @@ _THINK, _THOUGHT = "<think>", "</think>"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _OURS = ("weight", "train", "loss")
 """Keys of a message that say what is learned; no template gets them."""
+_WRITTEN = {"integer", "float", "string"}
+"""Tokens of Jinja that stand for a value written in the template itself."""
+_NO_MORE = [("", "")]
 
 Message = dict[str, Any]
 
@@ -61,7 +64,7 @@ class ChatTemplate:
         self.notes: list[str] = []
         self._looked_at: set[tuple[str, str]] = set()
         self._asking: dict[str, bool] = {}
-        self._too_much = _powers(tokenizer)
+        self._too_much = _unbounded(tokenizer)
         eos = str(tokenizer.eos_token)
         self._special = re.compile("|".join(map(re.escape, _special_texts(tokenizer))))
         self._closing = re.compile(rf"(?:(?:{self._special.pattern})\s*)+\Z")
@@ -341,14 +344,23 @@ def _thought(answer: Mapping[str, Any]) -> str:
     return f"{given.strip()}\n{_THOUGHT}\n\n"
 
 
-def _powers(tokenizer: Any) -> TooMuch | None:
-    """Find powers in a template: one of large numbers takes any time, and nothing can stop it."""
+def _unbounded(tokenizer: Any) -> TooMuch | None:
+    """Find what makes numbers without bounds in a template: one step with such takes any time, unstoppably."""
     sources = getattr(tokenizer, "chat_template", None) or ""
     for source in sources.values() if isinstance(sources, Mapping) else [sources]:
         with suppress(TemplateError):  # what is wrong with it is said when it is used
-            tokens = Environment(autoescape=True).lex(str(source))
-            if any((kind, text) == ("operator", "**") for _, kind, text in tokens):
-                return TooMuch("it computes a power, which no chat needs and which may take any time")
+            lexed = Environment(autoescape=True).lex(str(source))
+            tokens = [(kind, text) for _, kind, text in lexed if kind not in ("whitespace", "data")]
+            for (kind, text), (was, left), (then, right), (_, end) in zip(
+                tokens[1:], tokens, [*tokens[2:], *_NO_MORE], [*tokens[4:], *_NO_MORE * 3], strict=False
+            ):
+                if kind == "operator" and text == "**":
+                    return TooMuch("it computes a power, which no chat needs and which may take any time")
+                starred = kind == "operator" and text == "*" and left not in ("(", ",")
+                if starred and not {was, then} & _WRITTEN:
+                    return TooMuch("it multiplies what it has computed, which no chat needs")
+                if (left, text, right) == ("|", "int", "(") and end != ")":
+                    return TooMuch("it reads a number of another base than ten, which no chat needs")
     return None
 
 
