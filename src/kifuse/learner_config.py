@@ -17,7 +17,7 @@ from kifuse.models.loading import Backbone
 from kifuse.own_method import name_method
 from kifuse.problems import from_pydantic, show_value
 from kifuse.registry import name_of
-from kifuse.reporting.record import RunRecord
+from kifuse.reporting.record import FILE, RunRecord
 from kifuse.training.environment import process_count
 from kifuse.training.opening import OPEN_STREAM, model_facts, open_backbone
 from kifuse.training.start_from import KEY as START
@@ -90,7 +90,11 @@ def expected_sections(
 
     Raises:
         ConfigError: A section is no mapping.
+        RunError: The record names no model or no method.
     """
+    for name in ("model", "method"):
+        if not isinstance(record.config.get(name, {}).get("name"), str):
+            raise RunError(f"{FILE}: config.{name}.name: found none, expected one. The record is damaged.")
     sections = dict(record.config)
     for name, values in (settings or {}).items():
         if not isinstance(values, Mapping):
@@ -163,7 +167,7 @@ def named_model(record: RunRecord, folder: str | Path) -> str:
     """
     if record.model.get("given"):
         raise RunError(
-            f"{folder}: this learner was made from a model object ({record.model['name']}); give it "
+            f"{folder}: this learner was made from a model object ({record.model.get('name')}); give it "
             "again: ContinualLearner.load(folder, model=..., tokenizer=...)."
         )
     return record.config["model"]["name"]

@@ -109,5 +109,6 @@ def refuse_unnamed_method(name: Any, named: str | None, folder: Any) -> None:
     if is_own_name(name) and name not in registry.METHODS:
         raise RunError(
             f"{folder}: was learned by the method {name!r}, which is code that only you can name, never a "
-            f"folder. Look at it; if you want it to run: ContinualLearner.load(folder, own_method={name!r})."
+            f"folder. Look at it; if you want it to run: --own-method {name} in the shell, or "
+            f"ContinualLearner.load(folder, own_method={name!r})."
         )

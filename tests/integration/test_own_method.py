@@ -64,6 +64,11 @@ def test_a_learner_takes_it_and_its_folder_alone_does_not_name_it(
     again = ContinualLearner.load("learner", own_method=NAME, progress=False)
     again.learn(tiny_stream / "fruit")
     assert again.tasks == ["colour", "fruit"]
+    monkeypatch.setattr(registry, "METHODS", {k: v for k, v in registry.METHODS.items() if k != NAME})
+    asked = ["ask", "learner", "Which colour?", "--task", "colour", "--quiet"]
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code == 2 and f"--own-method {NAME} in the shell" in refused.stderr
+    assert CliRunner().invoke(app, [*asked, "--own-method", NAME]).exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -174,13 +174,24 @@ def test_questions_come_from_arguments_a_file_or_stdin(desk: Desk, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "is empty"), ("{", "line 1"), ("[1]", "expected a row"), ('{"question": 3}', "entry 1")],
+    [
+        ("", "is empty"),
+        ("{", ":1: not valid JSON"),
+        ("[1]", "expected a row"),
+        ('{"question": 3}', "entry 1"),
+    ],
 )
 def test_a_file_without_questions_is_refused(desk: Desk, tmp_path: Path, content: str, message: str):
     file = tmp_path / "questions.jsonl"
     file.write_text(content, "utf-8")
     found = call("ask", desk.folder, *desk.of_first, "--file", file)
     assert found.exit_code == 2 and message in found.stderr
+
+
+def test_a_folder_that_cannot_be_is_no_learner(desk: Desk):
+    for folder in ("~nobody-has-this-name/desk", "x" * 300):
+        found = call("ask", folder, "hello")
+        assert found.exit_code == 2 and "found no learner" in found.stderr, found.output
 
 
 def test_a_dialogue_goes_on_until_an_empty_line(desk: Desk):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kifuse.cli.opened import AFTER, FOLDER, JSON, MODEL, TRUST, known_states, opened
+from kifuse.cli.opened import AFTER, FOLDER, JSON, MODEL, OWN_METHOD, TRUST, known_states, opened
 from kifuse.errors import ConfigError
 from kifuse.safe_console import SafeConsole
+from kifuse.storage import decode_utf8, parse_json, read_bytes
 
 if TYPE_CHECKING:
     from kifuse.learner import ContinualLearner
@@ -38,6 +40,7 @@ def ask(
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
     model: Annotated[str | None, typer.Option(help=MODEL)] = None,
+    own_method: Annotated[str | None, typer.Option(help=OWN_METHOD)] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)] = False,
     as_json: Annotated[bool, typer.Option("--json", help=f"{JSON} One line for each question.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but answers.")] = False,
@@ -51,7 +54,9 @@ def ask(
     if sum(given) > 1:
         raise ConfigError("ask: found several of TEXT, --file and --chat, expected one of them.")
     asked: list[Any] = [] if chat else _questions(texts, file)
-    with opened(folder, quiet=quiet, model=model, trust_remote_code=trust_remote_code) as learner:
+    with opened(
+        folder, quiet=quiet, model=model, own_method=own_method, trust_remote_code=trust_remote_code
+    ) as learner:
         named = [name for name in after or [] if name != NOW or NOW in learner.tasks]
         states = known_states(named, learner.tasks) if named else []
         states += [None] * (len(named) < len(after or []) or not states)
@@ -73,6 +78,7 @@ def _questions(texts: list[str] | None, file: Path | None) -> list[Any]:
 
     Raises:
         ConfigError: There is none, or a line of the file is no row.
+        KifuseError: The file cannot be read, is no UTF-8, or a line is no JSON.
     """
     if texts:
         return list(texts)
@@ -81,28 +87,24 @@ def _questions(texts: list[str] | None, file: Path | None) -> list[Any]:
         if not text.strip():
             raise ConfigError("ask: found no question, expected TEXT, --file, --chat, or a text on stdin.")
         return [text.rstrip("\n")]
-    try:
-        lines = file.expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--file: {file} cannot be read: {error}.") from error
+    place = Path(os.path.expanduser(file))
     rows = file.suffix in (".jsonl", ".ndjson")
+    # only a line feed ends a line: JSON text may hold other line breaks as they are
+    lines = decode_utf8(read_bytes(place), place).split("\n")
     found = [
-        _row(line, f"{file}, line {n}") if rows else line for n, line in enumerate(lines, 1) if line.strip()
+        _row(line, place, n) if rows else line.rstrip("\r") for n, line in enumerate(lines, 1) if line.strip()
     ]
     if not found:
         raise ConfigError(f"--file: {file} is empty, expected a question on each line.")
     return found
 
 
-def _row(line: str, where: str) -> Any:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f'{where}: found {line[:60]!r}, expected a row as JSON, such as {{"input": "..."}}: {error.msg}.'
-        ) from error
+def _row(line: str, file: Path, number: int) -> Any:
+    row = parse_json(line, file, number)
     if not isinstance(row, (str, dict)):
-        raise ConfigError(f"{where}: found {type(row).__name__}, expected a row with 'input' or 'messages'.")
+        raise ConfigError(
+            f"{file}:{number}: found {type(row).__name__}, expected a row with 'input' or 'messages'."
+        )
     return row
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kifuse.cli.opened import AFTER, FOLDER, GATE, JSON, MODEL, TRUST, known_states, opened
+from kifuse.cli.opened import AFTER, FOLDER, GATE, JSON, MODEL, OWN_METHOD, TRUST, known_states, opened
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,6 +28,7 @@ def evaluate(
     own_metrics: Annotated[
         list[str] | None, typer.Option("--own-metric", help="module:function that scores a learned task.")
     ] = None,
+    own_method: Annotated[str | None, typer.Option(help=OWN_METHOD)] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)] = False,
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
@@ -35,7 +36,9 @@ def evaluate(
     from kifuse.safe_console import SafeConsole
 
     settings = {"data": {"own_metrics": own_metrics}} if own_metrics else None
-    with opened(folder, model=model, trust_remote_code=trust_remote_code, settings=settings) as learner:
+    with opened(
+        folder, model=model, own_method=own_method, trust_remote_code=trust_remote_code, settings=settings
+    ) as learner:
         (state,) = known_states([after] if after else [], learner.tasks)
         scores = learner.evaluate(tasks or None, after=state)
     if as_json:

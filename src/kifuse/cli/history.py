@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,14 +24,15 @@ def history(
     from kifuse.safe_console import SafeConsole
 
     refuse_missing(folder)
-    record = RunRecord.load(folder.expanduser())
+    record = RunRecord.load(os.path.expanduser(folder))
     if as_json:
         typer.echo(json.dumps(record.lineage))
         return
     console = SafeConsole(highlight=False)
     names = [task.name for task in record.tasks]
     console.print(
-        f"{record.model['name']}, {record.method.name}; learned now: {', '.join(names) or 'nothing'}",
+        f"{record.model.get('name', '-')}, {record.method.name}; "
+        f"learned now: {', '.join(names) or 'nothing'}",
         markup=False,
         soft_wrap=True,
     )
@@ -50,7 +52,7 @@ def _table(lineage: list[dict[str, Any]]) -> Table:
         when = entry["when"][:16].replace("T", " ")
         if entry["event"] == "rolled back":
             gone = ", ".join(entry["tasks"])
-            table.add_row(when, "rolled back", Text(gone), "", "", "", "")
+            table.add_row(Text(when), "rolled back", Text(gone), "", "", "", "")
             continue
         task, before, after = entry["task"], entry["before"], entry["after"]
         earlier = [name for name in after if name != task]
@@ -62,7 +64,7 @@ def _table(lineage: list[dict[str, Any]]) -> Table:
         lost = {name: before[name] - after[name] for name in earlier if after[name] < before[name]}
         worst = max(lost, key=lambda name: lost[name], default=None)
         table.add_row(
-            when,
+            Text(when),
             entry["event"],
             Text(task),
             _points(before.get(task)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 FOLDER = "The learner's folder."
 MODEL = "The model's folder, if it has moved since."
 TRUST = "Run Python code that comes with the model; what the folder says does not count."
+OWN_METHOD = "module:Class of the learner's method, if it is your own; the folder never names code."
 AFTER = "The task after which the model is asked; without, as it is now."
 JSON = "Print the result as JSON, for scripts."
 
@@ -25,7 +27,7 @@ GATE = 3
 
 def has_learner(folder: Path) -> bool:
     """Whether something is on record there."""
-    return (folder.expanduser() / "record.json").is_file()
+    return os.path.isfile(os.path.join(os.path.expanduser(folder), "record.json"))
 
 
 def refuse_missing(folder: Path) -> None:
@@ -69,12 +71,12 @@ def opened(
     from kifuse.learner import ContinualLearner
     from kifuse.reporting.record import RunRecord
 
-    record, expected = RunRecord.load(folder.expanduser()), settings or {}
+    record, expected = RunRecord.load(os.path.expanduser(folder)), settings or {}
     trusted = trust_remote_code or expected.get("model", {}).get("trust_remote_code", False)
     with _told(quiet) as progress:
         yield ContinualLearner.load(
             folder,
-            None if model == record.model["name"] else model,
+            None if model == record.model.get("name") else model,
             settings=settings,
             trust_remote_code=trusted,
             own_metrics=expected.get("data", {}).get("own_metrics", ()),

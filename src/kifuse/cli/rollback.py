@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kifuse.cli.opened import FOLDER, JSON, MODEL, TRUST, opened, refuse_missing
+from kifuse.cli.opened import FOLDER, JSON, MODEL, OWN_METHOD, TRUST, opened, refuse_missing
 
 
 def rollback(
     folder: Annotated[Path, typer.Argument(help=FOLDER)],
     to: Annotated[str, typer.Option(help="The last task to keep, or 0 for the model before its first.")],
     model: Annotated[str | None, typer.Option(help=MODEL)] = None,
+    own_method: Annotated[str | None, typer.Option(help=OWN_METHOD)] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)] = False,
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
@@ -22,9 +24,11 @@ def rollback(
     from kifuse.reporting.record import RunRecord
 
     refuse_missing(folder)
-    names = [task.name for task in RunRecord.load(folder.expanduser()).tasks]
+    names = [task.name for task in RunRecord.load(os.path.expanduser(folder)).tasks]
     at = 0 if to == "0" and to not in names else to
-    with opened(folder, model=model, trust_remote_code=trust_remote_code, at=at) as learner:
+    with opened(
+        folder, model=model, own_method=own_method, trust_remote_code=trust_remote_code, at=at
+    ) as learner:
         facts = {"tasks": learner.tasks, "adapter": str(learner.adapter) if learner.tasks else None}
     if as_json:
         typer.echo(json.dumps(facts))

@@ -38,6 +38,49 @@ def _file_name(value: str) -> str:
     return value
 
 
+def _event(entry: dict[str, Any]) -> dict[str, Any]:
+    """Refuse an entry of a learner's history that lacks what is read of it, or has it otherwise."""
+    undone = entry.get("event") == "rolled back"
+    kinds = {"when": str, **({"tasks": list} if undone else {"task": str, "before": dict, "after": dict})}
+    wrong = next((key for key, kind in kinds.items() if not isinstance(entry.get(key), kind)), None)
+    if entry.get("event") not in ("learned", "refused", "rolled back"):
+        wrong = "event"
+    elif wrong is None and undone:
+        wrong = None if all(isinstance(name, str) for name in entry["tasks"]) else "tasks"
+    elif wrong is None:
+        scores = [entry.get("seconds") or 0.0, *entry["before"].values(), *entry["after"].values()]
+        known = entry["after"].keys() <= {*entry["before"], entry["task"]}
+        wrong = None if known and all(type(score) in (int, float) for score in scores) else "before and after"
+    if wrong is not None:
+        raise ValueError(f"{wrong}: not what a learner writes there")
+    return entry
+
+
+_SECTIONS = ("model", "data", "method", "memory", "training", "evaluation")
+
+
+def _config(found: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a configuration of which a section is none."""
+    wrong = next((name for name in _SECTIONS if not isinstance(found.get(name, {}), dict)), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong}: expected keys and values")
+    return found
+
+
+_OF_A_MODEL = {"name": str, "given": bool, "family": str, "parameters": int, "commit": str, "files": dict}
+
+
+def _model(found: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what is on record of the base model where it is of another kind than what is written there."""
+    for key, kind in _OF_A_MODEL.items():
+        if key in found and not isinstance(found[key], kind):
+            raise ValueError(f"{key}: not what is written there")
+    for name, facts in found.get("files", {}).items():
+        if not (isinstance(facts, dict) and isinstance(facts.get("sha256"), str)):
+            raise ValueError(f"files.{name}: expected bytes, modified and sha256")
+    return found
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(
         extra="forbid", validate_assignment=True, allow_inf_nan=False, protected_namespaces=()
@@ -148,8 +191,8 @@ class RunRecord(_Part):
     created: str
     rendering: dict[str, str] = Field(default_factory=dict)
     finished: str | None = None
-    config: dict[str, Any]
-    model: dict[str, Any]
+    config: Annotated[dict[str, Any], AfterValidator(_config)]
+    model: Annotated[dict[str, Any], AfterValidator(_model)]
     method: MethodRecord
     stream: str
     tasks: list[TaskRecord]
@@ -160,7 +203,7 @@ class RunRecord(_Part):
     machine: dict[str, Any] = Field(default_factory=dict)
     memory: dict[str, Any] = Field(default_factory=dict)
     peak_memory_mb: float | None = None
-    lineage: list[dict[str, Any]] = Field(default_factory=list)
+    lineage: list[Annotated[dict[str, Any], AfterValidator(_event)]] = Field(default_factory=list)
     max_forgetting: float | None = Field(default=None, ge=0)
     min_score: float | None = Field(default=None, ge=0)
     warnings: list[str] = Field(default_factory=list)

@@ -345,7 +345,7 @@ def _thought(answer: Mapping[str, Any]) -> str:
 
 
 def _unbounded(tokenizer: Any) -> TooMuch | None:
-    """Find what makes numbers without bounds in a template: one step with such takes any time, unstoppably."""
+    """Find what makes numbers without bounds in a template: a step with such takes any time, unstoppably."""
     sources = getattr(tokenizer, "chat_template", None) or ""
     for source in sources.values() if isinstance(sources, Mapping) else [sources]:
         with suppress(TemplateError):  # what is wrong with it is said when it is used

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -84,10 +84,8 @@ class _Watch:
         except _Stop:
             self._end()
         if job.why:
-            try:  # stopped in its very last moment, the stop is still to come
+            with suppress(_Stop):  # stopped in its very last moment, the stop is still to come
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(job.thread), None)
-            except _Stop:
-                pass
             raise TooMuch(job.why)
 
     def _begin(self, job: _Job) -> None:

@@ -142,3 +142,52 @@ def test_costs_and_valid_outputs_are_added_up() -> None:
     for score in record.scores:
         score.valid = None
     assert record.valid_share() is None
+
+
+LEARNED = {"event": "learned", "when": "2026-10-01T10:00:00", "task": "b", "data": "0", "seconds": 1.0}
+LEARNED |= {"before": {"a": 1.0, "b": 0.0}, "after": {"a": 1, "b": 5.0}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"event": "[/bold]"},
+        {"event": "rolled back"},
+        {"event": "rolled back", "tasks": [1]},
+        {"when": 5},
+        {"task": ["b"]},
+        {"before": None},
+        {"before": {}},
+        {"after": {"b": "5"}},
+        {"after": {"b": True}},
+        {"seconds": "long"},
+    ],
+)
+def test_a_history_that_is_none_is_refused_by_its_place(tmp_path: Path, change: dict[str, Any]) -> None:
+    make_record(lineage=[LEARNED, {"event": "rolled back", "when": "", "to": 0, "tasks": ["b"]}]).save(
+        tmp_path
+    )
+    assert RunRecord.load(tmp_path).lineage[0] == LEARNED
+    edit(tmp_path, lineage=[LEARNED, LEARNED | change])
+    with pytest.raises(RunError, match=r"record\.json: lineage\.1: .* not what a learner writes there"):
+        RunRecord.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"name": 5}, {"given": "no"}, {"files": "x"}, {"files": {"a": 5}}, {"files": {"a": {}}}]
+)
+def test_a_base_model_that_is_none_is_refused_by_its_place(tmp_path: Path, change: dict[str, Any]) -> None:
+    record = make_record()
+    record.save(tmp_path)
+    edit(tmp_path, model={**record.model, **change})
+    with pytest.raises(RunError, match=rf"record\.json: model: .*{next(iter(change))}"):
+        RunRecord.load(tmp_path)
+
+
+@pytest.mark.parametrize("section", ["model", "data", "training"])
+def test_a_section_that_is_none_is_refused_by_its_place(tmp_path: Path, section: str) -> None:
+    record = make_record()
+    record.save(tmp_path)
+    edit(tmp_path, config={**record.config, section: ["x"]})
+    with pytest.raises(RunError, match=rf"record\.json: config: .*{section}: expected keys and values"):
+        RunRecord.load(tmp_path)

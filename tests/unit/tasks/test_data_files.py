@@ -261,6 +261,23 @@ def test_a_file_that_is_wrong_is_refused_with_a_way(
         read_task(put(tmp_path / name, content))
 
 
+@pytest.mark.parametrize("kind", ["a long text a million times", "nothing at all", "one text of zeros"])
+def test_a_parquet_file_that_unfolds_without_measure_is_refused(tmp_path: Path, kind: str):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    column = {
+        "a long text a million times": lambda: pyarrow.DictionaryArray.from_arrays(
+            pyarrow.array([0] * 1_000_000, pyarrow.int32()), ["x" * 10_000]
+        ),
+        "nothing at all": lambda: pyarrow.nulls(2_000_000),
+        "one text of zeros": lambda: pyarrow.array(["\0" * (100 << 20)]),
+    }[kind]()
+    file = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"input": column, "output": column}), file, compression="zstd")
+    assert file.stat().st_size < 100_000
+    with pytest.raises(DataError, match=r"a\.parquet: unpacks to more than 64 MB, .* as JSON Lines"):
+        read_task(file)
+
+
 def test_a_damaged_arrow_folder_is_refused(tmp_path: Path):
     save(tmp_path / "rows", "saved")
     (data,) = (tmp_path / "rows").glob("*.arrow")

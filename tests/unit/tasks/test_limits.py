@@ -7,13 +7,14 @@ import resource
 import signal
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import pytest
 
 from kifuse.errors import ModelError
-from kifuse.tasks.chat_template import ChatTemplate
 from kifuse.tasks import limits
+from kifuse.tasks.chat_template import ChatTemplate
 from kifuse.tasks.limits import TooMuch, within_limits
 
 
@@ -78,10 +79,10 @@ def test_what_takes_too_long_is_stopped_in_every_thread_and_alarms_go_on():
         signal.signal(signal.SIGALRM, before)
 
 
-def test_no_thread_is_left_with_the_limit_of_another(monkeypatch: pytest.MonkeyPatch):
+def test_no_thread_is_left_with_the_limit_of_another():
     before = resource.getrlimit(resource.RLIMIT_AS)
     threads = [
-        threading.Thread(target=within_limits, args=(lambda: time.sleep(0.01 * n),)) for n in range(1, 9)
+        threading.Thread(target=within_limits, args=(partial(time.sleep, 0.01 * n),)) for n in range(1, 9)
     ]
     for thread in threads:
         thread.start()

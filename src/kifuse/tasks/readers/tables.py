@@ -15,9 +15,19 @@ from kifuse.errors import DataError, KifuseError
 from kifuse.storage import check_plain
 from kifuse.tasks.readers.names import DataFile, split_of
 from kifuse.tasks.readers.rows import Row
-from kifuse.tasks.readers.text_files import holders, read_list, read_rows, read_text
+from kifuse.tasks.readers.text_files import (
+    holders,
+    most_unpacked,
+    read_list,
+    read_rows,
+    read_text,
+    unpacks_without_measure,
+)
 
 _BATCH = 1000
+_LARGEST_BATCH = 65_536
+_ROW = 64
+"""Bytes that every row counts as, whatever it holds."""
 
 
 @dataclass(frozen=True)
@@ -153,14 +163,41 @@ def _long_values() -> Iterator[None]:
 
 
 def _parquet(path: Path) -> Table:
-    import pyarrow.parquet as parquet
     from datasets import Dataset
 
     _check_plain(path)
     with _decoding(path, "Parquet file"):
         # named, as finding a name by hashing takes longer than reading
-        dataset = Dataset(parquet.ParquetFile(path).read(), fingerprint="parquet")
-        return dataset_table(dataset, str(path), "parquet")
+        return dataset_table(Dataset(_unpacked(path), fingerprint="parquet"), str(path), "parquet")
+
+
+def _unpacked(path: Path) -> Any:
+    """The table in a Parquet file; one that unfolds without measure is refused before memory is full."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    file, most = parquet.ParquetFile(path), most_unpacked(path.stat().st_size)
+    groups = [file.metadata.row_group(place) for place in range(file.metadata.num_row_groups)]
+    sizes = [group.column(i).total_uncompressed_size for group in groups for i in range(group.num_columns)]
+    too_much = unpacks_without_measure(path, most, "write it as JSON Lines")
+    if sum(sizes) > most or file.metadata.num_rows > most // _ROW:
+        raise too_much
+    # a dictionary holds each value once: a batch may be as many times the largest as it has rows
+    rows, batches, unfolded = max(1, min(_LARGEST_BATCH, most // max([1, *sizes]))), [], 0
+    for batch in file.iter_batches(batch_size=rows):
+        unfolded += _plain_size(batch)
+        if unfolded > most:
+            raise too_much
+        batches.append(batch)
+    return pyarrow.Table.from_batches(batches, file.schema_arrow)
+
+
+def _plain_size(batch: Any) -> int:
+    """Bytes of a batch without dictionaries, which hold each value once."""
+    import pyarrow
+
+    plain = [c.dictionary_decode() if pyarrow.types.is_dictionary(c.type) else c for c in batch.columns]
+    return sum(column.nbytes for column in plain) + _ROW * batch.num_rows
 
 
 def _arrow(folder: Path) -> dict[str, Table]:

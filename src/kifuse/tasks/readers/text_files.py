@@ -60,20 +60,30 @@ def _utf16(raw: bytes, path: Path) -> str:
 
 def _unpacked(raw: bytes, path: Path) -> bytes:
     """Unpack gzip; a file that unfolds without measure is refused before memory is full."""
-    most = max(_SURELY_FINE, _MOST_TIMES * len(raw))
+    most = most_unpacked(len(raw))
     found = bytearray()
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
             while chunk := stream.read(_CHUNK):
                 found += chunk
                 if len(found) > most:
-                    raise DataError(
-                        f"{path}: unpacks to more than {most >> 20} MB, {_MOST_TIMES} times its size; unpack "
-                        "it yourself if that is meant."
-                    )
+                    raise unpacks_without_measure(path, most, "unpack it yourself")
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file: {error}; pack it again.") from error
     return bytes(found)
+
+
+def most_unpacked(size: int) -> int:
+    """How many bytes a packed file of so many bytes may unpack to."""
+    return max(_SURELY_FINE, _MOST_TIMES * size)
+
+
+def unpacks_without_measure(path: Path, most: int, remedy: str) -> DataError:
+    """What is said of a file that unpacks to more than that."""
+    return DataError(
+        f"{path}: unpacks to more than {most >> 20} MB, {_MOST_TIMES} times its size; {remedy} if that is "
+        "meant."
+    )
 
 
 def read_value(path: Path) -> Any:
