@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from kifuse.adapters.folder import is_full, read_adapter, read_config
+from kifuse.adapters.folder import CONFIG, is_full, read_adapter, read_config
+from kifuse.adapters.foreign import put_on, refuse_sizes
 from kifuse.adapters.full import read_weights
 from kifuse.adapters.kinds import new_adapter
-from kifuse.adapters.lora import peft_asking_transformers
 from kifuse.errors import ModelError
-from kifuse.registry import METHODS, build_method
+from kifuse.registry import METHODS, OWN, build_method
 
 
 def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> Any:
@@ -34,13 +35,10 @@ def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> 
         ModelError: The folder holds no adapter, one of another model, or one of a method that is not
             registered: no code is run because a folder names it; or its method cannot be told a task.
     """
-    place = Path(folder).expanduser()
+    place = Path(os.path.expanduser(folder))
     config = read_config(place)
     if config.get("peft_type"):
-        from peft import PeftModel
-
-        with peft_asking_transformers():
-            return PeftModel.from_pretrained(model, str(place))
+        return put_on(model, place, config)
     if is_full(config):
         own = dict(model.named_parameters())
         saved = read_adapter(place).tensors
@@ -56,11 +54,23 @@ def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> 
             f"{place}: was learned by the method {wanted!r}, which is not known here; import its file "
             "and call kifuse.register first."
         )
-    method = build_method(name, config["method_settings"])
+    settings = {key: config.get(key) for key in ("settings", "method_settings")}
+    for key, values in settings.items():
+        if not isinstance(values, dict):
+            raise ModelError(f"{place / CONFIG}: {key}: found {values!r}, expected keys and values.")
+    if wanted not in OWN:  # what a user's own settings mean is not known here
+        sizes = {**settings["method_settings"], "rank": settings["settings"].get("rank")}
+        refuse_sizes(place / CONFIG, sizes, read_adapter(place).tensors)
     encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
-    adapter = new_adapter(SimpleNamespace(**config["settings"]), method)
-    made = adapter.attach(model, encoder_decoder=encoder_decoder, seed=0)
-    adapter.load(place)
+    try:
+        method = build_method(name, settings["method_settings"])
+        adapter = new_adapter(SimpleNamespace(**settings["settings"]), method)
+        made = adapter.attach(model, encoder_decoder=encoder_decoder, seed=0)
+        adapter.load(place)
+    except ModelError:
+        raise
+    except Exception as error:  # of any kind, at settings that are none
+        raise ModelError(f"{place}: cannot be put on this model: {type(error).__name__}: {error}") from error
     if task is not None:
         if method.data_class != "task id given" or task < 1:
             raise ModelError(

@@ -103,6 +103,7 @@ def test_the_same_command_only_reports(desk: Desk):
         (["--method", "kif"], "method.name ('replay' there, 'kif' here)"),
         (["--column", "question"], "expected FIELD=COLUMN"),
         (["--max-forgetting", "-1"], "max_forgetting: found -1"),
+        (["--set=model=kif"], "--set model: found 'kif', expected the key of a section"),
         (["--method", "kif", "--set=method.name=replay"], "Remove one"),
     ],
 )

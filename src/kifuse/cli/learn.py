@@ -81,6 +81,12 @@ def learn(
     from kifuse.safe_console import SafeConsole
 
     wanted = nested(parse_overrides(settings or []))
+    for section, values in wanted.items():
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"--set {section}: found {values!r}, expected the key of a section, such as "
+                "--set training.epochs=3."
+            )
     if method is not None:
         refuse_twice({"name": "--method"}, {"name": method}, wanted.get("method", {}))
         wanted["method"] = {**wanted.get("method", {}), "name": method}

@@ -22,6 +22,7 @@ def rollback(
 ) -> None:
     """Take a learner back to an earlier task, bit for bit; what came later is moved aside, never deleted."""
     from kifuse.reporting.record import RunRecord
+    from kifuse.safe_console import SafeConsole
 
     refuse_missing(folder)
     names = [task.name for task in RunRecord.load(os.path.expanduser(folder)).tasks]
@@ -33,4 +34,5 @@ def rollback(
     if as_json:
         typer.echo(json.dumps(facts))
     else:
-        typer.echo(f"learned now: {', '.join(learner.tasks) or 'nothing'}")
+        said = f"learned now: {', '.join(learner.tasks) or 'nothing'}"
+        SafeConsole().print(said, markup=False, highlight=False, soft_wrap=True)

@@ -92,7 +92,8 @@ def hostile_record() -> RunRecord:
     record.memory = {"examples": 3, "tasks": [text]}
     record.warnings = record.notes = [text]
     record.overlaps = [{"task_a": text, "split_a": text, "task_b": text, "split_b": text, "count": 2}]
-    record.lineage = [{"event": text, "when": text, "task": text, "reason": text, "before": {text: 1.0}}]
+    scores = {"before": {text: 1.0}, "after": {text: 1.0}}
+    record.lineage = [{"event": "refused", "when": text, "task": text, "reason": text, **scores}]
     for task in record.tasks:
         task.metric, task.labels, task.notes = text, [text], [text]
         task.hashes, task.sizes = {text: text}, {text: 3}

@@ -286,6 +286,24 @@ def test_a_damaged_arrow_folder_is_refused(tmp_path: Path):
         read_task(tmp_path / "rows")
 
 
+def test_an_arrow_folder_names_no_file_of_another_folder(tmp_path: Path):
+    save(tmp_path / "rows", "saved")
+    save(tmp_path / "mine", "saved")
+    state = tmp_path / "rows" / "state.json"
+    found = json.loads(state.read_text("utf-8"))
+    (data,) = (tmp_path / "mine").glob("*.arrow")
+    for name in (f"../mine/{data.name}", str(data), 5):
+        put(state, json.dumps({**found, "_data_files": [{"filename": name}]}))
+        with pytest.raises(DataError, match=r"state\.json: names the file .*, expected files of this folder"):
+            read_task(tmp_path / "rows")
+
+
+def test_a_table_of_many_columns_takes_no_time_for_its_head(tmp_path: Path):
+    head = ",".join(f"c{number}" for number in range(100_000))
+    with pytest.raises(DataError, match=r"a\.csv:2: the field 'input' is missing"):
+        read_task(put(tmp_path / "a.csv", f"{head}\n{head}\n"))
+
+
 def test_task_json_may_name_format_and_columns(tmp_path: Path):
     put(tmp_path / "t" / "train.csv", "q;a;label\nWhere?;here;x\n")
     settings: dict[str, Any] = {"columns": {"input": "q", "output": "a"}, "instruction": "Say."}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import DataError, KifuseError
-from kifuse.storage import check_plain
+from kifuse.file_names import leads_out
+from kifuse.storage import check_plain, read_json
 from kifuse.tasks.readers.names import DataFile, split_of
 from kifuse.tasks.readers.rows import Row
 from kifuse.tasks.readers.text_files import (
@@ -145,10 +147,11 @@ def _separated(path: Path, kind: str) -> list[Row]:
 
 def _header(path: Path, line: int, values: Sequence[str]) -> list[str]:
     names = [value.strip() for value in values]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    counts = Counter(names)
+    if twice := next((name for name in names if name and counts[name] > 1), None):
         raise DataError(f"{path}:{line}: the column '{twice}' stands twice; rename one of the two.")
-    if names.count("") > 1:
-        raise DataError(f"{path}:{line}: {names.count('')} columns have no name, expected one for each.")
+    if counts[""] > 1:
+        raise DataError(f"{path}:{line}: {counts['']} columns have no name, expected one for each.")
     return names
 
 
@@ -206,6 +209,8 @@ def _arrow(folder: Path) -> dict[str, Table]:
     for path in folder.rglob("*"):
         if not path.is_dir():
             _check_plain(path)
+        if path.name == "state.json":
+            _refuse_files_elsewhere(path)
     with _decoding(folder, "folder of save_to_disk"):
         found = load_from_disk(str(folder))
         splits: Mapping[str, Dataset] = found if isinstance(found, DatasetDict) else {"": found}  # pyright: ignore
@@ -214,6 +219,16 @@ def _arrow(folder: Path) -> dict[str, Table]:
             dataset.data.table.validate(full=True)
         where = {name: f"{folder}{': ' if name else ''}{name}" for name in splits}
         return {name: dataset_table(dataset, where[name], "arrow") for name, dataset in splits.items()}
+
+
+def _refuse_files_elsewhere(state: Path) -> None:
+    """Refuse a data set whose list of files leads out of its own folder."""
+    found = read_json(state)
+    listed = found.get("_data_files") if isinstance(found, dict) else None
+    for each in listed if isinstance(listed, list) else ():
+        name = each.get("filename") if isinstance(each, dict) else each
+        if not isinstance(name, str) or leads_out(name):
+            raise DataError(f"{state}: names the file {name!r}, expected files of this folder.")
 
 
 def dataset_table(dataset: Any, where: str, kind: str) -> Table:

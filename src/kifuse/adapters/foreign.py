@@ -1,0 +1,132 @@
+"""A saved adapter from elsewhere, looked at before it is put on a model: nothing that it names is run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kifuse.adapters.folder import CONFIG, WEIGHTS, read_adapter
+from kifuse.adapters.lora import peft_asking_transformers
+from kifuse.errors import ModelError
+
+READ = ("LORA", "IA3", "ADALORA", "LOHA", "LOKR", "OFT", "BOFT", "VERA")
+"""Kinds of PEFT that read nothing but their own two files."""
+
+REFUSED = {
+    "megatron_config": "it imports the module that megatron_core names",
+    "layer_replication": "it makes the model any number of layers larger",
+}
+"""Keys of a LoRA configuration that do more than say where the weights belong."""
+
+SECONDS = 10.0
+"""Longest time that the patterns of a configuration may take to be held against the model's modules."""
+
+_PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
+_PLAIN = re.compile(r"[\w.-]*\Z")
+# as PEFT does, in a process that can be ended: nothing else stops a search
+_SEARCH = r"""
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    for name in names:
+        re.fullmatch(pattern, name), re.match(rf"(.*\.)?({pattern})$", name)
+"""
+
+
+def put_on(model: Any, folder: Path, config: Mapping[str, Any]) -> Any:
+    """Put a standard PEFT adapter on a model.
+
+    Args:
+        model: A transformers model.
+        folder: Of the adapter.
+        config: Its `adapter_config.json`.
+
+    Returns:
+        The PEFT model.
+
+    Raises:
+        ModelError: The folder holds no weights in safetensors, an adapter of another kind or for another
+            model, or a configuration that asks for more than its weights hold, or for code.
+    """
+    from peft import PeftModel
+
+    file = folder / CONFIG
+    if config["peft_type"] not in READ:
+        raise ModelError(
+            f"{file}: peft_type: found {config['peft_type']!r}, expected one of {', '.join(READ)}; load "
+            "another kind with PEFT itself, if you trust it."
+        )
+    for key, why in REFUSED.items():
+        if config.get(key):
+            raise ModelError(f"{file}: {key}: {why}; load it with PEFT itself, if you trust it.")
+    tensors = read_adapter(folder).tensors
+    refuse_sizes(file, {key: config.get(key) for key in ("r", "rank_pattern")}, tensors)
+    _refuse_endless(file, config, [name for name, _ in model.named_modules()])
+    try:
+        with peft_asking_transformers():
+            return PeftModel.from_pretrained(model, str(folder))
+    except Exception as error:  # of any kind, at a configuration that is none
+        said = str(error).strip().splitlines() or [""]
+        raise ModelError(
+            f"{folder}: cannot be put on this model: {type(error).__name__}: {said[0]}"
+        ) from error
+
+
+def refuse_sizes(file: Path, settings: Any, tensors: Mapping[str, Any]) -> None:
+    """Refuse whole numbers among the settings of an adapter that are larger than its tensors, and no size.
+
+    Args:
+        file: That holds them.
+        settings: The settings.
+        tensors: The weights beside them.
+
+    Raises:
+        ModelError: There is one; a model of that size would be built before the weights are looked at.
+    """
+    largest = max([1024, *(size for tensor in tensors.values() for size in tensor.shape)])
+    for number in _whole_numbers(settings):
+        if not 0 <= number <= largest:
+            raise ModelError(
+                f"{file}: found {number}, expected sizes from 0 to {largest}: {WEIGHTS} holds no larger "
+                "tensor."
+            )
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _whole_numbers(inner)
+
+
+def _refuse_endless(file: Path, config: Mapping[str, Any], names: list[str]) -> None:
+    """Refuse patterns that take too long to be held against the names of a model's modules."""
+    found = [config.get(key) for key in _PATTERNS]
+    # the keys of a mapping are patterns, and so is a text; a list holds names, but for that of layers
+    texts = [each for value in found if isinstance(value, (dict, list)) for each in value]
+    texts += [value for value in found if isinstance(value, str)]
+    patterns = [text for text in texts if isinstance(text, str) and not _PLAIN.match(text)]
+    if not patterns:
+        return
+    try:
+        subprocess.run(  # noqa: S603 - a program of ours
+            [sys.executable, "-I", "-c", _SEARCH],
+            input=json.dumps([patterns, names]),
+            text=True,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(
+            f"{file}: its patterns take longer than {SECONDS:g} seconds to be held against the model's "
+            "modules; list the modules by name."
+        ) from error
