@@ -90,8 +90,11 @@ def expected_sections(
 
     Raises:
         ConfigError: A section is no mapping.
-        RunError: The record names no model or no method.
+        RunError: The record names no model or no method, or a section of it is none.
     """
+    for name in record.config.keys() & {"model", "data", "method", "memory", "training", "evaluation"}:
+        if not isinstance(record.config[name], Mapping):
+            raise RunError(f"{FILE}: config.{name}: expected keys and values. The record is damaged.")
     for name in ("model", "method"):
         if not isinstance(record.config.get(name, {}).get("name"), str):
             raise RunError(f"{FILE}: config.{name}.name: found none, expected one. The record is damaged.")

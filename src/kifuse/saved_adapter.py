@@ -37,6 +37,8 @@ def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> 
     """
     place = Path(os.path.expanduser(folder))
     config = read_config(place)
+    if task is not None and (config.get("peft_type") or is_full(config)):
+        raise ModelError(f"task: found {task}, expected none: {place} holds one adapter for all tasks.")
     if config.get("peft_type"):
         return put_on(model, place, config)
     if is_full(config):

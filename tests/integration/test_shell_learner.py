@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from kifuse import ContinualLearner, DataError
+from kifuse import ContinualLearner, DataError, RunRecord
 from kifuse.cli import app
 from kifuse.cli.opened import GATE
 from kifuse.safe_console import without_control
@@ -193,6 +193,18 @@ def test_a_folder_that_cannot_be_is_no_learner(desk: Desk):
     for folder in ("~nobody-has-this-name/desk", "x" * 300):
         found = call("ask", folder, "hello")
         assert found.exit_code == 2 and "found no learner" in found.stderr, found.output
+
+
+@pytest.mark.parametrize("change", [{"model": "x"}, {"method": None}, {"data": [1]}, {"model": {}}])
+def test_a_configuration_on_record_that_is_none_is_refused(
+    desk: Desk, tmp_path: Path, change: dict[str, Any]
+):
+    copy = shutil.copytree(desk.folder, tmp_path / "copy")
+    record = RunRecord.load(copy)
+    record.config |= change
+    record.save(copy)
+    found = call("ask", copy, "hello")
+    assert found.exit_code == 2 and f"record.json: config.{next(iter(change))}" in found.stderr, found.output
 
 
 def test_a_dialogue_goes_on_until_an_empty_line(desk: Desk):

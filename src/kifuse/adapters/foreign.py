@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def put_on(model: Any, folder: Path, config: Mapping[str, Any]) -> Any:
         ModelError: The folder holds no weights in safetensors, an adapter of another kind or for another
             model, or a configuration that asks for more than its weights hold, or for code.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     file = folder / CONFIG
     if config["peft_type"] not in READ:
@@ -68,13 +69,21 @@ def put_on(model: Any, folder: Path, config: Mapping[str, Any]) -> Any:
     refuse_sizes(file, {key: config.get(key) for key in ("r", "rank_pattern")}, tensors)
     _refuse_endless(file, config, [name for name, _ in model.named_modules()])
     try:
-        with peft_asking_transformers():
-            return PeftModel.from_pretrained(model, str(folder))
+        with peft_asking_transformers(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # refused below
+            made = PeftModel.from_pretrained(model, str(folder))
+        missing = get_peft_model_state_dict(made, save_embedding_layers=False).keys() - tensors.keys()
     except Exception as error:  # of any kind, at a configuration that is none
         said = str(error).strip().splitlines() or [""]
         raise ModelError(
             f"{folder}: cannot be put on this model: {type(error).__name__}: {said[0]}"
         ) from error
+    if missing:
+        raise ModelError(
+            f"{folder / WEIGHTS}: {min(missing)!r} is missing ({len(missing)} tensors are). Such would "
+            "be random."
+        )
+    return made
 
 
 def refuse_sizes(file: Path, settings: Any, tensors: Mapping[str, Any]) -> None:

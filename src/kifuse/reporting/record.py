@@ -56,17 +56,6 @@ def _event(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-_SECTIONS = ("model", "data", "method", "memory", "training", "evaluation")
-
-
-def _config(found: dict[str, Any]) -> dict[str, Any]:
-    """Refuse a configuration of which a section is none."""
-    wrong = next((name for name in _SECTIONS if not isinstance(found.get(name, {}), dict)), None)
-    if wrong is not None:
-        raise ValueError(f"{wrong}: expected keys and values")
-    return found
-
-
 _OF_A_MODEL = {"name": str, "given": bool, "family": str, "parameters": int, "commit": str, "files": dict}
 
 
@@ -191,7 +180,7 @@ class RunRecord(_Part):
     created: str
     rendering: dict[str, str] = Field(default_factory=dict)
     finished: str | None = None
-    config: Annotated[dict[str, Any], AfterValidator(_config)]
+    config: dict[str, Any]
     model: Annotated[dict[str, Any], AfterValidator(_model)]
     method: MethodRecord
     stream: str

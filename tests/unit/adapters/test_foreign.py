@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from kifuse import load_adapter
 from kifuse.adapters import foreign
@@ -50,9 +50,16 @@ def pickled(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
 
+def without_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors.pop(min(tensors))
+    save_file(tensors, folder / WEIGHTS)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (without_a_tensor, r"adapter_model\.safetensors: .* is missing \(1 tensors are\)"),
         (pickled, r"no adapter there \(adapter_model\.safetensors is missing\)"),
         (with_settings(megatron_config={"a": 1}, megatron_core="antigravity"), "imports the module"),
         (with_settings(layer_replication=[[0, 2]] * 1000), "layer_replication: it makes the model"),
@@ -83,6 +90,8 @@ def test_patterns_that_end_are_taken(tmp_path: Path):
         saved(tmp_path / "kept")
     )
     assert load_adapter(build_llama(64), tmp_path / "kept").active_adapters == ["default"]
+    with pytest.raises(ModelError, match="task: found 2, expected none"):
+        load_adapter(build_llama(64), tmp_path / "kept", task=2)
 
 
 @pytest.mark.parametrize(

@@ -182,12 +182,3 @@ def test_a_base_model_that_is_none_is_refused_by_its_place(tmp_path: Path, chang
     edit(tmp_path, model={**record.model, **change})
     with pytest.raises(RunError, match=rf"record\.json: model: .*{next(iter(change))}"):
         RunRecord.load(tmp_path)
-
-
-@pytest.mark.parametrize("section", ["model", "data", "training"])
-def test_a_section_that_is_none_is_refused_by_its_place(tmp_path: Path, section: str) -> None:
-    record = make_record()
-    record.save(tmp_path)
-    edit(tmp_path, config={**record.config, section: ["x"]})
-    with pytest.raises(RunError, match=rf"record\.json: config: .*{section}: expected keys and values"):
-        RunRecord.load(tmp_path)
