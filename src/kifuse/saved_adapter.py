@@ -56,17 +56,14 @@ def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> 
             f"{place}: was learned by the method {wanted!r}, which is not known here; import its file "
             "and call kifuse.register first."
         )
-    settings = {key: config.get(key) for key in ("settings", "method_settings")}
-    for key, values in settings.items():
-        if not isinstance(values, dict):
-            raise ModelError(f"{place / CONFIG}: {key}: found {values!r}, expected keys and values.")
+    method_settings, settings = (_section(place, config, key) for key in ("method_settings", "settings"))
     if wanted not in OWN:  # what a user's own settings mean is not known here
-        sizes = {**settings["method_settings"], "rank": settings["settings"].get("rank")}
+        sizes = {**method_settings, "rank": settings.get("rank")}
         refuse_sizes(place / CONFIG, sizes, read_adapter(place).tensors)
     encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
     try:
-        method = build_method(name, settings["method_settings"])
-        adapter = new_adapter(SimpleNamespace(**settings["settings"]), method)
+        method = build_method(name, method_settings)
+        adapter = new_adapter(SimpleNamespace(**settings), method)
         made = adapter.attach(model, encoder_decoder=encoder_decoder, seed=0)
         adapter.load(place)
     except ModelError:
@@ -81,3 +78,10 @@ def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> 
             )
         adapter.told = task - 1
     return made.eval()
+
+
+def _section(folder: Path, config: dict[str, Any], key: str) -> dict[str, Any]:
+    found = config.get(key)
+    if not isinstance(found, dict):
+        raise ModelError(f"{folder / CONFIG}: {key}: found {found!r}, expected keys and values.")
+    return found
