@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from kifuse.adapters.folder import CONFIG, is_full, read_adapter, read_config
-from kifuse.adapters.foreign import put_on, refuse_sizes
+from kifuse.adapters.folder import CONFIG, is_full, read_adapter, read_config, refuse_sizes
+from kifuse.adapters.foreign import put_on
 from kifuse.adapters.full import read_weights
 from kifuse.adapters.kinds import new_adapter
 from kifuse.errors import ModelError
@@ -59,7 +59,7 @@ def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> 
     method_settings, settings = (_section(place, config, key) for key in ("method_settings", "settings"))
     if wanted not in OWN:  # what a user's own settings mean is not known here
         sizes = {**method_settings, "rank": settings.get("rank")}
-        refuse_sizes(place / CONFIG, sizes, read_adapter(place).tensors)
+        refuse_sizes(place / CONFIG, sizes, [t.shape for t in read_adapter(place).tensors.values()])
     encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
     try:
         method = build_method(name, method_settings)

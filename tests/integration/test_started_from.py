@@ -151,6 +151,9 @@ def test_what_cannot_be_gone_on_with_for_other_reasons_is_refused(make: Make, pl
     (folder / CONFIG).write_text(json.dumps({**config, "init_lora_weights": "pissa"}))
     with pytest.raises(ModelError, match="changes the base's own weights"):
         make("sequential", adapter=folder, settings=SMALL)
+    (folder / CONFIG).write_text(json.dumps({**config, "r": 10**9}))
+    with pytest.raises(ModelError, match="found 1000000000, expected sizes from 0 to 1024"):
+        make("sequential", adapter=folder, settings=SMALL)
     (folder / CONFIG).write_text(json.dumps(config))
     wanted = {**SMALL, "model": {"adapter": {"rank": 16}}}
     with pytest.raises(ConfigError, match=r"model\.adapter\.rank: found 16, expected 3"):

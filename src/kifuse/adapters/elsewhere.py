@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from kifuse.adapters.folder import CONFIG, WEIGHTS, is_full, is_own, read_config
+from kifuse.adapters.folder import CONFIG, WEIGHTS, is_full, is_own, read_config, refuse_sizes
 from kifuse.errors import ModelError
 
 FILES = (CONFIG, WEIGHTS)
@@ -66,8 +66,10 @@ def lora_settings(folder: Path) -> dict[str, Any]:
             raise ModelError(
                 f"model.adapter.from: {folder / CONFIG}: {key}: found {value!r}, expected a whole number."
             )
+    shapes = _shapes(folder / WEIGHTS)
+    refuse_sizes(folder / CONFIG, rank, shapes.values())
     kind = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
-    targets = _targets(config, folder / WEIGHTS)
+    targets = _targets(config, folder / WEIGHTS, shapes)
     return {"kind": kind, "rank": int(rank or 0), "alpha": int(alpha or 0), "target_modules": targets}
 
 
@@ -102,17 +104,21 @@ def _why_not(config: Mapping[str, Any]) -> str:
     return ""
 
 
-def _targets(config: Mapping[str, Any], file: Path) -> list[str]:
+def _targets(config: Mapping[str, Any], file: Path, tensors: Iterable[str]) -> list[str]:
     """The layers by name: as the configuration lists them, or each by its path where it has other rules."""
     named, ruled = config.get("target_modules"), ("layers_to_transform", "exclude_modules")
     if isinstance(named, list) and named and not any(config.get(key) for key in ruled):
-        return sorted(named)
-    try:
-        with safe_open(file, framework="np") as tensors:
-            names = list(tensors.keys())
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"model.adapter.from: {file}: cannot be read: {error}.") from error
-    paths = {name.partition(".lora_")[0].removeprefix("base_model.model.") for name in names}
+        return sorted(map(str, named))
+    paths = {name.partition(".lora_")[0].removeprefix("base_model.model.") for name in tensors}
     if not paths:
         raise ModelError(f"model.adapter.from: {file}: holds no tensors.")
     return sorted(paths)
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors in a file, which are not read."""
+    try:
+        with safe_open(file, framework="np") as tensors:
+            return {name: tensors.get_slice(name).get_shape() for name in list(tensors.keys())}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"model.adapter.from: {file}: cannot be read: {error}.") from error

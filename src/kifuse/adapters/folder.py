@@ -15,7 +15,7 @@ name of its class; `kifuse.load_adapter(model, folder)` puts it on a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,6 +152,36 @@ def write_own(
 def base_name(model: Any) -> str:
     """What a model's base is called, or an empty text."""
     return getattr(getattr(model, "config", None), "name_or_path", "") or ""
+
+
+def refuse_sizes(file: Path, settings: Any, shapes: Iterable[Iterable[int]]) -> None:
+    """Refuse whole numbers among the settings of an adapter that are larger than its tensors, and no size.
+
+    Args:
+        file: That holds them.
+        settings: The settings.
+        shapes: Of the weights beside them.
+
+    Raises:
+        ModelError: There is one; a model of that size would be built before the weights are looked at.
+    """
+    largest = max([1024, *(size for shape in shapes for size in shape)])
+    for number in _whole_numbers(settings):
+        if not 0 <= number <= largest:
+            raise ModelError(
+                f"{file}: found {number}, expected sizes from 0 to {largest}: {WEIGHTS} holds no larger "
+                "tensor."
+            )
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _whole_numbers(inner)
 
 
 def refuse_other_tensors(

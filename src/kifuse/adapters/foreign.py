@@ -7,11 +7,11 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kifuse.adapters.folder import CONFIG, WEIGHTS, read_adapter
+from kifuse.adapters.folder import CONFIG, WEIGHTS, read_adapter, refuse_sizes
 from kifuse.adapters.lora import peft_asking_transformers
 from kifuse.errors import ModelError
 
@@ -66,7 +66,9 @@ def put_on(model: Any, folder: Path, config: Mapping[str, Any]) -> Any:
         if config.get(key):
             raise ModelError(f"{file}: {key}: {why}; load it with PEFT itself, if you trust it.")
     tensors = read_adapter(folder).tensors
-    refuse_sizes(file, {key: config.get(key) for key in ("r", "rank_pattern")}, tensors)
+    refuse_sizes(
+        file, {key: config.get(key) for key in ("r", "rank_pattern")}, [t.shape for t in tensors.values()]
+    )
     _refuse_endless(file, config, [name for name, _ in model.named_modules()])
     try:
         with peft_asking_transformers(), warnings.catch_warnings():
@@ -84,36 +86,6 @@ def put_on(model: Any, folder: Path, config: Mapping[str, Any]) -> Any:
             "be random."
         )
     return made
-
-
-def refuse_sizes(file: Path, settings: Any, tensors: Mapping[str, Any]) -> None:
-    """Refuse whole numbers among the settings of an adapter that are larger than its tensors, and no size.
-
-    Args:
-        file: That holds them.
-        settings: The settings.
-        tensors: The weights beside them.
-
-    Raises:
-        ModelError: There is one; a model of that size would be built before the weights are looked at.
-    """
-    largest = max([1024, *(size for tensor in tensors.values() for size in tensor.shape)])
-    for number in _whole_numbers(settings):
-        if not 0 <= number <= largest:
-            raise ModelError(
-                f"{file}: found {number}, expected sizes from 0 to {largest}: {WEIGHTS} holds no larger "
-                "tensor."
-            )
-
-
-def _whole_numbers(value: Any) -> Iterator[int]:
-    if isinstance(value, bool):
-        return
-    if isinstance(value, int):
-        yield value
-    elif isinstance(value, (dict, list)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _whole_numbers(inner)
 
 
 def _refuse_endless(file: Path, config: Mapping[str, Any], names: list[str]) -> None:

@@ -56,7 +56,15 @@ def _event(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-_OF_A_MODEL = {"name": str, "given": bool, "family": str, "parameters": int, "commit": str, "files": dict}
+_OF_A_MODEL = {
+    "name": str,
+    "given": bool,
+    "family": str,
+    "parameters": int,
+    "commit": str,
+    "files": dict,
+    "adapter": dict,
+}
 
 
 def _model(found: dict[str, Any]) -> dict[str, Any]:
