@@ -90,6 +90,27 @@ def test_a_second_train_of_one_trainer_is_refused(train: Train):
 # ---- what cannot work ----
 
 
+def test_a_method_that_is_given_twice_or_in_the_place_of_its_callback_is_refused(
+    train: Train, tmp_path: Path
+):
+    mine = KIF().callback(state_dir=tmp_path)
+    for twice in (mine, KIF().callback()):
+        with pytest.raises(RunError, match=r"KIF: the Trainer was given the callback of this method twice"):
+            train(mine, twice)
+    with pytest.raises(RunError, match="two callbacks of the Trainer have this state_dir, KIF and EWC"):
+        train(mine, EWC().callback(state_dir=tmp_path))
+    for method in (KIF(), KIF):
+        with pytest.raises(RunError, match=r"callbacks=\[KIF\(\.\.\.\)\.callback\(state_dir="):
+            train(method)
+
+
+def test_a_folder_in_the_home_folder_is_found(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    train(Sequential().callback(state_dir="~/desk"), max_steps=1)
+    assert (tmp_path / "home" / "desk" / "after-1" / "state.json").is_file() and not Path("~").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -382,7 +403,8 @@ def test_rows_of_tensors_and_a_model_of_ones_own(tmp_path: Path):
         folder = tmp_path / str(apart)
         for month in (1, 2):
             if apart:
-                callback = RecurrentKIF(inner_steps=2).callback(per_task=4, state_dir=folder / "state")
+                named = {"state_dir": folder / "state", "name": f"task-{month}"}
+                callback = RecurrentKIF(inner_steps=2).callback(per_task=4, **named)
             changes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1} if apart else {}
             make_trainer(
                 None,  # type: ignore[arg-type]

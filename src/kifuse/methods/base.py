@@ -28,6 +28,7 @@ from torch import Tensor
 
 import kifuse
 from kifuse.adapters.base import Adapter
+from kifuse.errors import RunError
 from kifuse.methods.context import Batch, Context, TaskInfo
 from kifuse.methods.kept import Declared, MethodState, collect, declare, forget, put_back
 from kifuse.methods.parameters import Parameters
@@ -151,6 +152,20 @@ class Method:
     def more_examples(self) -> float:
         """How many examples `training_examples` adds, as a share of the task's own, for the time left."""
         return 0.0
+
+    def on_init_end(self, *args: Any, **kwargs: Any) -> None:
+        """Called by a Trainer that was given the method in the place of its callback.
+
+        Raises:
+            RunError: Always; says what to write.
+        """
+        kind = type(self).__name__
+        raise RunError(
+            f"{kind} is a method, and the Trainer takes its callback: "
+            f"callbacks=[{kind}(...).callback(state_dir='my-state', name='october')]."
+        )
+
+    on_train_begin = on_init_end
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
         """Forward and backward passes that a task will take beyond one per step, for the time left.

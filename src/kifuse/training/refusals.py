@@ -174,6 +174,34 @@ def refuse_frozen(model: nn.Module | None) -> None:
         )
 
 
+def refuse_second(trainer: Any, callback: Any) -> None:
+    """Refuse a method that one Trainer has twice: it would act twice on each step.
+
+    Args:
+        trainer: A Trainer, or None where it was not found.
+        callback: One of its callbacks, with `method` and `state_dir`.
+
+    Raises:
+        RunError: Another one, or the same once more, has the same method or the same folder of states.
+    """
+    own, kind = callback.method, type(callback.method).__name__
+    given = [] if trainer is None else trainer.callback_handler.callbacks
+    others = [each for each in given if isinstance(each, type(callback))]
+    if callback in others:
+        others.remove(callback)
+    for other in others:
+        if other is callback or type(other.method) is type(own):
+            raise RunError(
+                f"{kind}: the Trainer was given the callback of this method twice; give it once, either in "
+                "callbacks=[...] or by trainer.add_callback(...)."
+            )
+        if callback.state_dir is not None and callback.state_dir == other.state_dir:
+            raise RunError(
+                f"{callback.state_dir}: two callbacks of the Trainer have this state_dir, {kind} and "
+                f"{type(other.method).__name__}; give each its own."
+            )
+
+
 def refuse_training(trainer: Any, state: Any, *, finished: Any) -> None:
     """Refuse a training that is not the one and only of a task.
 

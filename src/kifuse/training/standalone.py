@@ -33,7 +33,7 @@ from kifuse.training.finding import calling_trainer
 from kifuse.training.guard import MAX_BAD_STEPS, Guard
 from kifuse.training.mixing import Mixing
 from kifuse.training.probes import examples_of
-from kifuse.training.refusals import refuse_frozen, refuse_method, refuse_training
+from kifuse.training.refusals import refuse_frozen, refuse_method, refuse_second, refuse_training
 from kifuse.training.rows import Row, fingerprint_of, live
 from kifuse.training.shards import Shards
 from kifuse.training.state_dir import hold, let_go, refuse_lost
@@ -131,6 +131,7 @@ class StandaloneCallback(CarryingCallback):
         trainer = calling_trainer(self)
         if trainer is not None:
             self.attach(trainer)
+            refuse_second(trainer, self)
         refuse_frozen(model)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -138,6 +139,7 @@ class StandaloneCallback(CarryingCallback):
         trainer = calling_trainer(self)
         if trainer is not None and trainer is not self.trainer:
             self.attach(trainer)
+        refuse_second(self.trainer, self)
         refuse_training(self.trainer, state, finished=self._finished)
         if self._brought is not None:
             self._brought.check(model)
