@@ -40,6 +40,8 @@ def train(
     model = build_llama(len(tokenizer)) if more else new_model(tokenizer, dropout=0.0)
     # mixed rows must fill batches: the Trainer shares out a short one otherwise than one process takes it
     per_task = 4 if method_of(settings).old_data == "mixed" else 5
+    if name == "kif-m":
+        per_task = 3  # less than a batch, and no multiple of two
     callback = method_of(settings).callback(state_dir=folder / "state", per_task=per_task, **more)
     for task in TASKS[:tasks]:
         data = rows(tokenizer, task)

@@ -77,6 +77,24 @@ def test_batches_of_one_row_are_refused_where_rows_are_examples(learn: Learn, na
     assert learn(OWN[name], ("colour", "fruit"), **one).learned[-1]["steps"] == 2
 
 
+# ---- what is said ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"name": "forever"}, "the first replay comes after 1 day(s) of 24 steps, and the task has 2"),
+        ({"name": "aimmerging"}, "the first merge comes at step 16, twice the interval; the task had 2"),
+    ],
+    ids=["forever", "aimmerging"],
+)
+def test_a_task_too_short_for_a_method_is_said(
+    learn: Learn, settings: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
+):
+    assert not learn(settings, ("colour", "fruit"), max_steps=2).context.replayed
+    assert said in caplog.text and "'task-2'" in caplog.text and "'task-1'" not in caplog.text
+
+
 # ---- rates of groups ----
 
 

@@ -140,6 +140,14 @@ def test_one_callback_more_without_strength_is_plain_training(sft: Sft, method: 
     assert same(weights(sft(method.callback()).model), weights(sft().model))
 
 
+def test_the_numbers_that_sft_logs_stay_on_its_own_lines(sft: Sft):
+    """A method's line comes before the Trainer's, and would take them along."""
+    trainer = sft(KIF(fusion="none", orthogonality=0.1).callback(), logging_steps=1, max_steps=2)
+    lines = [line for line in trainer.state.log_history if "train_runtime" not in line]
+    own = {"entropy", "mean_token_accuracy", "num_tokens"}
+    assert [own <= set(line) for line in lines] == ["loss" in line for line in lines] and len(lines) == 4
+
+
 @pytest.mark.parametrize("name", ["o-lora", "l2p"])
 def test_a_method_may_bring_its_adapter(
     sft: Sft, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
 
 from kifuse.errors import KifuseError, RunError
 from kifuse.models.loading import narrow_4bit_layer
@@ -143,6 +143,66 @@ def test_the_adapter_may_have_another_name_in_the_next_month(tiny_tokenizer: Any
         make_trainer(tiny_tokenizer, model, folder / "other", data, [callback]).train()
         found = {key.replace(".desk.", ".default."): value for key, value in weights(model).items()}
         assert same(found, expected)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoHaConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM"),
+    ],
+    ids=["LoHa", "LoRA beside a whole layer"],
+)
+@pytest.mark.parametrize("name", ["ewc", "vr-mcl"])
+def test_adapters_of_any_kind_may_have_another_name_in_the_next_month(
+    tiny_tokenizer: Any, tmp_path: Path, config: Any, name: str
+):
+    """What is kept by a parameter's name is found again, and `vr-mcl` calls the model by its own names."""
+
+    def learn(model: Any, month: int, state: Path) -> Any:
+        callback = method_of(METHODS[name]).callback(state_dir=state, per_task=5)
+        data = rows(tiny_tokenizer, TASKS[month])
+        changes = {"max_steps": 2, "save_strategy": "no"}
+        make_trainer(tiny_tokenizer, model, tmp_path / "out", data, [callback], **changes).train()
+        return model
+
+    torch.manual_seed(0)
+    first = learn(get_peft_model(build_llama(len(tiny_tokenizer)), config), 0, tmp_path / "state")
+    first.save_pretrained(str(tmp_path / "adapter"))
+    found = []
+    for called in ("default", "desk"):
+        shutil.copytree(tmp_path / "state", tmp_path / called)
+        base, adapter = build_llama(len(tiny_tokenizer)), str(tmp_path / "adapter")
+        model = PeftModel.from_pretrained(base, adapter, adapter_name=called, is_trainable=True)
+        learned = weights(learn(model, 1, tmp_path / called))
+        found.append({key.replace(f".{called}", ""): value for key, value in learned.items()})
+    assert same(*found)
+
+
+def test_another_base_model_of_the_same_shape_is_refused(tiny_tokenizer: Any, tmp_path: Path):
+    script(tiny_tokenizer, tmp_path, 1, METHODS["sequential"])
+    adapter, data = tmp_path / "month-1" / "adapter", rows(tiny_tokenizer, TASKS[1])
+    model = new_model(tiny_tokenizer, adapter)
+    with torch.no_grad():
+        model.get_base_model().lm_head.weight.mul_(1.1)
+    for other, word in ((model, "the base model is not the one of the earlier tasks"), (None, "")):
+        callback = method_of(METHODS["sequential"]).callback(state_dir=tmp_path / "state")
+        given = other or new_model(tiny_tokenizer, adapter).to(torch.bfloat16).to(torch.float32)
+        trainer = make_trainer(tiny_tokenizer, given, tmp_path / "out", data, [callback])
+        # what was rounded to bfloat16 is the same base, but the adapter is not that of the last task
+        with pytest.raises(RunError, match=word or "the model's trainable weights are others"):
+            trainer.train()
+
+
+def test_a_checkpoint_without_the_optimizer_is_said_not_to_go_on_exactly(
+    tiny_tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    for only in (False, True):
+        folder = tmp_path / str(only)
+        with pytest.raises(Died):
+            script(tiny_tokenizer, folder, 1, METHODS["sequential"], dies_at=3, save_only_model=only)
+        script(tiny_tokenizer, folder, 1, METHODS["sequential"], resume=True, save_only_model=only)
+        assert ("holds no state of the optimizer (save_only_model)" in caplog.text) is only
 
 
 def test_layers_that_cannot_take_single_examples_are_refused_before_the_training(tiny_tokenizer: Any):

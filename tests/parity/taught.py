@@ -56,7 +56,7 @@ def losses(
             now = ctx.targets(batch, outputs)
             with torch.no_grad():
                 said = teachers[-1](**batch.only_part)
-            before = targets_of(batch.only_part, said, encoder_decoder=backbone.encoder_decoder)
+            before = targets_of(batch.only_part, said, aligned=backbone.encoder_decoder)
             rows = [(a.detach(), gold, b) for (a, gold), (b, _) in zip(now, before, strict=True)]
             seen.append((float(found.detach()), literal(rows)))
         return found

@@ -35,6 +35,7 @@ sliding window, constant factors, and weights that a rehearsal-based module comp
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, final
@@ -53,6 +54,8 @@ from kifuse.methods.base import (
     TaskInfo,
 )
 from kifuse.methods.kept import OfTask
+
+_log = logging.getLogger(__name__)
 
 SLOW = 70
 """S above which a task is no longer learned fast."""
@@ -256,6 +259,13 @@ class AIMMerging(Method):
         """Record what was done; the last, unfinished interval stays as it is."""
         if self._intervals is not None:
             now = self._intervals
+            if not now.merges and ctx.memory_size:
+                _log.warning(
+                    "aimmerging: nothing was merged or replayed in task %r: the memory's loss gave no alarm, "
+                    "and without one the first merge comes at step %d, twice the interval; the task had %d; "
+                    "train longer, or set interval: %d or less",
+                    *(ctx.task.name, now.due + now.interval, ctx.step, max(2, ctx.step // 2)),
+                )
             ctx.event("intervals", merges=now.merges, alarms=now.alarms, interval=now.interval)
 
 

@@ -25,6 +25,7 @@ is none after the last mark. A step that moved nothing takes no time.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, final
@@ -46,6 +47,8 @@ from kifuse.methods.base import (
 )
 from kifuse.methods.kept import OfTask, Unsaved
 from kifuse.methods.parameters import Parameters
+
+_log = logging.getLogger(__name__)
 
 ROUNDING = 1e-9
 """A mark is reached this much early, in parts of itself, so that a rounded sum is not a step late."""
@@ -163,7 +166,14 @@ class Forever(Method):
     def begin_task(self, ctx: Context) -> None:
         """Set the anchor, and start the time anew; nothing is remembered in the first task."""
         self._due = False
-        if not ctx.task.first:
+        first, task = self.schedule[0], ctx.task
+        if not task.first and task.steps < first * self.day_steps:
+            _log.warning(
+                "forever: nothing will be replayed in task %r: the first replay comes after %g day(s) of %d "
+                "steps, and the task has %d; train longer, or set day_steps: %d or less",
+                *(task.name, first, self.day_steps, task.steps, max(1, int(task.steps / first))),
+            )
+        if not task.first:
             self._time = ModelTime(self.day_steps, self.schedule, self.smoothing)
             self._anchor, self._last = ctx.params.clone(), ctx.params.clone()
 
@@ -219,4 +229,11 @@ class Forever(Method):
     def end_task(self, ctx: Context) -> None:
         """Record how many days the task had."""
         if self._time is not None:
+            if not self._time.reached and self._time.steps >= self.day_steps * self.schedule[0]:
+                _log.warning(
+                    "forever: nothing was replayed in task %r: its %d steps were %.2f days, since they moved "
+                    "the weights less than the first %d did, and the first replay comes after %g; set "
+                    "day_steps lower",
+                    *(ctx.task.name, self._time.steps, self._time.days, self.day_steps, self.schedule[0]),
+                )
             ctx.event("model time", days=self._time.days, day=self._time.day)

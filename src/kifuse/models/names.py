@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 _ADAPTER = re.compile(r"(?<=\.)(lora_[A-Za-z_]+|ia3_l|osf_svd_params)\.(?!weight$)[^.]+")
 _MAGNITUDE = re.compile(r"(\.lora_magnitude_vector)\.weight$")
@@ -17,6 +19,32 @@ def file_name(name: str) -> str:
     name that is already a file's, or of no adapter at all, stays as it is.
     """
     return _SAVED.sub("", _MAGNITUDE.sub(r"\1", _ADAPTER.sub(r"\1", name)))
+
+
+def for_state(model: Any) -> list[tuple[str, Any]]:
+    """A model's parameters by names in which its adapter is called `default`, whatever its script calls it.
+
+    A script may give the adapter another name in another month; what is kept by a parameter's name is found
+    again. Where two adapters are trained at once, their names stay as they are.
+
+    Args:
+        model: A model, of PEFT or with adapters that transformers has put on it.
+
+    Returns:
+        `(name, parameter)` pairs, as from `model.named_parameters()`.
+    """
+    own, adapters = list(model.named_parameters()), getattr(model, "peft_config", None)
+    others = set(adapters) - {"default"} if isinstance(adapters, Mapping) else set()
+    renamed = [(_as_default(name, others), p) for name, p in own]
+    trained = [name for name, p in renamed if p.requires_grad]
+    return renamed if len(set(trained)) == len(trained) else own
+
+
+def _as_default(name: str, adapters: Iterable[str]) -> str:
+    """A name with its last part that is an adapter's name replaced."""
+    parts = name.split(".")
+    place = max((place for place, part in enumerate(parts) if part in adapters), default=None)
+    return name if place is None else ".".join([*parts[:place], "default", *parts[place + 1 :]])
 
 
 def short_name(name: str) -> str:

@@ -183,7 +183,7 @@ class BatchGradients:
             if at == "now":
                 return model(**inputs)
             if at == "before task" and before is not None:
-                named = dict(zip(self._context.params.names, before, strict=True))
+                named = dict(zip(self._names(), before, strict=True))
                 return torch.func.functional_call(model, named, kwargs=inputs)
             if not hasattr(model, "disable_adapter"):
                 raise RunError("the model has no adapter that could be left out; its weights are trained.")
@@ -234,7 +234,7 @@ class BatchGradients:
             self._loss = _Loss(trainer)
         at = None
         if values is not None:
-            at = {f"model.{n}": v for n, v in zip(self._context.params.names, values, strict=True)}
+            at = {f"model.{n}": v for n, v in zip(self._names(), values, strict=True)}
         _, items = trainer.get_batch_samples(iter(batch.parts), len(batch.parts), trainer.args.device)
         share = 1.0 if self._scaled(items) else 1.0 / len(batch.parts)
         for place, part in enumerate(batch.parts):
@@ -247,6 +247,11 @@ class BatchGradients:
                 else:
                     loss = torch.func.functional_call(self._loss, at, (inputs, items))
             yield loss * share
+
+    def _names(self) -> list[str]:
+        """The parameters' names in the model, where its adapter may have one of its own."""
+        own = {id(p): name for name, p in self._context.trainer.model.named_parameters()}
+        return [own[id(p)] for p in self._context.params.tensors]
 
     def _scaled(self, items: Any) -> bool:
         """Whether a part's loss is its share of the whole batch's already, as in `Trainer.training_step`."""

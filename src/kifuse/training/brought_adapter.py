@@ -22,6 +22,7 @@ from kifuse.config.schema import AdapterConfig
 from kifuse.errors import ConfigError, RunError
 from kifuse.methods.base import Method
 from kifuse.problems import from_pydantic
+from kifuse.training.base_model import base_of
 from kifuse.training.state_folder import (
     STATE,
     after_folder,
@@ -70,6 +71,8 @@ class BroughtAdapter:
         self.adapter: Adapter | None = None
         self.settings = AdapterConfig()
         self.seed = 0
+        self.base: dict[str, str] | None = None
+        """The base model, from `base_of`; None where another callback has put the adapter on it."""
         self._untrained: dict[str, Tensor] = {}
         self._trainers: list[Taps] = []
 
@@ -172,6 +175,7 @@ class BroughtAdapter:
         adapter = new_adapter(self.settings, self.method)
         type(adapter).refuse(self.settings, self._kind)
         encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
+        self.base = base_of(model.requires_grad_(False))
         devices = [model.device] if model.device.type == "cuda" else []
         # the Trainer's own random numbers stay as they are
         with torch.random.fork_rng(devices):

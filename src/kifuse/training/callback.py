@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from kifuse.adapters.base import Adapter, adapter_on
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, MethodState, TaskInfo
+from kifuse.models.names import for_state
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.context import TrainerContext
 from kifuse.training.guard import MAX_BAD_STEPS, Guard, drop_gradients, largest_gradients
@@ -98,7 +99,7 @@ class MethodCallback(TrainerCallback):
         refuse_other_precision(self.trainer, model)
         refuse_packed(self.method, model)
         adapter = adapter_on(model)
-        shards = Shards(model.named_parameters(), adapter.frozen() if adapter else None)
+        shards = Shards(for_state(model), adapter.frozen() if adapter else None)
         params = shards.params
         if shards.cut:
             refuse_shards(self.method, by_engine=self.by_engine)

@@ -13,6 +13,7 @@ import torch
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, MethodState
 from kifuse.training.at_rest import same_numbers
+from kifuse.training.base_model import base_of, refuse_other_base
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.brought_adapter import ADAPTER, BroughtAdapter
 from kifuse.training.callback import MethodCallback
@@ -87,6 +88,8 @@ class CarryingCallback(MethodCallback):
         self._middle: StateFolder | None = None
         self._under_way, self._newest = False, 0
         self._before = MethodState()
+        self._base: dict[str, str] | None = None
+        """The base model of the earlier tasks, from `base_of`."""
         self._data: str | None = None
         """What the task's own rows are known by."""
 
@@ -137,6 +140,17 @@ class CarryingCallback(MethodCallback):
             return self.learned
         return list(sealed_values(after_folder(self.state_dir, self._newest) / STATE)["learned"])
 
+    def _take_base(self, model: Any) -> None:
+        """Make sure that the base model is that of the earlier tasks.
+
+        Raises:
+            RunError: It is another one.
+        """
+        now = base_of(model) if self._brought is None else self._brought.base
+        before = self._base if self._middle is None else self._middle.values.get("base", self._base)
+        refuse_other_base(now, before, self.state_dir)
+        self._base = before if now is None else now
+
     def _take_up(self, device: torch.device) -> None:
         """Find out which task this is, and load what the earlier ones left."""
         newest = self._newest = newest_state(self.state_dir) if self.state_dir is not None else 0
@@ -160,7 +174,7 @@ class CarryingCallback(MethodCallback):
     def _load(self, folder: Path, device: torch.device) -> None:
         found = for_adapter(read_state(folder, without=frozenset({WEIGHTS})), self._names)
         refuse_other_method(folder / STATE, found.values, self.method)
-        self.learned = list(found.values["learned"])
+        self.learned, self._base = list(found.values["learned"]), found.values.get("base")
         if MEMORY in found.texts:
             self._kept.read(found.texts[MEMORY], folder / MEMORY)
         self.method.load_state(method_state(found, device))
@@ -169,6 +183,11 @@ class CarryingCallback(MethodCallback):
         if self.method.old_data not in ("mixed", "steps"):
             return []
         sample = first_row(dataset)
+        if self._given is not None and self._mixing is not None and sample is None:
+            raise RunError(
+                "the training data is a stream, into which no rows of earlier tasks can be mixed; use a data "
+                "set with a length, or a method with memory steps, such as recurrent-kif."
+            )
         if self._given is not None:
             rows = given_rows(self._given, self.trainer, sample)
         else:
@@ -190,10 +209,12 @@ class CarryingCallback(MethodCallback):
         return rows
 
     def _batches(self, args: Any) -> MemoryBatches:
-        processes = args.world_size
+        processes, trainer = args.world_size, self.trainer
         batches = MemoryBatches(self._rows, self._batch_size(args), args.seed)  # type: ignore[arg-type]
-        # all processes have as many rows of a batch
-        batches.batch_size = max(1, batches.batch_size // processes) * processes
+        counted = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
+        if not (counted and args.average_tokens_across_devices):
+            # a loss that each process divides by its own rows is right only where all have as many
+            batches.batch_size = max(1, batches.batch_size // processes) * processes
         return batches
 
     def _checkpoint(self, step: int) -> Path:
@@ -213,6 +234,7 @@ class CarryingCallback(MethodCallback):
             **describe(self.method),
             "state": method.values,
             "learned": self.learned,
+            "base": self._base,
             "events": context.events,
         }
         if self._brought is not None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Trainer
 
 from kifuse.adapters.base import Adapter, adapter_on
 from kifuse.errors import RunError
 from kifuse.methods.base import Method
 from kifuse.methods.context import TaskInfo, Weights
 from kifuse.methods.kept import MethodState
+from kifuse.models.heads import is_aligned
 from kifuse.training.batch_gradients import BatchGradients
 from kifuse.training.batches import MemoryBatches
 from kifuse.training.guard import Guard
@@ -181,17 +183,13 @@ class TrainerContext(MemorySteps):
             raise RunError("the weights before the task are kept for a method that needs 'before task' only.")
         return self.batch_gradients.forward(batch, at=at, before=self.before)
 
-    @property
-    def _encoder_decoder(self) -> bool:
-        return bool(getattr(getattr(self.trainer.model, "config", None), "is_encoder_decoder", False))
-
     def targets(self, batch: Any, outputs: Any) -> list[tuple[Tensor, Tensor]]:
         """See `Context.targets`."""
-        return targets_of(batch.only_part, outputs, encoder_decoder=self._encoder_decoder)
+        return targets_of(batch.only_part, outputs, aligned=is_aligned(self.trainer.model))
 
     def target_counts(self, batch: Any) -> Tensor:
         """See `Context.target_counts`."""
-        return target_places(token_labels(batch.only_part), encoder_decoder=self._encoder_decoder).sum(dim=1)
+        return target_places(token_labels(batch.only_part), aligned=is_aligned(self.trainer.model)).sum(dim=1)
 
     def kept_examples(self) -> Iterator[TrainerBatch]:
         """See `Context.kept_examples`.
@@ -269,7 +267,8 @@ class TrainerContext(MemorySteps):
             return
         control = self.trainer.control
         wanted = control.should_log
-        self.trainer.log(dict(values))
+        # as any Trainer: one that adds its own numbers to a line, as SFTTrainer, adds them to its own
+        Trainer.log(self.trainer, dict(values))
         # logging takes the Trainer's own wish to log this step back
         control.should_log = wanted
 

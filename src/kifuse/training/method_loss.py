@@ -96,13 +96,13 @@ class MethodLoss:
         return self._part
 
 
-def targets_of(inputs: Inputs, outputs: Any, *, encoder_decoder: bool) -> list[tuple[Tensor, Tensor]]:
+def targets_of(inputs: Inputs, outputs: Any, *, aligned: bool) -> list[tuple[Tensor, Tensor]]:
     """What the model says at each target position, of each row.
 
     Args:
         inputs: A collated batch with `labels`.
         outputs: Of the model.
-        encoder_decoder: Whether logits stand where their labels do; otherwise a position predicts the next.
+        aligned: Whether logits stand where their labels do; otherwise a position predicts the next.
 
     Returns:
         For each row float32 logits `(targets, vocabulary)` and the tokens' ids `(targets,)`.
@@ -117,8 +117,8 @@ def targets_of(inputs: Inputs, outputs: Any, *, encoder_decoder: bool) -> list[t
             "the method needs the model's logits at each target token, but there are "
             f"{found} and labels of shape {tuple(labels.shape)}."
         )
-    kept = target_places(labels, encoder_decoder=encoder_decoder)
-    if not encoder_decoder:
+    kept = target_places(labels, aligned=aligned)
+    if not aligned:
         logits, labels = logits[:, :-1], labels[:, 1:]
     counts = kept.sum(dim=1).tolist()
     return list(zip(logits[kept].float().split(counts), labels[kept].split(counts), strict=True))
@@ -140,9 +140,9 @@ def token_labels(inputs: Inputs) -> Tensor:
     return labels
 
 
-def target_places(labels: Tensor, *, encoder_decoder: bool) -> Tensor:
+def target_places(labels: Tensor, *, aligned: bool) -> Tensor:
     """At which positions a target is said: `(rows, positions)`; a decoder-only model's last one says none."""
-    return (labels if encoder_decoder else labels[:, 1:]) != IGNORED
+    return (labels if aligned else labels[:, 1:]) != IGNORED
 
 
 def row_keys(inputs: Inputs) -> list[str]:

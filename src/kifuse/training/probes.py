@@ -24,6 +24,7 @@ from torch.utils.data import IterableDataset
 from kifuse.errors import RunError
 from kifuse.knowledge.per_example import SquaredGradients
 from kifuse.methods.base import Parameters
+from kifuse.models.heads import is_aligned
 from kifuse.tasks.collator import IGNORED
 from kifuse.tasks.encoding import Encoded
 from kifuse.training.at_rest import at_rest
@@ -230,7 +231,7 @@ class Probes:
         logits = getattr(model(**inputs), "logits", None)
         found = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
         wanted = tuple(labels.shape)
-        if logits is not None and labels.ndim > 1 and not encoder_decoder:
+        if logits is not None and labels.ndim > 1 and not is_aligned(model):
             # decoder-only: a position predicts the next token
             logits, labels = logits[:, :-1], labels[:, 1:]
         if logits is None or logits.shape[:-1] != labels.shape:

@@ -27,6 +27,7 @@ import torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from kifuse.methods.base import Method, MethodState
+from kifuse.models.names import for_state
 from kifuse.training.brought_adapter import BroughtAdapter
 from kifuse.training.carrying import CarryingCallback, method_state
 from kifuse.training.finding import calling_trainer
@@ -147,12 +148,13 @@ class StandaloneCallback(CarryingCallback):
             refuse_unwritable(self.state_dir)
             hold(self.state_dir)
         self._loader = kwargs.get("train_dataloader")
-        params = Shards(model.named_parameters()).params
+        params = Shards(for_state(model)).params
         self._names = params.names
         dataset = getattr(self._loader, "dataset", None)
         if self._taken_up_for is not self.trainer:
             self._take_up_task(dataset, state.global_step, params.tensors[0].device)
         self._taken_up_for = None
+        self._take_base(model)
         if (middle := self._middle) is not None:
             place, memory = self._checkpoint(middle.values["step"]), fingerprint_of(self._rows)
             if self._brought is not None:
@@ -184,7 +186,7 @@ class StandaloneCallback(CarryingCallback):
     def _rows_to_mix(self, trainer: Any, own: Any, step: int) -> list[Row]:
         """The rows of earlier tasks that a Trainer which is about to make its loader trains on too."""
         self.attach(trainer)
-        trained = [(name, p) for name, p in trainer.model.named_parameters() if p.requires_grad]
+        trained = [(name, p) for name, p in for_state(trainer.model) if p.requires_grad]
         self._names, device = [name for name, _ in trained], trained[0][1].device
         self._take_up_task(own, step, device)
         self._taken_up_for = trainer
@@ -209,6 +211,7 @@ class StandaloneCallback(CarryingCallback):
             "weights": fingerprint(context.params),
             "memory": fingerprint_of(self._rows),
             "data": self._data,
+            "base": self._base,
             "state": method.values,
             "training": training.values,
         }

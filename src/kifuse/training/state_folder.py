@@ -16,7 +16,7 @@ from torch import Tensor
 from kifuse.errors import RunError
 from kifuse.folders import check_file, replace_folder
 from kifuse.methods.base import Method, MethodState, Parameters
-from kifuse.models.names import file_name
+from kifuse.models.names import file_name, for_state
 from kifuse.sealed import read_sealed, write_sealed
 from kifuse.storage import json_text, read_tensors, sha256_file, write_tensors, write_text
 
@@ -264,7 +264,7 @@ def restore_weights(state_dir: Path | None, model: Any) -> None:
         raise RunError(f"state_dir: {state_dir} holds no finished task to restore.")
     folder = after_folder(state_dir, newest)
     kept = read_state(folder).tensors.get("weights")
-    params = Parameters(model.named_parameters())
+    params = Parameters(for_state(model))
     own = weights_of(params)
     if kept is None or {n: t.shape for n, t in kept.items()} != {n: t.shape for n, t in own.items()}:
         found = "no weights" if kept is None else f"weights of another model ({len(kept)} tensors)"

@@ -91,6 +91,12 @@ def read_checkpoint(folder: Path, step: int, method: Method) -> StateFolder:
         )
     found = read_state(folder)
     refuse_other_method(folder / STATE, found.values, method)
+    if not any(folder.parent.glob("optimizer*")):
+        _log.warning(
+            "%s holds no state of the optimizer (save_only_model): training goes on with new moments, a new "
+            "schedule and other random numbers, so that it does not end as one that nothing interrupted",
+            folder.parent,
+        )
     return found
 
 

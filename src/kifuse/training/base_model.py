@@ -1,0 +1,73 @@
+"""Which base model an adapter is trained on: known again by a hash of its frozen weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kifuse.errors import RunError
+
+LOOKED_AT = 256
+"""Numbers of each tensor that the hash is of."""
+
+
+@torch.no_grad()
+def base_of(model: nn.Module) -> dict[str, str] | None:
+    """A hash of a model's frozen weights, whatever precision of a float they are held in.
+
+    Args:
+        model: A model. What its adapters hold is left out.
+
+    Returns:
+        `hash`, and the `kind` of numbers, since those of a quantised model are others; None where nothing is
+        frozen, or where weights are in pieces or not in memory.
+    """
+    adapters = getattr(model, "peft_config", None) or {}
+    prefix = getattr(getattr(model, "base_model", None), "prefix", None) if adapters else None
+    of_adapters = set(adapters) if isinstance(adapters, Mapping) else set()
+    frozen = [
+        p
+        for name, p in model.named_parameters()
+        if not (p.requires_grad or (prefix and prefix in name) or of_adapters & set(name.split(".")))
+    ]
+    if not frozen or any(p.is_meta or hasattr(p, "full_tensor") for p in frozen):
+        return None
+    digest = hashlib.sha256()
+    for p in frozen:
+        if p.is_floating_point():
+            digest.update(f"{tuple(p.shape)}\n".encode())
+            digest.update(_some(p).view(torch.uint8).numpy().data)
+    wide = {torch.float32, torch.bfloat16}
+    kinds = {"float" if p.dtype in wide else str(p.dtype).removeprefix("torch.") for p in frozen}
+    return {"kind": " ".join(sorted(kinds)), "hash": digest.hexdigest()}
+
+
+def _some(p: Tensor) -> Tensor:
+    """Numbers from all over a tensor, as bfloat16: a model loaded in that precision has the same."""
+    flat = p.detach().flatten()
+    return flat[:: max(1, flat.numel() // LOOKED_AT)][:LOOKED_AT].to(torch.bfloat16).cpu().contiguous()
+
+
+def refuse_other_base(now: Mapping[str, str] | None, before: Mapping[str, str] | None, where: Any) -> None:
+    """Refuse another base model than that of the earlier tasks.
+
+    Args:
+        now: From `base_of`.
+        before: The same, as it was kept.
+        where: Folder of states, for the message, or None.
+
+    Raises:
+        RunError: It is another one. Nothing is said where one of them is not known, or is quantised and the
+            other is not.
+    """
+    if now and before and now["kind"] == before["kind"] and now["hash"] != before["hash"]:
+        place = "" if where is None else f"{where}: "
+        raise RunError(
+            f"{place}the base model is not the one of the earlier tasks: its frozen weights are others, and "
+            "what was learned belongs to those. Load the base model of the earlier tasks, or name a new "
+            "state_dir."
+        )
