@@ -23,6 +23,8 @@ REASONS = {
     "installs, and trains for minutes",
     "needs several processes",
     "needs several machines",
+    "needs a server that is not installed",
+    "needs an account",
     "needs the published data, and trains for minutes",
 }
 """Why a block may not be run here."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kifuse.adapters.base import Adapter
     from kifuse.config import RunConfig, load_config
     from kifuse.errors import ConfigError, DataError, KifuseError, ModelError, RunError
+    from kifuse.exporting.folder import Export, export
     from kifuse.learner import ContinualLearner
     from kifuse.lineage import LearnReport
     from kifuse.merging import (
@@ -67,6 +68,7 @@ _PLACES = {
     "kifuse.config": ("RunConfig", "load_config"),
     "kifuse.errors": ("ConfigError", "DataError", "KifuseError", "ModelError", "RunError"),
     "kifuse.learner": ("ContinualLearner",),
+    "kifuse.exporting.folder": ("Export", "export"),
     "kifuse.lineage": ("LearnReport",),
     "kifuse.merging": (
         "Importance",
@@ -142,6 +144,7 @@ __all__ = [
     "ContinualLearner",
     "DataError",
     "Example",
+    "Export",
     "Forever",
     "Importance",
     "IncLoRA",
@@ -175,6 +178,7 @@ __all__ = [
     "WeightEnsemble",
     "__version__",
     "build_method",
+    "export",
     "fuse",
     "fuse_adapters",
     "fuse_masked",

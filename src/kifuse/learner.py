@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import RunError
+from kifuse.exporting.folder import Export, export
 from kifuse.learner_asking import as_of, scores_of
 from kifuse.learner_config import (
     checked_points,
@@ -251,6 +252,24 @@ class ContinualLearner:
             The HTML file; it loads nothing from elsewhere.
         """
         return write_report(self.folder)
+
+    def export(
+        self, output: str | Path | None = None, *, after: int | str | None = None, **options: Any
+    ) -> Export:
+        """Write what was learned as a folder that loads without kifuse: the adapter, or a merged model.
+
+        With its tokenizer, chat template and model card; nothing in it names a place on this machine.
+
+        Args:
+            output: Where to; None: `export` in the learner's folder.
+            after: Number of tasks, or the name of the last one, whose state is exported; None: the last.
+            options: `merged`, `precision`, `may_differ`, `model`, `base`, `licence`, `push_to_hub`,
+                `private`, `trust_remote_code`; see `kifuse.export`.
+
+        Raises:
+            KifuseError: See `kifuse.export`.
+        """
+        return export(self.folder, output, after=after, say=self._log.say, **options)
 
     def rollback(self, to: int | str) -> None:
         """Go back to the model as it was after an earlier task, bit for bit.

@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"training"},
     {"terminal_view", "page_refresh"},
     {"terminal_progress"},
-    {"learner_config", "learner_folder"},
+    {"learner_config", "learner_folder", "exporting"},
     {"learner_opening"},
     {"learner_learning", "learner_asking"},
     {"demo", "learner", "comparing"},

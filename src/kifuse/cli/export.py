@@ -1,0 +1,95 @@
+"""``kifuse export``: what a learner or a run has learned, as a folder that loads without kifuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kifuse.cli.opened import JSON, MODEL, TRUST
+from kifuse.cli.quiet import QUIET
+
+if TYPE_CHECKING:
+    from kifuse.exporting.folder import Export
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A learner's folder, or a run's.")],
+    output: Annotated[Path | None, typer.Option(help="Where to; without, 'export' in that folder.")] = None,
+    after: Annotated[str | None, typer.Option(help="The task after which; without, the last one.")] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="The whole model with what was learned in its weights.")
+    ] = False,
+    precision: Annotated[
+        str, typer.Option(help="Of a merged model: base (as the base model is kept), fp32, bf16 or fp16.")
+    ] = "base",
+    may_differ: Annotated[
+        int, typer.Option(min=0, help="How many answers on a merged model's probe may differ.")
+    ] = 0,
+    model: Annotated[str | None, typer.Option(help=MODEL)] = None,
+    base: Annotated[
+        str | None, typer.Option(help="What the base model is called for others, such as its hub id.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Of the base model, where its own card is not at hand.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to this repository of the hub.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="A repository that is made there is for all to see.")
+    ] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help=QUIET)] = False,
+) -> None:
+    """Export what was learned: the adapter, or a merged model, with tokenizer, chat template and model card.
+
+    It says what vLLM, llama.cpp and Ollama take of it, with the commands. A merged model is checked: it must
+    answer a probe as the adapter does. No example and no path of this machine is in it.
+    """
+    from kifuse.cli.quiet import quieten
+    from kifuse.exporting.folder import export as write_export
+    from kifuse.safe_console import SafeConsole
+
+    quieten(everything=quiet)
+    console = SafeConsole(stderr=True, quiet=quiet, highlight=False)
+    done = write_export(
+        folder,
+        output,
+        after=after,
+        merged=merged,
+        precision=precision,
+        may_differ=may_differ,
+        model=model,
+        base=base,
+        licence=licence,
+        push_to_hub=push_to_hub,
+        private=not public,
+        trust_remote_code=trust_remote_code,
+        say=lambda text: console.print(text, markup=False, soft_wrap=True),
+    )
+    if as_json:
+        typer.echo(json.dumps(done.facts()))
+    elif not quiet:
+        _print(done)
+
+
+def _print(done: Export) -> None:
+    from kifuse.safe_console import SafeConsole
+
+    console = SafeConsole(highlight=False)
+    lines = [f"{done.form} of {len(done.tasks)} tasks on {done.base.name}: {done.folder}"]
+    if done.probe is not None:
+        asked, same = done.probe["questions"], done.probe["same"]
+        lines.append(f"{same} of {asked} answers on the probe are the adapter's ({done.probe['precision']})")
+    for server in done.servers:
+        if server.refuses:
+            lines.append(f"{server.name} does not take it: {server.refuses}")
+        else:
+            lines += [f"{server.name}:", *(f"  {command}" for command in server.commands)]
+    if done.commit:
+        lines.append(f"uploaded: {done.commit}")
+    console.print("\n".join(lines), markup=False, soft_wrap=True)

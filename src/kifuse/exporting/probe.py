@@ -1,0 +1,81 @@
+"""The probe of a merged model: asked what the adapter on its base is asked, it must answer the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kifuse.exporting.source import Source
+from kifuse.tasks.rendering import PLAIN
+
+EACH, MOST = 4, 32
+"""Questions of a task, and of all of them."""
+
+LENGTH = 32
+"""Most tokens of an answer."""
+
+GENERAL = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "A customer asks: where is my parcel? Answer politely.",
+    "2 + 3 =",
+)
+"""Asked where no question of a task is in the folder."""
+
+
+def questions(source: Source) -> tuple[list[str], bool]:
+    """Questions of the learned tasks' test examples, out of the predictions beside the record.
+
+    Returns:
+        The texts, and whether they are of the tasks; else they are general ones.
+    """
+    found: list[str] = []
+    for name in source.tasks:
+        for after in range(source.count, -1, -1):
+            file = source.folder / "predictions" / f"after-{after}" / f"{name}.jsonl"
+            if file.is_file():
+                found += _inputs(file)
+                break
+    # the last tasks', of which any loss would show first
+    return (found[-MOST:], True) if found else (list(GENERAL), False)
+
+
+def _inputs(file: Path) -> list[str]:
+    with file.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for _, line in zip(range(EACH), lines, strict=False)]
+    return [row["input"] for row in rows if isinstance(row.get("input"), str)]
+
+
+def prompts(texts: Sequence[str], source: Source, tokenizer: Any) -> list[list[int]]:
+    """The questions in tokens, in the form in which the model was trained."""
+    if source.record.rendering.get("form", PLAIN) == PLAIN or not tokenizer.chat_template:
+        return [tokenizer(text, truncation=True, max_length=512)["input_ids"] for text in texts]
+    chats = [[{"role": "user", "content": text}] for text in texts]
+    found = [
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
+        for chat in chats
+    ]
+    return [each["input_ids"][-512:] for each in found]
+
+
+@torch.no_grad()
+def answers(model: Any, asked: Sequence[Sequence[int]], tokenizer: Any) -> list[list[int]]:
+    """What a model answers greedily to each prompt, in tokens."""
+    model.eval()
+    device = model.get_input_embeddings().weight.device
+    found = []
+    for ids in asked:
+        whole = torch.tensor([list(ids)], device=device)
+        out = model.generate(
+            input_ids=whole,
+            attention_mask=torch.ones_like(whole),
+            max_new_tokens=LENGTH,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        found.append(out[0].tolist())
+    return found

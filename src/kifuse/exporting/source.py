@@ -1,0 +1,122 @@
+"""What is exported: the state of a run or a learner after a task, and the base model that it stands on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kifuse.adapters.folder import read_config
+from kifuse.errors import RunError
+from kifuse.exporting.hub import HUB_ID
+from kifuse.lineage import count_up_to
+from kifuse.models.catalog import BUNDLED, is_model_folder
+from kifuse.reporting.record import RunRecord
+from kifuse.storage import read_json
+from kifuse.training.snapshot import Snapshots
+
+
+@dataclass(frozen=True)
+class Source:
+    """The state of a run or a learner after some tasks.
+
+    Attributes:
+        folder: Of the run or learner.
+        record: Of the same.
+        count: Number of tasks after which it is.
+        adapter: Folder of the adapter, whose files are as they were written.
+        config: Its `adapter_config.json`.
+    """
+
+    folder: Path
+    record: RunRecord
+    count: int
+    adapter: Path
+    config: dict[str, Any]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks learned until then, in their order."""
+        return [task.name for task in self.record.tasks[: self.count]]
+
+
+def open_source(folder: Path, after: int | str | None) -> Source:
+    """Find what is to be exported.
+
+    Args:
+        folder: Of a run or a learner.
+        after: Number of tasks, or the name of the last one; None: all that were learned.
+
+    Raises:
+        RunError: There is no run, nothing was learned yet, no such task, or a file is damaged.
+    """
+    record = RunRecord.load(folder)
+    kept = Snapshots(folder)
+    there = [k for k in range(1, len(record.tasks) + 1) if kept.has(k) and record.tasks[k - 1].seal]
+    if not there:
+        raise RunError(
+            f"{folder}: nothing was learned yet, or no adapter is left, so nothing can be exported."
+        )
+    names = [task.name for task in record.tasks[: there[-1]]]
+    count = there[-1] if after is None else count_up_to(after, names, "after")
+    if count not in there:
+        missing = kept.adapter(count).name
+        raise RunError(
+            f"{folder}: found no adapter {missing}, expected one of "
+            f"{', '.join(kept.adapter(k).name for k in there)}."
+        )
+    kept.check(count, record.tasks[count - 1].seal)
+    return Source(folder, record, count, kept.adapter(count), read_config(kept.adapter(count)))
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model, as others are told of it.
+
+    Attributes:
+        name: A hub id, or where none is known the last part of its folder; never a path.
+        licence: As its own card says; None: not known.
+    """
+
+    name: str
+    licence: str | None
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the name is one of the hub."""
+        return bool(HUB_ID.match(self.name))
+
+
+def public_base(loaded: str, source: str, name: str | None, licence: str | None) -> Base:
+    """What the base model is called outside of this machine.
+
+    Args:
+        loaded: The name that it is loaded by: of kifuse, of the hub, or a folder.
+        source: Where its files are: a folder or a hub id.
+        name: The caller's word for it.
+        licence: The caller's word for its licence.
+    """
+    if loaded in BUNDLED:
+        entry = BUNDLED[loaded]
+        return Base(name or entry.hub, licence or entry.licence.lower())
+    if not is_model_folder(loaded):
+        return Base(name or loaded, licence or _licence_of(loaded))
+    folder = Path(source).resolve()
+    told = read_json(folder / "config.json").get("_name_or_path") or ""
+    found = name or (told if HUB_ID.match(told) and not Path(told).exists() else folder.name)
+    return Base(" ".join(found.split()), licence or _licence_of(folder))
+
+
+def _licence_of(model: Path | str) -> str | None:
+    """What the card of a model says; None where there is none, or it cannot be had."""
+    from huggingface_hub import ModelCard
+
+    if isinstance(model, Path):
+        if not (model / "README.md").is_file():
+            return None
+        model = model / "README.md"
+    try:
+        data: Any = ModelCard.load(model, ignore_metadata_errors=True).data
+    except Exception:  # no network, no card, or one that is no YAML: the licence is not known then
+        return None
+    return data.license if isinstance(data.license, str) else None
