@@ -33,6 +33,7 @@ LAYERS: list[set[str]] = [
     {"learner_opening"},
     {"learner_learning", "learner_asking"},
     {"demo", "learner", "comparing"},
+    {"reproducing"},
     {"cli"},
     {"__main__"},
 ]

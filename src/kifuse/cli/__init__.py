@@ -19,6 +19,7 @@ from kifuse.cli.learn import learn
 from kifuse.cli.ls import ls_app
 from kifuse.cli.quiet import quieten_imports
 from kifuse.cli.report import report
+from kifuse.cli.reproduce import reproduce
 from kifuse.cli.rollback import rollback
 from kifuse.cli.run import run
 from kifuse.cli.show_memory import show_app
@@ -110,6 +111,13 @@ app.command(
         "kifuse compare grid.yaml --dry-run",
     )
 )(compare)
+app.command(
+    epilog=_examples(
+        "kifuse reproduce list",
+        "kifuse reproduce rkif-table-2 --data DATA --budget bench --seeds 0,1,2",
+        "kifuse reproduce kif-table-5 --data DATA --model llama-2-7b --budget paper",
+    )
+)(reproduce)
 app.add_typer(ls_app, name="ls")
 app.command(
     epilog=_examples(

@@ -95,8 +95,8 @@ def compare(
         config,
         {**overrides, **given},
         methods=None if methods is None else split_names(methods),
-        orders=_numbers(orders, "--orders"),
-        seeds=_numbers(seeds, "--seeds"),
+        orders=whole_numbers(orders, "--orders"),
+        seeds=whole_numbers(seeds, "--seeds"),
         vary=parse_vary(vary) if vary else None,
         flags={key: flag for key, flag in FLAGS.items() if key not in overrides},
         check_files=True,
@@ -110,7 +110,7 @@ def compare(
     quieten(everything=quiet)
     console = SafeConsole(quiet=quiet)
     if dry_run:
-        _show_plan(grid, console)
+        show_plan(grid, console)
         return
     outcome = run_grid(grid, console)
     _show(grid, outcome, console)
@@ -118,7 +118,7 @@ def compare(
         raise typer.Exit(FAILED)
 
 
-def _numbers(text: str | None, option: str) -> list[int] | None:
+def whole_numbers(text: str | None, option: str) -> list[int] | None:
     """The whole numbers of a list with commas, each once."""
     from kifuse.errors import ConfigError
 
@@ -133,7 +133,7 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
     return found
 
 
-def _show_plan(grid: Grid, console: Console) -> None:
+def show_plan(grid: Grid, console: Console) -> None:
     """Print the runs with their work."""
     from rich import box
     from rich.table import Table

@@ -109,6 +109,7 @@ def load_grid(
     overrides: Mapping[str, Any],
     *,
     methods: Sequence[str] | None = None,
+    variants: Sequence[Variant] = (),
     orders: Sequence[int] | None = None,
     seeds: Sequence[int] | None = None,
     vary: Mapping[str, tuple[Any, ...]] | None = None,
@@ -121,6 +122,7 @@ def load_grid(
         path: A run's configuration, with or without a section `compare`; None: all is in `overrides`.
         overrides: Values by dotted key that replace the file's, for all runs.
         methods: Labels of the file's variants, or names of methods; None: those of the file, or its method.
+        variants: The variants themselves, in the place of `methods` and the file's.
         orders: Numbers of task orders; None: the file's.
         seeds: The seeds of the trainings; None: the file's.
         vary: Values to try, by dotted key; None: the file's. A folder that holds some is chosen from over all
@@ -138,7 +140,8 @@ def load_grid(
     section = read_section(document, path)
     _refuse_listed(overrides)
     own = own_variant(document, path)
-    variants = section.variants if methods is None else section.choose(methods, own, OPTIONS["method"])
+    if not variants:
+        variants = section.variants if methods is None else section.choose(methods, own, OPTIONS["method"])
     if not variants:
         if own is None:
             raise ConfigError(
@@ -166,7 +169,7 @@ def load_grid(
     found = tuple(planned for planned in runs if planned is not None)
     if loader.problems or common is None:
         raise ConfigError("\n".join(loader.problems))
-    return Grid(common.output, common, variants, found, vary)
+    return Grid(common.output, common, tuple(variants), found, vary)
 
 
 def folder_name(label: str) -> str:

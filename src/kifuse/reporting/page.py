@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from kifuse.reporting.examples import examples
 from kifuse.reporting.headline import figures, how_scored, sentence
 from kifuse.reporting.method_pictures import fused_units, moved_beside_importance, views
 from kifuse.reporting.paired_differences import differences_table
+from kifuse.reporting.plots import Plot
 from kifuse.reporting.run_groups import Run, group_runs, open_run
-from kifuse.reporting.run_pictures import forgetting_curves, learning_rates, losses, score_matrix
+from kifuse.reporting.run_pictures import Missing, forgetting_curves, learning_rates, losses, score_matrix
 from kifuse.reporting.settings import (
     cost_table,
     data_table,
@@ -44,6 +45,7 @@ from kifuse.reporting.settings import (
 from kifuse.reporting.shareable import without_paths
 from kifuse.reporting.styles import page_style, read_template
 from kifuse.reporting.sweeps import Sweep, sweep_picture, sweep_table
+from kifuse.reporting.tables import Table
 from kifuse.reporting.what_was_read import what_was_read
 from kifuse.reporting.wording import clean, count, number, shorten
 from kifuse.storage import write_text
@@ -174,6 +176,39 @@ def comparison_page(
         tried=None if sweep is None else sweep_table(sweep),
         runs=runs_table(runs, labels),
         link=lambda run: _link(run, folder),
+    )
+
+
+def reproduction_page(
+    table: Table,
+    claims: Table | None,
+    pictures: Sequence[Plot | Missing],
+    links: Mapping[str, str],
+    runs: Mapping[str, Run],
+    folder: Path,
+) -> str:
+    """Make the page of a paper's table as it came out here.
+
+    Args:
+        table: Ours and theirs.
+        claims: What the paper says of its figures, and what came out; None where it says nothing.
+        pictures: Pictures of the figure, or why they are missing.
+        links: Pages of comparisons by what they are called, seen from the folder.
+        runs: Runs whose own pages show the figure, by what they are called.
+        folder: Where the page will be.
+
+    Returns:
+        HTML.
+    """
+    own = {name: link for name, run in runs.items() if (link := _link(run, folder))}
+    return _render(
+        "reproduction.html.j2",
+        title=table.title,
+        kind="reproduction",
+        table=table,
+        claims=claims,
+        pictures=draw_all(pictures),
+        links={**links, **own},
     )
 
 

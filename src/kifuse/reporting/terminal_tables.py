@@ -12,7 +12,7 @@ from kifuse.reporting.comparison_tables import methods_table, metric, side_by_si
 from kifuse.reporting.record import RunRecord
 from kifuse.reporting.run_groups import Group
 from kifuse.reporting.sweeps import Sweep, sweep_table
-from kifuse.reporting.tables import Cell
+from kifuse.reporting.tables import Cell, Table
 from kifuse.reporting.wording import MINUS, NONE
 
 # From this many tasks on a matrix has bare numbers for heads and no decimals, to fit 80 columns.
@@ -55,6 +55,19 @@ def comparison_table(records: Sequence[RunRecord], labels: Sequence[str] | None 
         shown.add_row(*map(_text, row), end_section=place + 1 in table.sections)
     if table.notes:
         shown.caption = Text("\n".join(table.notes))
+    return shown
+
+
+def plain_table(table: Table) -> RichTable:
+    """Any table for a terminal, with its title and notes."""
+    shown = _table(table.title)
+    for place, head in enumerate(table.heads):
+        shown.add_column(Text(head), justify="right" if table.numeric(place) else "left", overflow="fold")
+    for row in table.rows:
+        texts = [_text(cell).append(f" ±{cell.aside}" if cell.aside else "") for cell in row]
+        shown.add_row(*texts)
+    if table.notes:
+        shown.caption = Text("\n".join(table.notes).replace(MINUS, "-"))
     return shown
 
 

@@ -1,0 +1,160 @@
+"""``kifuse reproduce``: a table or figure of the papers by its name, ours beside theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kifuse.cli.compare import FAILED
+from kifuse.cli.quiet import QUIET
+from kifuse.cli.user_errors import print_error, split_names
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kifuse.reproducing.catalog import PaperTable
+    from kifuse.reproducing.results import Result
+
+LIST = "list"
+
+
+def reproduce(
+    name: Annotated[
+        str, typer.Argument(help="'list', or a name of it, such as rkif-table-2.", metavar="list|NAME")
+    ],
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the benchmark's data.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Of the papers, such as llama-2-7b; or of 'kifuse ls models', a hub id, a folder."),
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="paper: as the authors, on a GPU; bench: two CPU cores; smoke: minutes.")
+    ] = "bench",
+    benchmark: Annotated[str | None, typer.Option(help="Of the table's, with commas; else all.")] = None,
+    orders: Annotated[str | None, typer.Option(help="Numbers of task orders, with commas.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, with commas.")] = None,
+    rows: Annotated[str | None, typer.Option(help="Names of rows, with commas; else all.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any key, for all rows; on record. Repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for everything; what is finished in it is not run again.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much work it is, and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help=QUIET)] = False,
+) -> None:
+    """Run a table or figure of the papers, and set what comes out beside what was published.
+
+    'kifuse reproduce list' names them all. The same command goes on where it stopped. Page, tables and
+    pictures are written from what is finished, after each benchmark.
+    """
+    from kifuse.config import parse_overrides
+    from kifuse.errors import ConfigError
+    from kifuse.reproducing.budgets import budget_of
+    from kifuse.reproducing.catalog import paper_table
+
+    if name == LIST:
+        _list()
+        return
+    table, cost = paper_table(name), budget_of(budget)
+    if data is None:
+        raise ConfigError(
+            f"--data: found nothing, expected the folder with the data of {_benchmarks(table)}."
+        )
+
+    from kifuse.cli.compare import show_plan, whole_numbers
+    from kifuse.cli.quiet import quieten
+    from kifuse.comparing.running import run_grid
+    from kifuse.reproducing.grids import Wanted, grids
+    from kifuse.reproducing.results import write_result
+    from kifuse.safe_console import SafeConsole
+
+    wanted = Wanted(
+        table=table,
+        budget=cost,
+        data=data,
+        output=output or Path("runs") / f"{name}-{budget}",
+        model=model,
+        benchmarks=tuple(split_names(benchmark)) if benchmark else (),
+        orders=tuple(whole_numbers(orders, "--orders") or ()),
+        seeds=tuple(whole_numbers(seeds, "--seeds") or ()),
+        rows=tuple(split_names(rows)) if rows else (),
+        settings=parse_overrides(settings or []),
+    )
+    found = grids(wanted)
+    quieten(everything=quiet)
+    console = SafeConsole(quiet=quiet)
+    if dry_run:
+        for grid in found.values():
+            show_plan(grid, console)
+        return
+    failed = []
+    for grid in found.values():
+        failed += run_grid(grid, console).failed
+        write_result(wanted, found)
+    _show(write_result(wanted, found), console)
+    for planned, reason in failed:
+        print_error(f"{planned.title} failed: {reason}")
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _list() -> None:
+    """Print every table and figure: what it shows, what it needs, and what it takes in each budget."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from kifuse.reproducing.budgets import BUDGETS
+    from kifuse.reproducing.catalog import paper_tables
+    from kifuse.safe_console import SafeConsole
+
+    console = SafeConsole()
+    shown = Table(
+        "name", "what it shows", "data and orders", "rows", "runs", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    shown.columns[0].no_wrap = True
+    missing = []
+    for each in paper_tables().values():
+        title = f"{each.paper.title}, {each.called}: {each.title}"
+        if each.missing:
+            missing.append(f"{each.name} ({title}): {each.missing}.")
+            continue
+        here, whole = len(each.runs_here), len(each.rows)
+        orders = each.orders or {}
+        runs = here * sum(len(numbers) for numbers in orders.values())
+        cells = (each.name, title, _benchmarks(each), f"{here} of {whole}", f"{runs} a seed")
+        shown.add_row(*map(Text, cells))
+    console.print(shown)
+    for budget in BUDGETS.values():
+        _say(console, f"--budget {budget.name}: {budget.summary}.")
+    _say(console, "'--dry-run' says how much work a table is. Not run by name:")
+    for line in missing:
+        _say(console, f"  {line}")
+
+
+def _benchmarks(table: PaperTable) -> str:
+    """`standard-cl 1, 2, 3; long-sequence 4`."""
+    orders = table.orders or {}
+    return "; ".join(f"{name} {', '.join(map(str, numbers))}" for name, numbers in orders.items())
+
+
+def _show(result: Result, console: Console) -> None:
+    """Print ours beside theirs, the claims, and where everything is."""
+    from kifuse.reporting.terminal_tables import plain_table
+
+    console.print(plain_table(result.table))
+    for claim, verdict, why in result.claims.rows:
+        _say(console, f"{verdict.text}: {claim.text}. {why.text}.")
+    _say(console, f"Page: {result.page}")
+    if result.problem is not None:
+        _say(console, f"Pictures were not written as files: {result.problem}")
+
+
+def _say(console: Console, text: str) -> None:
+    from kifuse.reporting.wording import MINUS
+
+    console.print(text.replace(MINUS, "-"), soft_wrap=True, highlight=False, markup=False)

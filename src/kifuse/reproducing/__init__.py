@@ -1,0 +1,1 @@
+"""The papers' tables and figures, each run by its name, with the published figures beside."""

@@ -1,0 +1,167 @@
+"""The runs of a table: one grid for each benchmark, its variants the table's rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kifuse.comparing.grid import Grid, load_grid
+from kifuse.comparing.section import Variant
+from kifuse.config.reading import read_setting
+from kifuse.errors import ConfigError
+from kifuse.recipes.catalog import PublishedRow
+from kifuse.recipes.filling import fill_recipe
+from kifuse.reproducing.budgets import Budget
+from kifuse.reproducing.catalog import PaperTable
+
+_OF_THE_GRID = {"model.name", "data.benchmark", "data.path", "data.order", "training.seed", "output"}
+"""Keys of a recipe that the grid as a whole has."""
+
+_ELSEWHERE = {
+    "q": "q_proj",
+    "k": "k_proj",
+    "v": "v_proj",
+    "o": "o_proj",
+    "wi": "up_proj",
+    "wo": "down_proj",
+}
+"""What models like LLaMA call the layers that T5 calls so; their gate is left out."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a user asks for.
+
+    Attributes:
+        table: The table or figure.
+        budget: How much it may cost.
+        data: The folder with the benchmark's data.
+        output: The folder for everything; each benchmark has a folder in it.
+        model: A model's name; None: the budget's.
+        benchmarks: Names of the table's benchmarks; empty: all.
+        orders: Numbers of orders; empty: the paper's.
+        seeds: Seeds; empty: the budget's.
+        rows: Names of rows; empty: all that kifuse has.
+        settings: Values by dotted key for all rows, over those of the budget.
+    """
+
+    table: PaperTable
+    budget: Budget
+    data: Path
+    output: Path
+    model: str | None = None
+    benchmarks: tuple[str, ...] = ()
+    orders: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()
+    rows: tuple[str, ...] = ()
+    settings: Mapping[str, Any] | None = None
+
+    @property
+    def of_model(self) -> str:
+        """The model that all rows run with."""
+        return self.model or self.budget.model
+
+
+def label_of(row: PublishedRow) -> str:
+    """The name of a row's folder: letters, digits and single signs between them."""
+    return re.sub(
+        r"[^A-Za-z0-9.]+", "-", row.name.replace("%", "pct").replace("+ ", "with ").replace("- ", "no ")
+    )
+
+
+def chosen_rows(wanted: Wanted) -> list[PublishedRow]:
+    """The rows that are run.
+
+    Raises:
+        ConfigError: One is named that the table does not have, or that kifuse does not.
+    """
+    known = {row.name: row for row in wanted.table.rows}
+    for name in wanted.rows:
+        if name not in known:
+            raise ConfigError(f"--rows: found {name!r}, expected one of {', '.join(known)}.")
+        if known[name].recipe is None:
+            raise ConfigError(f"--rows: found {name!r}, a system that kifuse does not have.")
+    return [row for row in wanted.table.runs_here if not wanted.rows or row.name in wanted.rows]
+
+
+def grids(wanted: Wanted) -> dict[str, Grid]:
+    """One grid for each benchmark of the table.
+
+    Raises:
+        ConfigError: Something that is asked for does not exist; the message holds every problem.
+    """
+    orders = wanted.table.orders or {}
+    names = wanted.benchmarks or tuple(orders)
+    for name in names:
+        if name not in orders:
+            raise ConfigError(f"--benchmark: found {name!r}, expected one of {', '.join(orders)}.")
+    found = {}
+    for name in names:
+        numbers = wanted.orders or orders[name]
+        rows = chosen_rows(wanted)
+        variants = [_variant(row, wanted, name, numbers[0]) for row in rows]
+        overrides = {
+            "model.name": _recipe(rows[0], wanted, name, numbers[0])["model.name"],
+            "data.benchmark": name,
+            "data.path": str(wanted.data),
+            "output": str(wanted.output / name),
+        }
+        found[name] = load_grid(
+            None,
+            overrides,
+            variants=variants,
+            orders=numbers,
+            seeds=wanted.seeds or wanted.budget.seeds,
+            flags={"data.path": "--data", "model.name": "--model", "output": "--output"},
+            check_files=True,
+        )
+    return found
+
+
+def _recipe(row: PublishedRow, wanted: Wanted, benchmark: str, order: int) -> dict[str, Any]:
+    """A row's recipe by dotted key, filled in for the model and the benchmark."""
+    filled = fill_recipe(
+        row.recipe or "",
+        model=wanted.of_model,
+        benchmark=benchmark,
+        order=order,
+        data=str(wanted.data),
+        settings=_for_model(row.settings, wanted.of_model),
+    )
+    return dict(_flat(read_setting(filled.text)))
+
+
+def _variant(row: PublishedRow, wanted: Wanted, benchmark: str, order: int) -> Variant:
+    """A row as a variant: its recipe, then the budget, then what the row itself varies."""
+    recipe = _recipe(row, wanted, benchmark, order)
+    budget = wanted.budget.settings_for(benchmark)
+    if "memory.share" in row.settings or any("memory.share" in each.settings for each in wanted.table.rows):
+        budget.pop("memory.per_task", None)  # the table is about the share
+    if wanted.table.full_matrix:
+        budget["evaluation.full_matrix"] = True
+    varied = set(row.settings)
+    values = {**recipe, **{key: value for key, value in budget.items() if key not in varied}}
+    values |= wanted.settings or {}
+    own = {key.removeprefix("method."): value for key, value in values.items() if key.startswith("method.")}
+    changes = {k: v for k, v in values.items() if not k.startswith("method.") and k not in _OF_THE_GRID}
+    return Variant(label_of(row), own.pop("name"), own, changes)
+
+
+def _for_model(settings: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """A row's own settings, with the layers called as the model calls them."""
+    found = dict(settings)
+    layers = found.get("model.adapter.target_modules")
+    if layers is not None and "t5" not in model.lower():
+        found["model.adapter.target_modules"] = [_ELSEWHERE[name] for name in layers]
+    return found
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    """Nested sections as dotted keys."""
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        found += _flat(value, f"{above}{key}.") if isinstance(value, dict) else [(f"{above}{key}", value)]
+    return found

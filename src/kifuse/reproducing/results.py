@@ -1,0 +1,211 @@
+"""A table as it came out here, beside the published one: as page, Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kifuse.comparing.grid import Grid
+from kifuse.comparing.section import PAGE, TABLES
+from kifuse.errors import RunError
+from kifuse.reporting.all_plots_and_tables import all_plots
+from kifuse.reporting.comparison_tables import metric
+from kifuse.reporting.figures import write_figures
+from kifuse.reporting.page import reproduction_page
+from kifuse.reporting.plots import Plot
+from kifuse.reporting.run_groups import Group, Run, comparison_runs
+from kifuse.reporting.run_pictures import Missing
+from kifuse.reporting.tables import Cell, Table, write_tables
+from kifuse.reporting.wording import NONE, count, listed, number
+from kifuse.reproducing.catalog import PaperTable
+from kifuse.reproducing.grids import Wanted, chosen_rows, label_of
+from kifuse.reproducing.verdicts import SAME, judge, rank_correlation
+from kifuse.storage import write_text
+
+RESULT = "reproduction.html"
+PICTURES = "pictures"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was written.
+
+    Attributes:
+        page: The page's file.
+        table: Ours and theirs.
+        claims: Each claim and its verdict.
+        problem: Why pictures could not be written as files; None where they could.
+    """
+
+    page: Path
+    table: Table
+    claims: Table
+    problem: str | None
+
+
+def rows_of(grid: Grid, wanted: Wanted) -> dict[str, Group]:
+    """The runs of each row of the table that are in a benchmark's folder, by the row's name."""
+    found: dict[str, list[Run]] = {}
+    for run in comparison_runs(grid.folder, [variant.label for variant in grid.variants]):
+        found.setdefault(run.label, []).append(run)
+    rows = chosen_rows(wanted)
+    return {row.name: Group(row.name, found[label]) for row in rows if (label := label_of(row)) in found}
+
+
+def result_table(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> Table:
+    """Ours and theirs, a line for each row of the paper's table.
+
+    Args:
+        wanted: What was asked for.
+        groups: By benchmark and row, the runs.
+    """
+    paper = wanted.table.paper
+    heads = ["row"]
+    for benchmark in groups:
+        for name in paper.metrics:
+            heads += [f"{benchmark}: {name}", f"{name}, paper"]
+    table = Table(wanted.table.name, f"{paper.title}, {wanted.table.called}: {wanted.table.title}", heads)
+    for row in wanted.table.rows:
+        cells = [Cell(row.name, note="" if row.recipe else "a system that kifuse does not have")]
+        for benchmark, by_row in groups.items():
+            published = row.published.get(benchmark, (None,) * len(paper.metrics))
+            for place, name in enumerate(paper.metrics):
+                mean = by_row[row.name].mean(metric(SAME.get(name, name))) if row.name in by_row else None
+                cells += [
+                    Cell(NONE)
+                    if mean is None
+                    else Cell(
+                        number(mean.value),
+                        mean.value,
+                        None if mean.deviation is None else number(mean.deviation),
+                    ),
+                    Cell(number(published[place]), published[place]),
+                ]
+        table.rows.append(cells)
+    table.notes = _notes(wanted, groups)
+    return table
+
+
+def _notes(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> list[str]:
+    """What a reader must know before comparing the columns."""
+    budget, table = wanted.budget, wanted.table
+    models = sorted({row.model for row in table.rows if row.published})
+    notes = [f"Budget {budget.name}: {budget.summary}. Model here: {wanted.of_model}."]
+    if models:
+        notes.append(f"The paper's figures are of {listed(models)}.")
+    if wanted.settings:
+        changed = ", ".join(f"{key}={value}" for key, value in wanted.settings.items())
+        notes.append(f"Changed for all rows: {changed}.")
+    absent = [row.name for row in table.rows if row.recipe is None]
+    if absent:
+        notes.append(f"Not in kifuse: {', '.join(absent)}.")
+    for benchmark, by_row in groups.items():
+        runs = [run for group in by_row.values() for run in group.runs]
+        finished = sum(run.record.status == "finished" for run in runs)
+        streams = sorted({run.record.stream for run in runs})
+        seeds = sorted({str(run.seed) for run in runs})
+        notes.append(
+            f"{benchmark}: {count(finished, 'finished run')}; {', '.join(streams)}; "
+            f"seed{'s' * (len(seeds) > 1)} {listed(seeds)}."
+            if runs
+            else f"{benchmark}: nothing has been run yet."
+        )
+        records = [run.record for run in runs]
+        made_on = {(str(r.machine.get("device_name")), str(r.versions.get("torch"))) for r in records}
+        notes += [f"{benchmark}: run on {device}, torch {version}." for device, version in sorted(made_on)]
+        found = rank_correlation(table.rows, by_row, benchmark, table.paper)
+        if found is not None:
+            notes.append(
+                f"{benchmark}: rank correlation with the paper's order (Spearman) {number(found[0], 2)} over "
+                f"{count(found[1], 'row')}."
+            )
+    return [*notes, *([table.note] if table.note else [])]
+
+
+def claims_table(table: PaperTable, groups: Mapping[str, Mapping[str, Group]]) -> Table:
+    """Each claim of the paper as a line, for each benchmark."""
+    shown = Table(
+        f"{table.name}-claims", "What the paper says, and what came out", ["claim", "verdict", "here"]
+    )
+    for benchmark, by_row in groups.items():
+        for claim in table.claims:
+            found = judge(claim, by_row)
+            where = f" ({benchmark})" if len(groups) > 1 else ""
+            shown.rows.append([Cell(claim.text + where), Cell(found.verdict), Cell(found.why)])
+    if table.claims:
+        shown.notes = [
+            "holds: every difference has the paper's sign and its 95% interval leaves out zero; direction "
+            "only: every sign is right; not: one is wrong. Intervals are over the orders and seeds that both "
+            "have."
+        ]
+    return shown
+
+
+def plots_of(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> list[Plot | Missing]:
+    """The pictures of the comparison that show a figure, or why they are missing."""
+    found = []
+    for by_row in groups.values():
+        runs = [run for group in by_row.values() for run in group.runs]
+        if len(runs) > 1:
+            found += _named(all_plots(runs), wanted.table.pictures)
+    return found
+
+
+def pages_of(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> dict[str, Run]:
+    """The runs whose own pages show a figure, by what they are called."""
+    if not wanted.table.of_each_run:
+        return {}
+    runs = [run for by_row in groups.values() for group in by_row.values() for run in group.runs]
+    return {run.name: run for run in runs}
+
+
+def write_pictures(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> list[Path]:
+    """Write the pictures that show a figure as PNG, SVG and PDF.
+
+    Raises:
+        RunError: The converter for PNG and PDF is not installed.
+    """
+    folder = wanted.output / PICTURES
+    files = write_figures(plots_of(wanted, groups), folder) if wanted.table.pictures else []
+    for name, run in pages_of(wanted, groups).items():
+        files += write_figures(_named(all_plots([run]), wanted.table.of_each_run), folder / name)
+    return files
+
+
+def write_result(wanted: Wanted, found: Mapping[str, Grid]) -> Result:
+    """Write page, tables and pictures into the output folder.
+
+    Args:
+        wanted: What was asked for.
+        found: The grids by benchmark.
+    """
+    groups = {benchmark: rows_of(grid, wanted) for benchmark, grid in found.items()}
+    table, claims = result_table(wanted, groups), claims_table(wanted.table, groups)
+    write_tables([table, *([claims] if claims.rows else [])], wanted.output / TABLES)
+    links = {f"{name}: all runs": f"./{name}/{PAGE}" for name, grid in found.items() if _has_page(grid)}
+    page = reproduction_page(
+        table,
+        claims if claims.rows else None,
+        plots_of(wanted, groups),
+        links,
+        pages_of(wanted, groups),
+        wanted.output,
+    )
+    file = wanted.output / RESULT
+    write_text(file, page)
+    problem = None
+    try:
+        write_pictures(wanted, groups)
+    except RunError as error:
+        problem = str(error)
+    return Result(file, table, claims, problem)
+
+
+def _has_page(grid: Grid) -> bool:
+    return (grid.folder / PAGE).is_file()
+
+
+def _named(plots: Sequence[Plot | Missing], names: Sequence[str]) -> list[Plot | Missing]:
+    """The plots of these names, or that begin with one of them."""
+    return [plot for plot in plots if plot.name.startswith(tuple(names))] if names else []

@@ -1,0 +1,94 @@
+"""Whether the published ordering holds: each claim of the paper, and the rank correlation of all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kifuse.recipes.catalog import Paper, PublishedRow
+from kifuse.reporting.comparison_tables import metric
+from kifuse.reporting.paired_differences import Paired, paired
+from kifuse.reporting.run_groups import Group
+from kifuse.reporting.wording import listed, number
+from kifuse.reproducing.catalog import Claim
+
+Verdict = Literal["holds", "direction only", "not", "not measured"]
+
+SAME = {"OP": "AP"}
+"""Recurrent-KIF calls the average performance OP, overall performance."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim and what came of it.
+
+    Attributes:
+        claim: The claim.
+        verdict: `holds` where every difference has the right sign and its 95% interval leaves out zero;
+            `direction only` where every sign is right; `not` where one is wrong; `not measured` where a pair
+            shares no order and seed.
+        why: The differences, in words.
+    """
+
+    claim: Claim
+    verdict: Verdict
+    why: str
+
+
+def judge(claim: Claim, groups: Mapping[str, Group]) -> Judged:
+    """Look at a claim in what was measured.
+
+    Args:
+        claim: The claim.
+        groups: The runs of each row, by the row's name.
+    """
+    measure = metric(claim.measure)
+    absent = [name for name in (claim.above, *claim.below) if name not in groups]
+    pairs = [paired(groups[claim.above], groups[name], measure) for name in claim.below] if not absent else []
+    without = absent or [pair.against for pair in pairs if pair.mean is None]
+    if without:
+        return Judged(claim, "not measured", f"no finished run to compare with: {', '.join(without)}")
+    wrong = [pair for pair in pairs if (pair.mean or 0.0) <= 0]
+    if wrong:
+        return Judged(claim, "not", _differences(wrong, claim))
+    if all(pair.apart for pair in pairs):
+        return Judged(claim, "holds", _differences(pairs, claim))
+    return Judged(claim, "direction only", _differences([p for p in pairs if not p.apart], claim))
+
+
+def rank_correlation(
+    rows: Sequence[PublishedRow], groups: Mapping[str, Group], benchmark: str, paper: Paper
+) -> tuple[float, int] | None:
+    """How alike the rows are ordered by their average score, here and in the paper.
+
+    Returns:
+        Spearman's rank correlation, from -1 to 1, and over how many rows; None for fewer than three.
+    """
+    from scipy.stats import spearmanr
+
+    name = paper.metrics[0]
+    measure = metric(SAME.get(name, name))
+    pairs = []
+    for row in rows:
+        published = row.published.get(benchmark, (None,))[0]
+        mean = groups[row.name].mean(measure) if row.name in groups else None
+        if published is not None and mean is not None:
+            pairs.append((published, mean.value))
+    if len(pairs) < 3 or any(len(set(values)) == 1 for values in zip(*pairs, strict=True)):
+        return None
+    theirs, ours = zip(*pairs, strict=True)
+    found: Any = spearmanr(theirs, ours)
+    return float(found.statistic), len(pairs)
+
+
+def _differences(pairs: Sequence[Paired], claim: Claim) -> str:
+    """`3.1 above L2P (standard error 0.4), 0.2 below MIGU (one cell)`."""
+    said = []
+    for pair in pairs:
+        mean = pair.mean or 0.0
+        sure = "one cell" if pair.error is None else f"standard error {number(pair.error)}"
+        size, side = number(abs(mean)), "above" if mean > 0 else "below"
+        where = "level with" if size == number(0.0) else f"{size} {side}"
+        said.append(f"{where} {pair.against} ({sure})")
+    return f"{claim.above} is {listed(said)} in {claim.measure}"

@@ -1,0 +1,215 @@
+"""A paper's table by its name: its rows run, ours stand beside theirs, and its claims are judged."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from kifuse.benchmarks.catalog import BENCHMARKS
+from kifuse.cli import app
+from kifuse.reporting.record import RunRecord
+from kifuse.reporting.run_groups import Group, Run
+from kifuse.reproducing.budgets import BUDGETS
+from kifuse.reproducing.catalog import Claim, paper_table, paper_tables
+from kifuse.reproducing.grids import Wanted, grids
+from kifuse.reproducing.verdicts import judge, rank_correlation
+from tests.unit.reporting.runs import make_record
+
+RUNS = [each for each in paper_tables().values() if not each.missing]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The four tasks of Standard CL in their layout, tiny."""
+    folder = tmp_path_factory.mktemp("published") / "long_sequence"
+    for number, task in enumerate(BENCHMARKS["standard-cl"].orders[1]):
+        for split, count in (("train", 10), ("dev", 2), ("test", 5)):
+            rows = [
+                {
+                    "id": f"{split}{place}",
+                    "input": f"red blue {'green' if place % 2 else 'one'} {number} {split} {place} Answer:",
+                    "output": "apple" if place % 2 else "pear",
+                }
+                for place in range(count)
+            ]
+            file = folder / split / f"{task}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(rows), encoding="utf-8")
+    return folder
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["reproduce", *map(str, arguments)])
+
+
+def said(result: Result) -> str:
+    return " ".join(result.output.split())
+
+
+SMOKE = ("rkif-table-1", "--budget", "smoke", "--benchmark", "standard-cl", "--orders", 1, "--seeds", "0,1")
+ROWS = ("--rows", "SeqLoRA,LoRAReplay,Recurrent-KIF")
+
+
+@pytest.fixture(scope="module")
+def made(tiny_folder_llama: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Three rows of Recurrent-KIF's Table 1 in the smallest budget, two seeds."""
+    output = tmp_path_factory.mktemp("reproduced") / "table"
+    return call(*SMOKE, *ROWS, "--data", data, "--model", tiny_folder_llama, "--output", output), output
+
+
+def test_ours_stand_beside_theirs_in_every_format(made: tuple[Result, Path]):
+    result, output = made
+    assert result.exit_code == 0, result.output
+    with (output / "tables" / "rkif-table-1.csv").open(encoding="utf-8", newline="") as stream:
+        lines = {row["row"]: row for row in csv.DictReader(stream)}
+    assert len(lines) == 14 and lines["L2P"]["standard-cl: OP"] == ""
+    runs = [RunRecord.load(output / "standard-cl" / "LoRAReplay" / f"order1-seed{seed}") for seed in (0, 1)]
+    ours = [run.summary()["AP"].value or 0.0 for run in runs]
+    assert float(lines["LoRAReplay"]["standard-cl: OP"]) == pytest.approx(sum(ours) / 2)
+    assert float(lines["LoRAReplay"]["OP, paper"]) == 68.8 and lines["LoRAReplay"]["BWT, paper"] == "-11.7"
+    page = (output / "reproduction.html").read_text("utf-8")
+    assert "LoRAReplay" in page and "68.8" in page and 'href="./standard-cl/comparison.html"' in page
+    assert r"\begin{tabular}" in (output / "tables" / "rkif-table-1.tex").read_text("utf-8")
+
+
+def test_every_claim_is_a_line_and_what_was_not_run_is_not_measured(made: tuple[Result, Path]):
+    result, output = made
+    with (output / "tables" / "rkif-table-1-claims.csv").open(encoding="utf-8", newline="") as stream:
+        verdicts = {row["claim"]: row["verdict"] for row in csv.DictReader(stream)}
+    assert verdicts["IncLoRA is above sequential training"] == "not measured"
+    assert verdicts["Recurrent-KIF forgets less than replay"] in ("holds", "direction only", "not")
+    assert "not measured: IncLoRA is above sequential training." in said(result)
+    assert "Budget smoke" in said(result)
+
+
+def test_the_same_command_again_trains_nothing(
+    made: tuple[Result, Path], data: Path, tiny_folder_llama: Path
+):
+    _, output = made
+    record = output / "standard-cl" / "SeqLoRA" / "order1-seed0" / "record.json"
+    before = record.stat().st_mtime_ns
+    again = call(
+        *SMOKE, "--rows", "SeqLoRA", "--data", data, "--model", tiny_folder_llama, "--output", output
+    )
+    assert again.exit_code == 0, again.output
+    assert record.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("table", RUNS, ids=lambda table: table.name)
+@pytest.mark.parametrize("budget", ["paper", "smoke"])
+def test_every_table_has_a_checked_configuration_for_each_row(table, budget: str, tmp_path: Path):
+    orders = table.orders
+    (tmp_path / "data").mkdir()
+    found = grids(Wanted(table, BUDGETS[budget], tmp_path / "data", tmp_path / "out"))
+    assert list(found) == list(orders)
+    for benchmark, grid in found.items():
+        assert [run.order for run in grid.runs[:: len(grid.variants)]] == list(orders[benchmark])
+        assert len(grid.variants) == len(table.runs_here) == len({each.label for each in grid.variants})
+
+
+def test_a_row_keeps_what_it_varies_and_the_budget_sets_the_rest(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    wanted = Wanted(paper_table("rkif-table-8"), BUDGETS["bench"], tmp_path / "data", tmp_path / "out")
+    runs = {run.variant.label: run.config for run in grids(wanted)["long-sequence"].runs}
+    config = runs["Q-16-M-4"]
+    assert (config.method.settings["inner_steps"], config.method.settings["outer_steps"]) == (16, 4)
+    assert (config.data.train_examples, config.memory.per_task, config.training.epochs) == (150, 20, 4)
+    share = Wanted(paper_table("rkif-table-4"), BUDGETS["bench"], tmp_path / "data", tmp_path / "out")
+    kept = {r.variant.label: r.config.memory for r in grids(share)["long-sequence"].runs}
+    assert (kept["LoRAReplay-50pct"].share, kept["LoRAReplay-50pct"].per_task) == (0.5, None)
+    paper = Wanted(paper_table("rkif-table-2"), BUDGETS["paper"], tmp_path / "data", tmp_path / "out")
+    first = grids(paper)["long-sequence"].runs[0].config
+    assert (first.model.name, first.data.train_examples, first.training.epochs) == (
+        "google-t5/t5-large",
+        1000,
+        10,
+    )
+
+
+def test_superni_has_room_for_its_instructions_and_answers(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    wanted = Wanted(paper_table("kif-table-1"), BUDGETS["bench"], tmp_path / "data", tmp_path / "out")
+    sizes = {name: grid.runs[0].config.data for name, grid in grids(wanted).items()}
+    assert (sizes["superni"].max_input, sizes["superni"].max_target) == (320, 64)
+    assert (sizes["long-sequence"].max_input, sizes["long-sequence"].max_target) == (100, 16)
+
+
+def test_layers_are_called_as_the_model_calls_them(tmp_path: Path, tiny_folder_llama: Path):
+    (tmp_path / "data").mkdir()
+    wanted = Wanted(
+        paper_table("rkif-table-5"),
+        BUDGETS["bench"],
+        tmp_path / "data",
+        tmp_path / "out",
+        str(tiny_folder_llama),
+    )
+    runs = {run.variant.label: run.config for run in grids(wanted)["long-sequence"].runs}
+    assert runs["FFN"].model.adapter.target_modules == ["up_proj", "down_proj"]
+
+
+def rows_with(**drops: list[float]) -> dict[str, Group]:
+    """AP is 90 - 2 * drop."""
+    return {
+        name: Group(
+            name, [Run(make_record(name, drop=drop, seeds={"training": s})) for s, drop in enumerate(each)]
+        )
+        for name, each in drops.items()
+    }
+
+
+def test_a_claim_holds_only_where_the_differences_are_apart_from_zero():
+    claim = Claim("a is above b and c", "AP", "a", ("b", "c"))
+    sure = rows_with(a=[1.0, 2.0, 3.0], b=[5.0, 6.1, 7.0], c=[8.0, 9.1, 10.0])
+    assert judge(claim, sure).verdict == "holds"
+    unsure = rows_with(a=[1.0, 2.0, 3.0], b=[5.0, 1.5, 7.0], c=[8.0, 9.1, 10.0])
+    assert judge(claim, unsure).verdict == "direction only"
+    wrong = judge(claim, rows_with(a=[4.0, 4.0], b=[1.0, 2.0], c=[8.0, 9.0]))
+    assert wrong.verdict == "not" and "5.0 below b" in wrong.why and " c " not in wrong.why
+    assert judge(claim, rows_with(a=[1.0], b=[2.0])).verdict == "not measured"
+
+
+def test_ranks_are_compared_over_the_rows_that_both_have():
+    table = paper_table("rkif-table-3")
+    # the paper's order: MTL, Recurrent-KIF, TaSL, VR-MCL, Replay, O-LoRA
+    drops = dict(zip(["MTL", "Recurrent-KIF", "TaSL", "Replay"], [[1.0], [2.0], [3.0], [4.0]], strict=True))
+    found = rank_correlation(table.rows, rows_with(**drops), "superni", table.paper)
+    assert found == (pytest.approx(1.0), 4)
+    drops["MTL"] = [9.0]
+    reverse = rank_correlation(table.rows, rows_with(**drops), "superni", table.paper)
+    assert reverse is not None and reverse[0] == pytest.approx(-0.2)
+
+
+def test_claims_name_rows_that_the_table_has():
+    for table in RUNS:
+        names = {row.name for row in table.rows}
+        assert {name for claim in table.claims for name in (claim.above, *claim.below)} <= names, table.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rkif-table-22"], "Did you mean 'rkif-table-2'"),
+        (["kif-table-3", "--data", "."], "needs tasks that are scored and never trained on"),
+        (["rkif-table-2"], "--data: found nothing"),
+        (["rkif-table-2", "--data", ".", "--budget", "papr"], "Did you mean 'paper'"),
+        (["rkif-table-2", "--data", ".", "--rows", "nothing"], "--rows: found 'nothing'"),
+        (["rkif-table-1", "--data", ".", "--rows", "SAPT-LoRA"], "kifuse does not have"),
+        (["rkif-table-2", "--data", ".", "--benchmark", "superni"], "--benchmark: found 'superni'"),
+    ],
+)
+def test_what_does_not_exist_is_named(arguments: list[str], message: str):
+    result = call(*arguments)
+    assert result.exit_code == 2 or result.exit_code == 1
+    assert message in said(result) and "Traceback" not in result.output
+
+
+def test_the_list_names_every_table_and_figure_of_both_papers():
+    text = said(call("list"))
+    tables = [*(f"kif-table-{n}" for n in range(1, 7)), *(f"rkif-table-{n}" for n in range(1, 11))]
+    figures = [*(f"kif-figure-{n}" for n in range(4, 8)), *(f"rkif-figure-{n}" for n in range(3, 10))]
+    assert all(name in text for name in (*tables, *figures))
