@@ -27,7 +27,19 @@ from tests.tiny import build_llama
 
 NOT_HERE = {"joint", "tasl", "generated-replay", "lfpt5"}
 """Methods that need other data than a callback can give, and another name of one that is here."""
-BRINGING = ("inclora", "o-lora", "n-lora", "ella", "osf", "l2p", "moe-lora", "progprompt", "epi", "mocl")
+BRINGING = (
+    "inclora",
+    "o-lora",
+    "n-lora",
+    "ella",
+    "osf",
+    "l2p",
+    "moe-lora",
+    "progprompt",
+    "epi",
+    "mocl",
+    "sapt",
+)
 BROUGHT = {name: settings for name, settings in METHODS.items() if settings["name"] in BRINGING}
 """Every method that brings an adapter of its own, with the settings of `tests.runs.METHODS`."""
 OWN = {

@@ -83,6 +83,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lfpt5": {"name": "lfpt5", "length": 3, "attempts": 1},
     "mocl": {"name": "mocl", "length": 2},
     "mocl, of lora": {"name": "mocl", "module": "lora"},
+    "sapt": {"name": "sapt", "bottleneck": 4},
     "moe-lora": {"name": "moe-lora", "experts": 3, "top_k": 2},
     "dft": {"name": "dft"},
     "eaft": {"name": "eaft"},

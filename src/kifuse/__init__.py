@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from kifuse.methods.progprompt import ProgPrompt
     from kifuse.methods.recurrent_kif import RecurrentKIF
     from kifuse.methods.replay import Replay
+    from kifuse.methods.sapt import SAPT
     from kifuse.methods.sequential import Sequential
     from kifuse.methods.slao import SLAO
     from kifuse.methods.vr_mcl import VRMCL
@@ -113,6 +114,7 @@ _PLACES = {
     "kifuse.methods.progprompt": ("ProgPrompt",),
     "kifuse.methods.recurrent_kif": ("RecurrentKIF",),
     "kifuse.methods.replay": ("Replay",),
+    "kifuse.methods.sapt": ("SAPT",),
     "kifuse.methods.sequential": ("Sequential",),
     "kifuse.page_refresh": ("run",),
     "kifuse.own_method": ("register",),
@@ -135,6 +137,7 @@ __all__ = [
     "MIGU",
     "OGD",
     "OSF",
+    "SAPT",
     "SLAO",
     "VRMCL",
     "AIMMerging",

@@ -211,6 +211,12 @@ METHODS: dict[str, Entry] = {
         data_class="replay-free",
         paper="arXiv 2404.00790",
     ),
+    "sapt": Entry(
+        target="kifuse.methods.sapt:SAPT",
+        summary="A LoRA pair for each task, and an attention over all that is held where it was.",
+        data_class="real replay",
+        paper="arXiv 2401.08295",
+    ),
     "moe-lora": Entry(
         target="kifuse.methods.moe_lora:MoELoRA",
         summary="Several LoRA experts in each layer, weighed token by token by a router.",

@@ -40,10 +40,11 @@ NAMES = [
     "epi",
     "mocl",
     "mocl, of lora",
+    "sapt",
 ]
 EVERY = pytest.mark.parametrize("name", NAMES)
 EVERY_KIND = pytest.mark.parametrize(
-    "name", [LORA, "osf", "l2p", "moe-lora", "progprompt", "epi", "mocl, of lora"]
+    "name", [LORA, "osf", "l2p", "moe-lora", "progprompt", "epi", "mocl, of lora", "sapt"]
 )
 Whole = Callable[[str], Months]
 
@@ -77,7 +78,9 @@ def test_months_apart_are_as_months_in_one_process(
 ):
     """The script gives the base model each time; in one process that is the one with the adapter on it."""
     months, model = whole(name), build_llama(len(tiny_tokenizer))
-    callback = method_of(BROUGHT[name]).callback(state_dir=tmp_path / "state", **brought(BROUGHT[name]))
+    callback = method_of(BROUGHT[name]).callback(
+        state_dir=tmp_path / "state", per_task=5, **brought(BROUGHT[name])
+    )
     for place, task in enumerate(TASKS[:2]):
         data = rows(tiny_tokenizer, task)
         trainer = make_trainer(tiny_tokenizer, model, tmp_path / task, data, [callback], save_strategy="no")
@@ -293,3 +296,10 @@ def test_a_stacked_adapter_is_one_standard_adapter(whole: Whole, tiny_tokenizer:
     }
     assert ranks == {4}
     PeftModel.from_pretrained(build_llama(len(tiny_tokenizer)), str(place))
+
+
+def test_rows_from_elsewhere_that_do_not_say_their_task_are_refused(tmp_path: Path):
+    with pytest.raises(
+        RunError, match=r"memory: SAPT must know which task each row is of.*leave memory= out"
+    ):
+        method_of(METHODS["sapt"]).callback(state_dir=tmp_path, memory=[{"input_ids": [1]}])

@@ -29,7 +29,7 @@ STACKING = {"inclora", "o-lora", "n-lora", "ella"}
 """Methods that keep one pair of LoRA factors a task."""
 MERGING = {"osf"}
 """Methods that train factors of the model's own weights, which are what a run keeps."""
-OWN_ADAPTER = {"epi", "l2p", "lfpt5", "mocl", "moe-lora", "progprompt"}
+OWN_ADAPTER = {"epi", "l2p", "lfpt5", "mocl", "moe-lora", "progprompt", "sapt"}
 """Methods whose adapter is none of PEFT's."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -182,7 +182,16 @@ def test_no_hook_and_no_gradient_is_left_on_the_model(finished: Finished, name: 
     outcome = finished(name)
     # prompts: what is asked is found out, they are put before the input and cut off; four layers add experts,
     # or have prefixes or pairs
-    own = {"epi": 7, "l2p": 3, "lfpt5": 3, "mocl": 7, "mocl, of lora": 6, "moe-lora": 4, "progprompt": 3}
+    own = {
+        "epi": 7,
+        "l2p": 3,
+        "lfpt5": 3,
+        "mocl": 7,
+        "mocl, of lora": 6,
+        "moe-lora": 4,
+        "progprompt": 3,
+        "sapt": 6,
+    }
     own = own.get(name, own.get(METHODS[name]["name"], 0))
     assert _hooks(outcome.model) == outcome.hooks_before + own
     assert all(p.grad is None for p in outcome.model.parameters())

@@ -160,6 +160,7 @@ def test_a_merged_model_answers_as_the_adapter_does(
         ("lfpt5", "lora", "has its prompt behind"),
         ("epi", "lora", "which task's prefix"),
         ("mocl", "lora", "modules of all tasks anew"),
+        ("sapt", "lora", "weighs the pairs of all tasks anew"),
     ],
 )
 def test_what_loads_where_is_said_of_every_kind(

@@ -17,7 +17,7 @@ from kifuse.methods.texts import Texts
 from kifuse.tasks import read_stream
 from kifuse.training import texts as module
 from kifuse.training.runner import run
-from tests.runs import LABELS, StopIn, Stopped, adapter, make_config
+from tests.runs import LABELS, METHODS, StopIn, Stopped, adapter, make_config
 from tests.two_tasks import load
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -135,3 +135,16 @@ def test_sampled_texts_depend_on_the_seed_alone(request: pytest.FixtureRequest, 
     assert first == texts(1) and first != texts(2)
     greedy = texts(1, top_k=1)
     assert greedy == texts(2, top_k=1) and greedy[0] == greedy[1]
+
+
+def test_sapt_holds_its_attention_on_inputs_that_the_model_wrote(
+    fluent: None, tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path
+):
+    config = make_config(
+        tiny_folder_llama, tiny_stream, tmp_path / "run", METHODS["sapt"], memory={"source": "generated"}
+    )
+    record = run(config)
+    assert record.method.data_class == "generated replay"
+    held = [e for task in record.tasks for e in task.events if e["kind"] == "kept inputs"]
+    assert [(e["inputs"], e.get("unknown")) for e in held] == [(3, None), (6, None)]
+    assert [task.replayed_examples for task in record.tasks] == [0, 3, 6]

@@ -6,7 +6,7 @@
 | a stack of LoRA pairs (`inclora`, `o-lora`, `n-lora`, `ella`) | one LoRA whose rank is the sum | yes |
 | prompts before the input (`progprompt`) | prompt tuning with all prompts in a row | no |
 | full weights, `osf` | no: the model itself was trained | yes |
-| `lfpt5`, `l2p`, `moe-lora`, `epi`, `mocl`, an adapter of your own | no | no |
+| `lfpt5`, `l2p`, `moe-lora`, `epi`, `mocl`, `sapt`, an adapter of your own | no | no |
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ REASONS = {
     "IdentifiedPrefixes": "finds out from each input which task's prefix it reads",
     "MatchedPrefixes": "adds up the modules of all tasks anew for each input",
     "MatchedLora": "adds up the modules of all tasks anew for each input",
+    "AttendedLora": "weighs the pairs of all tasks anew for each input",
     "PromptBehind": "has its prompt behind what is asked, and prompt tuning has it before",
 }
 """Why an adapter of kifuse's own is no adapter of PEFT's, by the name of its class."""

@@ -46,12 +46,13 @@ Real replay keeps examples of earlier tasks, generated replay has a model write 
 which task a test example is of may choose among adapters. All data at once is the upper bound.
 """
 
-Need = Literal["squares", "magnitudes", "examples", "batch", "curvature", "kept", "before task"]
+Need = Literal["squares", "magnitudes", "examples", "batch", "curvature", "kept", "by task", "before task"]
 """What the engine gathers for methods that ask for it, since it costs time, or not every set-up can give it.
 
 In this order: `Context.squares`; `Context.magnitudes`; the task's examples once more at its end, with their
 gradients; gradients on the step's own batch, at any weights; gradients of gradients there;
-`Context.kept_examples`; a copy of the weights before the task, for `Context.forward`.
+`Context.kept_examples`; `Context.memory_examples`; a copy of the weights before the task, for
+`Context.forward`.
 """
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -94,6 +95,9 @@ class Method:
     adapter: ClassVar[type[Adapter] | str | None] = None
     """What is trained: None takes what `model.adapter.kind` names; `stack` keeps a LoRA pair for each task;
     `osf` trains small singular directions; a class of one's own may change the forward pass."""
+
+    reminders: ClassVar[frozenset[str]] = frozenset()
+    """Notes of examples that `training_examples` adds of earlier tasks: they count as replayed."""
 
     shown: ClassVar[Shown] = Shown()
     """How the page and the terminal show what the method measures and notes."""

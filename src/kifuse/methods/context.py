@@ -292,6 +292,17 @@ class Context(Protocol):
         """
         ...
 
+    def memory_examples(self) -> Iterator[tuple[str, Batch]]:
+        """The examples of the memory buffer once, task by task, in batches of a step's size.
+
+        Each process reads all of them, and they count as replayed. For a method that takes memory steps and
+        needs `by task`.
+
+        Yields:
+            The name of the task, and some of its examples.
+        """
+        ...
+
     def task_examples(self) -> Iterator[Batch]:
         """The current task's training examples once more, in their order, in batches of a step's size.
 

@@ -84,6 +84,7 @@ class LFPT5(Method):
 
     adapter = PromptBehind
     plain_first_task = False
+    reminders = frozenset({PSEUDO})
     shown = Shown(events=(WRITTEN,))
     _asks: Kept[dict[str, Any] | None] = None  # by earlier task: how it asks, its labels, hashes of inputs
     _present: Unsaved[dict[str, Any] | None] = None

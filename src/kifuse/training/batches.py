@@ -91,6 +91,8 @@ class MemoryBatches:
         self.batch_size = min(batch_size, len(encoded))
         self.seed = seed
         self.drawn = 0
+        self.tasks: Sequence[str] = ()
+        """The task of each example, where whoever has them knows it."""
         self._pass: tuple[int, list[int]] = (-1, [])
 
     @property

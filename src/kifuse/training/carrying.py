@@ -211,6 +211,7 @@ class CarryingCallback(MethodCallback):
     def _batches(self, args: Any) -> MemoryBatches:
         processes, trainer = args.world_size, self.trainer
         batches = MemoryBatches(self._rows, self._batch_size(args), args.seed)  # type: ignore[arg-type]
+        batches.tasks = self._kept.tasks()
         counted = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
         if not (counted and args.average_tokens_across_devices):
             # a loss that each process divides by its own rows is right only where all have as many

@@ -22,6 +22,7 @@ from kifuse.training.guard import Guard
 from kifuse.training.memory_steps import MemorySteps
 from kifuse.training.method_loss import (
     MethodLoss,
+    key_of,
     row_keys,
     stored_with,
     target_places,
@@ -238,9 +239,28 @@ class TrainerContext(MemorySteps):
 
     def task_examples(self) -> Iterator[TrainerBatch]:
         """See `Context.task_examples`."""
-        examples, size = self._own_examples(), self.task.batch_size
-        for start in range(0, len(examples), size):
-            rows = [examples[place] for place in range(start, min(start + size, len(examples)))]
+        examples = self._own_examples()
+        return self._in_batches(examples, range(len(examples)))
+
+    def memory_examples(self) -> Iterator[tuple[str, TrainerBatch]]:
+        """See `Context.memory_examples`."""
+        rows: Sequence[Any] = self.memory.encoded if self.memory else ()
+        names = self.memory.tasks if self.memory else ()
+        names = names or [self._task_of(row) for row in rows]
+        for name in dict.fromkeys(names):
+            places = [place for place, each in enumerate(names) if each == name]
+            self.replayed += len(places)
+            yield from ((name, batch) for batch in self._in_batches(rows, places))
+
+    def _task_of(self, row: Any) -> str:
+        """The task of an example of the memory of kifuse's own runs, where it is known."""
+        return self.method.noted.rows.get(key_of(row, encoder_decoder=self._encoder_decoder), "")
+
+    def _in_batches(self, examples: Sequence[Any], places: Sequence[int]) -> Iterator[TrainerBatch]:
+        """Examples by their numbers, in batches of a step's size, alike on all processes."""
+        size = self.task.batch_size
+        for start in range(0, len(places), size):
+            rows = [examples[place] for place in places[start : start + size]]
             inputs = self.trainer._prepare_inputs(self.collate(rows))
             yield TrainerBatch((inputs,), passes=Fraction(len(rows), size))
 

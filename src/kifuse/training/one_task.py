@@ -29,6 +29,7 @@ from kifuse.tasks.schedule import training_order
 from kifuse.training.batches import MemoryBatches, ModelCollator, OrderedExamples
 from kifuse.training.callback import MethodCallback
 from kifuse.training.loss import TargetLoss
+from kifuse.training.method_loss import key_of
 from kifuse.training.middle import Middle, MiddleKeeper, identity_of
 from kifuse.training.recomputing import recomputing, stop_recomputing
 
@@ -44,7 +45,8 @@ class TaskTraining:
         steps: Optimizer steps on the task's own batches.
         taken: How many of them moved anything: their loss and gradients were finite.
         examples_seen: Examples of the current task that went through a step, repeats counted.
-        replayed: Examples of the memory buffer that did, mixed in or in memory steps.
+        replayed: Examples of earlier tasks that did: of the memory buffer, mixed in or in memory steps, and
+            those that `Method.training_examples` has added.
         extra_passes: Forward and backward passes beyond one per step.
         seconds: Wall time of `trainer.train()`.
         losses: (step, training loss) pairs.
@@ -184,7 +186,7 @@ def train_task(
     context = driver.context
     if context is None:
         raise RunError(f"task {name!r}: training ended before it began.")
-    from_memory = sum(i >= len(current) for i in order)
+    from_memory = sum(i >= len(current) or _replays(method, examples[i], backbone) for i in order)
     return TaskTraining(
         steps=trainer.state.global_step,
         taken=driver.guard.taken,
@@ -203,6 +205,14 @@ def train_task(
         if context.measured
         else {},
     )
+
+
+def _replays(method: Method, example: Encoded, backbone: Backbone) -> bool:
+    """Whether a method has added an example to be reminded of an earlier task; see `Method.reminders`."""
+    if not method.reminders:
+        return False
+    key = key_of(example, encoder_decoder=backbone.encoder_decoder)
+    return method.noted.rows.get(key) in method.reminders
 
 
 def _collator(backbone: Backbone, adapter: Adapter | None = None) -> ModelCollator:

@@ -154,10 +154,14 @@ def refuse_method(method: Method, memory: Any, adapter: Any = None, *, keep_weig
         )
     if method.old_data == "none" and memory is not None:
         raise RunError(f"memory: {kind} reads no old data with these settings; leave memory= out.")
-    if "kept" in method.needs and memory is not None:
+    wants = {
+        "kept": "stores something with each row at the end of the row's own task, which rows from elsewhere "
+        "do not have",
+        "by task": "must know which task each row is of, which rows from elsewhere do not say",
+    }
+    for need in wants.keys() & method.needs if memory is not None else ():
         raise RunError(
-            f"memory: {kind} stores something with each row at the end of the row's own task, which rows "
-            "from elsewhere do not have; leave memory= out, so that the callback keeps rows itself."
+            f"memory: {kind} {wants[need]}; leave memory= out, so that the callback keeps rows itself."
         )
 
 

@@ -45,6 +45,10 @@ class RowMemory:
         """All rows as a collator takes them, in the order in which their tasks were learned."""
         return [live(row) for kept in self._tasks.values() for row in kept]
 
+    def tasks(self) -> list[str]:
+        """The task of each of `rows`."""
+        return [name for name, kept in self._tasks.items() for _ in kept]
+
     def draw(self, task: str, dataset: Any, seed: int) -> list[Row]:
         """Choose the rows of a task that are to be kept.
 

@@ -233,6 +233,9 @@ def test_a_run_that_writes_pseudo_samples_goes_on_where_it_was_stopped(
     wrote = [[e for e in task.events if e["kind"] == "pseudo samples"] for task in whole.tasks]
     assert [[e["of"] for e in events] for events in wrote] == [[], ["colour"], ["colour", "fruit"]]
     assert all(e["kept"] == 4 for events in wrote for e in events)
+    # one epoch: each pseudo sample once; its lesson is a lesson
+    assert [task.replayed_examples for task in whole.tasks] == [0, 4, 8]
+    assert [task.examples_seen for task in whole.tasks] == [24, 28, 32]
     config = make_config(tiny_folder_llama, tiny_stream, tmp_path / "run", METHODS["lfpt5"])
     with pytest.raises(KeyboardInterrupt):
         run(config, progress=PressCtrlC("weather", 2))
