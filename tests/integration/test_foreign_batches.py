@@ -13,6 +13,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Pre
 
 from kifuse.errors import RunError
 from tests.months import OWN, make_trainer, method_of, new_model, rows
+from tests.setups import SETUPS
 
 pytestmark = pytest.mark.usefixtures("quick")
 Learn = Callable[..., Any]
@@ -134,3 +135,24 @@ def test_memory_steps_scale_the_rate_of_each_group_alike(
         assert found == pytest.approx([found[0], 16 * found[0], 0.0])
     for p, old in zip(parts["still"], before, strict=True):
         torch.testing.assert_close(p.detach(), old, rtol=0, atol=0)
+
+
+# ---- labels where they stand ----
+
+
+def test_a_masked_language_model_is_read_where_its_labels_are(tmp_path: Path):
+    """Its logits at a position are of the token there; a decoder's are of the next one."""
+    callback = method_of(OWN["ewc"]).callback()
+    trainer = SETUPS["`Trainer`, a masked language model"](tmp_path, [callback])
+    trainer.train()
+    model, total = trainer.model.eval(), {}
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    data = list(trainer.train_dataset)
+    for row in data:
+        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+        said = sum(logits[place, token] for place, token in enumerate(row["labels"]) if token != -100)
+        for (name, _), g in zip(named, torch.autograd.grad(said, [p for _, p in named]), strict=True):
+            total[name] = total.get(name, 0) + g**2 / len(data)
+    kept = callback.method.state().tensors
+    for name, wanted in total.items():
+        torch.testing.assert_close(kept[f"fisher.{name}"], wanted, rtol=1e-3, atol=1e-6)

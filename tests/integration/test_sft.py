@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import kifuse
+from kifuse.errors import RunError
 from kifuse.methods.derpp import DERPP
 from kifuse.methods.kif import KIF
 from kifuse.methods.recurrent_kif import RecurrentKIF
@@ -138,6 +139,15 @@ def test_packed_rows_are_remembered_too(sft: Sft):
 @pytest.mark.parametrize("method", [Sequential(), KIF(fusion="none")])
 def test_one_callback_more_without_strength_is_plain_training(sft: Sft, method: Any):
     assert same(weights(sft(method.callback()).model), weights(sft().model))
+
+
+def test_second_derivatives_of_a_fused_loss_are_refused_before_the_first_step(sft: Sft):
+    """The first task takes none, so that a second one would find out."""
+    callback = method_of(OWN["vr-mcl, second order"]).callback()
+    with pytest.raises(RunError, match="second_order: the loss of SFTTrainer cannot be"):
+        sft(callback, gradient_checkpointing=False, max_steps=1)
+    with pytest.raises(RunError, match=r"gradient_checkpointing, which .* turn it off"):
+        sft(callback, max_steps=1)
 
 
 def test_the_numbers_that_sft_logs_stay_on_its_own_lines(sft: Sft):
