@@ -52,6 +52,11 @@ def _shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most * 2 // 3]} … {text[-most // 3 :]}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Write how many there are of something in a message: ``1 row``, ``1,200 rows``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Suggest the candidate closest to a misspelt name.
 

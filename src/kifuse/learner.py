@@ -29,7 +29,7 @@ from kifuse.reporting.page import write_report
 from kifuse.reporting.record import RunRecord
 from kifuse.scoring.own_function import register_metric
 from kifuse.streams import chosen_part, name_metrics
-from kifuse.tasks.incoming import as_task
+from kifuse.tasks.incoming import as_task, known_options
 from kifuse.tasks.kept import kept_way
 from kifuse.tasks.questions import Questions
 from kifuse.terminal_progress import listener
@@ -97,9 +97,10 @@ class ContinualLearner:
             at=_at,
         )
         self._opened = OpenLearner(self._place, self._engine, self._log)
+        self._say = warnings.warn if progress is False else self._log.say
         self._questions = Questions(
             lambda: {n: kept_way(self._place.kept_task(i)) for i, n in enumerate(self.tasks)},
-            warnings.warn if progress is False else self._log.say,
+            self._say,
         )
 
     @classmethod
@@ -183,7 +184,7 @@ class ContinualLearner:
 
         Args:
             task: A `Task`, a path, a `datasets.Dataset` or `DatasetDict`, or rows; see `as_task`.
-            options: For rows: `name`, `test`, `instruction`, `labels`, `list_labels`, `metric`.
+            options: `name`, `test`, `instruction`, `labels`, `list_labels`, `metric`, `format`, `columns`.
 
         Returns:
             What was gained and what was lost, and whether the task was accepted.
@@ -193,7 +194,7 @@ class ContinualLearner:
             RunError: The folder is in use, or has been changed by another process.
         """
         seed = self.config.training.seed
-        chosen = chosen_part(as_task(task, seed=seed, **options), self.config.data, seed)
+        chosen = chosen_part(as_task(task, seed=seed, **known_options(options)), self.config.data, seed)
         return learn_task(self._opened, chosen, Gates(self.max_forgetting, self.min_score))
 
     def evaluate(
@@ -243,7 +244,7 @@ class ContinualLearner:
         """
         examples = self._questions.examples(texts, task)
         with as_of(self._opened, after), self._engine.evaluator.told(task):
-            return answer(self._engine, examples, max_new_tokens)
+            return answer(self._engine, examples, max_new_tokens, self._say)
 
     def report(self) -> Path:
         """Draw the page that shows what was learned, kept and lost.

@@ -316,6 +316,10 @@ def test_it_answers_and_scores_what_it_is_asked(make: Make, tasks: list[Task], t
     assert learner.record == before
     answers = learner.generate(["Which colour?\nOption: red, blue\nship\nAnswer:", tasks[0].test[0]])
     assert len(answers) == 2 and all(isinstance(a, str) for a in answers)
+    with pytest.warns(
+        UserWarning, match=r"1 question longer than data.max_input .* first entry 2; \d,\d+ tok"
+    ):
+        learner.generate([{"input": "short"}, {"input": "ship " * 1000}], max_new_tokens=1)
     with pytest.raises(DataError, match=r"no task 'frut' was learned.*Did you mean 'fruit'"):
         learner.evaluate(["frut"])
 
@@ -364,6 +368,8 @@ def test_mistakes_are_said(make: Make, tasks: list[Task], tiny_folder_llama: Pat
         _ = learner.adapter
     with pytest.raises(DataError, match="rows have no name"):
         learner.learn([{"input": "a", "output": "b"}])
+    with pytest.raises(ConfigError, match=r"the option 'lables'.*Did you mean 'labels'"):
+        learner.learn([{"input": "a", "output": "b"}], name="x", lables=["b"])
     with pytest.raises(DataError, match="row 1: the field 'output' is missing"):
         learner.learn([{"input": "a"}], name="x")
     with pytest.raises(ConfigError, match="all tasks at once"):

@@ -165,7 +165,9 @@ def test_questions_come_from_arguments_a_file_or_stdin(desk: Desk, tmp_path: Pat
     one = call("ask", desk.folder, *desk.of_first, "early", "-q").stdout
     assert one == f"{without_control(desk.late[0])}\n"
     assert call("ask", desk.folder, *desk.of_first, "-q", stdin="early\n").stdout == one
-    for file, count in ((lines, 2), (rows, 2)):
+    marked = tmp_path / "marked.txt"  # of an editor of Windows, and with a line break that ends no line
+    marked.write_bytes("\ufeffearly\r\none\u2028two\r\n".encode())
+    for file, count in ((lines, 2), (rows, 2), (marked, 2)):
         found = [
             json.loads(line)
             for line in call("ask", desk.folder, *desk.of_first, "--file", file, "--json").stdout.splitlines()

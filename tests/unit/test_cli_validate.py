@@ -69,6 +69,30 @@ def test_everything_odd_is_said_with_the_limit_that_would_hold_all(config: Path)
     assert "Task 'february':" in said and "'note'" in said  # the column that is not read
 
 
+def test_of_many_overlaps_the_first_are_named_and_all_where_all_is_asked_for(config: Path, tmp_path: Path):
+    for name in "cdefgh":
+        rows(tmp_path / "data" / f"{name}.jsonl", {"input": "same", "output": "a"})
+    said = " ".join(call(config).split())
+    assert "c/train and d/train 1, c/train and e/train 1" in said and " and 13 more." in said
+    assert "g/train and h/train 1" not in said
+    assert "g/train and h/train 1" in " ".join(call(config, "--examples").split())
+
+
+def test_what_the_model_cannot_take_is_refused_with_file_and_line(config: Path, tmp_path: Path):
+    path = tmp_path / "data" / "march.jsonl"
+    asked, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    system = {"role": "system", "content": "s " * 900}
+    for row, message in (
+        ({"messages": [asked, {**answer, "weight": 0.5}]}, "'weight' of a message is 0.5, expected 0 or 1"),
+        ({"input": "x", "output": "</s>"}, "nothing is left but special tokens"),
+        ({"messages": [system, asked, answer]}, "the parts that are never cut alone take"),
+        ({"messages": [asked, {**answer, "weight": 0}]}, "no answer of task 'march' is left to learn"),
+    ):
+        rows(path, row)
+        done = CliRunner().invoke(app, ["validate", str(config)], env={"COLUMNS": "200"})
+        assert done.exit_code == 2 and "march.jsonl:1: Example" in done.output and message in done.output
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_examples_are_shown_as_they_are_trained_and_cannot_act_on_the_terminal(config: Path, width: int):
     said = call(config, width=width)

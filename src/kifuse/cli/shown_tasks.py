@@ -79,7 +79,9 @@ def print_whole(console: Console, found: TaskFindings) -> None:
         _line(
             console,
             "tokens",
-            f"inputs up to {lengths.longest_input:,}, answers up to {lengths.longest_target:,}; cut: "
+            "texts to continue; what is longer than data.max_input and data.max_target together is parted"
+            if lengths.longest_target == 0
+            else f"inputs up to {lengths.longest_input:,}, answers up to {lengths.longest_target:,}; cut: "
             f"{lengths.cut_inputs:,} training and {lengths.cut_test_inputs:,} test inputs, "
             f"{lengths.cut_answers:,} training and {lengths.cut_test_answers:,} test answers",
         )

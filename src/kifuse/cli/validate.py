@@ -60,7 +60,8 @@ def validate(
     reading = _read(resolved, stream, SafeConsole(stderr=True, highlight=False))
     findings = reading.findings
     whole = [each for each in findings.tasks if examples or each.task.name in chosen]
-    notes = [*reading.notes, *stream.warnings, *findings.notes(most=None), *_passed_over(stream)]
+    odd = findings.notes(most=None) if examples or as_json else findings.notes()
+    notes = [*reading.notes, *stream.warnings, *odd, *_passed_over(stream)]
     if as_json:
         found = shown_tasks.as_json(findings, notes, lambda task: _steps(resolved, [task]))
         form = reading.rendering.state() if reading.rendering else None
@@ -216,7 +217,7 @@ def _tasks(config: RunConfig, findings: Findings) -> Table:
     table.add_column("own\nsteps", justify="right")
     for number, found in enumerate(findings.tasks, 1):
         task, steps, lengths = found.task, _steps(config, [found.task]), found.lengths
-        longest = [str(lengths.longest_input), str(lengths.longest_target)] if lengths else []
+        longest = [str(n or "") for n in (lengths.longest_input, lengths.longest_target)] if lengths else []
         sizes = [str(len(split)) for split in (task.train, task.dev, task.test)]
         table.add_row(
             str(number), task.name, task.metric, *longest, *sizes, "" if steps is None else str(steps)

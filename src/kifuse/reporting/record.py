@@ -113,7 +113,7 @@ class TaskRecord(_Part):
     read; `repeated`, examples that repeat another one, by split; `contradictions`, training inputs whose
     answers contradict each other; `also_trained`, test examples whose input is also trained on;
     `longest_input` and `longest_target` in tokens; `cut_...`, how many inputs lost their middle and answers
-    their end.
+    their end; `unknown`, examples with characters that the tokenizer replaces.
 
     `seal` is the SHA-256 of the list of the task's files, `state/after-<k>/manifest.json`; `kept` that of a
     learner's `tasks/<k>.json`. Records of an earlier kifuse have neither.
@@ -128,6 +128,7 @@ class TaskRecord(_Part):
     cut_test_inputs: int | None = None
     cut_answers: int | None = None
     cut_test_answers: int | None = None
+    unknown: int | None = None
     longest_input: int | None = None
     longest_target: int | None = None
     format: str | None = None

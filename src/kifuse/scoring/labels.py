@@ -19,8 +19,9 @@ _NUMBER_SIGN = re.compile(r"(?:-\.?|\.)\d")
 def normalise(text: str) -> str:
     """Bring a short answer to the form in which labels are compared where that tells them apart.
 
-    Lower case, single spaces, and no spaces or punctuation at either end. Symbols that tell labels apart
-    (``#``, ``%``, ``+``) stay, and so do the sign and point of a number; a text of punctuation only is kept.
+    Lower case, composed letters, single spaces, and no spaces or punctuation at either end. Symbols that tell
+    labels apart (``#``, ``%``, ``+``) stay, and so do the sign and point of a number; a text of punctuation
+    only is kept.
 
     Args:
         text: The answer as generated or as given.
@@ -28,7 +29,8 @@ def normalise(text: str) -> str:
     Returns:
         Its normal form; normalising it again changes nothing.
     """
-    collapsed = " ".join(text.lower().split())
+    lower = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
+    collapsed = " ".join(lower.split())
     start, end = 0, len(collapsed)
     while start < end and _strips(collapsed[start]) and not _NUMBER_SIGN.match(collapsed, start):
         start += 1

@@ -13,6 +13,7 @@ from jinja2 import Environment, TemplateError
 from kifuse.errors import DataError, ModelError
 from kifuse.tasks.limits import TooMuch, within_limits
 from kifuse.tasks.task import Example
+from kifuse.tasks.tokens import only_special, without_end
 from kifuse.tasks.transcript import message_text
 
 _ASKED, _ANSWER = "probe", "KIFUSE-ANSWER"
@@ -86,10 +87,11 @@ class ChatTemplate:
         after = whole.rpartition(_ANSWER)[2]
         marker = self._special.search(after)
         if marker is not None:
-            self.end, self._marked = marker[0], True
+            self.end, self._marked = eos if self._closes_with(eos, probe) else marker[0], True
         elif after.strip():
             self.end, self._marked = after.rstrip(), True
         self.ends = tuple(dict.fromkeys((self.end, eos, *self._ends_of_calls())))
+        self.lead = ""
         self._settle_thinking(probe)
         self.lead = self.turn(probe, None, "The probe").answer.partition(_ANSWER)[0]
 
@@ -124,11 +126,9 @@ class ChatTemplate:
             )
         self._look_at(asked, answer, tools, where)
         text, end = self._ended(rest)
-        if not self._special.sub("", text).strip() and message_text(answer).strip():
-            raise DataError(
-                f"{where}: the chat template renders nothing of the answer '{message_text(answer)[:60]}'; "
-                "use a tokenizer whose template knows it, or set data.chat_template to false."
-            )
+        given = message_text(messages[-1])
+        if given.strip() and not self._special.sub("", text.removeprefix(self.lead)).strip():
+            raise only_special(where, given)
         return Turn(prompt, text, end)
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] | None, where: str) -> str:
@@ -209,12 +209,30 @@ class ChatTemplate:
         if (start := _after_header(header, stand_in, whole)) is not None:
             return prompt, whole[start:]
         opened = header.rfind(_THINK)
+        if opened >= 0 and _THOUGHT in header[opened:]:
+            return prompt, self._without_thought(asked, answer, tools, prompt)
         if opened >= 0 and (start := _after_header(header[:opened], stand_in, whole)) is not None:
             rest = whole[start:]
             if rest.lstrip().startswith(_THINK):
                 return prompt, rest.lstrip().removeprefix(_THINK).lstrip("\n")
             return prompt, _thought(answer) + rest
         return prompt, None
+
+    def _without_thought(
+        self, asked: list[Message], answer: Message, tools: Sequence[Any] | None, prompt: str
+    ) -> str | None:
+        """What follows a prompt that closes the thought: the answer without its own; None if it cannot be."""
+        content = answer.get("content")
+        bare = {key: value for key, value in answer.items() if key not in _REASONING}
+        if isinstance(content, str) and _THOUGHT in content:
+            bare["content"] = content.rpartition(_THOUGHT)[2].lstrip("\n")
+        if bare == answer:
+            return None
+        whole = self._render([*asked, bare], tools, asking=False)
+        if not whole.startswith(prompt):
+            return None
+        self._note("prompts of this template close the thought, so thoughts in answers are not learned.")
+        return whole[len(prompt) :]
 
     def _ended(self, rest: str) -> tuple[str, str]:
         """Part what follows the prompt into the answer and its end; white space after the end is left out."""
@@ -231,6 +249,15 @@ class ChatTemplate:
             return text[: -len(self.end)], self.end
         return text, str(self._tokenizer.eos_token)
 
+    def _closes_with(self, eos: str, probe: list[Message]) -> bool:
+        """Whether each answer, not only the last, ends with the end-of-sequence token behind other marks."""
+        try:
+            whole = self._render([*probe, {"role": "user", "content": _ASKED}], None, asking=False)
+        except Exception:  # the template takes no further question
+            return False
+        marks = re.match(rf"(?:{self._special.pattern})+", whole.rpartition(_ANSWER)[2].lstrip())
+        return marks is not None and eos in self._special.findall(marks[0])
+
     def _ends_of_calls(self) -> list[str]:
         """Special tokens that end an answer which calls a tool, where they are others."""
         call = {
@@ -245,7 +272,9 @@ class ChatTemplate:
         except Exception:  # the template knows no calls
             return []
         closing = self._closing.search(whole)
-        return self._special.findall(closing[0])[:1] if closing and self._marked else []
+        marks = self._special.findall(closing[0]) if closing and self._marked else []
+        # the marks before the last one belong to the call
+        return [] if self.end in marks else marks[-1:]
 
     def _takes_parts(self) -> bool:
         """Whether the template knows content that is a list of parts."""
@@ -309,15 +338,6 @@ def chat_of(example: Example) -> tuple[list[Message], list[Any] | None]:
         return example.conversation.messages, example.conversation.tools
     asked = example.head + example.body + ("" if example.cue_added else example.tail)
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": example.target}], None
-
-
-def without_end(text: str, ends: Sequence[str]) -> str:
-    """A text without the end tokens that it ends with; any other text as it is."""
-    found = text
-    while any(found.rstrip().endswith(end) for end in ends):
-        end = next(end for end in ends if found.rstrip().endswith(end))
-        found = found.rstrip().removesuffix(end)
-    return found
 
 
 def _special_texts(tokenizer: Any) -> list[str]:

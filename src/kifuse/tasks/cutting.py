@@ -107,3 +107,10 @@ def _ends(row: list[int], level: int) -> tuple[list[int], list[int]]:
     if len(row) <= level:
         return row, []
     return row[: (level + 1) // 2], row[len(row) - level // 2 :]
+
+
+def without_middle(ids: list[int], room: int) -> list[int]:
+    """The beginning and the end of a text that may have so many tokens."""
+    if len(ids) <= room:
+        return ids
+    return ids[: (room + 1) // 2] + ids[len(ids) - room // 2 :]

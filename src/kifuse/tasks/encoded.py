@@ -60,4 +60,4 @@ def name_of(example: Example) -> str:
     """How messages call an example."""
     shown = (example.input or example.target).strip().replace("\n", " ")[:60]
     which = f"Example {example.id}" if example.id else "Example"
-    return f"{which} '{shown}…'"
+    return f"{example.where}: " * bool(example.where) + f"{which} '{shown}…'"

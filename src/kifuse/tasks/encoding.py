@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from kifuse.errors import DataError, ModelError
-from kifuse.tasks.chat_template import ChatTemplate, Turn, chat_of, without_end
-from kifuse.tasks.cutting import Asked, shorten
+from kifuse.tasks.chat_template import ChatTemplate, Turn, chat_of
+from kifuse.tasks.cutting import Asked, shorten, without_middle
 from kifuse.tasks.encoded import Encoded, in_pieces, is_text, name_of, token_list
 from kifuse.tasks.one_turn import OneTurn
 from kifuse.tasks.task import Example
-from kifuse.tasks.tokens import Tokens
+from kifuse.tasks.tokens import Tokens, only_special, spaced, without_end
 from kifuse.tasks.transcript import message_text
 
 if TYPE_CHECKING:
@@ -82,6 +82,13 @@ class Encoder:
         ends = self.template.ends if self.template else (str(self.tokenizer.eos_token),)
         self._ends = {end: self._tokens.one(end) for end in ends} | {str(tokenizer.eos_token): [self.eos_id]}
         self.stops: tuple[tuple[int, ...], ...] = tuple(dict.fromkeys(map(tuple, self._ends.values())))
+
+    def unknown(self, example: Example, encoded: Encoded) -> bool:
+        """Whether the tokenizer replaces a part of an example by its token for what it does not know."""
+        token, number = self.tokenizer.unk_token, self._tokens.unknown
+        if number is None or (number not in encoded.input_ids and number not in encoded.target_ids):
+            return False
+        return token not in example.input and token not in example.target
 
     @property
     def notes(self) -> list[str]:
@@ -155,6 +162,8 @@ class Encoder:
                     f"data.max_target is {self.max_target}, expected at least {len(end) + 1}: the end of an "
                     f"answer alone takes {len(end)} tokens."
                 )
+            if self._tokens.silent(target) and examples[index].target.strip():
+                raise only_special(name_of(examples[index]), examples[index].target)
             found[index] = Encoded(ids, [*target[:room], *end], cut, len(target) > room)
         return [found[index] for index in range(len(examples))]
 
@@ -295,7 +304,7 @@ class Encoder:
             room = self.max_input - len(start) - len(end)
             if room < 0:
                 raise self._too_long(example, len(start) + len(end))
-            shortened.append(start + _without_middle(body, room) + end)
+            shortened.append(start + without_middle(body, room) + end)
         return shortened
 
     def _cut_chat(self, template: ChatTemplate, example: Example, length: int) -> list[int]:
@@ -327,7 +336,7 @@ class Encoder:
             return self._chat_targets(turns, prompts)
         before = [example.input for example in examples]
         texts = [
-            _spaced(self._without_end(example.target), text)
+            spaced(self._without_end(example.target), text)
             for example, text in zip(examples, before, strict=True)
         ]
         return [(ids, [self.eos_id]) for ids in self._tokens.continued(texts, before)]
@@ -380,21 +389,12 @@ class Encoder:
         return found
 
     def _too_long(self, example: Example, needed: int) -> DataError:
-        what = "the instruction and the answer cue" if example.conversation is None else "what is never cut"
-        return DataError(
-            f"{name_of(example)}: {what} alone take {needed} tokens, "
-            f"data.max_input allows {self.max_input}; raise data.max_input above {needed} or shorten the "
-            f"instruction."
+        what = (
+            "the instruction and the answer cue"
+            if example.conversation is None
+            else "the parts that are never cut"
         )
-
-
-def _spaced(target: str, before: str) -> str:
-    """Put a space before a target that would otherwise stick to the prompt."""
-    apart = not before or before[-1].isspace() or not target or target[0].isspace()
-    return target if apart else f" {target}"
-
-
-def _without_middle(ids: list[int], room: int) -> list[int]:
-    if len(ids) <= room:
-        return ids
-    return ids[: (room + 1) // 2] + ids[len(ids) - room // 2 :]
+        return DataError(
+            f"{name_of(example)}: {what} alone take {needed} tokens, data.max_input allows {self.max_input}; "
+            f"raise data.max_input above {needed} or shorten them."
+        )

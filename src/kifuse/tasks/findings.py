@@ -36,6 +36,7 @@ class Lengths:
         cut_test_inputs: Test inputs that do.
         cut_answers: Training answers that lose their end.
         cut_test_answers: Test answers that would.
+        unknown: Examples of both splits with characters that the tokenizer has no token for.
     """
 
     longest_input: int = 0
@@ -44,6 +45,7 @@ class Lengths:
     cut_test_inputs: int = 0
     cut_answers: int = 0
     cut_test_answers: int = 0
+    unknown: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,10 @@ class Findings:
             ("Inputs that are trained with answers which contradict each other", contradicting),
             ("Test examples whose input is also trained on", self._also_trained()),
             ("Inputs that stand in two splits", self._shared()),
+            (
+                "Examples with characters that the tokenizer replaces, as it has no token for them",
+                self._unknown(),
+            ),
         ]
         said = [f"{what}: {_listed(places, most)}." for what, places in found if places]
         advice = (self.input_advice(most), self.target_advice(most), self.generation_advice(most))
@@ -169,6 +175,13 @@ class Findings:
             f"{each.task.name}/{split} {count:,} of {len(each.task.split(split)):,}"
             for each in self.tasks
             for split, count in each.repeated.items()
+        ]
+
+    def _unknown(self) -> list[str]:
+        return [
+            f"{each.task.name} {each.lengths.unknown:,} of {len(each.task.train) + len(each.task.test):,}"
+            for each in self.tasks
+            if each.lengths and each.lengths.unknown
         ]
 
     def _also_trained(self) -> list[str]:
@@ -311,6 +324,7 @@ def _lengths(task: Task, encoder: Encoder, done: Callable[[int], None] | None) -
             encoded = encoder.encode_many(portion)
             counts[inputs] += sum(each.cut for each in encoded)
             counts[answers] += sum(each.target_cut for each in encoded)
+            counts["unknown"] += sum(map(encoder.unknown, portion, encoded))
             cut = [e for e, each in zip(portion, encoded, strict=True) if each.cut or each.target_cut]
             # a text to continue is parted, so that nothing of it is too long
             asked = [each for e, each in zip(portion, encoded, strict=True) if not is_text(e)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 
+from kifuse.errors import counted
 from kifuse.tasks.sampling import visiting_order
 from kifuse.tasks.task import Split, Task
 
@@ -43,7 +44,8 @@ def hold_out(task: Task, split: Split, seed: int, share: float = HELD_OUT) -> Ta
     if not chosen and 2 * len(alike[least]) <= total and len(alike[least]) <= MOST_HELD_OUT:
         chosen.update(alike[least])
     if chosen:
-        said = f"{len(chosen)} training examples were set aside as its {split} set"
+        were = "was" if len(chosen) == 1 else "were"
+        said = f"{counted(len(chosen), 'training example')} {were} set aside as its {split} set"
         said += "" if len(groups) == total else "; those that ask the same stayed together"
     else:
         said = (

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kifuse.errors import DataError
+from kifuse.errors import ConfigError, DataError, did_you_mean
 from kifuse.tasks.holding_out import hold_out
 from kifuse.tasks.readers import repeated_ids, task_with
 from kifuse.tasks.readers.building import build
@@ -77,6 +77,24 @@ def as_task(
     if not task.train:
         raise DataError(f"Task '{task.name}': it has no training examples, so there is nothing to learn.")
     return task if task.test else hold_out(task, "test", seed)
+
+
+_OPTIONS = ("name", "test", "instruction", "labels", "list_labels", "metric", "format", "columns")
+
+
+def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what a user says of a task's data.
+
+    Raises:
+        ConfigError: One is no option of `as_task`; names the nearest.
+    """
+    for option in options:
+        if option not in _OPTIONS:
+            raise ConfigError(
+                f"learn(): found the option {option!r}, expected some of {', '.join(_OPTIONS)}."
+                f"{did_you_mean(option, _OPTIONS)}"
+            )
+    return dict(options)
 
 
 def to_score(data: Any) -> Task:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from kifuse.errors import ConfigError, DataError, did_you_mean
+from kifuse.errors import ConfigError, DataError, counted, did_you_mean
 from kifuse.tasks.task import Conversation, Example
 from kifuse.tasks.transcript import SPEAKERS, transcript
 
@@ -69,7 +69,8 @@ class Questions:
 
     Args:
         ways: Gives, by name, the way in which each learned task asks.
-        say: Told once if a text lacks the instruction that a task was learned with.
+        say: Told once if a text lacks the instruction that a task was learned with; and of chats that end
+            with an answer.
     """
 
     def __init__(self, ways: Callable[[], Mapping[str, Way | None]], say: Callable[[str], None]) -> None:
@@ -98,6 +99,11 @@ class Questions:
             )
         way = None if task is None else self._way(task)
         made = [self._example(item, place, way) for place, item in enumerate(items)]
+        if answered := [place for place, item in enumerate(items, 1) if _is_answered(item)]:
+            self._say(
+                f"generate(): {counted(len(answered), 'chat')}, first entry {answered[0]}, ended with the "
+                "assistant; that message was left out, and the model answered what is before it"
+            )
         if task is None and not self._said:
             self._tell([example.input for item, example in zip(items, made, strict=True) if _is_raw(item)])
         return made
@@ -186,6 +192,12 @@ def _row(row: dict[str, Any], where: str, way: Way | None) -> Example:
 
 def _is_message(item: Mapping[Any, Any]) -> bool:
     return "role" in item and "messages" not in item
+
+
+def _is_answered(item: Any) -> bool:
+    """Whether it is a list of messages, and no row of the data, that ends with an answer."""
+    last = item[-1] if isinstance(item, Sequence) and not isinstance(item, str) and item else None
+    return isinstance(last, Mapping) and last.get("role") == "assistant"
 
 
 def _is_raw(item: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kifuse.errors import ModelError
+from kifuse.errors import ModelError, counted
 from kifuse.tasks.task import Example
 
 Form = Literal["chat template", "plain", "one turn"]
@@ -44,11 +44,15 @@ class Rendering:
 
     def note(self, examples: Iterable[Example]) -> str:
         """What is to be said of examples in this form; empty where nothing is."""
-        if self.form == CHAT or all(example.conversation is None for example in examples):
+        chats = [] if self.form == CHAT else [e.conversation for e in examples if e.conversation is not None]
+        if not chats:
             return ""
+        tools = sum(bool(chat.tools) for chat in chats)
+        gone = f" The definitions of tools of {counted(tools, 'example')} are not in it." if tools else ""
         where = "in one turn of a user" if self.form == ONE_TURN else "as plain text"
         return (
-            f"chats are written out {where}, a line 'User:' or 'Assistant:' for each message, as {self.why}."
+            f"chats are written out {where}, a line 'User:' or 'Assistant:' for each message (a question "
+            f"alone stands as it is), as {self.why}.{gone}"
         )
 
 

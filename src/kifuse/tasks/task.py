@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -75,6 +75,7 @@ class Example:
         options: The answers that its own row allows, where they differ from row to row; its answers are then
             compared as labels.
         note: What a method noted with it, for its loss; not saved.
+        where: File and row that it was read from, for messages; no part of what makes two examples the same.
 
     An example without any input is text to continue: each of its tokens is learned.
     """
@@ -88,6 +89,7 @@ class Example:
     cue_added: bool = False
     options: tuple[str, ...] = ()
     note: str = ""
+    where: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.references, str) or not self.references:

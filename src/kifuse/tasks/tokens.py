@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from kifuse.errors import ModelError
+from kifuse.errors import DataError, ModelError
 from kifuse.tasks.encoded import token_list
 
 _PROBE = "probe"
@@ -17,10 +17,18 @@ class Tokens:
 
     Args:
         tokenizer: The model's tokenizer.
+
+    Attributes:
+        unknown: The token that stands for what the tokenizer does not know; None if none does only that.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        special = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
+        self._special = special - {tokenizer.unk_token_id}
+        parts = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+        self.unknown: int | None = None if tokenizer.unk_token_id in parts else tokenizer.unk_token_id
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise texts, each by itself."""
@@ -65,6 +73,10 @@ class Tokens:
         """Decode what a model has generated: without special tokens, and without space around it."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
+    def silent(self, ids: Sequence[int]) -> bool:
+        """Whether special tokens, and space, are all that these are, so that `output` leaves nothing."""
+        return (not ids or not self._special.isdisjoint(ids)) and not self.output(ids)
+
     def around(self) -> tuple[list[int], list[int]]:
         """What the tokenizer puts before and after a text.
 
@@ -79,3 +91,26 @@ class Tokens:
         raise ModelError(
             "The tokenizer gives other ids with special tokens than without; kifuse cannot use it."
         )
+
+
+def spaced(target: str, before: str) -> str:
+    """Put a space before a target that would otherwise stick to the prompt."""
+    apart = not before or before[-1].isspace() or not target or target[0].isspace()
+    return target if apart else f" {target}"
+
+
+def only_special(where: str, answer: str) -> DataError:
+    """Refuse an answer that would read as an empty output."""
+    return DataError(
+        f"{where}: of the answer {answer[:60]!r} nothing is left but special tokens, which are no text in an "
+        "output; write the answer as text."
+    )
+
+
+def without_end(text: str, ends: Sequence[str]) -> str:
+    """A text without the end tokens that it ends with; any other text as it is."""
+    found = text
+    while any(found.rstrip().endswith(end) for end in ends):
+        end = next(end for end in ends if found.rstrip().endswith(end))
+        found = found.rstrip().removesuffix(end)
+    return found

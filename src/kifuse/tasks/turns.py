@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from kifuse.errors import DataError
+from kifuse.errors import DataError, counted
 from kifuse.tasks.encoded import name_of
 from kifuse.tasks.task import Conversation, Example, Task
 from kifuse.tasks.transcript import message_text, transcript
@@ -48,9 +48,19 @@ def with_learned_turns(task: Task, train_on: Literal["last", "all"]) -> Task:
                 silent += 1
     if made == chats and not silent:
         return task
-    said = f"Task '{task.name}': {made} training examples come of {chats} chats, one for each answer learned"
+    if not train:
+        first = task.train[0]
+        raise DataError(
+            f"{name_of(first)}: no answer of task '{task.name}' is left to learn, as each one learned by "
+            f"data.train_on: {train_on} has weight 0 or train: false, or answers no user; give one of them "
+            "weight 1, or set data.train_on to all."
+        )
+    said = (
+        f"Task '{task.name}': {counted(made, 'training example')} of {counted(chats, 'chat')}, one for each "
+        "answer learned"
+    )
     if silent:
-        said += f"; {silent} answers are not learned, as they say so or answer no user"
+        said += f"; {counted(silent, 'answer')} not learned, as they say so or answer no user"
     return replace(task, train=tuple(train), warnings=(*task.warnings, f"{said}."))
 
 
@@ -85,4 +95,5 @@ def _turn(example: Example, place: int) -> Example:
         (message_text(messages[-1]),),
         None if example.id is None else f"{example.id}, message {place + 1}",
         Conversation.of(messages, chat.tools),
+        where=example.where,
     )

@@ -30,6 +30,7 @@ AS_TODAY = "labels are the same save for letter case, spaces and punctuation at 
         ("?!", "?!"),
         ("", ""),
         ("„Straße“", "straße"),
+        ("Ma\u0301", "m\u00e1"),
     ],
 )
 def test_normalise(text: str, expected: str) -> None:
@@ -52,6 +53,8 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
         (["a.", "A."], "letter case tells them apart"),
         (["a", "a "], "exactly as they are"),
         (["x", "x\n"], "exactly as they are"),
+        (["m\u00e1", "m\u00e0", "ma"], AS_TODAY),
+        (["m\u00e1", "ma\u0301"], "exactly as they are"),
     ],
 )
 def test_the_loosest_comparison_that_keeps_all_labels_apart_is_taken(labels: list[str], why: str) -> None:

@@ -14,6 +14,7 @@ from kifuse.tasks import Encoder, Example
 from kifuse.tasks.collator import IGNORED, Collator
 from kifuse.tasks.encoded import Encoded
 from kifuse.tasks.incoming import as_task
+from kifuse.tasks.readers import read_task
 from kifuse.tasks.turns import with_learned_turns
 from tests.chat_families import FAMILIES
 
@@ -194,6 +195,91 @@ def test_a_template_without_a_mark_at_the_end_of_an_answer_ends_it_with_the_end_
     encoded = encoder.encode(example_of([ASK, ANSWER]))
     assert tokenizer.decode(encoded.input_ids) == "user: Where is it?\nassistant: "
     assert tokenizer.decode(encoded.target_ids) == "zebra<|endoftext|>"
+
+
+def encoded_by(template: str, *more: str, messages: list[Message], eos: str = "<|im_end|>"):
+    """What is trained under a template of the ChatML family in which some tokens more are special."""
+    tokenizer = FAMILIES["chatml"].tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *more]})
+    tokenizer.eos_token = eos
+    tokenizer.chat_template = template
+    encoder = Encoder(tokenizer, encoder_decoder=False, chat_template=True)
+    return str(tokenizer.decode(encoder.encode(example_of(messages)).target_ids)), encoder
+
+
+CHATML = FAMILIES["chatml"].template
+
+
+def test_marks_between_an_answer_and_the_end_of_each_turn_belong_to_the_answer():
+    # as of Command R7B: each answer stands in a frame, and the end of the turn behind it
+    framed = CHATML.replace(
+        "message['content'] }}",
+        "message['content'] + ('<|/answer|>' if message['role'] == 'assistant' else '') }}",
+    )
+    target, encoder = encoded_by(framed, "<|/answer|>", messages=[ASK, ANSWER])
+    assert target == "zebra<|/answer|><|im_end|>" and encoder.template is not None
+    assert encoder.template.end == "<|im_end|>"
+    # as of Phi 3: what follows the last answer alone ends the whole text, and no turn
+    closed = CHATML + "{%- if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+    assert encoded_by(closed, messages=[ASK, ANSWER], eos="<|endoftext|>")[0] == "zebra<|im_end|>"
+
+
+def test_marks_around_a_call_are_part_of_it_and_do_not_end_the_turn():
+    # as of LFM2: the call closes with a mark of its own, and then the turn ends
+    marked = CHATML.replace("<tool_call>", "<|call|>").replace("</tool_call>", "<|/call|>")
+    target, encoder = encoded_by(marked, "<|call|>", "<|/call|>", messages=[ASK, CALL])
+    assert target.endswith("<|/call|><|im_end|>")
+    assert len(encoder.stops) == 1
+    # as of Gemma 4: a call hands over to the tool, and its last mark is where generation stops
+    handed = marked.replace(
+        "    {{- '<|im_end|>\\n' }}\n{%- endfor",
+        "    {{- '<|tool|>' if message['tool_calls'] else '<|im_end|>\\n' }}\n{%- endfor",
+    )
+    target, _ = encoded_by(handed, "<|call|>", "<|/call|>", "<|tool|>", messages=[ASK, CALL])
+    assert target.endswith("<|/call|><|tool|>")
+
+
+def test_a_prompt_that_closes_the_thought_leaves_no_room_for_one_and_that_is_said():
+    template = FAMILIES["qwen3"].template.replace(
+        "enable_thinking is defined and enable_thinking is false", "true"
+    )
+    thinking = {**ANSWER, "reasoning_content": "Stripes."}
+    inside = {**ANSWER, "content": "<think>\nStripes.\n</think>\n\nzebra"}
+    for answer in (thinking, inside):
+        target, encoder = encoded_by(template, messages=[ASK, answer])
+        assert target == "zebra<|im_end|>"
+        assert encoder.notes == [
+            "prompts of this template close the thought, so thoughts in answers are not learned."
+        ]
+
+
+def test_calls_of_sharegpt_are_given_to_the_template_as_servers_give_them():
+    row = {
+        "conversations": [
+            {"from": "human", "value": "Where is it?"},
+            {"from": "function_call", "value": '{"name": "track", "arguments": {"parcel": 7}}'},
+        ],
+        "tools": TOOLS,
+    }
+    [example] = as_task([row], name="rows", to_learn=False).train
+    call = {"type": "function", "function": {"name": "track", "arguments": {"parcel": 7}}}
+    asked = {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert encode("llama3", example) == check("llama3", [ASK, asked], TOOLS)
+
+
+def test_an_answer_of_nothing_but_special_tokens_is_refused_with_its_place(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"input": "x", "output": "y"}\n{"input": "x", "output": "</s>"}\n', encoding="utf-8"
+    )
+    [_, example] = read_task(tmp_path / "a.jsonl").train
+    for name in FAMILIES:
+        with pytest.raises(
+            DataError, match=r"a\.jsonl:2: Example 'x…': of the answer '</s>' nothing is left"
+        ):
+            encode(name, example)
+    plain = FAMILIES["llama3"].tokenizer()
+    with pytest.raises(DataError, match=r"a\.jsonl:2: .* nothing is left but special tokens"):
+        Encoder(plain, encoder_decoder=False).encode(example)
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip)

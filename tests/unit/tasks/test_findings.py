@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from kifuse.tasks import Conversation, Encoder, Example, Overlap, Task
 from kifuse.tasks.findings import Contradiction, holding, look_through
@@ -166,3 +170,16 @@ def test_without_a_tokenizer_the_texts_are_shown_as_they_are():
     assert found.lengths is None and found.rendered is not None and found.rendered.plain
     assert found.rendered.state() == {"prompt": [["a", False]], "target": [["b", False]], "cut": False}
     assert "longest_input" not in found.facts()
+
+
+def test_characters_that_the_tokenizer_has_no_token_for_are_counted_and_said():
+    core = Tokenizer(WordLevel({"<unk>": 0, "</s>": 1, "Where?": 2, "there": 3}, unk_token="<unk>"))  # noqa: S106
+    core.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    names = {"unk_token": "<unk>", "eos_token": "</s>"}
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=core, **names), encoder_decoder=False)
+    rows = [example("Where?", "there"), example("Where?", "→"), example("<unk>", "there")]
+    found = look_through([task("way", rows, [example("Wo?", "there")])], encoder)
+    assert found.tasks[0].facts()["unknown"] == 2
+    assert found.notes()[-1] == (
+        "Examples with characters that the tokenizer replaces, as it has no token for them: way 2 of 4."
+    )

@@ -135,7 +135,12 @@ def test_sharegpt_with_system_tools_and_calls():
     chat = one(row).train[0].conversation
     assert chat is not None
     assert [turn["role"] for turn in chat.messages] == ["system", "user", "assistant", "tool", "assistant"]
-    assert chat.messages[2]["tool_calls"] == [{"name": "track", "arguments": {"parcel": 7}}]
+    call = {"type": "function", "function": {"name": "track", "arguments": {"parcel": 7}}}
+    assert chat.messages[2]["tool_calls"] == [call]
+    turns[1] = ("function_call", json.dumps([call["function"], call]))
+    row = {"conversations": [{"from": who, "value": text} for who, text in turns]}
+    chat = one(row).train[0].conversation
+    assert chat is not None and chat.messages[1]["tool_calls"] == [call, call]
 
 
 def test_instruction_and_options_stand_before_the_first_question_of_a_chat():
@@ -204,8 +209,13 @@ def test_a_cue_of_the_reader_is_marked_and_one_of_the_data_is_not():
             {"instruction": "a", "output": "b", "history": ["x"]},
             "'history' entry 1 is text, expected two texts",
         ),
+        ({"input": "a", "output": {"b": 1}}, r"'output' is an object, .* as text, json\.dumps"),
+        ({"prompt": "a", "completion": [user("a")]}, "'completion' is a list of messages and 'prompt' is te"),
         ({"question": "a", "answer": 5}, r"'answer' is a number \(5\), expected text in quotes"),
-        ({"text": "a", "label": 1}, r"'label' is the number 1.*say what the numbers stand for with labels"),
+        (
+            {"text": "a", "label": 1},
+            r"'label' is the number 1.*say what the numbers stand for with .labels.: ",
+        ),
         ({"text": "a", "label": None}, "'label' is null, or the -1 that stands for no label"),
         ({"text": "a", "summary": "b", "output": "c"}, "the field 'input' is missing"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, 'columns: {"completion": "chosen"}'),
@@ -311,7 +321,7 @@ def test_fields_that_are_not_read_are_named_with_the_nearest():
     both = one({**row, "messages": [user("a"), assistant("b")]})
     assert any("'input' of 1 row" in said for said in both.passed_over)
     odd = one({"messages": [user("a"), {**assistant("b"), "tool_cals": [CALL]}]})
-    assert "'tool_cals' Did you mean 'tool_calls'?" in odd.passed_over[0]
+    assert "'tool_cals' (did you mean 'tool_calls'?)" in odd.passed_over[0]
 
 
 def test_rows_of_several_formats_are_read_row_by_row():

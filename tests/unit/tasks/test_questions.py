@@ -35,3 +35,15 @@ def test_nothing_is_said_where_no_task_has_an_instruction_or_the_task_is_named()
     [example] = questions.examples(["ship"], "colour")
     assert example.input == "Which colour?\nship\nAnswer:"
     assert said == told == []
+
+
+def test_a_chat_that_ends_with_an_answer_is_asked_without_it_and_that_is_said():
+    questions, said = asked({"plain": {"head": ""}})
+    chat = [{"role": "user", "content": "ship"}, {"role": "assistant", "content": "red"}]
+    bare, row = questions.examples([chat[:1], {"messages": chat}], None)
+    assert bare.input == row.input == "ship" and said == []  # a row of the data brings its answer
+    assert questions.examples(["tree", chat], None)[1].input == "ship"
+    assert said == [
+        "generate(): 1 chat, first entry 2, ended with the assistant; that message was left out, and the "
+        "model answered what is before it"
+    ]

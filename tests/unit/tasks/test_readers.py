@@ -164,6 +164,7 @@ def test_a_task_folder_is_read_on_its_own(cl_benchmark, superni, jsonl):
         ("{\n}", r"holds an object, expected a list of objects|'Definition' is missing"),
         ("[]", r"holds no rows|found a list"),
         ('["text"]', r"row 1: found text, expected an object|found a list"),
+        ("[]".encode("utf-16-le"), r":1: holds zero bytes, as text in UTF-16 without its mark"),
         (b"[\n\xe9]", r":2: not UTF-8 text; save the file as UTF-8"),
         ("[" * 100_000, "nested too deeply"),
     ],

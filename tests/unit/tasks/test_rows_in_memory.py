@@ -89,6 +89,14 @@ def test_a_split_without_labels_is_named_and_a_row_without_is_refused():
         as_task(labelled([0, -1]), name="t")
 
 
+def test_label_numbers_of_a_column_with_gaps_are_known_though_pandas_makes_them_fractions():
+    frame = pd.DataFrame([{"text": "a", "label": 1}, {"text": "b", "label": None}])
+    task = as_task(frame[:1], name="t", labels=["no", "yes"], to_learn=False)
+    assert task.train[0].target == "yes"
+    with pytest.raises(DataError, match="train row 2: 'label' is null"):
+        as_task(frame, name="t", labels=["no", "yes"])
+
+
 def test_nulls_that_datasets_fills_in_are_left_out():
     calls = [{"function": {"name": "f", "arguments": {"x": 1}}}]
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": calls}]
@@ -122,6 +130,7 @@ def test_a_value_that_is_nested_without_end_is_refused():
         (Dataset.from_list([]), "holds no rows"),
         (5, "found int, expected a Task, a path"),
         (["a"], "train row 1: found text, expected a row with fields"),
+        ({"unsup": [{"text": "a"}]}, r"a split 'unsup', .* or give its rows alone: data\['unsup'\]"),
         ({"input": ["a"], "output": ["b", "c"]}, "the columns differ in length: input 1, output 2"),
     ],
 )

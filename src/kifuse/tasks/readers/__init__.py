@@ -19,7 +19,7 @@ from kifuse.tasks.readers.hub import PREFIX, hub_id, hub_tables
 from kifuse.tasks.readers.names import ENDINGS, data_file, listed, no_data
 from kifuse.tasks.readers.own import Found
 from kifuse.tasks.readers.rows import visible
-from kifuse.tasks.readers.settings import Settings, checked_settings
+from kifuse.tasks.readers.settings import OF_STREAM, Settings, checked_settings
 from kifuse.tasks.task import SPLITS, Metric, Task, TaskStream, check_different, check_task_name
 
 Layout = Literal["long_sequence", "cl_benchmark", "superni", "jsonl"]
@@ -191,7 +191,7 @@ def _settings(
     path: str | os.PathLike[str], format: str | None, columns: Mapping[str, str] | None
 ) -> Settings:
     values = {"format": format, "columns": columns}
-    return checked_settings(f"{os.fspath(path)}", values, "data.columns, or columns=")
+    return checked_settings(f"{os.fspath(path)}", values, OF_STREAM)
 
 
 def _discover(root: Path, layout: str, metric: Metric, settings: Settings) -> Found:

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from pathlib import PurePath
 from typing import Any
 
-from kifuse.errors import DataError, did_you_mean
+from kifuse.errors import DataError, counted, did_you_mean
 from kifuse.tasks.readers.chat import KNOWN_KEYS, conversation, listed, unknown_keys
 from kifuse.tasks.readers.formats import COMMON, KNOWN_FIELDS, Asked, Format, format_of
 from kifuse.tasks.readers.names import listed as enumerated
@@ -77,7 +77,8 @@ def build(
             split: [replace(e, options=()) if e.options else e for e in es] for split, es in found.items()
         }
     metric, metric_why = _metric(name, settings, seen, why)
-    said = [note for table in tables.values() for note in table.passed_over] + [*without, *passed_over]
+    notes = [note for table in tables.values() for note in table.passed_over]
+    said = [*dict.fromkeys(notes), *without, *passed_over]
     files = dict.fromkeys(file for table in tables.values() for file in table.files)
     formats = " and ".join(seen.formats)
     return Task(
@@ -248,7 +249,17 @@ def _example(row: Row, settings: Settings, seen: _Seen) -> Example:
     chat = None
     if asked.messages is not None:
         chat = conversation(row, asked.messages, asked.tools, head, asked.head_at)
-    return Example(head + asked.lead, asked.body, tail, references, row.get_id(), chat, added, shown or ())
+    return Example(
+        head + asked.lead,
+        asked.body,
+        tail,
+        references,
+        row.get_id(),
+        chat,
+        added,
+        shown or (),
+        where=row.where,
+    )
 
 
 def _text(row: Row, asked: Asked, settings: Settings, seen: _Seen) -> Example:
@@ -260,14 +271,14 @@ def _text(row: Row, asked: Asked, settings: Settings, seen: _Seen) -> Example:
             f"{row.where}: a row of nothing but 'text' is a text to continue, found '{given[0]}' with it, "
             "which would stand nowhere; leave it out, or give rows with an input and an output."
         )
-    return Example("", "", "", asked.references, row.get_id())
+    return Example("", "", "", asked.references, row.get_id(), where=row.where)
 
 
 def _label_name(row: Row, number: int, settings: Settings) -> str:
     if settings.labels is None:
         raise DataError(
             f"{row.where}: 'label' is the number {number}, expected the name of a label; say what the "
-            f'numbers stand for with labels: ["name of 0", "name of 1", ...] in {settings.origin}.'
+            f'numbers stand for with "labels": ["name of 0", "name of 1", ...] in {settings.place}.'
         )
     if number >= len(settings.labels):
         raise DataError(
@@ -290,7 +301,7 @@ def _unread(seen: _Seen) -> list[str]:
     said = []
     odd = {key: count for key, count in seen.unread.items() if key.casefold() not in _HARMLESS}
     for key, count in list(odd.items())[:10]:
-        rows = "1 row" if count == 1 else f"{count:,} rows"
+        rows = counted(count, "row")
         hint = "" if key in KNOWN_FIELDS else did_you_mean(key, KNOWN_FIELDS)
         name = f"'{key}'" if key else "without a name"
         said.append(f"the field {name} of {rows} was not read.{hint}")
@@ -299,7 +310,10 @@ def _unread(seen: _Seen) -> list[str]:
     if harmless := [f"'{key}'" for key in seen.unread if key not in odd]:
         said.append(f"fields that say where a row is from were not read: {enumerated(sorted(harmless))}.")
     if seen.keys:
-        hints = [f"'{key}'{did_you_mean(key, sorted(KNOWN_KEYS))}" for key in sorted(seen.keys)]
+        near = {key: did_you_mean(key, sorted(KNOWN_KEYS)).strip(" ?") for key in sorted(seen.keys)}
+        hints = [
+            f"'{key}'" + (f" ({hint.replace('Did', 'did')}?)" if hint else "") for key, hint in near.items()
+        ]
         said.append(
             "messages hold keys that only some chat templates know, and others leave out: "
             f"{enumerated(hints)}."

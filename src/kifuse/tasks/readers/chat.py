@@ -153,7 +153,7 @@ def _turn(row: Row, number: int, message: Any) -> dict[str, Any]:
     role = checked_text(turn.pop(speaker, None), row.where, f"'{speaker}' of {what}")
     content = turn.pop(text, None)
     if role in _CALLS:
-        turn["tool_calls"], content, role = content, None, "assistant"
+        turn["tool_calls"], content, role = _as_servers_have(content), None, "assistant"
     elif role not in _ROLES:
         role = _OTHER_ROLES.get(role, role)
     if role not in _ROLES:
@@ -174,6 +174,15 @@ def _turn(row: Row, number: int, message: Any) -> dict[str, Any]:
     empty = bool(calls) or role in ("system", "developer", "tool")
     content = checked_text(content, row.where, f"'{text}' of {what}", empty=empty)
     return {"role": role, "content": content, **turn}
+
+
+def _as_servers_have(calls: Any) -> Any:
+    """Calls of ShareGPT, a name and arguments each, as a server gives them to a template."""
+    found = listed(calls)
+    if isinstance(found, list):
+        return [_as_servers_have(call) for call in found]
+    bare = isinstance(found, dict) and "name" in found and "function" not in found
+    return {"type": "function", "function": found} if bare else found
 
 
 def _text_part(row: Row, what: str, part: Any) -> str:

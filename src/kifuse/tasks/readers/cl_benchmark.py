@@ -92,7 +92,9 @@ def read(folder: Path) -> Task:
                 unlabelled += 1
             else:
                 check_outputs(row.where, "label", [label], known)
-            examples.append(Example(head, row.get_text("sentence"), CUE, (label,), row.get_id()))
+            examples.append(
+                Example(head, row.get_text("sentence"), CUE, (label,), row.get_id(), where=row.where)
+            )
         splits[split] = tuple(examples)
         if unlabelled:
             warnings.append(no_gold_warning(folder.name, split, unlabelled))

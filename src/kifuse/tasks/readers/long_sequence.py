@@ -124,4 +124,4 @@ def _example(row: Row) -> Example:
     head, body, tail = part(text)
     if not body.strip() and not head.strip():
         raise DataError(f"{row.where}: 'input' holds nothing but 'Answer:', expected a text.")
-    return Example(head, body, tail, references, row.get_id())
+    return Example(head, body, tail, references, row.get_id(), where=row.where)

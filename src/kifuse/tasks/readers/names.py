@@ -168,7 +168,7 @@ def unread(paths: Iterable[Path], known: Iterable[str], root: Path) -> list[str]
     names = list(known)
     for path in paths:
         shown = f"'{path.relative_to(root).as_posix()}'"
-        away = next((way for ending, way in _ELSEWISE.items() if path.suffix.casefold() == ending), None)
+        away = _way(path.name)
         hint = away or did_you_mean(path.name, names).strip(" ?").replace("Did", "did")
         said.append(f"{shown} ({hint}{'' if away else '?'})" if hint else shown)
     return said
@@ -181,9 +181,17 @@ def listed(said: Sequence[str], most: int = 10) -> str:
 
 def no_data(path: Path) -> str:
     """Say how a file that is not read could be."""
-    away = next((way for ending, way in _ELSEWISE.items() if path.suffix.casefold() == ending), None)
-    return f" For this one: {away}." if away else ""
+    return f" For this one: {away}." if (away := _way(path.name)) else ""
+
+
+def elsewise(name: str) -> str:
+    """Say what to do with a file of a kind that is not read; empty for other kinds."""
+    return f" As for '{name}': {away}." if (away := _way(name)) else ""
+
+
+def _way(name: str) -> str | None:
+    return _ELSEWISE.get(Path(name).suffix.casefold())
 
 
 __all__ = ["ENDINGS", "KINDS", "SPLITS", "SPLIT_NAMES", "DataFile", "data_file", "is_arrow", "listed"]
-__all__ += ["members", "no_data", "parts_of", "split_of", "unread"]
+__all__ += ["elsewise", "members", "no_data", "parts_of", "split_of", "unread"]

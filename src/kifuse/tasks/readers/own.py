@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from kifuse.errors import DataError, KifuseError, did_you_mean
+from kifuse.errors import DataError, KifuseError, counted, did_you_mean
 from kifuse.storage import read_bytes
 from kifuse.tasks.readers import superni
 from kifuse.tasks.readers.building import build, check_one_task, grouped
@@ -17,6 +17,7 @@ from kifuse.tasks.readers.names import (
     SPLIT_NAMES,
     DataFile,
     data_file,
+    elsewise,
     is_arrow,
     listed,
     members,
@@ -159,7 +160,7 @@ def _left(root: Path, left: Sequence[Path]) -> tuple[str, ...]:
         said.append(f"In '{root.name}' was not read: {listed(unread(sorted(files), _FILES, root))}.")
     for folder in sorted(folders):
         inside = [path.name for path in visible(folder.iterdir(), folder)] if _readable(folder) else []
-        hints = [hint for name in inside if (hint := did_you_mean(name, _FILES))]
+        hints = [hint for name in inside if (hint := elsewise(name) or did_you_mean(name, _FILES))]
         what = f"it holds {listed(inside, 5)}" if inside else "it is empty"
         said.append(
             f"In '{root.name}' the folder '{folder.name}' is no task, as it has no file called train, dev or "
@@ -237,7 +238,7 @@ def by_split(named: Mapping[str, Table], where: str) -> tuple[dict[str, Table], 
     for name, table in named.items():
         split = split_of(name) if name else "train"
         if split is None:
-            rows = "1 row" if len(table.rows) == 1 else f"{len(table.rows):,} rows"
+            rows = counted(len(table.rows), "row")
             said.append(f"the split '{name}' ({rows}) was not read.{did_you_mean(name, SPLIT_NAMES)}")
         elif split in found:
             raise DataError(
@@ -249,7 +250,8 @@ def by_split(named: Mapping[str, Table], where: str) -> tuple[dict[str, Table], 
         known = ", ".join(alias for aliases in SPLIT_NAMES.values() for alias in aliases)
         name = next(iter(named))
         raise DataError(
-            f"{where}: found a split '{name}', expected one of {known}.{did_you_mean(name, SPLIT_NAMES)}"
+            f"{where}: found a split '{name}', expected one of {known}.{did_you_mean(name, SPLIT_NAMES)} "
+            f"Rename it, or give its rows alone: data['{name}'] in Python, a file train.jsonl on disk."
         )
     return {split: found[split][1] for split in SPLITS if split in found}, said
 

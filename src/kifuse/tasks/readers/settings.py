@@ -21,6 +21,10 @@ from kifuse.tasks.task import Metric
 _NOTES = ("title", "about")
 
 
+OF_STREAM = "the section data of the run's YAML (in Python: columns=)"
+"""Where format and columns of all tasks of a stream are from."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What holds for all rows of a task.
@@ -43,6 +47,13 @@ class Settings:
     format: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     origin: str = "task.json"
+
+    @property
+    def place(self) -> str:
+        """Where labels could be given."""
+        return (
+            "task.json, in a folder of the task with train.jsonl" if self.origin == OF_STREAM else self.origin
+        )
 
     @cached_property
     def known(self) -> dict[str, None]:

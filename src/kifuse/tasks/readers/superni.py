@@ -75,7 +75,7 @@ def read(folder: Path, metric: Metric) -> Task:
         head += f"Option: {', '.join(labels)}\n\n"
     examples = {
         split: tuple(
-            Example(head + "Input: ", row.get_text("input"), CUE, references, row.get_id())
+            Example(head + "Input: ", row.get_text("input"), CUE, references, row.get_id(), where=row.where)
             for row, references in zip(rows, outputs[split], strict=True)
         )
         for split, rows in splits.items()

@@ -19,6 +19,7 @@ from kifuse.tasks.readers.rows import Row, kind_of
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _CHUNK = 1 << 20
+_START = 64
 ROWS = ("data", "rows", "examples")
 """What the list of rows is called in a JSON object that holds more than the rows."""
 
@@ -44,8 +45,12 @@ def read_text(path: Path) -> str:
         text = _utf16(raw, path) if raw.startswith(_UTF16) else decode_utf8(raw, path)
     except KifuseError as error:
         raise DataError(str(error)) from error
+    if "\x00" in text[:_START]:
+        raise DataError(
+            f"{path}:1: holds zero bytes, as text in UTF-16 without its mark does; save the file as UTF-8."
+        )
     if not text.strip():
-        raise DataError(f"{path}: the file is empty, expected examples.")
+        raise DataError(f"{path}: the file is empty, expected examples; write rows into it or remove it.")
     return text
 
 

@@ -14,6 +14,8 @@ def read(row: Row, instructed: bool) -> Asked:
     body, tail = part_cue(row.get_text(key))
     label = row.values["label"]
     number = None
+    if isinstance(label, float) and label.is_integer():  # pandas makes these of a column with gaps
+        label = int(label)
     if label is None:
         raise DataError(
             f"{row.where}: 'label' is null, or the -1 that stands for no label; leave such rows out, "

@@ -22,6 +22,11 @@ def read(row: Row, instructed: bool) -> Asked:
             )
         joined = Row(row.where, {**row.values, "messages": [*prompt, *completion]})
         return replace(chat(joined, "messages"), answer="completion")
+    if isinstance(completion, list) and any(isinstance(item, dict) for item in completion):
+        raise DataError(
+            f"{row.where}: 'completion' is a list of messages and 'prompt' is {kind_of(prompt)}, expected a "
+            'list of messages in both: "prompt": [{"role": "user", "content": ...}].'
+        )
     body, tail = part_cue(row.get_text("prompt", empty=instructed))
     references = row.get_references("completion")
     return Asked(body, references, "completion", tail=tail, instruction=row.instruction())
