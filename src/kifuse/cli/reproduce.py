@@ -123,10 +123,9 @@ def _list() -> None:
         if each.missing:
             missing.append(f"{each.name} ({title}): {each.missing}.")
             continue
-        here, whole = len(each.runs_here), len(each.rows)
-        orders = each.orders or {}
-        runs = here * sum(len(numbers) for numbers in orders.values())
-        cells = (each.name, title, _benchmarks(each), f"{here} of {whole}", f"{runs} a seed")
+        rows = len(each.rows)
+        runs = rows * sum(len(numbers) for numbers in (each.orders or {}).values())
+        cells = (each.name, title, _benchmarks(each), str(rows), f"{runs} a seed")
         shown.add_row(*map(Text, cells))
     console.print(shown)
     for budget in BUDGETS.values():

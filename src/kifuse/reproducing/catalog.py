@@ -41,7 +41,7 @@ class PaperTable:
         name: What the command calls it, such as `rkif-table-2`.
         paper: The paper.
         title: What it shows.
-        rows: Its rows; those of a system that kifuse does not have lack a recipe.
+        rows: Its rows.
         orders: The task orders whose mean the paper gives, by benchmark.
         claims: What the paper says of the figures.
         pictures: Names of the comparison's pictures that show it.
@@ -71,11 +71,6 @@ class PaperTable:
         if kind == "figure":
             return f"Fig. {number}"
         return f"Table {roman[number] if self.name.startswith('kif-') else number}"
-
-    @property
-    def runs_here(self) -> tuple[PublishedRow, ...]:
-        """The rows that have a recipe."""
-        return tuple(row for row in self.rows if row.recipe is not None)
 
 
 @cache

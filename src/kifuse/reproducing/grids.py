@@ -44,7 +44,7 @@ class Wanted:
         benchmarks: Names of the table's benchmarks; empty: all.
         orders: Numbers of orders; empty: the paper's.
         seeds: Seeds; empty: the budget's.
-        rows: Names of rows; empty: all that kifuse has.
+        rows: Names of rows; empty: all.
         settings: Values by dotted key for all rows, over those of the budget.
     """
 
@@ -76,15 +76,13 @@ def chosen_rows(wanted: Wanted) -> list[PublishedRow]:
     """The rows that are run.
 
     Raises:
-        ConfigError: One is named that the table does not have, or that kifuse does not.
+        ConfigError: One is named that the table does not have.
     """
     known = {row.name: row for row in wanted.table.rows}
     for name in wanted.rows:
         if name not in known:
             raise ConfigError(f"--rows: found {name!r}, expected one of {', '.join(known)}.")
-        if known[name].recipe is None:
-            raise ConfigError(f"--rows: found {name!r}, a system that kifuse does not have.")
-    return [row for row in wanted.table.runs_here if not wanted.rows or row.name in wanted.rows]
+    return [row for row in wanted.table.rows if not wanted.rows or row.name in wanted.rows]
 
 
 def grids(wanted: Wanted) -> dict[str, Grid]:

@@ -67,7 +67,7 @@ def result_table(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> T
             heads += [f"{benchmark}: {name}", f"{name}, paper"]
     table = Table(wanted.table.name, f"{paper.title}, {wanted.table.called}: {wanted.table.title}", heads)
     for row in wanted.table.rows:
-        cells = [Cell(row.name, note="" if row.recipe else "a system that kifuse does not have")]
+        cells = [Cell(row.name)]
         for benchmark, by_row in groups.items():
             published = row.published.get(benchmark, (None,) * len(paper.metrics))
             for place, name in enumerate(paper.metrics):
@@ -97,9 +97,6 @@ def _notes(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> list[st
     if wanted.settings:
         changed = ", ".join(f"{key}={value}" for key, value in wanted.settings.items())
         notes.append(f"Changed for all rows: {changed}.")
-    absent = [row.name for row in table.rows if row.recipe is None]
-    if absent:
-        notes.append(f"Not in kifuse: {', '.join(absent)}.")
     for benchmark, by_row in groups.items():
         runs = [run for group in by_row.values() for run in group.runs]
         finished = sum(run.record.status == "finished" for run in runs)
