@@ -254,7 +254,8 @@ class TrainerContext(MemorySteps):
 
     def _task_of(self, row: Any) -> str:
         """The task of an example of the memory of kifuse's own runs, where it is known."""
-        return self.method.noted.rows.get(key_of(row, encoder_decoder=self._encoder_decoder), "")
+        encoder_decoder = bool(getattr(self.trainer.model.config, "is_encoder_decoder", False))
+        return self.method.noted.rows.get(key_of(row, encoder_decoder=encoder_decoder), "")
 
     def _in_batches(self, examples: Sequence[Any], places: Sequence[int]) -> Iterator[TrainerBatch]:
         """Examples by their numbers, in batches of a step's size, alike on all processes."""
