@@ -21,6 +21,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 REASONS = {
     "installs",
     "installs, and trains for minutes",
+    "trains for minutes",
     "needs several processes",
     "needs several machines",
     "needs a server that is not installed",

@@ -40,6 +40,11 @@ def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: 
     for section, values in settings.items():
         if not isinstance(values, Mapping):
             raise ConfigError(f"settings: {section}: found {values!r}, expected keys and values.")
+    if "method" in settings:
+        raise ConfigError(
+            f"settings: method: found {dict(settings['method'])!r}; give the method with its settings as "
+            'method={"name": "ewc", "penalty": 50}.'
+        )
     if isinstance(method, Method):
         chosen = {"name": name_of(method), **method.settings()}
     else:

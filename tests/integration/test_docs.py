@@ -136,9 +136,12 @@ def test_every_block_says_what_it_is(page: Path):
 def test_files_that_the_guide_quotes_are_run_or_are_pages_themselves():
     texts = [page.read_text("utf-8") for page in PAGES]
     quoted = {file for text in texts for file in re.findall(r'^--8<-- "([^"]+)"', text, re.MULTILINE)}
-    # lwf is a method of kifuse's own, which the contract tests run
-    pages = {"CHANGELOG.md", "REPRODUCIBILITY.md", "src/kifuse/methods/lwf.py"}
-    assert quoted == {"examples/own_method.py", "examples/own_adapter.py"} | pages
+    # methods of kifuse itself, which the contract tests run
+    own = {"src/kifuse/methods/lwf.py", "src/kifuse/methods/derpp.py"}
+    assert (
+        quoted
+        == {"examples/own_method.py", "examples/own_adapter.py", "CHANGELOG.md", "REPRODUCIBILITY.md"} | own
+    )
     assert "own_adapter.py" in (ROOT / "tests/integration/test_own_method.py").read_text("utf-8")
     assert "own_method.py" in (ROOT / "tests/integration/test_examples.py").read_text("utf-8")
 

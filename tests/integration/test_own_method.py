@@ -13,7 +13,10 @@ from typer.testing import CliRunner
 from kifuse import ContinualLearner, registry
 from kifuse.cli import app
 from kifuse.errors import ConfigError, RunError
+from kifuse.methods.base import Method
 from kifuse.own_method import name_method
+from kifuse.registry import build_method
+from kifuse.training.first_task import trains_plainly
 from tests.runs import make_config
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -61,6 +64,11 @@ def test_a_learner_takes_it_and_its_folder_alone_does_not_name_it(
     monkeypatch.setattr(registry, "METHODS", {k: v for k, v in registry.METHODS.items() if k != NAME})
     with pytest.raises(RunError, match=r"code that only you can name, never a folder.*own_method="):
         ContinualLearner.load("learner", progress=False)
+    asked = ["ask", "learner", "red", "--quiet"]
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code == 2 and f"--own-method {NAME}" in " ".join(refused.output.split())
+    answered = CliRunner().invoke(app, [*asked, "--own-method", NAME])
+    assert answered.exit_code == 0, answered.output
     again = ContinualLearner.load("learner", own_method=NAME, progress=False)
     again.learn(tiny_stream / "fruit")
     assert again.tasks == ["colour", "fruit"]
@@ -69,6 +77,23 @@ def test_a_learner_takes_it_and_its_folder_alone_does_not_name_it(
     refused = CliRunner().invoke(app, asked)
     assert refused.exit_code == 2 and f"--own-method {NAME} in the shell" in refused.stderr
     assert CliRunner().invoke(app, [*asked, "--own-method", NAME]).exit_code == 0
+
+
+def test_a_learners_method_is_not_looked_for_in_its_settings(here: Path, tiny_folder_llama: Path):
+    settings = {"method": {"decay": 0.25}}
+    with pytest.raises(
+        ConfigError, match=r"settings: method: found \{'decay': 0\.25\}; give the method with"
+    ):
+        ContinualLearner(str(tiny_folder_llama), NAME, "learner", settings=settings, progress=False)
+    assert not (here / "learner").exists()
+
+
+def test_a_first_task_is_shared_only_by_methods_that_say_so():
+    class Storing(Method):
+        """Says nothing."""
+
+    assert not trains_plainly(Storing())
+    assert trains_plainly(build_method("sequential")) and not trains_plainly(build_method("der++"))
 
 
 @pytest.mark.parametrize(

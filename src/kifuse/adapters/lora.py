@@ -101,6 +101,8 @@ class Peft(Adapter):
     def save(self, folder: Path) -> None:
         """Write a standard PEFT adapter folder."""
         write = self.model.save_pretrained
+        for config in self.model.peft_config.values():
+            in_order(config)
         replace_folder(folder, lambda partial: write(str(partial), safe_serialization=True))
 
     def load(self, folder: Path) -> None:
@@ -132,3 +134,10 @@ class Peft(Adapter):
             set_peft_model_state_dict(self.model, tensors)
         except RuntimeError as error:
             raise ModelError(f"{file}: cannot be loaded as the adapter of this model: {error}") from error
+
+
+def in_order(config: Any) -> None:
+    """Put a PEFT configuration's sets of names in order, or its file would differ from process to process."""
+    for name, value in vars(config).items():
+        if isinstance(value, set):
+            setattr(config, name, sorted(value))

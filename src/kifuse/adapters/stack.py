@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from kifuse.adapters.folder import WEIGHTS, read_adapter, refuse_other_tensors
-from kifuse.adapters.lora import CURRENT, Peft
+from kifuse.adapters.lora import CURRENT, Peft, in_order
 from kifuse.errors import ModelError
 from kifuse.folders import replace_folder
 from kifuse.storage import write_tensors
@@ -122,6 +122,7 @@ class Stack(Peft):
         tensors = self._all_pairs()
         config = self._config_of(_rank(tensors))
         config.inference_mode = True
+        in_order(config)
 
         def fill(partial: Path) -> None:
             # the metadata that PEFT writes

@@ -187,6 +187,8 @@ class AIMMerging(Method):
     _intervals: OfTask[Intervals | None] = None
     _start: OfTask[list[Tensor]]
 
+    plain_first_task = True
+
     @field_validator("interval")
     @classmethod
     def _between_the_bounds(cls, value: int, info: ValidationInfo) -> int:

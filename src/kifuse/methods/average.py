@@ -45,6 +45,8 @@ class WeightEnsemble(Method):
 
     _previous: OfTask[list[Tensor]]
 
+    plain_first_task = True
+
     def begin_task(self, ctx: Context) -> None:
         """Remember the model before the task."""
         self._previous = ctx.params.clone()
@@ -70,6 +72,8 @@ class EMA(Method):
 
     _previous: OfTask[list[Tensor]]
     _running: OfTask[ParameterAverage | None] = None
+
+    plain_first_task = True
 
     def begin_task(self, ctx: Context) -> None:
         """Start the average at the model before the task; there is none before the first."""

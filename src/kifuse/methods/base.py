@@ -90,8 +90,9 @@ class Method:
 
     version: ClassVar[int] = 1
     """Version of the method's saved state."""
-    plain_first_task: ClassVar[bool] = True
-    """Whether the first task is ordinary training, with nothing to remember of it but the weights."""
+    plain_first_task: ClassVar[bool] = False
+    """Whether the first task is ordinary training, with nothing to remember of it but the weights: then it is
+    trained once for all such methods of a comparison."""
     adapter: ClassVar[type[Adapter] | str | None] = None
     """What is trained: None takes what `model.adapter.kind` names; `stack` keeps a LoRA pair for each task;
     `osf` trains small singular directions; a class of one's own may change the forward pass."""
@@ -221,8 +222,9 @@ class Method:
         Args:
             ctx: The context.
             model: The model, in training mode.
-            batch: The micro-batch, for `ctx`.
-            outputs: Of the model, with `logits`.
+            batch: The micro-batch, for `ctx` alone to read.
+            outputs: Of the model; its `logits` may begin shortly before the first target, so that they are
+                read by `ctx.targets`.
 
         Returns:
             A scalar.

@@ -38,6 +38,8 @@ class ELLA(PairPenalty):
     strength: NotNegative = 1e4
     normalise: bool = False
 
+    plain_first_task = True
+
     @property
     def weight(self) -> float:
         """The paper's lambda."""

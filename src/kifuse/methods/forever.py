@@ -134,6 +134,7 @@ class Forever(Method):
     _anchor: OfTask[list[Tensor]]
     _last: Unsaved[list[Tensor]]
     _due = False
+    plain_first_task = True
 
     @field_validator("schedule")
     @classmethod

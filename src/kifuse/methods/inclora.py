@@ -21,3 +21,4 @@ class IncLoRA(Method):
     """One pair a task, nothing else."""
 
     adapter = "stack"
+    plain_first_task = True

@@ -36,6 +36,8 @@ class LwF(Method):
     strength: NotNegative = 1.0
     temperature: Positive = 2.0
 
+    plain_first_task = True
+
     @property
     def needs(self) -> frozenset[Need]:
         """The weights before the task are the teacher's."""

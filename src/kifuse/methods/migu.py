@@ -48,6 +48,8 @@ class MIGU(Method):
     _active: Unsaved[bool] = False
     _held: Unsaved[Sequence[tuple[Tensor, Tensor, Tensor]]] = ()
 
+    plain_first_task = True
+
     @property
     def needs(self) -> frozenset[Need]:
         """The masks are made of magnitudes."""

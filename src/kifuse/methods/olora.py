@@ -37,6 +37,8 @@ class OLoRA(PairPenalty):
     penalty: Literal["squares", "absolute"] = "squares"
     norm: NotNegative = 0.0
 
+    plain_first_task = True
+
     @property
     def weight(self) -> float:
         """The paper's lambda1."""

@@ -164,6 +164,8 @@ class RecurrentKIF(Method):
         logged={"fusions": "{fusions} fusion(s) in this task"},
     )
 
+    plain_first_task = True
+
     @field_validator("smoothing")
     @classmethod
     def _variation_needs_steps(cls, value: bool, info: ValidationInfo) -> bool:

@@ -19,6 +19,8 @@ from kifuse.methods.base import SETTINGS, Method, OldData
 class Replay(Method):
     """Ordinary training on the current task and the memory buffer, mixed (LoRAReplay)."""
 
+    plain_first_task = True
+
     @property
     def old_data(self) -> OldData:
         """Memory examples are mixed into the current task's batches."""

@@ -16,3 +16,5 @@ from kifuse.methods.base import SETTINGS, Method
 @dataclass(kw_only=True, config=SETTINGS)
 class Sequential(Method):
     """Ordinary training on each task in turn (SeqLoRA)."""
+
+    plain_first_task = True

@@ -44,6 +44,8 @@ class SLAO(Method):
     _tuned: Kept[dict[str, Tensor] | None] = None
     _merged: OfTask[dict[str, Tensor] | None] = None
 
+    plain_first_task = True
+
     def check(self, params: Parameters) -> None:
         """Refuse anything but LoRA pairs.
 

@@ -80,6 +80,8 @@ class VRMCL(Method):
     _momentum: OfTask[list[Tensor] | None] = None
     _before: OfTask[list[Tensor] | None] = None
 
+    plain_first_task = True
+
     @property
     def old_data(self) -> OldData:
         """Memory batches, in steps of their own kind."""

@@ -291,6 +291,13 @@ def test_saving_replaces_what_was_there_and_leaves_nothing_else(tmp_path: Path):
     ]
 
 
+def test_the_file_names_the_layers_in_order(tmp_path: Path):
+    layers = ["up_proj", "q_proj", "v_proj", "down_proj", "k_proj", "gate_proj", "o_proj"]
+    save_adapter(made("llama", "lora", target_modules=layers), tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text("utf-8"))
+    assert config["target_modules"] == sorted(layers)
+
+
 def test_a_module_that_holds_no_weights_is_refused():
     with pytest.raises(ModelError, match="act_fn hold no weights to train"):
         made("llama", "full", target_modules=["act_fn"])
