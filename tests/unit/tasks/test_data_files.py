@@ -329,3 +329,21 @@ def test_options_complete_a_path(tmp_path: Path):
     with pytest.raises(DataError, match=r"task\.json: 'instruction' is given here and to learn\(\)"):
         as_task(tmp_path / "t", instruction="Which queue?")
     assert as_task(tmp_path / "t", labels=["here"]).labels == ("here",)
+
+
+@pytest.mark.parametrize("inside", [{"train": ROWS, "test": ROWS[:1]}, {"test": ROWS}, {"validation": ROWS}])
+@pytest.mark.parametrize("name", ["desk/train.json", "train/desk.json.gz"])
+def test_a_file_that_stands_for_training_holds_no_other_split(
+    tmp_path: Path, name: str, inside: dict[str, list[dict[str, str]]]
+):
+    text = json.dumps(inside)
+    file = put(tmp_path / name, gzip.compress(text.encode()) if name.endswith("gz") else text)
+    with pytest.raises(DataError, match="but stands for train") as refused:
+        read_stream(tmp_path)
+    assert str(file) in str(refused.value) and next(iter(inside)) in str(refused.value)
+
+
+def test_a_file_for_training_may_name_its_one_split(tmp_path: Path):
+    put(tmp_path / "desk" / "train.json", json.dumps({"train": ROWS}))
+    (task,) = read_stream(tmp_path)
+    assert [example.input for example in task.train] == [row["input"] for row in ROWS]

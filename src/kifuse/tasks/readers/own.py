@@ -273,18 +273,31 @@ def _folder_tables(folder: Path) -> tuple[dict[str, Table], list[str]]:
     tables = {}
     said = []
     for split in (split for split in SPLITS if split in splits):
-        parts = parts_of(splits[split], f"the split {split}")
-        found = [table for part in parts for table in read_file(part).values()]
-        if len(found) > len(parts):
-            raise DataError(
-                f"{parts[0].path}: holds several splits, but stands for {split}; give that file as the path."
-            )
-        tables[split] = joined(found)
+        tables[split] = _of_one_split(split, splits[split], f"the split {split}")
     left = [file.path for file in unnamed] + [path for path in others if path.name != "labels.json"]
     if left:
         names = listed(unread(sorted(left), _FILES, folder))
         said.append(f"not read, as no split is called so: {names}.")
     return tables, said
+
+
+def _of_one_split(split: str, files: Sequence[DataFile], what: str) -> Table:
+    """Read the parts of a split from files that stand for it.
+
+    Raises:
+        DataError: One of them holds another split, or several: its test rows would be trained on.
+    """
+    found = []
+    for part in parts_of(files, what):
+        tables = read_file(part)
+        if len(tables) > 1 or any(name and split_of(name) != split for name in tables):
+            inside = " and ".join(f"'{name}'" for name in tables)
+            raise DataError(
+                f"{part.path}: holds {inside}, but stands for {split}. Give that file as the path of a task, "
+                f"or leave its {split} rows in it alone."
+            )
+        found += tables.values()
+    return joined(found)
 
 
 def _split_folders(root: Path, given: Settings) -> Found:
@@ -314,7 +327,6 @@ def _split_folders(root: Path, given: Settings) -> Found:
 def _read_splits(name: str, splits: Mapping[str, Sequence[DataFile]], given: Settings) -> Task:
     tables = {}
     for split in (split for split in SPLITS if split in splits):
-        parts = parts_of(splits[split], f"the split {split} of task '{name}'")
-        tables[split] = joined([table for part in parts for table in read_file(part).values()])
+        tables[split] = _of_one_split(split, splits[split], f"the split {split} of task '{name}'")
     check_one_task(name, tables, given)
     return build(name, tables, given)
