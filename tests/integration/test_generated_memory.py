@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from kifuse.errors import ConfigError
+from kifuse.errors import ConfigError, KifuseError
 from kifuse.evaluation.sampling import sample
 from kifuse.methods.replay import Replay
 from kifuse.methods.texts import Texts
@@ -148,3 +148,83 @@ def test_sapt_holds_its_attention_on_inputs_that_the_model_wrote(
     held = [e for task in record.tasks for e in task.events if e["kind"] == "kept inputs"]
     assert [(e["inputs"], e.get("unknown")) for e in held] == [(3, None), (6, None)]
     assert [task.replayed_examples for task in record.tasks] == [0, 3, 6]
+
+
+def brought(folder: Path, lines: list[dict[str, Any]]) -> Path:
+    file = folder / "samples.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("name", ["replay", "recurrent-kif"])
+def test_samples_of_a_user_pass_the_filters_and_are_replayed(
+    tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path, name: str
+):
+    colour = read_stream(tiny_stream).tasks[0]
+    texts = [
+        ("a red ship", "red"),
+        ("A  red ship", "red"),
+        (colour.test[0].body, "blue"),
+        (" ", "blue"),
+        ("a green ship", "green"),
+        ("another", "red"),
+        ("one more", "red"),
+        ("the sea", "blue"),
+    ]
+    lines = [{"task": "colour", "input": text, "output": label} for text, label in texts]
+    file = brought(tmp_path, [*lines, {"task": "fruit", "input": "a tree", "output": "plum"}])
+    config = make_config(
+        tiny_folder_llama,
+        tiny_stream,
+        tmp_path / "run",
+        {"name": name},
+        memory={"source": "generated", "samples": file},
+    )
+    record = run(config)
+    assert record.method.data_class == "generated replay"
+    held = {
+        task: [(row["body"], row["references"][0]) for row in rows]
+        for task, rows in _memory(tmp_path / "run", 3).items()
+    }
+    # three places over two labels: two of each, and the first three of those
+    assert held == {
+        "colour": [("a red ship", "red"), ("another", "red"), ("the sea", "blue")],
+        "fruit": [("a tree", "plum")],
+    }
+    events = [e for task in record.tasks for e in task.events if e["kind"] == "brought samples"]
+    assert [(e["asked"], e["kept"]) for e in events] == [(8, 3), (1, 1), (0, 0)]
+    counts = {key: events[0][key] for key in ("copies", "repeated", "empty", "no_label", "surplus")}
+    assert counts == {"copies": 1, "repeated": 1, "empty": 1, "no_label": 1, "surplus": 1}
+    assert events[0]["file"] == str(file) and len(events[0]["sha256"]) == 64
+    # no lessons, and what is kept is replayed
+    assert not any(e["kind"] == "examples" for task in record.tasks for e in task.events)
+    assert [bool(task.replayed_examples) for task in record.tasks] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("method", "memory", "line", "words"),
+    [
+        ("replay", {}, {}, r"memory.samples: .*with memory.source 'real' and method 'replay'"),
+        ("kif", {"source": "generated"}, {}, r"memory.samples: .*whose class is 'replay-free'"),
+        ("replay", {"source": "generated"}, {"task": "x"}, r"samples.jsonl:1: the field 'input' is missing"),
+        (
+            "replay",
+            {"source": "generated"},
+            {"task": 3, "input": "a", "output": "b"},
+            r"samples.jsonl:1.*'task'",
+        ),
+    ],
+)
+def test_samples_that_cannot_be_used_are_refused(
+    tiny_folder_llama: Path,
+    tiny_stream: Path,
+    tmp_path: Path,
+    method: str,
+    memory: dict[str, Any],
+    line: dict[str, Any],
+    words: str,
+):
+    given = {**memory, "samples": brought(tmp_path, [line])}
+    config = make_config(tiny_folder_llama, tiny_stream, tmp_path / "run", {"name": method}, memory=given)
+    with pytest.raises(KifuseError, match=words):
+        run(config)

@@ -253,6 +253,11 @@ class MemoryConfig(Section):
         default="real",
         description="generated: the model writes the examples, as in generated-replay; no real one is kept.",
     )
+    samples: Folder | None = Field(
+        default=None,
+        description="With generated: a JSON Lines file of samples that are kept in place of what the model "
+        "would write; each has a task, an input and an output.",
+    )
 
 
 class TrainingConfig(Section):

@@ -18,7 +18,7 @@ model of its own. Of LAMOL it keeps that one model learns the task and to write 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, final
 
 from pydantic import Field
@@ -70,40 +70,106 @@ class GeneratedReplay(Method):
 
     def remember(self, ctx: Texts, rows: Sequence[TextExample], count: int) -> list[TextExample]:
         """Have the model write examples of the task."""
-        able, counts = writable(rows), Counter[str]()
-        per_label = -(-count // len(ctx.labels)) if ctx.labels else count
-        kept: list[TextExample] = []
-        spare: list[TextExample] = []
-        known, seen, of_label = {normal(text) for text in ctx.inputs}, set[str](), Counter[str]()
+        able, chosen = writable(rows), Chosen(ctx, count)
         for _ in range(self.attempts if able else 0):
-            if len(kept) >= count:
+            if chosen.enough:
                 break
             starts = ctx.draw(able, count)
             sampling = Sampling(self.top_k, self.temperature)
             texts = ctx.generate([lesson(ctx, row, "") for row in starts], sampling)
             made = [ctx.example(row, body=text.strip()) for row, text in zip(starts, texts, strict=True)]
             for row, answer in zip(made, ctx.answer(made), strict=True):
-                counts["asked"] += 1
-                key = normal(row.body)
-                if fault := _fault(key, answer, known, seen):
-                    counts[fault] += 1
-                    continue
-                seen.add(key)
-                of_label[answer] += 1
-                place = spare if of_label[answer] > per_label and ctx.labels else kept
-                place.append(ctx.example(row, answer=answer))
-        found = [*kept, *spare][:count]
-        ctx.event(
-            WRITTEN.kind,
-            wanted=count,
-            kept=len(found),
-            surplus=len(kept) + len(spare) - len(found),
-            labels=len({row.target for row in found}) if ctx.labels else None,
-            labels_in_all=len(ctx.labels) if ctx.labels else None,
-            distinct_share=round(len(seen) / counts["asked"], 4) if counts["asked"] else None,
-            **{name: counts[name] for name in ("asked", "empty", "copies", "repeated", "no_label")},
+                chosen.offer(row, answer)
+        ctx.event(WRITTEN.kind, **chosen.counted())
+        return chosen.found
+
+
+class Chosen:
+    """Which of the examples that stand for a task are kept.
+
+    Args:
+        ctx: The context of texts, of the task.
+        count: How many at most.
+    """
+
+    def __init__(self, ctx: Texts, count: int) -> None:
+        self._ctx, self._count = ctx, count
+        self._per_label = -(-count // len(ctx.labels)) if ctx.labels else count
+        self._kept: list[TextExample] = []
+        self._spare: list[TextExample] = []
+        self._known, self._seen = {normal(text) for text in ctx.inputs}, set[str]()
+        self._of_label, self._counts = Counter[str](), Counter[str]()
+
+    @property
+    def enough(self) -> bool:
+        """Whether each label has its place."""
+        return len(self._kept) >= self._count
+
+    @property
+    def found(self) -> list[TextExample]:
+        """Those that are kept."""
+        return [*self._kept, *self._spare][: self._count]
+
+    def offer(self, row: TextExample, answer: str) -> None:
+        """Take an example with its answer, or count why not."""
+        self._counts["asked"] += 1
+        key = normal(row.body)
+        if fault := _fault(key, answer, self._known, self._seen):
+            self._counts[fault] += 1
+            return
+        self._seen.add(key)
+        self._of_label[answer] += 1
+        surplus = self._of_label[answer] > self._per_label and self._ctx.labels
+        (self._spare if surplus else self._kept).append(self._ctx.example(row, answer=answer))
+
+    def counted(self) -> dict[str, Any]:
+        """What was offered, kept and dropped, for the record."""
+        found, labels, asked = self.found, self._ctx.labels, self._counts["asked"]
+        return {
+            "wanted": self._count,
+            "kept": len(found),
+            "surplus": len(self._kept) + len(self._spare) - len(found),
+            "labels": len({row.target for row in found}) if labels else None,
+            "labels_in_all": len(labels) if labels else None,
+            "distinct_share": round(len(self._seen) / asked, 4) if asked else None,
+            **{name: self._counts[name] for name in ("asked", "empty", "copies", "repeated", "no_label")},
+        }
+
+
+class BroughtSamples(Method):
+    """Keeps of each task samples that the user brings, in place of real examples; see `memory.samples`.
+
+    Args:
+        samples: By the name of a task: inputs and outputs.
+        where: The file that they were read from, for the record.
+        sha256: Of the file.
+    """
+
+    shown = Shown(
+        events=(
+            Event(
+                "brought samples",
+                ("{kept} of {asked} samples from {file}", "{copies} copies", "{no_label} without a label"),
+            ),
         )
-        return found
+    )
+
+    def __init__(self, samples: Mapping[str, Sequence[tuple[str, str]]], where: str, sha256: str) -> None:
+        self._samples, self._of_file = samples, {"file": where, "sha256": sha256}
+
+    @property
+    def data_class(self) -> DataClass:
+        """No real example of an earlier task is kept."""
+        return "generated replay"
+
+    def remember(self, ctx: Texts, rows: Sequence[TextExample], count: int) -> list[TextExample]:
+        """Choose among the task's samples, asked as its own examples are."""
+        chosen, able = Chosen(ctx, count), writable(rows)
+        for text, answer in self._samples.get(ctx.task.name, ()) if able else ():
+            known = answer if ctx.labels is None or answer in ctx.labels else ""
+            chosen.offer(ctx.example(able[0], body=text), known)
+        ctx.event("brought samples", **self._of_file, **chosen.counted())
+        return chosen.found
 
 
 def writable(rows: Sequence[Any]) -> list[Any]:

@@ -82,7 +82,7 @@ class Engine:
         self._earlier = earlier_than_first(config)
         shrink_frozen(self.model, backbone.precision)
         self._check_method()
-        self._writers = writers(method, config.memory.source)
+        self._writers = writers(method, config.memory)
         self.memory = empty_memory(self.config)
         self.tracking = self._trackers()
         self._untrained = self._small_start()

@@ -179,6 +179,15 @@ def open_method(config: RunConfig) -> Method:
             f"memory.source: 'generated' does not go with method {config.method.name!r}, which stores "
             "something with each kept example before any is written; use memory.source: real."
         )
+    if config.memory.samples is not None and (
+        config.memory.source != "generated" or method.data_class != "real replay"
+    ):
+        raise ConfigError(
+            f"memory.samples: found {config.memory.samples} with memory.source {config.memory.source!r} and "
+            f"method {config.method.name!r}, whose class is {method.data_class!r}; samples stand in for what "
+            "the model would write: use them with memory.source: generated and a method of the class 'real "
+            "replay', such as replay."
+        )
     return method
 
 
@@ -288,7 +297,7 @@ def new_record(config: RunConfig, stream: TaskStream | None, method: Method, bac
             name=config.method.name,
             # as it will be read back
             settings=json.loads(json.dumps(method.settings())),
-            data_class=data_class_of(method, config.memory.source),
+            data_class=data_class_of(method, config.memory),
             shown=method.shown,
             own_adapter=isinstance(method.adapter, type),
         ),

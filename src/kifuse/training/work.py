@@ -42,7 +42,7 @@ def cells_to_score(config: RunConfig, method: Method, tasks: Sequence[Task]) -> 
 def passes(config: RunConfig, method: Method, tasks: Sequence[TaskInfo], sizes: Sequence[int]) -> int:
     """Forward and backward passes that training on tasks of these training set sizes will take."""
     memory, epochs, batch = empty_memory(config), config.training.epochs, config.training.batch_size
-    more = sum(each.more_examples for each in writers(method, config.memory.source))
+    more = sum(each.more_examples for each in writers(method, config.memory))
     work = kept = 0
     for info, size in zip(tasks, sizes, strict=True):
         # mixed in, old examples lengthen every pass over the task
