@@ -34,7 +34,7 @@ def shell(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedPr
         "from kifuse.cli import main\nmain()"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=300)
 
 
 @pytest.fixture
@@ -415,7 +415,7 @@ def test_other_libraries_say_nothing_while_they_are_imported(config: Path, tmp_p
         "logging.getLogger('bitsandbytes.backends').warning('a notice')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
     )
     assert done.stderr == ""
     refused = shell("run", config)
