@@ -26,7 +26,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "`ewc`, `ogd`": {"name": "ewc"},
     "`kif`, `fisher: per_example`": {"name": "kif", "order": "second", "fisher": "per_example"},
     "`der++`": {"name": "der++", "tokens": 5},
-    "`lwf`, `dft`": {"name": "lwf"},
+    "`lwf`, `asft`": {"name": "lwf"},
     "`vr-mcl`": {"name": "vr-mcl"},
 }
 """By the heading of the table's column: a method of the kind."""

@@ -46,12 +46,12 @@ def try_out(context: TrainerContext, dataset: Any) -> None:
         return _refuse_generating(trainer, method)
     if not method.needs or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         return
-    rows = [dataset[place] for place in range(min(2, len(dataset)))]
-    if not rows:
-        return
     device = context.params.tensors[0].device
     try:
         with at_rest(trainer.model, device), _as_counted(trainer):
+            rows = [dataset[place] for place in range(min(2, len(dataset)))]
+            if not rows:
+                return
             _refuse_joined(context, rows)
             _read(context, rows[0])
     except KifuseError as error:
