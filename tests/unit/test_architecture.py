@@ -172,7 +172,10 @@ def test_nothing_is_unpickled_and_no_foreign_code_is_run(file: Path):
     assert not {name.partition(".")[0] for name in _imports(file)} & {"pickle", "dill", "joblib", "shelve"}
     for node in ast.walk(_tree(file)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save"), ("np", "load")}
+            found = (node.value.id, node.attr)
+            assert found not in {("torch", "load"), ("torch", "save"), ("np", "load")}
+            # PEFT reads pickled weights, and imports what a folder names
+            assert found != ("PeftModel", "from_pretrained") or file.stem == "foreign"
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
             assert not (isinstance(node.value, ast.Constant) and node.value.value)
         if isinstance(node, ast.Name):

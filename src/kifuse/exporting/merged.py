@@ -65,7 +65,7 @@ def write_merged(
     dtype = _dtype_of(backbone, trust_remote_code) if precision == "base" else DTYPES[precision]
     texts, of_tasks = questions(source)
     asked = prompts(texts, source, backbone.tokenizer)
-    model = _learned(backbone, source)
+    model = load_adapter(backbone.model, source.adapter)
     if hasattr(model, "merge_and_unload"):
         try:
             model = model.merge_and_unload(safe_merge=True)
@@ -81,7 +81,7 @@ def write_merged(
     if not is_full(source.config):
         # weights of the model itself were learned, and scored, in float32
         backbone.model.to(dtype)
-    expected = answers(_learned(backbone, source), asked, backbone.tokenizer)
+    expected = answers(load_adapter(backbone.model, source.adapter), asked, backbone.tokenizer)
     kind, tokenizer, device = type(backbone.model), backbone.tokenizer, backbone.device
     del backbone
     gc.collect()
@@ -97,18 +97,6 @@ def write_merged(
             f"it is, {other}or accept it: --may-differ {len(asked) - same}."
         )
     return {"questions": len(asked), "same": same, "of_tasks": of_tasks, "precision": short}
-
-
-def _learned(backbone: Backbone, source: Source) -> Any:
-    """The base model with what was learned on it."""
-    if is_full(source.config):
-        return load_adapter(backbone.model, source.adapter)
-    from peft import PeftModel
-
-    from kifuse.adapters.lora import peft_asking_transformers
-
-    with peft_asking_transformers():
-        return PeftModel.from_pretrained(backbone.model, str(source.adapter))
 
 
 def _dtype_of(backbone: Backbone, trust_remote_code: bool) -> torch.dtype:
