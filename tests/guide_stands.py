@@ -51,7 +51,7 @@ def furnish(folder: Path, llama: Path) -> None:
     base.parent.mkdir(parents=True)
     base.symlink_to(llama, target_is_directory=True)
     (folder / "data").mkdir()
-    for month in ("october", "november"):
+    for month in ("october", "november", "december", "general"):
         rows = [{"input": f"{month}: is {i} odd?", "output": "yes" if i % 2 else "no"} for i in range(10)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "data" / f"{month}.jsonl").write_text(text, encoding="utf-8")

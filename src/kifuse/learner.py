@@ -13,14 +13,18 @@ from kifuse.exporting.folder import Export, export
 from kifuse.learner_asking import as_of, scores_of
 from kifuse.learner_config import (
     checked_points,
+    checked_repair,
     expected_sections,
     learner_config,
     named_model,
     with_adapter,
 )
 from kifuse.learner_folder import LearnerFolder
+from kifuse.learner_forgetting import ForgetReport, forget
+from kifuse.learner_hooks import After, Before, Hooks
 from kifuse.learner_learning import Gates, learn_task
 from kifuse.learner_opening import OpenLearner, open_engine
+from kifuse.learner_watching import watch
 from kifuse.lineage import LearnReport, count_up_to
 from kifuse.models.given import given_name
 from kifuse.own_method import refuse_unnamed_method
@@ -51,9 +55,17 @@ class ContinualLearner:
             what was learned before the first task; its rank, layers and scale are gone on with.
         tokenizer: Of a model that is given as an object.
         settings: Sections of the configuration by name, as in a run's YAML: `{"training": {"epochs": 3}}`.
-        max_forgetting: Most points (of 100) that any earlier task's score may lose by learning another; a
-            task that costs more is rolled back. None: no limit.
+        max_forgetting: Most points (of 100) that any earlier or watched task's score may lose by learning
+            another; a task that costs more is rolled back. None: no limit.
         min_score: Least score (0 to 100) that a task must reach itself, or it is rolled back. None: no limit.
+        repair: Before a task is rolled back that costs more than `max_forgetting`, pull the weights back
+            towards those before it, in steps of a tenth, while an earlier task's perplexity on its probe is
+            above 1.15 of its best; then the limits are checked again. The probe of a task is up to 16 dev or
+            training examples, which the folder then keeps.
+        before: Called with (task, learner) before each `learn`: the `Task` with all its data, and this
+            learner, which can be asked and scored. What it raises refuses the task: nothing is learned.
+        after: Called with (report, learner) at the end of each `learn`, also of a task that was refused or
+            learned earlier. What it raises is an error, but what was learned stays.
         progress: Show what is going on: True, False, or a listener.
 
     Raises:
@@ -71,6 +83,9 @@ class ContinualLearner:
         settings: Mapping[str, Any] | None = None,
         max_forgetting: float | None = None,
         min_score: float | None = None,
+        repair: bool = False,
+        before: Before | None = None,
+        after: After | None = None,
         progress: bool | Progress = True,
         _elsewhere: bool = False,
         _at: int | str | None = None,
@@ -81,6 +96,8 @@ class ContinualLearner:
         self.folder = Path(self.config.output)
         self.max_forgetting = checked_points("max_forgetting", max_forgetting)
         self.min_score = checked_points("min_score", min_score)
+        self.repair = checked_repair(repair, self.max_forgetting)
+        self._hooks = Hooks(before, after)
         require_trackers(self.config)
         name_metrics("data.own_metrics", self.config.data.own_metrics)
         self._log = RunLog(self.folder, PageRefresh(listener(progress)), writes=is_main_process())
@@ -93,13 +110,17 @@ class ContinualLearner:
             tokenizer=tokenizer,
             max_forgetting=self.max_forgetting,
             min_score=self.min_score,
+            repair=self.repair,
             elsewhere=_elsewhere,
             at=_at,
         )
         self._opened = OpenLearner(self._place, self._engine, self._log)
         self._say = warnings.warn if progress is False else self._log.say
         self._questions = Questions(
-            lambda: {n: kept_way(self._place.kept_task(i)) for i, n in enumerate(self.tasks)},
+            lambda: {
+                n: None if self.record.tasks[i].forgotten else kept_way(self._place.kept_task(i))
+                for i, n in enumerate(self.tasks)
+            },
             self._say,
         )
 
@@ -129,7 +150,8 @@ class ContinualLearner:
                 does not count.
             own_method: The name of a method of your own that is not registered, as `my_file:MyMethod`.
             settings: Sections that it should have; what differs from the record is refused by name.
-            options: `tokenizer`, `progress`; `max_forgetting` and `min_score` where they change from now on.
+            options: `tokenizer`, `progress`, `before`, `after`; `max_forgetting`, `min_score` and `repair`
+                where they change from now on.
 
         Raises:
             RunError: The folder holds no learner, its model must be given, or another model is.
@@ -140,10 +162,14 @@ class ContinualLearner:
         # code is only ever named by the caller
         expected = (settings or {}).get("method", {}).get("name")
         refuse_unnamed_method(record.config["method"]["name"], own_method or expected, output_dir)
-        limits = {"max_forgetting": record.max_forgetting, "min_score": record.min_score}
+        limits = {key: getattr(record, key) for key in ("max_forgetting", "min_score", "repair")}
         options = limits | options | {"_elsewhere": model is not None, "_at": at}
         model = named_model(record, output_dir) if model is None else model
         return cls(model, sections.pop("method"), output_dir, settings=sections, **options)
+
+    @property
+    def _gates(self) -> Gates:
+        return Gates(self.max_forgetting, self.min_score, self.repair)
 
     @property
     def record(self) -> RunRecord:
@@ -195,7 +221,10 @@ class ContinualLearner:
         """
         seed = self.config.training.seed
         chosen = chosen_part(as_task(task, seed=seed, **known_options(options)), self.config.data, seed)
-        return learn_task(self._opened, chosen, Gates(self.max_forgetting, self.min_score))
+        self._hooks.before(chosen, self)
+        report = learn_task(self._opened, chosen, self._gates)
+        self._hooks.after(report, self)
+        return report
 
     def evaluate(
         self, tasks: Iterable[Any] | None = None, *, after: int | str | None = None
@@ -215,6 +244,24 @@ class ContinualLearner:
             RunError: No such task was learned, or the state after it is damaged.
         """
         return scores_of(self._opened, tasks, after)
+
+    def watch(self, *tasks: Any) -> dict[str, float]:
+        """Score tasks from now on before and after each task that is learned, without ever training on them.
+
+        They are in no average and no memory, and `max_forgetting` counts for them too. A task that is watched
+        already is not watched twice.
+
+        Args:
+            tasks: Paths of tasks, or of folders of several; `Task`s. Their test examples are kept.
+
+        Returns:
+            Score (0 to 100) by name, as the learner is now.
+
+        Raises:
+            DataError: The data is wrong, has no test examples, or a learned task has the name.
+            RunError: A task of the name is watched with other examples.
+        """
+        return watch(self._opened, tasks)
 
     def generate(
         self,
@@ -287,3 +334,23 @@ class ContinualLearner:
         with self._opened.alone():
             self._place.back_to(self._engine, to, "rolled back")
             self._engine.tell_saved()
+
+    def forget(self, task: str, *, retrain: Sequence[Any] | None = None) -> ForgetReport:
+        """Remove a task's examples, and what was answered to them, from the folder and its history, for good.
+
+        The model still has learned from them: what remains is said in the report. A kill in the midst is
+        finished when the folder is opened next.
+
+        Args:
+            task: Name of a task that was learned, refused or rolled back.
+            retrain: Data of each task learned after it, in their order. The learner then goes back to the
+                state before the task and learns them again, as if it had never been there.
+
+        Returns:
+            What was removed, what remains, and the command that retrains.
+
+        Raises:
+            RunError: No such task is known, or a state is damaged.
+            DataError: `retrain` is not the data that the later tasks were learned with.
+        """
+        return forget(self._opened, task, retrain, self._gates)

@@ -141,6 +141,22 @@ def checked_points(name: str, limit: Any) -> float | None:
     raise ConfigError(f"{name}: found {limit!r}, expected points of 0 or more, or None.")
 
 
+def checked_repair(repair: Any, max_forgetting: float | None) -> bool:
+    """Whether weights are pulled back before a task is taken back.
+
+    Raises:
+        ConfigError: It is no truth value, or there is no limit that a task could break.
+    """
+    if not isinstance(repair, bool):
+        raise ConfigError(f"repair: found {repair!r}, expected True or False.")
+    if repair and max_forgetting is None:
+        raise ConfigError(
+            "repair: found True without max_forgetting, expected both: what costs earlier tasks too much is "
+            "repaired. Give max_forgetting, in points."
+        )
+    return repair
+
+
 def moved_model(record: RunRecord, name: str, backbone: Backbone) -> None:
     """Put on record that a learner's model is in another place now.
 
@@ -211,6 +227,11 @@ def refuse_settings_of_a_stream(config: RunConfig) -> None:
     Raises:
         ConfigError: There are some; names what does the same.
     """
+    if config.watch.tasks or config.watch.when != "each":
+        raise ConfigError(
+            "settings: watch: found a section, expected nothing: a learner keeps the tasks that it watches. "
+            "Use learner.watch('general/'), or kifuse learn --watch general/."
+        )
     plain = DataConfig()
     given = [name for name in _OF_A_STREAM if getattr(config.data, name) != getattr(plain, name)]
     if given:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kifuse import forgetting
 from kifuse.errors import KifuseError, RunError
 from kifuse.folders import check_file, remove_temporaries
 from kifuse.lineage import event, learned_count, times_undone, was_undone
+from kifuse.reporting.page import refresh_report
 from kifuse.reporting.record import FILE, RunRecord
 from kifuse.tasks.kept import kept_task
 from kifuse.tasks.task import Task
@@ -45,6 +47,20 @@ class LearnerFolder:
         """The file with the test examples of the task at an index from 0."""
         return self.path / "tasks" / f"{index + 1}.json"
 
+    def kept_watched(self, index: int) -> Path:
+        """The file with the test examples of the watched task at an index from 0."""
+        return self.path / "watched" / f"{index + 1}.json"
+
+    def watched(self, index: int, record: RunRecord) -> Task:
+        """A watched task with its examples as they were kept.
+
+        Raises:
+            RunError: They are not as they were written.
+        """
+        entry = record.watched[index]
+        check_file(self.kept_watched(index), entry.kept, FILE)
+        return kept_task(self.kept_watched(index), entry.hash)
+
     def undone(self, number: int) -> Path:
         """The folder of what the rollback or refusal of a number, from 1, took out."""
         return self.path / UNDONE / str(number)
@@ -64,6 +80,11 @@ class LearnerFolder:
         Raises:
             RunError: They are not as they were written.
         """
+        entry = record.tasks[index]
+        if entry.forgotten is not None:
+            raise RunError(
+                f"{self.path}: the examples of {entry.name!r} were forgotten on {entry.forgotten}."
+            )
         self.check_kept(index, record)
         return kept_task(self.kept_task(index), record.tasks[index].hashes["test"])
 
@@ -98,6 +119,7 @@ class LearnerFolder:
             record.save(self.undone(times_undone(record) + 1))
             record.tasks = record.tasks[:k]
             record.scores = [s for s in record.scores if s.after <= k and s.task < k]
+            record.watch_scores = [s for s in record.watch_scores if s.after <= k]
             record.lineage.append(event(kind, now(), **facts))
             record.status, record.finished = "finished", now()
             engine.save()
@@ -164,6 +186,11 @@ class LearnerFolder:
         """
         refuse_file_for_middle(self.path)
         self._remove_temporaries()
+        if forgetting.is_begun(self.path):
+            forgetting.finish(self.path, record, self.say)
+            refresh_report(self.path)
+            forgetting.end(self.path)
+            self.say("a task that was being forgotten is forgotten now")
         beyond = self._beyond(record)
         if not beyond:
             return
@@ -215,7 +242,7 @@ class LearnerFolder:
 
     def _remove_temporaries(self) -> None:
         """Remove what a kill left of a write that never took its place; finish one that almost did."""
-        remove_temporaries(self.path, (*PARTS, "tasks"))
+        remove_temporaries(self.path, (*PARTS, "tasks", "watched"))
         for partial in (self.path / "adapters").glob(".after-*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
         for old in (self.path / "adapters").glob(".after-*.old"):

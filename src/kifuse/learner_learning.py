@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from kifuse.errors import DataError, RunError
 from kifuse.learner_opening import OpenLearner
+from kifuse.learner_repair import probe_of, repair
+from kifuse.learner_watching import score_watched_now, tell_shared
 from kifuse.lineage import LearnReport, event, is_settled, last_event, put_next, refused_before, times_undone
 from kifuse.scoring.own_function import refuse_unnamed
 from kifuse.storage import sha256_file
@@ -22,12 +24,15 @@ class Gates:
     """What a task may cost, and must reach, or it is rolled back.
 
     Attributes:
-        max_forgetting: Most points (of 100) that an earlier task may lose; None: no limit.
+        max_forgetting: Most points (of 100) that an earlier or watched task may lose; None: no limit.
         min_score: Least score (0 to 100) of the task itself; None: no limit.
+        repair: Whether weights are pulled back towards those before a task that costs too much, before it is
+            taken back.
     """
 
     max_forgetting: float | None = None
     min_score: float | None = None
+    repair: bool = False
 
 
 def learn_task(opened: OpenLearner, task: Task, gates: Gates) -> LearnReport:
@@ -49,13 +54,14 @@ def learn_task(opened: OpenLearner, task: Task, gates: Gates) -> LearnReport:
         if interrupted is not None and last_event(opened.record) == (task.name, task.split_hash("train")):
             return interrupted
         tasks, folder = opened.tasks, opened.place.path
-        check_different([*dict.fromkeys([*tasks, task.name])], f"{folder}: the learner")
+        watched = [entry.name for entry in opened.record.watched]
+        check_different([*dict.fromkeys([*tasks, task.name]), *watched], f"{folder}: the learner")
         if task.name in tasks:
             return _again(opened, task)
         refused = _refused_before(opened, task, gates)
         if refused is not None:
             return refused
-        _begin(opened, task)
+        _begin(opened, task, gates)
         opened.engine.learn(opened.learned + 1, task, earlier=[])
         report = settle(opened, gates)
     if report is None:
@@ -74,12 +80,16 @@ def settle(opened: OpenLearner, gates: Gates) -> LearnReport | None:
     record, k, engine, place = opened.record, opened.learned, opened.engine, opened.place
     if not k or is_settled(record, record.tasks[k - 1].name):
         return None
-    tested = [i for i in range(k) if record.tasks[i].sizes["test"]]
-    if any([engine.score(k, i, place.tested(i, record)) is not None for i in tested]):
-        engine.tell_row(k, range(k))
-    report = LearnReport.of(record, k - 1, engine.snapshots.adapter(k))
+    report = _scored(opened)
+    limit = gates.max_forgetting
+    if gates.repair and limit is not None and report.over(limit) and not report.repaired and repair(opened):
+        report = _scored(opened)
     facts = {"task": report.task, "data": record.tasks[k - 1].hashes["train"], "seconds": report.seconds}
     facts |= {"before": report.before, "after": report.after}
+    if report.watched_after:
+        facts["watched"] = {"before": report.watched_before, "after": report.watched_after}
+    if gates.repair:
+        facts["repair"] = report.repaired or True
     aside = place.undone_adapter(times_undone(record) + 1, k)
     report = report.judged(gates.max_forgetting, gates.min_score, aside)
     if not report.accepted:
@@ -93,6 +103,16 @@ def settle(opened: OpenLearner, gates: Gates) -> LearnReport | None:
     engine.tell_saved()
     engine.progress.finish()
     return report
+
+
+def _scored(opened: OpenLearner) -> LearnReport:
+    """Score all tasks after the last one, unless they are scored, and tell what it gained and cost."""
+    record, k, engine, place = opened.record, opened.learned, opened.engine, opened.place
+    tested = [i for i in range(k) if record.tasks[i].sizes["test"]]
+    if any([engine.score(k, i, place.tested(i, record)) is not None for i in tested]):
+        engine.tell_row(k, range(k))
+    score_watched_now(opened)
+    return LearnReport.of(record, k - 1, engine.snapshots.adapter(k))
 
 
 def _again(opened: OpenLearner, task: Task) -> LearnReport:
@@ -118,14 +138,15 @@ def _refused_before(opened: OpenLearner, task: Task, gates: Gates) -> LearnRepor
         gates.max_forgetting,
         gates.min_score,
         lambda number: place.undone_adapter(number, k),
+        gates.repair,
     )
     if report is not None:
         opened.engine.progress.say(f"{report.reason} Nothing has changed, so it is not trained again.")
     return report
 
 
-def _begin(opened: OpenLearner, task: Task) -> None:
-    """Put a task on record, keep its test examples, and score it before it is learned."""
+def _begin(opened: OpenLearner, task: Task, gates: Gates) -> None:
+    """Put a task on record, keep its test examples and its probe, and score it before it is learned."""
     record, k, engine, place = opened.record, opened.learned, opened.engine, opened.place
     for i, learned in enumerate(record.tasks[:k]):
         place.check_kept(i, record)
@@ -134,8 +155,9 @@ def _begin(opened: OpenLearner, task: Task) -> None:
     earlier = {name: kept_inputs(place.kept_task(i)) for i, name in enumerate(opened.tasks)}
     findings = engine.look_through([task], earlier)
     put_next(record, k, task_record(task))
-    keep_task(place.kept_task(k), task)
+    keep_task(place.kept_task(k), task, probe_of(task, engine.config.training.seed) if gates.repair else ())
     record.tasks[k].kept = sha256_file(place.kept_task(k))
+    tell_shared(opened, task)
     said = put_on_record(record, findings, place.path if engine.writes else None)
     tell(said, record.tasks[k:], engine.progress.say)
     record.status, record.finished = "running", None
@@ -146,3 +168,4 @@ def _begin(opened: OpenLearner, task: Task) -> None:
     engine.progress.begin(f"{engine.config.method.name}: task {k + 1}", plan, Plan(0, 0))
     if task.test and engine.score(k, k, task) is not None:
         engine.tell_row(k, [k])
+    score_watched_now(opened)

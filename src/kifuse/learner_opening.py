@@ -82,6 +82,7 @@ def open_engine(
     tokenizer: Any,
     max_forgetting: float | None,
     min_score: float | None,
+    repair: bool,
     elsewhere: bool,
     at: int | str | None,
 ) -> Engine:
@@ -95,6 +96,7 @@ def open_engine(
         tokenizer: Of a model that is given.
         max_forgetting: Most points that a task may cost an earlier one.
         min_score: Least score that a task must reach itself.
+        repair: Whether weights are pulled back before a task is taken back.
         elsewhere: Whether the model may have another name than on record.
         at: Number of tasks, or the name of the last one, to go back to; None: the newest state.
 
@@ -130,7 +132,7 @@ def open_engine(
         if unsealed:
             log.say(f"{folder} was {SEALED_NOW}")
         check_base(record, backbone)
-        record.max_forgetting, record.min_score = max_forgetting, min_score
+        record.max_forgetting, record.min_score, record.repair = max_forgetting, min_score, repair
         engine = Engine(config, record, built, backbone, log, writes=log.writes)
         if writes and (unsealed or record != before):
             record.save(folder)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from kifuse.errors import RunError, did_you_mean
 from kifuse.reporting.record import RunRecord, TaskRecord
+
+UNDOING = ("rolled back", "refused")
+"""Entries of the history after which a task is no longer learned."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,9 @@ class LearnReport:
         seconds: Time of training.
         adapter: Folder of the standard PEFT adapter after it.
         reason: Why it was not accepted.
+        watched_before: Score of each watched task before it was learned, by name.
+        watched_after: The same after it was learned.
+        repaired: How the weights were pulled back towards those before it; None: they were not.
     """
 
     task: str
@@ -32,6 +38,9 @@ class LearnReport:
     seconds: float
     adapter: Path
     reason: str = ""
+    watched_before: dict[str, float] = field(default_factory=dict)
+    watched_after: dict[str, float] = field(default_factory=dict)
+    repaired: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, record: RunRecord, index: int, adapter: Path) -> LearnReport:
@@ -42,21 +51,32 @@ class LearnReport:
             return {names[s.task]: s.score for s in record.scores if s.after == after and s.task <= index}
 
         entry = record.tasks[index]
-        return cls(entry.name, True, row(index), row(index + 1), entry.seconds_train or 0.0, adapter)
+        return cls(
+            entry.name,
+            True,
+            row(index),
+            row(index + 1),
+            entry.seconds_train or 0.0,
+            adapter,
+            watched_before=record.watch_row(index),
+            watched_after=record.watch_row(index + 1),
+            repaired=entry.repaired,
+        )
 
     def judged(self, max_forgetting: float | None, min_score: float | None, aside: Path) -> LearnReport:
-        """The same, or not accepted where it cost an earlier task too much or was not learned well enough.
+        """The same, or not accepted where it cost another task too much or was not learned well enough.
 
         Args:
-            max_forgetting: Most points that a task may cost an earlier one; None: no limit.
+            max_forgetting: Most points that a task may cost an earlier or watched one; None: no limit.
             min_score: Least score that a task must reach itself; None: no limit.
             aside: Where the adapter then is.
         """
-        worst, own, reasons = self.worst, self.after.get(self.task), []
-        if max_forgetting is not None and worst is not None and worst[1] > max_forgetting:
-            name, lost = worst
+        own, reasons = self.after.get(self.task), []
+        if max_forgetting is not None and self.over(max_forgetting):
+            name, lost = max(self.over(max_forgetting).items(), key=lambda each: each[1])
+            before, after = {**self.before, **self.watched_before}, {**self.after, **self.watched_after}
             reasons.append(
-                f"it cost {name} {lost:.1f} points ({self.before[name]:.1f} to {self.after[name]:.1f}), and "
+                f"it cost {name} {lost:.1f} points ({before[name]:.1f} to {after[name]:.1f}), and "
                 f"{max_forgetting:g} are allowed"
             )
         if min_score is not None and own is not None and own < min_score:
@@ -79,6 +99,16 @@ class LearnReport:
         return {n: self.before[n] - s for n, s in self.after.items() if n != self.task and s < self.before[n]}
 
     @property
+    def watched_lost(self) -> dict[str, float]:
+        """Points that watched tasks lost, by name; those that lost none are left out."""
+        before, after = self.watched_before, self.watched_after
+        return {n: before[n] - s for n, s in after.items() if n in before and s < before[n]}
+
+    def over(self, max_forgetting: float) -> dict[str, float]:
+        """Points that earlier and watched tasks lost beyond what is allowed, by name."""
+        return {n: p for n, p in {**self.lost, **self.watched_lost}.items() if p > max_forgetting}
+
+    @property
     def worst(self) -> tuple[str, float] | None:
         """The earlier task that lost most, and its points; None if none lost any."""
         return max(self.lost.items(), key=lambda each: each[1], default=None)
@@ -89,6 +119,15 @@ class LearnReport:
             f"  {name}: {self.before[name]:.1f} -> {score:.1f} ({score - self.before[name]:+.1f})"
             for name, score in self.after.items()
         ]
+        before = self.watched_before
+        lines += [
+            f"  watched {name}: {before[name]:.1f} -> {score:.1f} ({score - before[name]:+.1f})"
+            for name, score in self.watched_after.items()
+            if name in before
+        ]
+        if self.repaired:
+            steps, pull = self.repaired["steps"], self.repaired["pull"]
+            lines.append(f"  repaired: pulled back {steps} times by {pull:.0%} towards the weights before it")
         return "\n".join([*lines, *([self.reason] if self.reason else [])])
 
 
@@ -99,7 +138,8 @@ def event(kind: str, when: str, **facts: Any) -> dict[str, Any]:
 
 def is_settled(record: RunRecord, name: str) -> bool:
     """Whether the history says that a task was accepted, and not taken back later."""
-    about = [e for e in record.lineage if name == e.get("task") or name in e.get("tasks", ())]
+    told = [e for e in record.lineage if e["event"] in ("learned", *UNDOING)]
+    about = [e for e in told if name == e.get("task") or name in e.get("tasks", ())]
     return bool(about) and about[-1]["event"] == "learned"
 
 
@@ -130,12 +170,13 @@ def learned_count(record: RunRecord) -> int:
 
 def times_undone(record: RunRecord) -> int:
     """How often tasks were taken out again: rollbacks and refusals."""
-    return sum(e["event"] != "learned" for e in record.lineage)
+    return sum(e["event"] in UNDOING for e in record.lineage)
 
 
 def was_undone(record: RunRecord) -> bool:
     """Whether the last thing that happened was a rollback or a refusal."""
-    return bool(record.lineage) and record.lineage[-1]["event"] != "learned"
+    told = [e["event"] for e in record.lineage if e["event"] in ("learned", *UNDOING)]
+    return bool(told) and told[-1] in UNDOING
 
 
 def refused_before(
@@ -145,6 +186,7 @@ def refused_before(
     max_forgetting: float | None,
     min_score: float | None,
     adapter: Callable[[int], Path],
+    repair: bool = False,
 ) -> LearnReport | None:
     """The report of a task that was refused and would be again, since nothing has changed.
 
@@ -155,17 +197,23 @@ def refused_before(
         max_forgetting: Most points that a task may cost now.
         min_score: Least score that it must reach now.
         adapter: Where the adapter of a task is that was undone; given the number of the undoing, from 1.
+        repair: Whether its weights would be pulled back now, which they may not have been.
 
     Returns:
         The report; None where the task may be tried.
     """
     number = times_undone(record)
     for entry in reversed(record.lineage):
+        if entry["event"] == "forgotten":
+            continue
         if entry["event"] != "refused":
             return None
         if (entry.get("task"), entry.get("data")) == (name, data):
+            if repair and not entry.get("repair", False):
+                return None
             before, after, seconds = (entry.get(key, {}) for key in ("before", "after", "seconds"))
-            report = LearnReport(name, True, before, after, seconds or 0.0, Path())
+            watched = {f"watched_{key}": row for key, row in entry.get("watched", {}).items()}
+            report = LearnReport(name, True, before, after, seconds or 0.0, Path(), **watched)
             judged = report.judged(max_forgetting, min_score, adapter(number))
             return None if judged.accepted else judged
         number -= 1

@@ -375,6 +375,7 @@ def test_the_resolved_configuration_is_plain_yaml(tmp_path: Path) -> None:
         "memory",
         "training",
         "evaluation",
+        "watch",
         "output",
     ]
     assert "!!" not in text

@@ -13,6 +13,7 @@ from kifuse.cli.cp import cp
 from kifuse.cli.demo import demo
 from kifuse.cli.evaluate import evaluate
 from kifuse.cli.export import export
+from kifuse.cli.forget import forget
 from kifuse.cli.fuse import fuse
 from kifuse.cli.history import history
 from kifuse.cli.learn import learn
@@ -87,6 +88,9 @@ app.command(
 )(evaluate)
 app.command(epilog=_examples("kifuse history desk", "kifuse history desk --json"))(history)
 app.command(epilog=_examples("kifuse rollback desk --to october"))(rollback)
+app.command(
+    epilog=_examples("kifuse forget desk october", "kifuse forget desk october --retrain november.jsonl")
+)(forget)
 app.command(
     epilog=_examples(
         "kifuse export desk",

@@ -178,7 +178,8 @@ def _show(grid: Grid, outcome: Outcome, console: Console) -> None:
     from kifuse.comparing.section import PAGE, TABLES
     from kifuse.reporting.paired_differences import differences_table
     from kifuse.reporting.run_groups import group_runs
-    from kifuse.reporting.terminal_tables import ranking_table, sweep_shown
+    from kifuse.reporting.terminal_tables import plain_table, ranking_table, sweep_shown
+    from kifuse.reporting.watched import watched_by_method
     from kifuse.reporting.wording import MINUS
 
     if outcome.sweep is not None:
@@ -186,6 +187,9 @@ def _show(grid: Grid, outcome: Outcome, console: Console) -> None:
     if outcome.runs:
         groups = group_runs(outcome.runs)
         console.print(ranking_table(groups))
+        watched = watched_by_method(groups)
+        if watched is not None:
+            console.print(plain_table(watched))
         apart = differences_table(groups)
         for note in apart.notes if apart else ():
             _say(console, note.replace(MINUS, "-"))

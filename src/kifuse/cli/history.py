@@ -54,6 +54,9 @@ def _table(lineage: list[dict[str, Any]]) -> Table:
             gone = ", ".join(entry["tasks"])
             table.add_row(Text(when), "rolled back", Text(gone), "", "", "", "")
             continue
+        if entry["event"] == "forgotten":
+            table.add_row(when, "forgotten", Text(entry["task"]), "", "", "", "")
+            continue
         task, before, after = entry["task"], entry["before"], entry["after"]
         earlier = [name for name in after if name != task]
         means = (

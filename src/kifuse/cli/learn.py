@@ -61,6 +61,19 @@ def learn(
         float | None,
         typer.Option(help="Least score the task must reach, or it is rolled back (exit code 3)."),
     ] = None,
+    repair: Annotated[
+        bool | None,
+        typer.Option(
+            "--repair/--no-repair",
+            help="Before rolling back, pull the weights back in small steps and check the limits again.",
+        ),
+    ] = None,
+    watch: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A task or a folder of tasks to score as well, never trained on; --max-forgetting counts."
+        ),
+    ] = None,
     before: Annotated[
         str | None, typer.Option("--run-before", help="A shell command that is run first.")
     ] = None,
@@ -94,7 +107,7 @@ def learn(
         own = wanted.get("model", {}).get("adapter", {})
         refuse_twice({"from": "--adapter"}, {"from": str(adapter)}, own)
         wanted["model"] = {**wanted.get("model", {}), "adapter": {**own, "from": str(adapter)}}
-    limits = {"max_forgetting": max_forgetting, "min_score": min_score}
+    limits = {"max_forgetting": max_forgetting, "min_score": min_score, "repair": repair}
     limits = {key: value for key, value in limits.items() if value is not None}
     options = {
         "name": name,
@@ -110,6 +123,8 @@ def learn(
     with open_one(
         folder, model=model, settings=wanted, trust_remote_code=trust_remote_code, quiet=quiet, **limits
     ) as learner:
+        if watch:
+            learner.watch(*map(str, watch))
         report = learner.learn(data, **{key: value for key, value in options.items() if value is not None})
     _hook("--run-after", afterwards, folder, report)
     if as_json:
@@ -166,6 +181,8 @@ def _facts(report: LearnReport) -> dict[str, object]:
         "after": report.after,
         "gained": report.gained,
         "lost": report.lost,
+        "repaired": report.repaired,
+        "watched": {"before": report.watched_before, "after": report.watched_after},
         "seconds": report.seconds,
         "adapter": str(report.adapter),
     }

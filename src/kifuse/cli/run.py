@@ -65,7 +65,8 @@ def run(
 
     from kifuse.cli.quiet import quieten
     from kifuse.page_refresh import run as run_stream
-    from kifuse.reporting.terminal_tables import comparison_table, matrix_table
+    from kifuse.reporting.terminal_tables import comparison_table, matrix_table, plain_table
+    from kifuse.reporting.watched import watched_table
     from kifuse.terminal_progress import ConsoleProgress
     from kifuse.training.environment import is_main_process, leave_processes
 
@@ -78,5 +79,8 @@ def run(
         progress.finish()
     console.print(matrix_table(record))
     console.print(comparison_table([record]))
+    watched = watched_table(record)
+    if watched is not None:
+        console.print(plain_table(watched))
     console.print(f"Written to {resolved.output}", soft_wrap=True, highlight=False, markup=False)
     leave_processes()

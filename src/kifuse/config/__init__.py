@@ -10,6 +10,7 @@ from kifuse.config.schema import (
     ModelConfig,
     RunConfig,
     TrainingConfig,
+    WatchConfig,
 )
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "RunConfig",
     "TrainingConfig",
+    "WatchConfig",
     "load_config",
     "missing_trackers",
     "parse_overrides",

@@ -329,6 +329,19 @@ class EvaluationConfig(Section):
     )
 
 
+class WatchConfig(Section):
+    """Tasks that are scored beside the stream and never trained on: general ability, for example."""
+
+    tasks: list[Text] = Field(
+        default_factory=list,
+        description="Folders or files of tasks with test examples; in no average, memory or training.",
+    )
+    when: Literal["each", "end"] = Field(
+        default="each",
+        description="each: before the first task and after each; end: before the first and at the end.",
+    )
+
+
 class RunConfig(Section):
     """Everything that a run is made of; see the sections."""
 
@@ -339,5 +352,8 @@ class RunConfig(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How each task is trained.")
     evaluation: EvaluationConfig = Field(
         default_factory=EvaluationConfig, description="How tasks are scored."
+    )
+    watch: WatchConfig = Field(
+        default_factory=WatchConfig, description="Tasks that are scored and never trained on."
     )
     output: Folder = Field(description="The folder that the run is written to.")

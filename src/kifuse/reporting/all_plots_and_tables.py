@@ -13,6 +13,7 @@ from kifuse.reporting.run_groups import Run, group_runs
 from kifuse.reporting.run_pictures import Missing, forgetting_curves, learning_rates, losses, score_matrix
 from kifuse.reporting.sweeps import Sweep, sweep_picture, sweep_table
 from kifuse.reporting.tables import Table
+from kifuse.reporting.watched import watched_by_method, watched_table
 
 
 def all_plots(runs: Sequence[Run], sweep: Sweep | None = None) -> list[Plot | Missing]:
@@ -66,6 +67,8 @@ def all_tables(runs: Sequence[Run], sweep: Sweep | None = None) -> list[Table]:
         tasks_table(groups),
         runs_table(runs, labels),
     ]
+    watched = watched_by_method(groups) if len(runs) > 1 else watched_table(runs[0].record)
+    tables += [watched] if watched else []
     if sweep is not None:
         return [*tables, sweep_table(sweep)]
     return tables if len(runs) > 1 else [scores_table(runs[0].record), *tables]

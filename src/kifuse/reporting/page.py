@@ -46,6 +46,7 @@ from kifuse.reporting.shareable import without_paths
 from kifuse.reporting.styles import page_style, read_template
 from kifuse.reporting.sweeps import Sweep, sweep_picture, sweep_table
 from kifuse.reporting.tables import Table
+from kifuse.reporting.watched import watched_by_method, watched_table
 from kifuse.reporting.what_was_read import what_was_read
 from kifuse.reporting.wording import clean, count, number, shorten
 from kifuse.storage import write_text
@@ -112,6 +113,7 @@ def run_page(run: Run, *, texts: bool = True) -> str:
         how_scored=how_scored(record),
         figures=figures(record),
         matrix=score_matrix(record),
+        watched=watched_table(record),
         forgetting=draw(forgetting_curves(record)),
         views=draw_all(views(record)),
         moved=draw(moved_beside_importance(record)),
@@ -174,6 +176,7 @@ def comparison_page(
         fusions=draw(comparison.number_of_fusions(groups)),
         sweep=None if sweep is None else draw(sweep_picture(sweep)),
         tried=None if sweep is None else sweep_table(sweep),
+        watched=watched_by_method(groups),
         runs=runs_table(runs, labels),
         link=lambda run: _link(run, folder),
     )

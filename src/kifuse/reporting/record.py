@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from kifuse import __version__
 from kifuse.errors import RunError
 from kifuse.evaluation.metrics import Metric, ScoreMatrix
-from kifuse.file_names import leads_out
 from kifuse.methods.shown import Event, Shown
 from kifuse.reporting.former_names import FORMER
+from kifuse.reporting.record_parts import (
+    MethodRecord,
+    Part,
+    ScoreRecord,
+    TaskRecord,
+    WatchedRecord,
+    checked_event,
+    checked_model,
+)
 from kifuse.sealed import read_sealed, write_sealed
 
 SCHEMA_VERSION = 1
@@ -24,161 +31,16 @@ RENDERED = "rendered.json"
 """File beside the record: of each task a test example as the model reads it."""
 
 
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not have, by None at any depth of lists."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _file_name(value: str) -> str:
-    """Refuse a task's name that would lead out of the run's folder: its predictions are read by it."""
-    if leads_out(value):
-        raise ValueError(f"{value!r} is a path, expected a plain name")
-    return value
-
-
-def _event(entry: dict[str, Any]) -> dict[str, Any]:
-    """Refuse an entry of a learner's history that lacks what is read of it, or has it otherwise."""
-    undone = entry.get("event") == "rolled back"
-    kinds = {"when": str, **({"tasks": list} if undone else {"task": str, "before": dict, "after": dict})}
-    wrong = next((key for key, kind in kinds.items() if not isinstance(entry.get(key), kind)), None)
-    if entry.get("event") not in ("learned", "refused", "rolled back"):
-        wrong = "event"
-    elif wrong is None and undone:
-        wrong = None if all(isinstance(name, str) for name in entry["tasks"]) else "tasks"
-    elif wrong is None:
-        scores = [entry.get("seconds") or 0.0, *entry["before"].values(), *entry["after"].values()]
-        known = entry["after"].keys() <= {*entry["before"], entry["task"]}
-        wrong = None if known and all(type(score) in (int, float) for score in scores) else "before and after"
-    if wrong is not None:
-        raise ValueError(f"{wrong}: not what a learner writes there")
-    return entry
-
-
-_OF_A_MODEL = {
-    "name": str,
-    "given": bool,
-    "family": str,
-    "parameters": int,
-    "commit": str,
-    "files": dict,
-    "adapter": dict,
-}
-
-
-def _model(found: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what is on record of the base model where it is of another kind than what is written there."""
-    for key, kind in _OF_A_MODEL.items():
-        if key in found and not isinstance(found[key], kind):
-            raise ValueError(f"{key}: not what is written there")
-    for name, facts in found.get("files", {}).items():
-        if not (isinstance(facts, dict) and isinstance(facts.get("sha256"), str)):
-            raise ValueError(f"files.{name}: expected bytes, modified and sha256")
-    return found
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", validate_assignment=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-
-class MethodRecord(_Part):
-    """The method, its settings as they were used, and which data it may train on.
-
-    `shown` is the method's own declaration of what its measurements and events mean. Records from before
-    methods declared it have none. `own_adapter` says that the method brings an adapter that PEFT does not
-    know.
-    """
-
-    name: str
-    settings: dict[str, Any]
-    data_class: Literal["replay-free", "real replay", "generated replay", "task id given", "all data"]
-    shown: Shown | None = None
-    own_adapter: bool = False
-
-
-class TaskRecord(_Part):
-    """One task: its data, and what training on it was. Fields are None until it has been trained on.
-
-    `loss` holds (step, training loss); a loss that was no finite number is None. `events` are what the method
-    had to say, in its own words. `per_tensor` holds what it measured of each trainable tensor: `names`,
-    `sizes` (scalars) and `series` of as many numbers by name. `learning_rate` holds (step, rate).
-    `kept_parameters` is what the task left: scalars of the adapter and of the method's state after it.
-
-    Known before training, and None where an older kifuse did not look: `format` and `metric_why` in the
-    reader's words; `metric_source`, the SHA-256 of the source of the user's own function that scores it;
-    `comparison`, how answers are compared with references; `passed_over`, what stands in the data and was not
-    read; `repeated`, examples that repeat another one, by split; `contradictions`, training inputs whose
-    answers contradict each other; `also_trained`, test examples whose input is also trained on;
-    `longest_input` and `longest_target` in tokens; `cut_...`, how many inputs lost their middle and answers
-    their end; `unknown`, examples with characters that the tokenizer replaces.
-
-    `seal` is the SHA-256 of the list of the task's files, `state/after-<k>/manifest.json`; `kept` that of a
-    learner's `tasks/<k>.json`. Records of an earlier kifuse have neither.
-    """
-
-    name: Annotated[str, AfterValidator(_file_name)]
-    metric: str
-    labels: list[str] | None = None
-    sizes: dict[str, int] = Field(default_factory=dict)
-    hashes: dict[str, str] = Field(default_factory=dict)
-    cut_inputs: int | None = None
-    cut_test_inputs: int | None = None
-    cut_answers: int | None = None
-    cut_test_answers: int | None = None
-    unknown: int | None = None
-    longest_input: int | None = None
-    longest_target: int | None = None
-    format: str | None = None
-    metric_why: str | None = None
-    metric_source: str | None = None
-    comparison: str | None = None
-    passed_over: list[str] = Field(default_factory=list)
-    repeated: dict[str, int] | None = None
-    contradictions: int | None = None
-    also_trained: int | None = None
-    train_steps: int | None = None
-    examples_seen: int | None = None
-    replayed_examples: int | None = None
-    extra_forward_backward: int | None = None
-    seconds_train: float | None = None
-    kept_parameters: int | None = None
-    loss: Annotated[list[tuple[int, float | None]], BeforeValidator(_finite)] = Field(default_factory=list)
-    learning_rate: list[tuple[int, float]] = Field(default_factory=list)
-    events: list[dict[str, Any]] = Field(default_factory=list)
-    per_tensor: dict[str, Any] = Field(default_factory=dict)
-    notes: list[str] = Field(default_factory=list)
-    seal: str | None = None
-    kept: str | None = None
-
-
-class ScoreRecord(_Part):
-    """One cell: task number `task` (from 0) scored after `after` tasks were learned (0: before any).
-
-    `score` and `valid` (outputs that are a label of the task) are percentages; `valid` is None for a task
-    without labels. `n` is the number of test examples. `predictions` is the SHA-256 of the file with them.
-    `identified` is the percentage of inputs that a method which finds out their task took for the right one;
-    None for others, and where that task was not learned yet.
-    """
-
-    after: int = Field(ge=0)
-    task: int = Field(ge=0)
-    score: float
-    valid: float | None = None
-    n: int
-    seconds: float
-    predictions: str | None = None
-    identified: float | None = None
-
-
-class RunRecord(_Part):
+class RunRecord(Part):
     """Everything a run was; see the field names.
+
+    `watched` are the tasks that are scored beside the stream, and `watch_scores` their scores; `task` there
+    is a place in `watched`.
 
     `lineage` is the history of a learner's folder, oldest first: what was learned, refused or rolled back,
     when, from which data (hash), with the scores of all tasks before and after. `max_forgetting` is the most
-    points that a task may cost an earlier one there, and `min_score` the least that it must reach.
+    points that a task may cost an earlier one there, and `min_score` the least that it must reach;
+    `repair` is whether weights are pulled back before a task is taken back.
     `rendering` says in which `form` the model reads examples (``chat template`` or ``plain``) and `why`; a
     record without it is of an older kifuse.
     """
@@ -190,20 +52,23 @@ class RunRecord(_Part):
     rendering: dict[str, str] = Field(default_factory=dict)
     finished: str | None = None
     config: dict[str, Any]
-    model: Annotated[dict[str, Any], AfterValidator(_model)]
+    model: Annotated[dict[str, Any], AfterValidator(checked_model)]
     method: MethodRecord
     stream: str
     tasks: list[TaskRecord]
     scores: list[ScoreRecord] = Field(default_factory=list)
+    watched: list[WatchedRecord] = Field(default_factory=list)
+    watch_scores: list[ScoreRecord] = Field(default_factory=list)
     overlaps: list[dict[str, Any]] = Field(default_factory=list)
     seeds: dict[str, int] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     machine: dict[str, Any] = Field(default_factory=dict)
     memory: dict[str, Any] = Field(default_factory=dict)
     peak_memory_mb: float | None = None
-    lineage: list[Annotated[dict[str, Any], AfterValidator(_event)]] = Field(default_factory=list)
+    lineage: list[Annotated[dict[str, Any], AfterValidator(checked_event)]] = Field(default_factory=list)
     max_forgetting: float | None = Field(default=None, ge=0)
     min_score: float | None = Field(default=None, ge=0)
+    repair: bool = False
     warnings: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 
@@ -281,6 +146,14 @@ class RunRecord(_Part):
         for cell in self.scores:
             matrix.set(cell.after, cell.task, cell.score)
         return matrix
+
+    def watch_row(self, after: int) -> dict[str, float]:
+        """Scores of the watched tasks after so many tasks of the stream, by name."""
+        return {
+            self.watched[s.task].name: s.score
+            for s in self.watch_scores
+            if s.after == after and s.task < len(self.watched)
+        }
 
     def shown(self) -> Shown:
         """What the measurements and events of the run's method mean.

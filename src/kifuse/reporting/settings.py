@@ -57,6 +57,7 @@ def settings(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         else:
             loose.append((clean(name), plain(values)))
     limits = {"max_forgetting": record.max_forgetting, "min_score": record.min_score}
+    limits["repair"] = record.repair or None
     loose += [(name, plain(limit)) for name, limit in limits.items() if limit is not None]
     return found + ([("run", loose)] if loose else [])
 
@@ -240,6 +241,16 @@ def notices(record: RunRecord) -> list[str]:
             said.append(f"{clean(task.name)}: {cut} lost their middle to fit")
         said += _skipped(task)
         said += [f"{clean(task.name)}: {clean(note)}" for note in task.notes]
+        if task.forgotten is not None:
+            said.append(
+                f"{clean(task.name)}: its examples were forgotten on request, {clean(task.forgotten)}"
+            )
+        if task.repaired is not None:
+            steps, pull = task.repaired.get("steps"), task.repaired.get("pull")
+            said.append(
+                f"{clean(task.name)}: repaired: the weights were pulled back {plain(steps)} times, by "
+                f"{plain(pull)} of the way to those before it"
+            )
     return said + [clean(note) for note in record.notes]
 
 

@@ -24,6 +24,9 @@ def without_paths(run: Run) -> Run:
     for section, key in ((record.config.get("data"), "path"), (model, "name"), (record.model, "name")):
         if isinstance(section, dict) and isinstance(section.get(key), str):
             section[key] = last_part(section[key]) if key == "path" else model_name(section[key])
+    watch = record.config.get("watch")
+    if isinstance(watch, dict) and isinstance(watch.get("tasks"), list):
+        watch["tasks"] = [last_part(str(path)) for path in watch["tasks"]]
     record.config.pop("output", None)
     return replace(run, record=record, folder=None)
 

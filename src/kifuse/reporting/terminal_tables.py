@@ -63,9 +63,8 @@ def plain_table(table: Table) -> RichTable:
     shown = _table(table.title)
     for place, head in enumerate(table.heads):
         shown.add_column(Text(head), justify="right" if table.numeric(place) else "left", overflow="fold")
-    for row in table.rows:
-        texts = [_text(cell).append(f" ±{cell.aside}" if cell.aside else "") for cell in row]
-        shown.add_row(*texts)
+    for row in table.lines():
+        shown.add_row(*map(_text, row))
     if table.notes:
         shown.caption = Text("\n".join(table.notes).replace(MINUS, "-"))
     return shown
@@ -110,12 +109,9 @@ def ranking_table(groups: Sequence[Group]) -> RichTable:
 def sweep_shown(sweep: Sweep) -> RichTable:
     """Show the values that were tried with their mean AP on dev, and which one is chosen."""
     table = sweep_table(sweep)
-    shown = _table(table.title)
-    for place, head in enumerate(table.heads):
-        shown.add_column(Text(head), justify="right" if table.numeric(place) else "left", overflow="fold")
-    for row in table.rows:
-        shown.add_row(*map(_text, row), style="bold" if row[-1].text else None)
-    shown.caption = Text("\n".join(table.notes))
+    shown = plain_table(table)
+    for place, row in enumerate(table.rows):
+        shown.rows[place].style = "bold" if row[-1].text else ""
     return shown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,37 @@ from kifuse.tasks.task import Example, Task
 FORMAT = 1
 
 
-def keep_task(file: Path, task: Task) -> None:
+def keep_task(file: Path, task: Task, probe: Sequence[Example] = ()) -> None:
     """Write what scoring needs of a task: its test examples, labels and metric; not what it was trained on.
 
-    Of its inputs hashes are kept as well, so that those of later tasks can be held against them.
+    A probe is the exception: a few examples that tell later whether the task is still known. Of its inputs
+    hashes are kept as well, so that those of later tasks can be held against them.
 
     Raises:
         KifuseError: The file cannot be written.
     """
     test = [example.state() for example in task.test]
     labels = None if task.labels is None else list(task.labels)
+    more = {"probe": [example.state() for example in probe]} if probe else {}
     write_json(
         file,
         {"format": FORMAT, "name": task.name, "metric": task.metric, "labels": labels, "source": task.source}
-        | {"test": test, "inputs": task.input_hashes(), "asks": way_of([*task.train, *task.test])},
+        | {"test": test, "inputs": task.input_hashes(), "asks": way_of([*task.train, *task.test])}
+        | more,
     )
+
+
+def kept_probe(file: Path) -> list[Example]:
+    """Read the examples that were kept as a task's probe; none where none were.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    found = read_json(file)
+    try:
+        return [Example.from_state(item) for item in found.get("probe", ())]
+    except (KeyError, TypeError, AttributeError, KifuseError) as error:
+        raise DataError(f"{file}: not a kept task of format {FORMAT}; the file is damaged.") from error
 
 
 def kept_inputs(file: Path) -> Inputs:

@@ -55,6 +55,8 @@ def _agrees(theirs: RunRecord, config: RunConfig, record: RunRecord) -> bool:
         or not same_task(theirs.tasks[0], record.tasks[0])
     ):
         return False
+    if [(w.name, w.hash) for w in theirs.watched] != [(w.name, w.hash) for w in record.watched]:
+        return False
     if begun_form(theirs) != begun_form(record):
         return False
     differing = differences(theirs.config, config_json(config))

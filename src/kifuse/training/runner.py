@@ -37,6 +37,7 @@ from kifuse.training.shared import Shared
 from kifuse.training.snapshot import Snapshots
 from kifuse.training.start_from import keep_start
 from kifuse.training.trained_elsewhere import take_over_training
+from kifuse.training.watched import open_watched, put_on_watch, score_watched, tell_trained
 from kifuse.training.work import cells_to_score, plan_of
 
 
@@ -137,12 +138,16 @@ class _StreamRun:
         self.config, self.record, self.progress = engine.config, engine.record, engine.progress
         self.joint = engine.method.old_data == "all"
         self.cells = cells_to_score(engine.config, engine.method, self.tasks)
+        self.watched = open_watched(engine.config)
+        last = len(self.tasks)
+        self.moments = {0, last} if self.joint or self.config.watch.when == "end" else set(range(last + 1))
 
     def go(self, reuse: Sequence[Path], trained: Path | None) -> RunRecord:
         """Do what is not done yet."""
         engine = self.engine
         # looked through before anything is written, so that data which cannot be used leaves nothing behind
         findings = None if is_looked_through(self.record) else engine.look_through(self.tasks)
+        put_on_watch(self.record, self.watched)
         if engine.writes:
             write_text(engine.folder / "config.yaml", to_yaml(self.config))
         engine.save()
@@ -155,6 +160,7 @@ class _StreamRun:
         if findings is not None:
             put_on_record(self.record, findings, engine.folder if engine.writes else None)
             engine.save()
+        tell_trained(self.record, self.watched, self.tasks, self.progress.say)
         self._announce()
         if trained is not None:
             self._score_states()
@@ -179,11 +185,16 @@ class _StreamRun:
         scored = [self.engine.score(k, i, self.tasks[i]) for after, i in self.cells if after == k]
         if any(cell is not None for cell in scored):
             self.engine.tell_row(k)
+        if k in self.moments:
+            score_watched(self.engine, k, self.watched)
 
     def _score_states(self) -> None:
         """Score the model as it was before the last task, where the training was taken over whole."""
         known = {(score.after, score.task) for score in self.record.scores}
-        for k in sorted({after for after, i in self.cells if (after, i) not in known} - {len(self.tasks)}):
+        moments = {after for after, i in self.cells if (after, i) not in known}
+        if self.watched:
+            moments |= self.moments - {score.after for score in self.record.watch_scores}
+        for k in sorted(moments - {len(self.tasks)}):
             if k:  # before any task, the model is as it was loaded
                 self.engine.restore(k)
             self._score(k)
@@ -232,6 +243,7 @@ class _StreamRun:
         other, theirs = found
         record.tasks[0] = theirs.tasks[0].model_copy(deep=True)
         record.scores = early_scores(theirs, record, self.cells)
+        record.watch_scores = [score for score in theirs.watch_scores if score.after <= 1]
         record.notes.append(f"the first task's training was taken over from the run of {theirs.method.name}")
         for score in record.scores:
             name = Path("predictions", f"after-{score.after}", f"{record.tasks[score.task].name}.jsonl")

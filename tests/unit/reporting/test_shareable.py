@@ -23,6 +23,7 @@ def folder(tmp_path: Path) -> Path:
     record.config = {
         **record.config,
         "data": {"path": "/srv/sekret/customers", "benchmark": None},
+        "watch": {"tasks": ["/srv/sekret/general"], "when": "each"},
         "output": "/srv/sekret/runs/kif",
     }
     record.config["model"] = {**record.config.get("model", {}), "name": "../sekret/models/mine"}

@@ -1,0 +1,43 @@
+"""``kifuse forget``: remove a task's examples from a learner's folder and its history."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kifuse.cli.opened import FOLDER, GATE, JSON, MODEL, TRUST, opened
+
+
+def forget(
+    folder: Annotated[Path, typer.Argument(help=FOLDER)],
+    task: Annotated[str, typer.Argument(help="Name of a task that was learned, refused or rolled back.")],
+    retrain: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DATA",
+            help="Data of each later task, in their order: they are learned again from the state before it.",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help=MODEL)] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
+) -> None:
+    """Remove a task's kept examples, predictions and texts from the folder and its history, for good.
+
+    What it left in the weights cannot be removed; that is said, with the command that retrains without it.
+    """
+    from kifuse.safe_console import SafeConsole
+
+    with opened(folder, model=model, trust_remote_code=trust_remote_code) as learner:
+        report = learner.forget(task, retrain=retrain)
+    if as_json:
+        facts = dataclasses.asdict(report)
+        typer.echo(json.dumps(facts, default=str))
+    else:
+        SafeConsole().print(str(report), markup=False, highlight=False, soft_wrap=True)
+    if not all(each.accepted for each in report.retrained):
+        raise typer.Exit(GATE)
