@@ -81,7 +81,8 @@ def _print(done: Export) -> None:
     from kifuse.safe_console import SafeConsole
 
     console = SafeConsole(highlight=False)
-    lines = [f"{done.form} of {len(done.tasks)} tasks on {done.base.name}: {done.folder}"]
+    learned = ", ".join(done.tasks)
+    lines = [f"{done.form} on {done.base.name}, which learned {learned}: {done.folder}"]
     if done.probe is not None:
         asked, same = done.probe["questions"], done.probe["same"]
         lines.append(f"{same} of {asked} answers on the probe are the adapter's ({done.probe['precision']})")

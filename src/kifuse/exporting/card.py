@@ -18,7 +18,9 @@ from kifuse.exporting.source import Base, Source
 from kifuse.reporting.record import RunRecord, TaskRecord
 from kifuse.safe_console import without_control
 
-_MEANS_SOMETHING = re.compile("([" + re.escape("".join(set(string.punctuation) - set("-,;.'\"&<>"))) + "])")
+_MEANS_SOMETHING = re.compile(
+    "([" + re.escape("".join(set(string.punctuation) - set("-,;.'\"&<>=/%?^"))) + "])"
+)
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
