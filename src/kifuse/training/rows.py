@@ -128,14 +128,19 @@ def known_by(dataset: Any) -> str | None:
     """A hash of a data set's length and of some of its rows.
 
     Returns:
-        The hash; None of a stream, and of rows that come out otherwise each time, as with random transforms.
+        The hash; None of a stream, of rows that hold what no text can, and of rows that come out otherwise
+        each time, as with random transforms.
     """
     try:
         count = len(dataset)
-    except TypeError:
+        places = sorted(
+            {place * (count - 1) // (LOOKED_AT - 1) for place in range(LOOKED_AT)} if count else ()
+        )
+        first, again = (
+            json.dumps([plain(dataset[place], "a row") for place in places], sort_keys=True) for _ in range(2)
+        )
+    except (TypeError, RunError):
         return None
-    places = sorted({place * (count - 1) // (LOOKED_AT - 1) for place in range(LOOKED_AT)}) if count else []
-    first, again = (fingerprint_of([dataset[place] for place in places]) for _ in range(2))
     return sha256_text(f"{count} {first}") if first == again else None
 
 

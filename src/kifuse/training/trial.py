@@ -143,13 +143,16 @@ def _read(context: TrainerContext, row: Any) -> None:
 
 @contextlib.contextmanager
 def _as_counted(trainer: Any) -> Iterator[None]:
-    """Afterwards the numbers that a Trainer gathers for its log are as they were."""
-    before = {key: copy.deepcopy(value) for key, value in vars(trainer).items() if _numbers(value)}
+    """Afterwards the numbers that a Trainer and its loss function have gathered are as they were."""
+    holders = [vars(each) for each in (trainer, trainer.compute_loss_func) if hasattr(each, "__dict__")]
+    before = [{key: copy.deepcopy(value) for key, value in own.items() if _numbers(value)} for own in holders]
     try:
         yield
     finally:
-        own = vars(trainer)
-        own.update({key: value for key, value in before.items() if own.get(key) != value})
+        for own, kept in zip(holders, before, strict=True):
+            for key in [key for key, value in own.items() if _numbers(value) and key not in kept]:
+                del own[key]
+            own.update({key: value for key, value in kept.items() if own.get(key) != value})
 
 
 def _numbers(value: Any) -> bool:
