@@ -39,9 +39,13 @@ class Server:
 
     def placed(self, folder: Path) -> Server:
         """The same with the export's folder in its commands."""
-        return replace(
-            self, commands=tuple(c.replace("EXPORT", shlex.quote(str(folder))) for c in self.commands)
+        # a bare name would be taken for one of the hub or of Ollama
+        place = str(folder) if folder.is_absolute() else f"./{folder}"
+        quoted, inside = shlex.quote(place), place.replace("'", "'\\''")
+        commands = (
+            c.replace("EXPORT", inside if c.startswith("printf '") else quoted) for c in self.commands
         )
+        return replace(self, commands=tuple(commands))
 
 
 def servers(
