@@ -379,7 +379,7 @@ def _decoded(path: Path) -> str:
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return ""
     return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", "replace")
 
