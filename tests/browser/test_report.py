@@ -100,10 +100,11 @@ def test_tabs_work_by_keyboard(visit: Callable[..., Any]):
 
 def test_tables_sort_by_keyboard_and_gaps_stay_last(visit: Callable[..., Any]):
     page = visit("comparison").page
-    head = page.locator("#methods .sheet th", has_text="BWT")
+    methods = page.locator("#methods table.sheet").first
+    head = methods.locator("th", has_text="BWT")
 
     def column() -> list[str]:
-        return page.locator("#methods table.sheet tbody tr").evaluate_all(
+        return methods.locator("tbody tr").evaluate_all(
             "rows => rows.map((row) => row.cells[3].firstChild.textContent.trim())"
         )
 

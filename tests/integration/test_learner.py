@@ -255,7 +255,7 @@ def test_rows_datasets_and_paths_are_tasks(make: Make, tiny_stream: Path):
     rows = [{"input": f"row {i}", "output": ["red", "blue"][i % 2]} for i in range(10)]
     learner.learn(rows, name="rows", labels=["red", "blue"])
     assert learner.record.tasks[0].sizes == {"train": 9, "dev": 0, "test": 1}
-    assert any("1 training examples were set aside" in w for w in learner.record.warnings)
+    assert any("1 training example was set aside" in w for w in learner.record.warnings)
     datasets = pytest.importorskip("datasets")
     learner.learn(
         datasets.Dataset.from_list([{"prompt": "a", "completion": "b"}] * 4), name="set", test=rows[:2]

@@ -54,10 +54,9 @@ def test_an_answer_that_ends_with_a_special_token_is_right(tiny_tokenizer: Any, 
     assert (cell.score, cell.valid) == (50.0, 50.0)
 
 
-def test_an_answer_of_nothing_but_a_special_token_is_not_any_silence(
-    tiny_tokenizer: Any, tmp_path: Path
-) -> None:
-    assert score_of(["", "</s>"], ["</s>", "</s>"], tiny_tokenizer, tmp_path).score == 50.0
+def test_an_answer_of_nothing_but_a_special_token_is_refused(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing is left but special tokens"):
+        score_of(["", "</s>"], ["</s>", "</s>"], tiny_tokenizer, tmp_path)
 
 
 def test_emoji_are_answers(tiny_tokenizer: Any, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_no_test_example_is_answered_but_by_the_chosen_value(swept: tuple[Path, 
             assert all("-test-" in each for each in answered(folder / method / f"seed{seed}"))
             record = RunRecord.load(folder / method / f"seed{seed}")
             assert [task.sizes["train"] for task in record.tasks] == [12, 12, 11]
-            assert any("1 training examples were set aside as its dev set" in w for w in record.warnings)
+            assert any("1 training example was set aside as its dev set" in w for w in record.warnings)
 
 
 def test_the_chosen_states_are_those_of_a_run_that_is_scored_on_test(

@@ -106,7 +106,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "kifuse.reporting.terminal_tables": {
             "comparison_table": lambda records: f"compared {len(records)}",
             "matrix_table": lambda record: "matrix",
+            "plain_table": lambda table: "table",
         },
+        "kifuse.reporting.watched": {"watched_table": lambda record: None},
     }
     for name, members in stands.items():
         module = ModuleType(name)
