@@ -423,3 +423,14 @@ def test_other_libraries_say_nothing_while_they_are_imported(config: Path, tmp_p
     refused = shell("run", config)
     assert "torch" in refused.stdout and refused.returncode != 0
     assert refused.stderr.startswith("error: output: ") and "holds no run" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--chat", "--json"], "found --chat and --json, expected one of them"),
+        (["a text", "--chat"], "found several of TEXT, --file and --chat"),
+    ],
+)
+def test_ask_takes_one_way_of_asking(options: list[str], expected: str) -> None:
+    refused(call("ask", "desk", *options), expected)

@@ -25,7 +25,7 @@ NOW = "now"
 def ask(
     folder: Annotated[Path, typer.Argument(help=FOLDER)],
     texts: Annotated[
-        list[str] | None, typer.Argument(help="Questions; without, they are read from stdin.", metavar="TEXT")
+        list[str] | None, typer.Argument(help="Questions; without, one is read from stdin.", metavar="TEXT")
     ] = None,
     file: Annotated[
         Path | None,
@@ -53,6 +53,10 @@ def ask(
     given = [bool(texts), file is not None, chat]
     if sum(given) > 1:
         raise ConfigError("ask: found several of TEXT, --file and --chat, expected one of them.")
+    if chat and as_json:
+        raise ConfigError(
+            "ask: found --chat and --json, expected one of them. Ask a --file of chats instead."
+        )
     asked: list[Any] = [] if chat else _questions(texts, file)
     with opened(
         folder, quiet=quiet, model=model, own_method=own_method, trust_remote_code=trust_remote_code
