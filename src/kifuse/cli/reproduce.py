@@ -91,11 +91,10 @@ def reproduce(
         for grid in found.values():
             show_plan(grid, console)
         return
-    failed = []
-    for grid in found.values():
-        failed += run_grid(grid, console).failed
-        write_result(wanted, found)
-    _show(write_result(wanted, found), console)
+    # the results are written after each benchmark, and shown once
+    made = [(run_grid(grid, console).failed, write_result(wanted, found)) for grid in found.values()]
+    _show(made[-1][1], console)
+    failed = [each for lost, _ in made for each in lost]
     for planned, reason in failed:
         print_error(f"{planned.title} failed: {reason}")
     if failed:

@@ -94,8 +94,8 @@ def methods_table(groups: Sequence[Group], names: Sequence[str] = METRICS) -> Ta
             [
                 Cell(group.label),
                 Cell(str(len(group.runs)), float(len(group.runs)), note=group.made_of()),
-                *(_cell(mean) for mean in means),
-                *(_cell(mean, 0) for mean in costs),
+                *(mean_cell(mean) for mean in means),
+                *(mean_cell(mean, 0) for mean in costs),
                 *(Cell(number(m.value if m else None, 0), m.value if m else None) for m in counts),
                 Cell(", ".join(dict.fromkeys(run.record.method.data_class for run in group.runs))),
             ]
@@ -124,11 +124,11 @@ def tasks_table(groups: Sequence[Group]) -> Table:
     table = Table("tasks", "Score of every task after the last", heads)
     for name in names:
         base = first.mean(lambda record, name=name: final_score(record, name))
-        row = [Cell(name), _cell(base)]
+        row = [Cell(name), mean_cell(base)]
         for group in others:
             mean = group.mean(lambda record, name=name: final_score(record, name))
             gap = mean.value - base.value if mean and base else None
-            row += [_cell(mean), Cell(number(gap, sign=True), gap)]
+            row += [mean_cell(mean), Cell(number(gap, sign=True), gap)]
         table.rows.append(row)
     return table
 
@@ -278,7 +278,8 @@ def _heads(records: Sequence[RunRecord]) -> list[str]:
     return [f"{name} ({n + 1})" if n else name for name, n in zip(chosen, before, strict=True)]
 
 
-def _cell(mean: Mean | None, decimals: int = 1) -> Cell:
+def mean_cell(mean: Mean | None, decimals: int = 1) -> Cell:
+    """A mean with its standard deviation; a dash where there is none."""
     if mean is None:
         return Cell(NONE)
     aside = None if mean.deviation is None else number(mean.deviation, decimals)

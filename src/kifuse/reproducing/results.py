@@ -10,14 +10,14 @@ from kifuse.comparing.grid import Grid
 from kifuse.comparing.section import PAGE, TABLES
 from kifuse.errors import RunError
 from kifuse.reporting.all_plots_and_tables import all_plots
-from kifuse.reporting.comparison_tables import metric
+from kifuse.reporting.comparison_tables import mean_cell, metric
 from kifuse.reporting.figures import write_figures
 from kifuse.reporting.page import reproduction_page
 from kifuse.reporting.plots import Plot
 from kifuse.reporting.run_groups import Group, Run, comparison_runs
 from kifuse.reporting.run_pictures import Missing
 from kifuse.reporting.tables import Cell, Table, write_tables
-from kifuse.reporting.wording import NONE, count, listed, number
+from kifuse.reporting.wording import count, listed, number
 from kifuse.reproducing.catalog import PaperTable
 from kifuse.reproducing.grids import Wanted, chosen_rows, label_of
 from kifuse.reproducing.verdicts import SAME, judge, rank_correlation
@@ -72,16 +72,7 @@ def result_table(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> T
             published = row.published.get(benchmark, (None,) * len(paper.metrics))
             for place, name in enumerate(paper.metrics):
                 mean = by_row[row.name].mean(metric(SAME.get(name, name))) if row.name in by_row else None
-                cells += [
-                    Cell(NONE)
-                    if mean is None
-                    else Cell(
-                        number(mean.value),
-                        mean.value,
-                        None if mean.deviation is None else number(mean.deviation),
-                    ),
-                    Cell(number(published[place]), published[place]),
-                ]
+                cells += [mean_cell(mean), Cell(number(published[place]), published[place])]
         table.rows.append(cells)
     table.notes = _notes(wanted, groups)
     return table
@@ -157,17 +148,22 @@ def pages_of(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> dict[
     return {run.name: run for run in runs}
 
 
-def write_pictures(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> list[Path]:
+def write_pictures(wanted: Wanted, plots: Sequence[Plot | Missing], runs: Mapping[str, Run]) -> None:
     """Write the pictures that show a figure as PNG, SVG and PDF.
+
+    Args:
+        wanted: What was asked for.
+        plots: Those of the comparison.
+        runs: The runs whose own pictures show it, by what they are called.
 
     Raises:
         RunError: The converter for PNG and PDF is not installed.
     """
     folder = wanted.output / PICTURES
-    files = write_figures(plots_of(wanted, groups), folder) if wanted.table.pictures else []
-    for name, run in pages_of(wanted, groups).items():
-        files += write_figures(_named(all_plots([run]), wanted.table.of_each_run), folder / name)
-    return files
+    if plots:
+        write_figures(plots, folder)
+    for name, run in runs.items():
+        write_figures(_named(all_plots([run]), wanted.table.of_each_run), folder / name)
 
 
 def write_result(wanted: Wanted, found: Mapping[str, Grid]) -> Result:
@@ -181,19 +177,13 @@ def write_result(wanted: Wanted, found: Mapping[str, Grid]) -> Result:
     table, claims = result_table(wanted, groups), claims_table(wanted.table, groups)
     write_tables([table, *([claims] if claims.rows else [])], wanted.output / TABLES)
     links = {f"{name}: all runs": f"./{name}/{PAGE}" for name, grid in found.items() if _has_page(grid)}
-    page = reproduction_page(
-        table,
-        claims if claims.rows else None,
-        plots_of(wanted, groups),
-        links,
-        pages_of(wanted, groups),
-        wanted.output,
-    )
+    plots, runs = plots_of(wanted, groups), pages_of(wanted, groups)
+    page = reproduction_page(table, claims if claims.rows else None, plots, links, runs, wanted.output)
     file = wanted.output / RESULT
     write_text(file, page)
     problem = None
     try:
-        write_pictures(wanted, groups)
+        write_pictures(wanted, plots, runs)
     except RunError as error:
         problem = str(error)
     return Result(file, table, claims, problem)
