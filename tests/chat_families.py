@@ -238,3 +238,14 @@ FAMILIES = {
         header="<|im_start|>assistant\n",
     ),
 }
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "track",
+            "description": "Finds a parcel.",
+            "parameters": {"type": "object", "properties": {"parcel": {"type": "integer"}}},
+        },
+    }
+]

@@ -154,6 +154,16 @@ def adapter(folder: Path, after: int = len(TASKS)) -> dict[str, Tensor]:
     return load_file(folder / "adapters" / f"after-{after}" / "adapter_model.safetensors")
 
 
+def learned_files(folder: Path) -> dict[str, bytes]:
+    """Every file of the adapters and states that a run left, but for what is there for readers."""
+    return {
+        each.relative_to(folder).as_posix(): each.read_bytes()
+        for part in ("adapters", "state")
+        for each in (folder / part).rglob("*")
+        if each.is_file() and each.name != "README.md"
+    }
+
+
 class Stopped(Exception):
     """Stands for the end of a process in the middle of a run."""
 

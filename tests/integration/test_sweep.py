@@ -18,6 +18,7 @@ from kifuse.errors import RunError
 from kifuse.reporting.record import RunRecord
 from kifuse.training.engine import Engine
 from kifuse.training.runner import run
+from tests.runs import learned_files
 
 RATES = "training.learning_rate=1e-6,3e-2"
 
@@ -68,15 +69,6 @@ def swept(
     )
     assert result.exit_code == 0, result.output
     return file.parent / "out", result
-
-
-def weights(folder: Path) -> dict[str, bytes]:
-    return {
-        each.relative_to(folder).as_posix(): each.read_bytes()
-        for part in ("adapters", "state")
-        for each in (folder / part).rglob("*")
-        if each.is_file() and each.name != "README.md"
-    }
 
 
 def answered(folder: Path) -> set[str]:
@@ -135,7 +127,7 @@ def test_the_chosen_states_are_those_of_a_run_that_is_scored_on_test(
         == RunRecord.load(folder / "recurrent-kif" / "seed1").config["training"]["learning_rate"]
     )
     there = RunRecord.load(tested.tested().folder)
-    assert weights(tested.tested().folder) == weights(tested.folder)
+    assert learned_files(tested.tested().folder) == learned_files(tested.folder)
     alone = run(tested.tested().config.model_copy(update={"output": tmp_path / "alone"}))
     cells = [{(s.after, s.task, s.score) for s in record.scores} for record in (alone, there)]
     # the full matrix with the scores before learning, each from the state of its time

@@ -18,7 +18,7 @@ from kifuse.reporting.record import RunRecord
 from kifuse.training.evaluator import Cell, Evaluator
 from kifuse.training.runner import run
 from tests.learners import settings_of
-from tests.runs import METHODS, StopIn, Stopped, make_config
+from tests.runs import METHODS, StopIn, Stopped, learned_files, make_config
 
 pytestmark = pytest.mark.usefixtures("quick")
 WORDS = ("kept away", "never seen")
@@ -35,15 +35,6 @@ def general(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / name / f"{split}.jsonl").write_text(text, encoding="utf-8")
     return folder
-
-
-def weights(folder: Path) -> dict[str, bytes]:
-    return {
-        each.relative_to(folder).as_posix(): each.read_bytes()
-        for part in ("adapters", "state")
-        for each in (folder / part).rglob("*")
-        if each.is_file() and each.name != "README.md"
-    }
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +59,7 @@ def runs(
 
 
 def test_a_run_trains_bit_for_bit_as_without_watched_tasks(runs: tuple[Path, Path]) -> None:
-    plain, watched = map(weights, runs)
+    plain, watched = map(learned_files, runs)
     assert plain == watched and len(plain) >= 12
     a, b = map(RunRecord.load, runs)
     assert [(s.after, s.task, s.score) for s in a.scores] == [(s.after, s.task, s.score) for s in b.scores]
@@ -149,7 +140,7 @@ def test_max_forgetting_takes_a_task_back_that_costs_a_watched_one_too_much(
     )
     assert learner.watch(general / "facts") == {"facts": 80.0}
     assert learner.learn(tiny_stream / "colour").watched_after == {"facts": 80.0}
-    before = weights(desk)
+    before = learned_files(desk)
     del learner
     for _ in range(2):  # the second call only reports
         done = CliRunner().invoke(app, ["learn", str(desk), str(tiny_stream / "fruit"), *shared])
@@ -157,7 +148,7 @@ def test_max_forgetting_takes_a_task_back_that_costs_a_watched_one_too_much(
         report = json.loads(done.stdout)
         assert not report["accepted"] and "it cost facts 20.0 points (80.0 to 60.0)" in report["reason"]
         assert report["watched"]["after"]["facts"] == 60.0
-    assert weights(desk) == before
+    assert learned_files(desk) == before
     record = RunRecord.load(desk)
     assert [w.name for w in record.watched] == ["facts", "manners"]
     assert {s.after for s in record.watch_scores} == {0, 1}

@@ -15,6 +15,7 @@ from kifuse.errors import ModelError
 from kifuse.methods.l2p import L2P, Pool, PromptPool
 from kifuse.methods.parameters import Parameters
 from tests.adapters import add_adapter, on
+from tests.padded_rows import ROWS, padded
 from tests.reference import l2p
 from tests.tiny import build_llama, build_t5
 from tests.two_tasks import encoded, learn, load
@@ -40,22 +41,6 @@ def pool_of(model: Any) -> PromptPool:
     found = on(model)
     assert isinstance(found, PromptPool)
     return found
-
-
-def padded(rows: list[list[int]], *, left: bool, to: int = 0) -> dict[str, Tensor]:
-    width = max(to, *map(len, rows))
-
-    def fill(row: list[int]) -> list[int]:
-        rest = [0] * (width - len(row))
-        return rest + row if left else row + rest
-
-    return {
-        "input_ids": torch.tensor([fill(row) for row in rows]),
-        "attention_mask": torch.tensor([fill([1] * len(row)) for row in rows]),
-    }
-
-
-ROWS = [[5, 9, 13, 7, 30], [44, 6], [21, 22, 23]]
 
 
 @FAMILIES

@@ -23,12 +23,13 @@ from kifuse.training.one_task import train_task
 from kifuse.training.runner import run
 from kifuse.training.texts import TaskTexts
 from tests.adapters import add_adapter, learned_weights
+from tests.padded_rows import padded
 from tests.reference import lfpt5
 from tests.runs import METHODS, PressCtrlC, adapter, make_config
 from tests.tiny import build_llama, build_t5, build_tokenizer
 from tests.two_tasks import adapted, load
 from tests.unit.methods.test_generated import Said
-from tests.unit.methods.test_l2p import by_hand, padded
+from tests.unit.methods.test_l2p import by_hand
 
 pytestmark = pytest.mark.usefixtures("quick")
 BUILD = {"llama": build_llama, "t5": build_t5}

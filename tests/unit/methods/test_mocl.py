@@ -16,10 +16,11 @@ from kifuse.config import AdapterConfig
 from kifuse.evaluation.generation import greedy_generate
 from kifuse.methods.mocl import MoCL
 from tests.adapters import add_adapter, on
+from tests.padded_rows import ROWS, SAID, logits
 from tests.reference import mocl, prefixes
 from tests.tiny import build_llama, build_t5, build_tokenizer
 from tests.two_tasks import learn, load
-from tests.unit.methods.test_l2p import by_hand, padded
+from tests.unit.methods.test_l2p import by_hand
 
 pytestmark = [
     pytest.mark.usefixtures("quick"),
@@ -28,8 +29,6 @@ pytestmark = [
 BUILD = {"llama": build_llama, "t5": build_t5}
 FAMILIES = pytest.mark.parametrize("family", BUILD)
 MODULES = pytest.mark.parametrize("module", ["prefix", "lora"])
-ROWS = [[5, 9, 13, 7, 30], [44, 6], [21, 22, 23]]
-SAID = torch.tensor([[1, 2]])
 
 
 def stirred(model: Any, method: Any, tasks: int) -> Any:
@@ -50,18 +49,6 @@ def made(family: str, module: str, vocabulary: int = 64, tasks: int = 3) -> Any:
     model = BUILD[family](vocabulary)
     adapted = add_adapter(model, config, encoder_decoder=family == "t5", seed=3, method=method)
     return stirred(adapted, method, tasks).eval()
-
-
-def logits(model: Any, family: str, rows: list[list[int]] = ROWS, width: int = 0) -> list[Tensor]:
-    """Of each row, what is said at its own tokens."""
-    given: dict[str, Any] = padded(rows, left=family == "llama", to=width)
-    if family == "t5":
-        given["decoder_input_ids"] = SAID.expand(len(rows), -1)
-    else:
-        given["position_ids"] = (given["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    with torch.no_grad():
-        found = model(**given).logits
-    return [each if family == "t5" else each[-len(row) :] for row, each in zip(rows, found, strict=True)]
 
 
 @torch.no_grad()

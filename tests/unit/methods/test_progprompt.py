@@ -15,10 +15,10 @@ from kifuse.errors import ModelError
 from kifuse.methods.progprompt import ProgPrompt
 from kifuse.training.runner import run
 from tests.adapters import add_adapter, on
+from tests.padded_rows import padded
 from tests.reference import progprompt
 from tests.runs import METHODS, TASKS, adapter, make_config
 from tests.tiny import build_llama, build_t5
-from tests.unit.methods.test_l2p import padded
 
 pytestmark = pytest.mark.usefixtures("quick")
 BUILD = {"llama": build_llama, "t5": build_t5}

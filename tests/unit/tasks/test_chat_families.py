@@ -16,7 +16,7 @@ from kifuse.tasks.encoded import Encoded
 from kifuse.tasks.incoming import as_task
 from kifuse.tasks.readers import read_task
 from kifuse.tasks.turns import with_learned_turns
-from tests.chat_families import FAMILIES
+from tests.chat_families import FAMILIES, TOOLS
 
 TOKENIZERS = {name: family.tokenizer() for name, family in FAMILIES.items()}
 ENCODERS = {
@@ -27,16 +27,6 @@ WITH_CALLS = [name for name, family in FAMILIES.items() if family.calls]
 SYSTEM = {"role": "system", "content": "You route parcels."}
 HI, HELLO = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, 東京 😀!"}
 ASK, ANSWER = {"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "zebra"}
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "track",
-            "description": "Finds a parcel.",
-            "parameters": {"type": "object", "properties": {"parcel": {"type": "integer"}}},
-        },
-    }
-]
 CALL = {
     "role": "assistant",
     "content": "",

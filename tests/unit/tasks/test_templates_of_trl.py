@@ -11,6 +11,7 @@ import pytest
 
 from kifuse.tasks import Encoder
 from kifuse.tasks.incoming import as_task
+from tests.chat_families import TOOLS
 from tests.tiny import build_tokenizer
 
 pytest.importorskip("trl")
@@ -31,16 +32,6 @@ MODELS = [
 ]
 SPECIAL = re.compile(r"<\|[^|<>\s']{1,40}\|>|<(?:start_of_turn|end_of_turn|eos)>")
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "track", "arguments": {"parcel": 7}}}
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "track",
-            "description": "Finds a parcel.",
-            "parameters": {"type": "object", "properties": {"parcel": {"type": "integer"}}},
-        },
-    }
-]
 SYSTEM = {"role": "system", "content": "You route parcels."}
 HI, HELLO = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, 東京 😀!"}
 ASK, ANSWER = (
