@@ -278,12 +278,12 @@ def _heads(records: Sequence[RunRecord]) -> list[str]:
     return [f"{name} ({n + 1})" if n else name for name, n in zip(chosen, before, strict=True)]
 
 
-def mean_cell(mean: Mean | None, decimals: int = 1) -> Cell:
+def mean_cell(mean: Mean | None, decimals: int = 1, *, sign: bool = False) -> Cell:
     """A mean with its standard deviation; a dash where there is none."""
     if mean is None:
         return Cell(NONE)
     aside = None if mean.deviation is None else number(mean.deviation, decimals)
-    return Cell(number(mean.value, decimals), mean.value, aside)
+    return Cell(number(mean.value, decimals, sign=sign), mean.value, aside)
 
 
 def _reasons(groups: Sequence[Group], names: Sequence[str], *, unfinished: bool = False) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kifuse.reporting.plots import Mean
+from kifuse.reporting.comparison_tables import mean_cell
 from kifuse.reporting.record import RunRecord
 from kifuse.reporting.run_groups import Group
 from kifuse.reporting.tables import Cell, Table
-from kifuse.reporting.wording import NONE, clean, number
+from kifuse.reporting.wording import clean, number
 
 NAME, TITLE = "watched", "Tasks that are watched and never trained on"
 _NOTE = "They are in no average of this page, and were in no training and no memory."
@@ -42,7 +42,7 @@ def watched_by_method(groups: Sequence[Group]) -> Table | None:
             means = [group.mean(lambda r, name=name, at=at: _score(r, name, at)) for at in (0, -1)]
             means.append(group.mean(lambda r, name=name: _changed(r, name)))
             if any(means):
-                cells = [_cell(mean, sign=place == 2) for place, mean in enumerate(means)]
+                cells = [mean_cell(mean, sign=place == 2) for place, mean in enumerate(means)]
                 table.rows.append([Cell(clean(name)), Cell(group.label), *cells])
     table.notes.append(f"{_NOTE} Unfinished runs are left out.")
     return table if table.rows else None
@@ -70,10 +70,3 @@ def _score(record: RunRecord, name: str, at: int) -> float | None:
 def _changed(record: RunRecord, name: str) -> float | None:
     place = _place(record, name)
     return None if place is None else _change(record, place)
-
-
-def _cell(mean: Mean | None, *, sign: bool) -> Cell:
-    if mean is None:
-        return Cell(NONE)
-    aside = None if mean.deviation is None else number(mean.deviation)
-    return Cell(number(mean.value, sign=sign), mean.value, aside)
