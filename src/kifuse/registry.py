@@ -20,7 +20,9 @@ from kifuse.problems import Problem, describe_field, from_pydantic, show_value, 
 if TYPE_CHECKING:
     from kifuse.methods.base import Method
 
-DataClass = Literal["replay-free", "real replay", "generated replay", "task id given", "all data"]
+DataClass = Literal[
+    "replay-free", "real replay", "generated replay", "generic replay", "task id given", "all data"
+]
 
 _KIF = "arXiv 2408.05200"
 _RECURRENT_KIF = "arXiv 2502.17510"

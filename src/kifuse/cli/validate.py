@@ -100,6 +100,7 @@ def _read(config: RunConfig, stream: TaskStream, progress: Console) -> _Reading:
     from kifuse.tasks.encoding import Encoder
     from kifuse.tasks.findings import look_through
     from kifuse.tasks.rendering import decide_rendering
+    from kifuse.training.memory_source import general_inputs
 
     try:
         with progress.status("loading the tokenizer"):
@@ -126,6 +127,7 @@ def _read(config: RunConfig, stream: TaskStream, progress: Console) -> _Reading:
         findings = look_through(
             stream.tasks,
             encoder,
+            earlier=general_inputs(config.memory),
             max_new_tokens=config.evaluation.max_new_tokens,
             done=lambda count: bar.advance(job, count),
         )
@@ -162,8 +164,8 @@ def _facts(config: RunConfig) -> list[tuple[str, str]]:
     data_class = entry.data_class
     if config.method.settings:  # only then is the method imported, and torch with it
         data_class = build_method(config.method.name, config.method.settings).data_class
-    if config.memory.source == "generated" and data_class == "real replay":
-        data_class = "generated replay"
+    if config.memory.source != "real" and data_class == "real replay":
+        data_class = f"{config.memory.source} replay"
     facts = [
         (
             "model",

@@ -249,14 +249,26 @@ class MemoryConfig(Section):
     selection: Literal["balanced", "random"] = Field(
         default="balanced", description="balanced: equal parts of each label; random: any examples."
     )
-    source: Literal["real", "generated"] = Field(
+    source: Literal["real", "generated", "generic"] = Field(
         default="real",
-        description="generated: the model writes the examples, as in generated-replay; no real one is kept.",
+        description="generated: the model writes the examples, as in generated-replay; generic: rows of "
+        "memory.generic stand in for them. Neither keeps a real one.",
     )
     samples: Folder | None = Field(
         default=None,
         description="With generated: a JSON Lines file of samples that are kept in place of what the model "
         "would write; each has a task, an input and an output.",
+    )
+    generic: Folder | None = Field(
+        default=None,
+        description="General data, in any form that a task may have: kept with source generic, mixed in with "
+        "generic_share.",
+    )
+    generic_share: Float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of general data in what each task is trained on, for any method. 0: none.",
     )
 
 

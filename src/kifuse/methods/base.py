@@ -39,11 +39,14 @@ OldData = Literal["none", "mixed", "steps", "all"]
 """How a method meets earlier data: never; mixed into the current task's batches; in memory steps of its own;
 or all tasks at once (joint training)."""
 
-DataClass = Literal["replay-free", "real replay", "generated replay", "task id given", "all data"]
+DataClass = Literal[
+    "replay-free", "real replay", "generated replay", "generic replay", "task id given", "all data"
+]
 """What a method is given beside the task's own data, in the words of tables and records.
 
-Real replay keeps examples of earlier tasks, generated replay has a model write them; a method that is told
-which task a test example is of may choose among adapters. All data at once is the upper bound.
+Real replay keeps examples of earlier tasks, generated replay has a model write them, and generic replay keeps
+general data in their place. A method that is told which task a test example is of may choose among adapters.
+All data at once is the upper bound.
 """
 
 Need = Literal["squares", "magnitudes", "examples", "batch", "curvature", "kept", "by task", "before task"]

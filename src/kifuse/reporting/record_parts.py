@@ -106,7 +106,9 @@ class MethodRecord(Part):
 
     name: str
     settings: dict[str, Any]
-    data_class: Literal["replay-free", "real replay", "generated replay", "task id given", "all data"]
+    data_class: Literal[
+        "replay-free", "real replay", "generated replay", "generic replay", "task id given", "all data"
+    ]
     shown: Shown | None = None
     own_adapter: bool = False
 

@@ -29,6 +29,7 @@ from kifuse.tasks.token_cache import TokenCache
 from kifuse.training.environment import is_main_process, peak_memory_mb, process_count
 from kifuse.training.evaluator import Cell, Evaluator, place_of
 from kifuse.training.interrupt import Patience
+from kifuse.training.memory_source import general_inputs, writers, writes_memory
 from kifuse.training.middle import Middle
 from kifuse.training.one_task import TaskTraining, train_task, training_arguments
 from kifuse.training.opening import other_source
@@ -37,7 +38,7 @@ from kifuse.training.reading import Reading
 from kifuse.training.refusals import nothing_learned
 from kifuse.training.snapshot import Snapshots
 from kifuse.training.start_from import attach, earlier_than_first
-from kifuse.training.texts import TaskTexts, writers, writes_memory
+from kifuse.training.texts import TaskTexts
 from kifuse.training.tracking import Tracking, steps_before
 from kifuse.training.watching import Watcher, matrix_row
 from kifuse.training.work import empty_memory, passes
@@ -112,7 +113,8 @@ class Engine:
     def look_through(self, tasks: Sequence[Task], earlier: Mapping[str, Inputs] | None = None) -> Findings:
         """Find out what there is to know about tasks before they are trained on; see `look_through`."""
         limit = self.config.evaluation.max_new_tokens
-        return look_through(tasks, self.encoder, earlier=earlier, max_new_tokens=limit)
+        known = {**(earlier or {}), **general_inputs(self.config.memory)}
+        return look_through(tasks, self.encoder, earlier=known, max_new_tokens=limit)
 
     def _trackers(self) -> Tracking | None:
         training = self.config.training

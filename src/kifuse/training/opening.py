@@ -21,8 +21,8 @@ from kifuse.reporting.record import MethodRecord, RunRecord, TaskRecord
 from kifuse.tasks.rendering import CHAT, ONE_TURN, PLAIN, Form, Rendering, decide_rendering
 from kifuse.tasks.task import Task, TaskStream
 from kifuse.training.environment import machine, versions
+from kifuse.training.memory_source import data_class_of, refuse_source
 from kifuse.training.start_from import refuse_another_start
-from kifuse.training.texts import data_class_of
 
 OPEN_STREAM = "tasks as they come"
 """Name of a stream whose tasks are not known beforehand."""
@@ -174,20 +174,7 @@ def open_method(config: RunConfig) -> Method:
     """
     method = build_method(config.method.name, config.method.settings)
     refuse_pairing(config.model.adapter, method, config.method.name)
-    if config.memory.source == "generated" and "kept" in method.needs:
-        raise ConfigError(
-            f"memory.source: 'generated' does not go with method {config.method.name!r}, which stores "
-            "something with each kept example before any is written; use memory.source: real."
-        )
-    if config.memory.samples is not None and (
-        config.memory.source != "generated" or method.data_class != "real replay"
-    ):
-        raise ConfigError(
-            f"memory.samples: found {config.memory.samples} with memory.source {config.memory.source!r} and "
-            f"method {config.method.name!r}, whose class is {method.data_class!r}; samples stand in for what "
-            "the model would write: use them with memory.source: generated and a method of the class 'real "
-            "replay', such as replay."
-        )
+    refuse_source(config.memory, method, config.method.name)
     return method
 
 

@@ -231,7 +231,8 @@ class _StreamRun:
     def _take_over_first_task(self, others: Sequence[Path]) -> None:
         """Use another run's first task where it must come out the same."""
         engine, record = self.engine, self.record
-        plainly = trains_plainly(engine.method) and self.config.memory.source == "real"
+        memory = self.config.memory
+        plainly = trains_plainly(engine.method) and memory.source == "real" and not memory.generic_share
         plainly = plainly and self.config.model.adapter.from_ is None
         if record.tasks[0].train_steps is not None or not plainly:
             return

@@ -7,22 +7,16 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import distributed
 
-from kifuse.config.schema import MemoryConfig
-from kifuse.errors import DataError, RunError
+from kifuse.errors import RunError
 from kifuse.evaluation.sampling import sample
-from kifuse.methods.base import DataClass, Method, TaskInfo
-from kifuse.methods.generated import BroughtSamples
+from kifuse.methods.base import Method, TaskInfo
 from kifuse.methods.shown import Shown
 from kifuse.methods.texts import Noted, Sampling
-from kifuse.registry import build_method
-from kifuse.storage import sha256_file
 from kifuse.tasks.memory import MemoryBuffer
-from kifuse.tasks.readers.text_files import read_rows
 from kifuse.tasks.task import Example, Task
 from kifuse.training.environment import process_count
 from kifuse.training.evaluator import Evaluator
@@ -155,59 +149,6 @@ class TaskTexts:
             if found is not None:
                 return list(found)[:count]  # type: ignore[arg-type]
         return None
-
-
-def writers(method: Method, memory: MemoryConfig) -> list[Method]:
-    """Whose hooks see a task's examples as texts.
-
-    Args:
-        method: The method of the run.
-        memory: The section `memory`.
-
-    Returns:
-        The method, and what writes its memory where the source is `generated`, or brings it.
-
-    Raises:
-        DataError: The file of the samples cannot be read, or a row of it is no sample.
-    """
-    if memory.source != "generated" or method.data_class != "real replay":
-        return [method]
-    if memory.samples is not None:
-        found = read_samples(memory.samples)
-        return [method, BroughtSamples(found, str(memory.samples), sha256_file(memory.samples))]
-    return [method, build_method("generated-replay")]
-
-
-def read_samples(file: Path) -> dict[str, list[tuple[str, str]]]:
-    """Read samples that a user brings: rows with the texts `task`, `input` and `output`.
-
-    Args:
-        file: A JSON Lines file, or a JSON list.
-
-    Returns:
-        By the name of a task: inputs and outputs.
-
-    Raises:
-        DataError: It cannot be read, or a row lacks one of them; names file, line and key.
-    """
-    rows = read_rows(file)
-    if isinstance(rows, dict):
-        raise DataError(f"{file}: holds one object, expected rows with 'task', 'input' and 'output'.")
-    found: dict[str, list[tuple[str, str]]] = {}
-    for row in rows:
-        text, answer = (row.get_text(key, empty=True).strip() for key in ("input", "output"))
-        found.setdefault(row.get_text("task"), []).append((text, answer))
-    return found
-
-
-def writes_memory(found: Sequence[Method]) -> bool:
-    """Whether the memory of a run holds what one of its `writers` has made, and no real examples."""
-    return any(type(each).remember is not Method.remember for each in found)
-
-
-def data_class_of(method: Method, memory: MemoryConfig) -> DataClass:
-    """What a run trains on beside each task's own data."""
-    return writers(method, memory)[-1].data_class
 
 
 def _of_the_first(texts: list[str]) -> list[str]:

@@ -11,9 +11,9 @@ from kifuse.methods.base import Method, TaskInfo
 from kifuse.streams import own_steps
 from kifuse.tasks.memory import MemoryBuffer
 from kifuse.tasks.task import Task
+from kifuse.training.memory_source import writers
 from kifuse.training.progress import Plan
 from kifuse.training.start_from import earlier_than_first
-from kifuse.training.texts import writers
 
 
 def empty_memory(config: RunConfig) -> MemoryBuffer:

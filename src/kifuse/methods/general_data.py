@@ -1,0 +1,96 @@
+"""General data beside the tasks: mixed into what each task is trained on, or kept in place of its examples.
+
+Mixing (`memory.generic_share` rho): of what a task is trained on, the share rho is of the general data,
+
+    D_k' = D_k + G_k,   |G_k| = round(rho / (1 - rho) |D_k|),
+
+with G_k drawn anew for each task. Keeping (`memory.source: generic`): the memory holds rows of the general
+data under the task's name, as many as it would keep of the task. Users report that a share of 1% is enough
+against collapse, and that general data helps the new task as well (arXiv 2603.04964).
+
+What is asked in a train, dev or test example of the task is never drawn; it is counted as a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kifuse.methods.base import DataClass, Method
+from kifuse.methods.generated import normal
+from kifuse.methods.shown import Event, Shown
+from kifuse.methods.texts import TextExample, Texts
+
+_SHOWN = Shown(
+    events=(
+        Event("general data mixed in", ("{added} examples of general data from {file}", "{copies} copies")),
+        Event("general data kept", ("{added} examples of general data kept", "{copies} copies")),
+    )
+)
+
+
+class MixedIn(Method):
+    """Mixes general data into what each task is trained on.
+
+    Args:
+        rows: The general data.
+        of_file: The file and its SHA-256, for the record.
+        share: Part of what a task is trained on that is general data, below 1.
+    """
+
+    shown = _SHOWN
+
+    def __init__(self, rows: Sequence[TextExample], of_file: dict[str, str], share: float) -> None:
+        self._rows, self._of_file, self._share = rows, of_file, share
+
+    @property
+    def more_examples(self) -> float:
+        """General examples for each of the task's own: rho / (1 - rho)."""
+        return self._share / (1.0 - self._share)
+
+    def training_examples(self, ctx: Texts, rows: Sequence[TextExample]) -> list[TextExample]:
+        """Add the general data."""
+        count = round(self.more_examples * len(rows))
+        return [*rows, *_drawn(ctx, self._rows, count, "general data mixed in", self._of_file)]
+
+
+class KeptInstead(Method):
+    """Has the memory keep general data in place of a task's own examples.
+
+    Args:
+        rows: The general data.
+        of_file: The file and its SHA-256, for the record.
+    """
+
+    shown = _SHOWN
+
+    def __init__(self, rows: Sequence[TextExample], of_file: dict[str, str]) -> None:
+        self._rows, self._of_file = rows, of_file
+
+    @property
+    def data_class(self) -> DataClass:
+        """No example of an earlier task is kept."""
+        return "generic replay"
+
+    def remember(self, ctx: Texts, rows: Sequence[TextExample], count: int) -> list[TextExample]:
+        """Draw from the general data."""
+        return _drawn(ctx, self._rows, count, "general data kept", self._of_file)
+
+
+def _drawn(
+    ctx: Texts, rows: Sequence[Any], count: int, kind: str, of_file: dict[str, str]
+) -> list[TextExample]:
+    """Draw examples, each of them once before any of them twice, and put the draw on record."""
+    asked = {normal(text) for text in ctx.inputs}
+    able = [row for row in rows if normal(row.body) not in asked]
+    found = ctx.draw(able, count)
+    ctx.event(
+        kind,
+        **of_file,
+        wanted=count,
+        added=len(found),
+        distinct=min(len(able), len(found)),
+        held=len(rows),
+        copies=len(rows) - len(able),
+    )
+    return found
