@@ -7,10 +7,10 @@ every step. Each run is killed (`kill -9`) up to three times, at moments drawn e
 whole run takes, and started again with the same command until it is through. Compared are scores, losses,
 counts, the bytes of all adapters and all predictions.
 
-    python benchmarks/crash_resume.py --scenes [--every 1] [--folder FOLDER]
+    python benchmarks/crash_resume.py --scenes [--minutes 600] [--folder FOLDER]
 
 kills a rollback, a refused task, a month of a callback and a comparison at each of their file operations
-instead; see `crash_scenes.py`.
+instead, or at as many evenly spread ones as the minutes allow; see `crash_scenes.py`.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def main() -> int:
     parser.add_argument(
         "--scenes", nargs="*", choices=SCENES, help="kill these at file operations; none: all"
     )
-    parser.add_argument("--every", type=int, default=1, help="kill at each so-many-th operation only")
+    parser.add_argument("--minutes", type=float, default=600, help="longest time for each scene")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="crash-resume-"))
     place = Workplace.build(folder)
     _import_once(*NEEDED, *(NEEDED_BY_SCENES if arguments.scenes is not None else ()))
     if arguments.scenes is not None:
-        return scenes(arguments.scenes or list(SCENES), place, folder, arguments.every)
+        return scenes(arguments.scenes or list(SCENES), place, folder, arguments.minutes)
     began = time.monotonic()
     assert wait(fork(do_run(place.config(folder / "whole")))) == 0
     seconds = time.monotonic() - began
@@ -86,16 +86,18 @@ def _import_once(*modules: str) -> None:
     gc.freeze()
 
 
-def scenes(names: list[str], place: Workplace, folder: Path, every: int) -> int:
+def scenes(names: list[str], place: Workplace, folder: Path, minutes: float) -> int:
     """Kill scenes at their file operations, and keep the counts beside those of earlier scenes."""
-    known = json.loads(SCENE_RESULTS.read_text("utf-8")) if SCENE_RESULTS.is_file() else {}
     wrong = 0
     for name in names:
-        found = kill_everywhere(name, place, folder, every)
+
+        def keep(found: dict[str, int], name: str = name) -> None:
+            known = json.loads(SCENE_RESULTS.read_text("utf-8")) if SCENE_RESULTS.is_file() else {}
+            SCENE_RESULTS.write_text(json.dumps({**known, name: found}, indent=1) + "\n", encoding="utf-8")
+
+        found = kill_everywhere(name, place, folder, minutes, keep)
         print(f"{name}: {found}", flush=True)
         wrong += found["tried"] - found["identical"]
-        known[name] = found
-        SCENE_RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     return 1 if wrong else 0
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -169,18 +170,30 @@ def _do(scene: Scene, folder: Path, number: int, count: Path) -> Callable[[], No
     return work
 
 
-def kill_everywhere(name: str, place: Workplace, top: Path, every: int) -> dict[str, Any]:
-    """Kill a scene at its file operations.
+def spread(count: int) -> list[int]:
+    """The numbers from 1 on in an order of which each beginning is spread evenly over all of them."""
+    bits = count.bit_length()
+    order = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits))
+    return [number + 1 for number in order if number < count]
+
+
+def kill_everywhere(
+    name: str, place: Workplace, top: Path, minutes: float, keep: Callable[[dict[str, int]], None]
+) -> dict[str, int]:
+    """Kill a scene at its file operations, at evenly spread ones first.
 
     Args:
         name: Of the scene.
         place: The tiny model and stream.
         top: Folder for all of it.
-        every: Kill at each so-many-th operation only; 1: at all.
+        minutes: How long; what is not tried by then is left out.
+        keep: Called with the counts after each kill.
 
     Returns:
-        How many `operations` there are, at how many it was `killed`, and how many came out `identical`.
+        How many `operations` there are, at how many it was `tried`, at how many of these it was `killed`, and
+        how many came out `identical`.
     """
+    until = time.monotonic() + 60 * minutes
     scene, start, count = SCENES[name](place), top / name / "start", top / name / "count"
     start.mkdir(parents=True, exist_ok=True)
     if wait(fork(lambda: scene.prepare(start))):
@@ -189,21 +202,20 @@ def kill_everywhere(name: str, place: Workplace, top: Path, every: int) -> dict[
     if wait(fork(_do(scene, whole, 0, count))):
         raise RuntimeError(f"{name}: fails undisturbed")
     operations, expected = int(count.read_text()), scene.outcome(whole)
-    killed = identical = 0
-    for number in range(1, operations + 1, every):
+    found = {"operations": operations, "tried": 0, "killed": 0, "identical": 0}
+    for number in spread(operations):
+        if time.monotonic() > until:
+            break
         folder = shutil.copytree(start, top / name / str(number) / "it")
         code = wait(fork(_do(scene, folder, number, count)))
-        killed += code == -signal.SIGKILL
         again = wait(fork(lambda folder=folder: scene.do(folder)))
         alike = again == 0 and scene.outcome(folder) == expected
-        identical += alike
+        found["tried"] += 1
+        found["killed"] += code == -signal.SIGKILL
+        found["identical"] += alike
+        keep(found)
         if alike:
             shutil.rmtree(folder.parent)
         else:
             print(f"{name}: another outcome after a kill at operation {number}, in {folder}", flush=True)
-    return {
-        "operations": operations,
-        "tried": -(-operations // every),
-        "killed": killed,
-        "identical": identical,
-    }
+    return found
