@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from kifuse.exporting.source import Source
+from kifuse.tasks.chat_template import ChatTemplate
 from kifuse.tasks.rendering import PLAIN
 
 EACH, MOST = 4, 32
@@ -54,12 +55,9 @@ def prompts(texts: Sequence[str], source: Source, tokenizer: Any) -> list[list[i
     """The questions in tokens, in the form in which the model was trained."""
     if source.record.rendering.get("form", PLAIN) == PLAIN or not tokenizer.chat_template:
         return [tokenizer(text, truncation=True, max_length=512)["input_ids"] for text in texts]
-    chats = [[{"role": "user", "content": text}] for text in texts]
-    found = [
-        tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
-        for chat in chats
-    ]
-    return [each["input_ids"][-512:] for each in found]
+    template = ChatTemplate(tokenizer)
+    asked = [template.prompt([{"role": "user", "content": text}], None, "A question") for text in texts]
+    return [tokenizer(text, add_special_tokens=False)["input_ids"][-512:] for text in asked]
 
 
 @torch.no_grad()

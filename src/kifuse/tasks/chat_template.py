@@ -8,10 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, TemplateError
-
 from kifuse.errors import DataError, ModelError
-from kifuse.tasks.limits import TooMuch, within_limits
+from kifuse.tasks.limited_process import LimitedProcess, TooMuch
 from kifuse.tasks.task import Example
 from kifuse.tasks.tokens import only_special, without_end
 from kifuse.tasks.transcript import message_text
@@ -21,9 +19,6 @@ _THINK, _THOUGHT = "<think>", "</think>"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _OURS = ("weight", "train", "loss")
 """Keys of a message that say what is learned; no template gets them."""
-_WRITTEN = {"integer", "float", "string"}
-"""Tokens of Jinja that stand for a value written in the template itself."""
-_NO_MORE = [("", "")]
 
 Message = dict[str, Any]
 
@@ -65,7 +60,8 @@ class ChatTemplate:
         self.notes: list[str] = []
         self._looked_at: set[tuple[str, str]] = set()
         self._asking: dict[str, bool] = {}
-        self._too_much = _unbounded(tokenizer)
+        self._process = LimitedProcess(self._apply)
+        self._too_much: TooMuch | None = None
         eos = str(tokenizer.eos_token)
         self._special = re.compile("|".join(map(re.escape, _special_texts(tokenizer))))
         self._closing = re.compile(rf"(?:(?:{self._special.pattern})\s*)+\Z")
@@ -154,18 +150,29 @@ class ChatTemplate:
         return text.removeprefix(lead).strip() if lead else text
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Any] | None, *, asking: bool) -> str:
+        return self._render_all([(messages, asking)], tools)[0]
+
+    def _render_all(
+        self, chats: Sequence[tuple[Sequence[Message], bool]], tools: Sequence[Any] | None
+    ) -> list[str]:
+        """Render chats, with whether its answer is asked for, in one go: the way there takes time."""
         if self._too_much is not None:
             raise self._too_much
-        more = self._asking if asking else {}
+        asked = [
+            [list(messages), {"add_generation_prompt": asking, **(self._asking if asking else {})}]
+            for messages, asking in chats
+        ]
         try:
-            return within_limits(
-                lambda: self._tokenizer.apply_chat_template(
-                    list(messages), tools=tools or None, tokenize=False, add_generation_prompt=asking, **more
-                )
-            )
+            return self._process.ask([asked, tools or None])
         except TooMuch as error:
             self._too_much = error  # it is not tried again
             raise
+
+    def _apply(self, asked: list[Any]) -> list[str]:
+        """Render in the process in which this is limited."""
+        chats, tools = asked
+        apply = self._tokenizer.apply_chat_template
+        return [apply(messages, tools=tools, tokenize=False, **options) for messages, options in chats]
 
     def _settle_thinking(self, probe: list[Message]) -> None:
         """Where an answer does not go on from the prompt, ask without thinking, if that is a way."""
@@ -198,8 +205,7 @@ class ChatTemplate:
         self, asked: list[Message], answer: Message, tools: Sequence[Any] | None
     ) -> tuple[str, str | None]:
         """The prompt, and what the template renders after it; None where the two do not go together."""
-        prompt = self._render(asked, tools, asking=True)
-        whole = self._render([*asked, answer], tools, asking=False)
+        prompt, whole = self._render_all([(asked, True), ([*asked, answer], False)], tools)
         if whole.startswith(prompt):
             return prompt, whole[len(prompt) :]
         # the template writes earlier turns otherwise once there is an answer, or its prompt opens a thought
@@ -362,26 +368,6 @@ def _thought(answer: Mapping[str, Any]) -> str:
     if not given and isinstance(content, str) and _THOUGHT in content:
         given = content.rpartition(_THOUGHT)[0].rpartition(_THINK)[2]
     return f"{given.strip()}\n{_THOUGHT}\n\n"
-
-
-def _unbounded(tokenizer: Any) -> TooMuch | None:
-    """Find what makes numbers without bounds in a template: a step with such takes any time, unstoppably."""
-    sources = getattr(tokenizer, "chat_template", None) or ""
-    for source in sources.values() if isinstance(sources, Mapping) else [sources]:
-        with suppress(TemplateError):  # what is wrong with it is said when it is used
-            lexed = Environment(autoescape=True).lex(str(source))
-            tokens = [(kind, text) for _, kind, text in lexed if kind not in ("whitespace", "data")]
-            for (kind, text), (was, left), (then, right), (_, end) in zip(
-                tokens[1:], tokens, [*tokens[2:], *_NO_MORE], [*tokens[4:], *_NO_MORE * 3], strict=False
-            ):
-                if kind == "operator" and text == "**":
-                    return TooMuch("it computes a power, which no chat needs and which may take any time")
-                starred = kind == "operator" and text == "*" and left not in ("(", ",")
-                if starred and not {was, then} & _WRITTEN:
-                    return TooMuch("it multiplies what it has computed, which no chat needs")
-                if (left, text, right) == ("|", "int", "(") and end != ")":
-                    return TooMuch("it reads a number of another base than ten, which no chat needs")
-    return None
 
 
 def _first_line(error: Exception) -> str:
