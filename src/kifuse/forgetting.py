@@ -82,7 +82,7 @@ def finish(folder: Path, record: RunRecord, say: Callable[[str], None]) -> list[
     for root in roots:
         for state in sorted(root.glob("state/after-*")):
             touched += _without_in_state(root, state, journal, say)
-        gone = [file for file in root.glob("tasks/*.json") if _name_in(file) == task]
+        gone = [file for file in _kept_files(root) if _name_in(file) == task]
         gone += [*root.glob(f"predictions/after-*/{escape(task)}.jsonl"), *root.glob("tokens")]
         for file in [*gone, root / "checkpoint"]:
             if file.exists():
@@ -269,6 +269,12 @@ def _put_on_record(record: RunRecord, journal: _Journal) -> None:
         for score in record.scores:
             if score.task == place:
                 score.predictions = None
+    for place, entry in enumerate(record.watched):
+        if entry.name == task:
+            entry.kept, entry.forgotten = None, entry.forgotten or journal.when
+            for score in record.watch_scores:
+                if score.task == place:
+                    score.predictions = None
     if not any((e.get("event"), e.get("when")) == ("forgotten", journal.when) for e in record.lineage):
         record.lineage.append({"event": "forgotten", "when": journal.when, "task": task})
     if isinstance(record.memory.get("tasks"), list):
@@ -286,14 +292,19 @@ def _known_texts(roots: Iterable[Path], task: str) -> set[str]:
     """What is known of the texts of a task: inputs, bodies and answers that are no single words."""
     found: set[str] = set()
     for root in roots:
-        for file in root.glob("tasks/*.json"):
+        for file in _kept_files(root):
             if _name_in(file) == task:
-                found |= _texts_of(_read(file).get("test"))
+                found |= _texts_of(_read(file).get("test")) | _texts_of(_read(file).get("probe"))
         for file in root.glob("state/after-*/memory.json"):
             for entry in _read(file).get("tasks") or ():
                 if isinstance(entry, Mapping) and entry.get("name") == task:
                     found |= _texts_of(entry.get("examples"))
     return found
+
+
+def _kept_files(root: Path) -> list[Path]:
+    """The files with the examples of learned and of watched tasks."""
+    return [*root.glob("tasks/*.json"), *root.glob("watched/*.json")]
 
 
 def _texts_of(examples: Any) -> set[str]:

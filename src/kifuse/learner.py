@@ -24,7 +24,7 @@ from kifuse.learner_forgetting import ForgetReport, forget
 from kifuse.learner_hooks import After, Before, Hooks
 from kifuse.learner_learning import Gates, learn_task
 from kifuse.learner_opening import OpenLearner, open_engine
-from kifuse.learner_watching import watch
+from kifuse.learner_watching import put_under_watch
 from kifuse.lineage import LearnReport, count_up_to
 from kifuse.models.given import given_name
 from kifuse.own_method import refuse_unnamed_method
@@ -203,24 +203,27 @@ class ContinualLearner:
             raise RunError(f"{self.folder}: nothing was learned yet, so there is no adapter.")
         return self._engine.snapshots.adapter(self.learned)
 
-    def learn(self, task: Any, **options: Any) -> LearnReport:
+    def learn(self, task: Any, *, watch: Sequence[Any] = (), **options: Any) -> LearnReport:
         """Learn one task, score all tasks, and keep the outcome.
 
         Called again with the same task it does nothing but report; after a crash it goes on where it stopped.
 
         Args:
             task: A `Task`, a path, a `datasets.Dataset` or `DatasetDict`, or rows; see `as_task`.
+            watch: More tasks to be watched from now on, as `watch` takes them.
             options: `name`, `test`, `instruction`, `labels`, `list_labels`, `metric`, `format`, `columns`.
 
         Returns:
             What was gained and what was lost, and whether the task was accepted.
 
         Raises:
-            DataError: The data is wrong, or another task of this name was learned.
+            DataError: The data is wrong, another task of this name was learned, or one of it is watched.
             RunError: The folder is in use, or has been changed by another process.
         """
         seed = self.config.training.seed
         chosen = chosen_part(as_task(task, seed=seed, **known_options(options)), self.config.data, seed)
+        if watch:
+            put_under_watch(self._opened, watch, chosen.name)
         self._hooks.before(chosen, self)
         report = learn_task(self._opened, chosen, self._gates)
         self._hooks.after(report, self)
@@ -261,7 +264,7 @@ class ContinualLearner:
             DataError: The data is wrong, has no test examples, or a learned task has the name.
             RunError: A task of the name is watched with other examples.
         """
-        return watch(self._opened, tasks)
+        return put_under_watch(self._opened, tasks)
 
     def generate(
         self,
@@ -342,7 +345,7 @@ class ContinualLearner:
         finished when the folder is opened next.
 
         Args:
-            task: Name of a task that was learned, refused or rolled back.
+            task: Name of a task that was learned, refused, rolled back or watched.
             retrain: Data of each task learned after it, in their order. The learner then goes back to the
                 state before the task and learns them again, as if it had never been there.
 

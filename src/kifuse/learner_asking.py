@@ -61,9 +61,13 @@ def _named(opened: OpenLearner, each: Any) -> Task:
     tasks = opened.tasks
     if isinstance(each, str) and each in tasks:
         return opened.place.tested(tasks.index(each), opened.record)
+    watched = {entry.name: i for i, entry in enumerate(opened.record.watched) if entry.forgotten is None}
+    if isinstance(each, str) and each in watched:
+        return opened.place.watched(watched[each], opened.record)
     if isinstance(each, str) and not Path(each).exists():
+        known = [*tasks, *watched]
         raise DataError(
-            f"evaluate(): no task {each!r} was learned and there is no such path; learned are "
-            f"{', '.join(tasks) or 'none yet'}.{did_you_mean(each, tasks)}"
+            f"evaluate(): no task {each!r} was learned or is watched, and there is no such path; known are "
+            f"{', '.join(known) or 'none yet'}.{did_you_mean(each, known)}"
         )
     return to_score(each)

@@ -229,7 +229,8 @@ class LearnerFolder:
 
     def _beyond(self, record: RunRecord) -> list[Path]:
         """What lies in the folder of tasks that are not on record, or of a time that is not."""
-        learned, names = learned_count(record), {task.name for task in record.tasks}
+        learned = learned_count(record)
+        names = {entry.name for entry in (*record.tasks, *record.watched)}
         found = []
         for part in PARTS:
             for folder in sorted((self.path / part).glob("after-*"), key=_number):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from kifuse import forgetting
@@ -12,6 +13,7 @@ from kifuse.errors import DataError, KifuseError, RunError, did_you_mean
 from kifuse.learner_learning import Gates, learn_task
 from kifuse.learner_opening import OpenLearner
 from kifuse.lineage import LearnReport
+from kifuse.reporting.record import FILE, RunRecord
 from kifuse.storage import read_json
 from kifuse.streams import chosen_part
 from kifuse.tasks.incoming import as_task
@@ -30,7 +32,7 @@ class ForgetReport:
         removed: Files that were removed or written anew, relative to the learner's folder.
         remains: What still tells of it, and cannot be undone by removing files.
         later: Names of the tasks that were learned after it, whose states began from its weights.
-        commands: What makes a learner that never saw it, in the shell.
+        commands: What makes a learner that never saw it, in the shell; none where this one is such.
         retrained: Reports of the later tasks, where they were learned again.
     """
 
@@ -48,7 +50,10 @@ class ForgetReport:
         lines += [f"  still there: {each}" for each in self.remains]
         if self.retrained:
             return "\n".join([*lines, *map(str, self.retrained)])
-        lines += ["  a learner that never saw it:", *(f"    {each}" for each in self.commands)]
+        if self.commands:
+            lines += ["  a learner that never saw it:", *(f"    {each}" for each in self.commands)]
+        else:
+            lines.append("  the learner as it is now has not learned from it")
         return "\n".join(lines)
 
 
@@ -62,11 +67,13 @@ def forget(opened: OpenLearner, name: str, retrain: Sequence[Any] | None, gates:
     record, engine, place = opened.record, opened.engine, opened.place
     if not engine.writes:
         raise RunError(f"{place.path}: cannot be written to, so that nothing can be forgotten.")
-    known = dict.fromkeys([*(entry.name for entry in record.tasks), *_in_history(record.lineage)])
+    known = dict.fromkeys(
+        [*(entry.name for entry in (*record.tasks, *record.watched)), *_in_history(record.lineage)]
+    )
     if name not in known:
         raise RunError(
-            f"{place.path}: forget: no task {name!r} was learned, refused or rolled back, expected one of "
-            f"{', '.join(known) or 'none yet'}.{did_you_mean(name, known)}"
+            f"{place.path}: forget: no task {name!r} was learned, refused, rolled back or watched, expected "
+            f"one of {', '.join(known) or 'none yet'}.{did_you_mean(name, known)}"
         )
     tasks = opened.tasks
     index = tasks.index(name) if name in tasks else None
@@ -86,6 +93,8 @@ def forget(opened: OpenLearner, name: str, retrain: Sequence[Any] | None, gates:
             place.back_to(engine, index, "rolled back")
             engine.tell_saved()
     reports = [learn_task(opened, task, gates) for task in again or ()]
+    if again is not None:
+        index = None  # of what is there now, nothing has learned from it
     folder = shlex.quote(str(place.path))
     return ForgetReport(
         name,
@@ -111,7 +120,7 @@ def _later_tasks(opened: OpenLearner, later: Sequence[str], given: Sequence[Any]
     if len(given) != len(later):
         raise DataError(
             f"forget: found data of {len(given)} tasks to retrain on, expected that of {len(later)}, in this "
-            f"order: {', '.join(later) or 'none was learned later'}."
+            f"order: {', '.join(later) or 'none was learned later'}. Others are taught by 'kifuse learn'."
         )
     data, seed = opened.engine.config.data, opened.engine.config.training.seed
     tasks = []
@@ -160,13 +169,23 @@ def _remains(opened: OpenLearner, name: str, index: int | None, later: Sequence[
         states = [f"after-{k}" for k in range(index + 1, index + len(later) + 2)]
         said.append(f"the weights of {', '.join(states)} learned from it, and may repeat what they learned")
         said.append("what the method measured on it (numbers, such as importances) in the same states")
-    if (opened.place.path / "rolled-back").is_dir():
-        said.append(
-            "weights in rolled-back/ that may have learned from it; remove that folder to be rid of them"
-        )
+    aside = _aside_with(opened.place.path, name)
+    if aside:
+        said.append(f"weights in {', '.join(aside)} that learned from it, or may have; remove that")
     said.append("its name, sizes, scores and hashes on record")
     said.append("copies elsewhere: the data itself, backups, exported or published adapters, trackers")
     return tuple(said)
+
+
+def _aside_with(folder: Path, name: str) -> list[str]:
+    """Folders of what was moved aside, with weights that learned from a task, or may have."""
+    found = []
+    for adapters in (*folder.glob("rolled-back/*/adapters"), *folder.glob("set-aside/*/adapters")):
+        root = adapters.parent
+        # what was cut short has no record, so that nobody can tell what it learned from
+        if not (root / FILE).is_file() or name in (entry.name for entry in RunRecord.load(root).tasks):
+            found.append(f"{root.relative_to(folder).as_posix()}/")
+    return sorted(found)
 
 
 def _commands(folder: str, name: str, before: str, later: Sequence[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kifuse.errors import DataError, RunError
 from kifuse.learner_opening import OpenLearner
 from kifuse.learner_repair import probe_of, repair
-from kifuse.learner_watching import score_watched_now, tell_shared
+from kifuse.learner_watching import answers_to_watch, refuse_watched, score_watched_now, tell_shared
 from kifuse.lineage import LearnReport, event, is_settled, last_event, put_next, refused_before, times_undone
 from kifuse.scoring.own_function import refuse_unnamed
 from kifuse.storage import sha256_file
@@ -54,8 +54,8 @@ def learn_task(opened: OpenLearner, task: Task, gates: Gates) -> LearnReport:
         if interrupted is not None and last_event(opened.record) == (task.name, task.split_hash("train")):
             return interrupted
         tasks, folder = opened.tasks, opened.place.path
-        watched = [entry.name for entry in opened.record.watched]
-        check_different([*dict.fromkeys([*tasks, task.name]), *watched], f"{folder}: the learner")
+        refuse_watched(opened, task.name)
+        check_different(list(dict.fromkeys([*tasks, task.name])), f"{folder}: the learner")
         if task.name in tasks:
             return _again(opened, task)
         refused = _refused_before(opened, task, gates)
@@ -89,7 +89,7 @@ def settle(opened: OpenLearner, gates: Gates) -> LearnReport | None:
     if report.watched_after:
         facts["watched"] = {"before": report.watched_before, "after": report.watched_after}
     if gates.repair:
-        facts["repair"] = report.repaired or True
+        facts |= {"repair": report.repaired or True, "max_forgetting": limit}
     aside = place.undone_adapter(times_undone(record) + 1, k)
     report = report.judged(gates.max_forgetting, gates.min_score, aside)
     if not report.accepted:
@@ -164,7 +164,8 @@ def _begin(opened: OpenLearner, task: Task, gates: Gates) -> None:
     engine.save()
     sizes = [entry.sizes["test"] for entry in record.tasks]
     engine.progress.stream([entry.name for entry in record.tasks], k)
-    plan = Plan(engine.passes(k, task), sum(sizes) + sizes[-1])
+    watched = answers_to_watch(opened) + sum(entry.n for entry in record.watched if not entry.forgotten)
+    plan = Plan(engine.passes(k, task), sum(sizes) + sizes[-1] + watched)
     engine.progress.begin(f"{engine.config.method.name}: task {k + 1}", plan, Plan(0, 0))
     if task.test and engine.score(k, k, task) is not None:
         engine.tell_row(k, [k])

@@ -113,6 +113,22 @@ class LearnReport:
         """The earlier task that lost most, and its points; None if none lost any."""
         return max(self.lost.items(), key=lambda each: each[1], default=None)
 
+    def facts(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {
+            "task": self.task,
+            "accepted": self.accepted,
+            "reason": self.reason,
+            "before": self.before,
+            "after": self.after,
+            "gained": self.gained,
+            "lost": self.lost,
+            "repaired": self.repaired,
+            "watched": {"before": self.watched_before, "after": self.watched_after},
+            "seconds": self.seconds,
+            "adapter": str(self.adapter),
+        }
+
     def __str__(self) -> str:
         lines = [f"{self.task}: {'learned' if self.accepted else 'not accepted'} in {self.seconds:.0f} s"]
         lines += [
@@ -209,11 +225,15 @@ def refused_before(
         if entry["event"] != "refused":
             return None
         if (entry.get("task"), entry.get("data")) == (name, data):
-            if repair and not entry.get("repair", False):
+            repaired = entry.get("repair", False)
+            # whether it is repaired changes what it reaches, and another limit changes that
+            other_limit = bool(repaired) and entry.get("max_forgetting") != max_forgetting
+            if other_limit or (repair and not repaired) or (isinstance(repaired, dict) and not repair):
                 return None
             before, after, seconds = (entry.get(key, {}) for key in ("before", "after", "seconds"))
             watched = {f"watched_{key}": row for key, row in entry.get("watched", {}).items()}
-            report = LearnReport(name, True, before, after, seconds or 0.0, Path(), **watched)
+            done = repaired if isinstance(repaired, dict) else None
+            report = LearnReport(name, True, before, after, seconds or 0.0, Path(), repaired=done, **watched)
             judged = report.judged(max_forgetting, min_score, adapter(number))
             return None if judged.accepted else judged
         number -= 1

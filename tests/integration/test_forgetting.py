@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from kifuse import ContinualLearner, DataError, RunError, forgetting
 from kifuse.cli import app
 from kifuse.learner_folder import LearnerFolder
+from kifuse.lineage import LearnReport
 from kifuse.reporting.record import RunRecord
 from kifuse.training.snapshot import Snapshots
 from tests.learners import settings_of
@@ -194,6 +195,10 @@ def test_retraining_makes_the_learner_that_never_saw_the_task(
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert [each["task"] for each in report["retrained"]] == ["december"]
+    assert set(report["retrained"][0]) == set(LearnReport("", True, {}, {}, 0.0, Path()).facts())
+    # of what is there now nothing learned from it, so that no state of it and no command is named
+    assert not report["commands"] and not any("after-" in each for each in report["remains"])
+    assert "weights in rolled-back/1/, rolled-back/2/ that learned from it" in report["remains"][0]
     record = check(copied)
     assert [entry.name for entry in record.tasks] == ["october", "december"]
     never = begin(tmp_path / "never", tiny_folder_llama, months, record.config["method"])
@@ -223,3 +228,31 @@ def test_what_cannot_be_forgotten_is_refused_and_nothing_is_changed(copied: Path
     manifest.write_bytes(before[manifest])
     after = {each: each.read_bytes() for each in before}
     assert after == before and not (copied / forgetting.JOURNAL).exists()
+
+
+def test_all_that_is_kept_of_a_refused_and_of_a_watched_task_is_forgotten(
+    months: Path, tiny_folder_llama: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(tiny_folder_llama, months)
+    learner = ContinualLearner(
+        *(str(tiny_folder_llama), "replay", tmp_path / "desk"), settings=settings, progress=False
+    )
+    learner.learn(months / "october")
+    folder, learner.min_score = learner.folder, 100
+    assert not learner.learn(months / "november", watch=[months / "december"]).accepted
+    learner.min_score = None
+    assert any("rolled-back/1/state" in name for name in holding(folder, "november-secret"))
+    report = learner.forget("november")
+    assert holding(folder, "november-secret") == [] and not report.commands
+    assert "weights in rolled-back/1/ that learned from it" in str(report)
+    assert str(report).endswith("the learner as it is now has not learned from it")
+    assert {"watched/1.json", "predictions/after-1/december.jsonl"} <= set(holding(folder, "december-secret"))
+    assert not any("weights" in each for each in learner.forget("december").remains)
+    assert holding(folder, "december-secret") == []
+    # it is watched no more, and may be learned, or watched again
+    report = ContinualLearner.load(folder, progress=False).learn(months / "december")
+    assert report.accepted and not report.watched_after
+    again = ContinualLearner.load(folder, progress=False)
+    again.rollback("october")
+    assert set(again.watch(months / "december")) == {"december"}
+    assert [entry.name for entry in check(folder).watched] == ["december"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kifuse import ConfigError, ContinualLearner, DataError, RunError
 from kifuse.cli import app
 from kifuse.reporting.page import write_report
 from kifuse.reporting.record import RunRecord
+from kifuse.storage import sha256_file
 from kifuse.training.evaluator import Cell, Evaluator
 from kifuse.training.runner import run
 from tests.learners import settings_of
@@ -75,6 +77,14 @@ def test_watched_tasks_are_scored_before_the_first_task_and_after_each(runs: tup
     assert [(w.name, w.n) for w in record.watched] == [("facts", 3), ("manners", 3)]
     assert [(s.after, s.task) for s in record.watch_scores] == [(k, i) for k in range(4) for i in range(2)]
     assert [t.name for t in record.tasks] == ["colour", "fruit", "weather"]
+    for score in record.watch_scores:  # the answers are kept beside those of the stream
+        file = runs[1] / "predictions" / f"after-{score.after}" / f"{record.watched[score.task].name}.jsonl"
+        assert sha256_file(file) == score.predictions and len(file.read_text("utf-8").splitlines()) == 3
+    log = (runs[1] / "log.txt").read_text("utf-8")
+    plain = int(re.search(r"steps, (\d+) answers", (runs[0] / "log.txt").read_text("utf-8"))[1])
+    assert f"steps, {plain + 4 * 6} answers to score" in log  # before the first task and after each of three
+    done = sum(score.n for score in (*record.scores, *record.watch_scores) if score.after < 2)
+    assert f"steps, {plain + 4 * 6 - done} answers to score" in log
     page = write_report(runs[1]).read_text("utf-8")
     assert 'id="watched"' in page and "in no average of this page" in page and "before training" in page
     assert 'id="watched"' not in write_report(runs[0]).read_text("utf-8")
@@ -179,10 +189,17 @@ def test_what_cannot_be_watched_is_refused_and_what_is_trained_on_is_said(
     learner.watch(shared)
     with pytest.raises(RunError, match="with other examples"):
         learner.watch(dataclasses.replace(learner._place.watched(0, learner.record), metric="rouge_1"))
-    with pytest.raises(DataError, match="'shared' twice"):
+    with pytest.raises(DataError, match=r"the name of a task that is watched.*kifuse forget \S+desk shared"):
         learner.learn([{"input": "c", "output": "d"}] * 3, name="shared")
-    row = {"input": "a", "output": "b"}
+    row, told = {"input": "a", "output": "b"}, learner.record.model_dump()
+    with pytest.raises(DataError, match=r"watch: found 'facts', .*a task that is learned"):
+        learner.learn([row] * 3, name="facts", watch=[general])
+    assert learner.record.model_dump() == told  # nothing is watched by a call that is refused
     learner.learn([row, {"input": "c", "output": "d"}], name="other", test=[{"input": "e", "output": "d"}])
+    (tmp_path / "other.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    with pytest.raises(DataError, match=r"watch: found 'other', .*Leave it out; or, .* rename"):
+        learner.watch(tmp_path / "other.jsonl")
+    assert set(learner.evaluate(["shared", "other"])) == {"shared", "other"}
     assert any("1 of its 1 inputs are training inputs of 'other'" in each for each in learner.record.warnings)
     with pytest.raises(ConfigError, match="learner keeps the tasks that it watches"):
         ContinualLearner(

@@ -14,7 +14,7 @@ from kifuse.cli.opened import FOLDER, GATE, JSON, MODEL, TRUST, opened
 
 def forget(
     folder: Annotated[Path, typer.Argument(help=FOLDER)],
-    task: Annotated[str, typer.Argument(help="Name of a task that was learned, refused or rolled back.")],
+    task: Annotated[str, typer.Argument(help="A task that was learned, refused, rolled back or watched.")],
     retrain: Annotated[
         list[str] | None,
         typer.Option(
@@ -35,8 +35,8 @@ def forget(
     with opened(folder, model=model, trust_remote_code=trust_remote_code) as learner:
         report = learner.forget(task, retrain=retrain)
     if as_json:
-        facts = dataclasses.asdict(report)
-        typer.echo(json.dumps(facts, default=str))
+        retrained = [each.facts() for each in report.retrained]
+        typer.echo(json.dumps({**dataclasses.asdict(report), "retrained": retrained}, default=str))
     else:
         SafeConsole().print(str(report), markup=False, highlight=False, soft_wrap=True)
     if not all(each.accepted for each in report.retrained):

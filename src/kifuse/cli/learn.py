@@ -123,15 +123,14 @@ def learn(
     with open_one(
         folder, model=model, settings=wanted, trust_remote_code=trust_remote_code, quiet=quiet, **limits
     ) as learner:
-        if watch:
-            learner.watch(*map(str, watch))
-        report = learner.learn(data, **{key: value for key, value in options.items() if value is not None})
-    _hook("--run-after", afterwards, folder, report)
+        given = {key: value for key, value in options.items() if value is not None}
+        report = learner.learn(data, watch=[str(each) for each in watch or ()], **given)
     if as_json:
-        typer.echo(json.dumps(_facts(report)))
+        typer.echo(json.dumps(report.facts()))
     elif not quiet:
         console = SafeConsole()
         console.print(f"{report}\nadapter: {report.adapter}", markup=False, highlight=False, soft_wrap=True)
+    _hook("--run-after", afterwards, folder, report)
     if not report.accepted:
         raise typer.Exit(GATE)
 
@@ -169,20 +168,3 @@ def _hook(option: str, command: str | None, folder: Path, report: LearnReport | 
     if code:
         outcome = "nothing was learned" if report is None else "what was learned stays"
         raise RunError(f"{option}: {command!r} ended with exit code {code}; {outcome}.")
-
-
-def _facts(report: LearnReport) -> dict[str, object]:
-    """A report as JSON values."""
-    return {
-        "task": report.task,
-        "accepted": report.accepted,
-        "reason": report.reason,
-        "before": report.before,
-        "after": report.after,
-        "gained": report.gained,
-        "lost": report.lost,
-        "repaired": report.repaired,
-        "watched": {"before": report.watched_before, "after": report.watched_after},
-        "seconds": report.seconds,
-        "adapter": str(report.adapter),
-    }

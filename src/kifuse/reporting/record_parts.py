@@ -195,7 +195,8 @@ class ScoreRecord(Part):
 class WatchedRecord(Part):
     """A task that is scored and never trained on; `hash` is that of its `n` test examples.
 
-    `kept` is the SHA-256 of a learner's `watched/<n>.json`.
+    `kept` is the SHA-256 of a learner's `watched/<n>.json`; `forgotten` is when these examples were removed
+    on request, from when on it is not watched.
     """
 
     name: Annotated[str, AfterValidator(_file_name)]
@@ -205,3 +206,4 @@ class WatchedRecord(Part):
     hash: str
     metric_source: str | None = None
     kept: str | None = None
+    forgotten: str | None = None

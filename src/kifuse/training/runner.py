@@ -38,7 +38,7 @@ from kifuse.training.snapshot import Snapshots
 from kifuse.training.start_from import keep_start
 from kifuse.training.trained_elsewhere import take_over_training
 from kifuse.training.watched import open_watched, put_on_watch, score_watched, tell_trained
-from kifuse.training.work import cells_to_score, plan_of
+from kifuse.training.work import cells_to_score, plan_of, watch_moments
 
 
 def run(
@@ -139,8 +139,7 @@ class _StreamRun:
         self.joint = engine.method.old_data == "all"
         self.cells = cells_to_score(engine.config, engine.method, self.tasks)
         self.watched = open_watched(engine.config)
-        last = len(self.tasks)
-        self.moments = {0, last} if self.joint or self.config.watch.when == "end" else set(range(last + 1))
+        self.moments = watch_moments(engine.config, engine.method, len(self.tasks))
 
     def go(self, reuse: Sequence[Path], trained: Path | None) -> RunRecord:
         """Do what is not done yet."""
@@ -205,10 +204,11 @@ class _StreamRun:
         learned = sum(t.train_steps is not None for t in self.record.tasks)
         self.progress.stream([task.name for task in self.tasks], learned)
         done = sum((t.train_steps or 0) + (t.extra_forward_backward or 0) for t in self.record.tasks)
+        sizes = self.engine.reading.sizes(self.tasks)
         self.progress.begin(
             self.config.method.name,
-            plan_of(self.config, self.engine.method, self.tasks, self.engine.reading.sizes(self.tasks)),
-            Plan(done, sum(s.n for s in self.record.scores)),
+            plan_of(self.config, self.engine.method, self.tasks, sizes, self.watched),
+            Plan(done, sum(s.n for s in (*self.record.scores, *self.record.watch_scores))),
         )
 
     def _restore(self) -> int:
@@ -246,8 +246,10 @@ class _StreamRun:
         record.scores = early_scores(theirs, record, self.cells)
         record.watch_scores = [score for score in theirs.watch_scores if score.after <= 1]
         record.notes.append(f"the first task's training was taken over from the run of {theirs.method.name}")
-        for score in record.scores:
-            name = Path("predictions", f"after-{score.after}", f"{record.tasks[score.task].name}.jsonl")
+        told = [(score.after, record.tasks[score.task].name) for score in record.scores]
+        told += [(score.after, record.watched[score.task].name) for score in record.watch_scores]
+        for after, task in told:
+            name = Path("predictions", f"after-{after}", f"{task}.jsonl")
             if (other / name).is_file():
                 (engine.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(other / name, engine.folder / name)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from kifuse.config import RunConfig
-from kifuse.errors import RunError
-from kifuse.reporting.record import RunRecord, ScoreRecord, WatchedRecord
+from kifuse.errors import DataError, RunError
+from kifuse.file_names import name_key
+from kifuse.reporting.record import RunRecord, WatchedRecord
 from kifuse.tasks.task import Task, check_different
 from kifuse.tasks.watched import also_trained, watched_tasks
 from kifuse.training.engine import Engine
@@ -40,12 +42,16 @@ def put_on_watch(record: RunRecord, tasks: Sequence[Task]) -> list[Task]:
         RunError: A task of the name is watched with other examples.
         DataError: It has the name of a task of the stream.
     """
-    check_different([*(entry.name for entry in record.tasks), *(t.name for t in tasks)], "watch: the run")
-    known, new = {entry.name: entry for entry in record.watched}, []
+    refuse_learned([entry.name for entry in record.tasks], tasks)
+    names = list(dict.fromkeys([*(entry.name for entry in record.watched), *(task.name for task in tasks)]))
+    check_different(names, "watch")
+    new = []
     for task in tasks:
-        there = known.get(task.name)
-        if there is None:
-            record.watched.append(_entry(task))
+        place = names.index(task.name)
+        there = record.watched[place] if place < len(record.watched) else None
+        if there is None or there.forgotten:
+            record.watched[place : place + 1] = [_entry(task)]
+            record.watch_scores = [score for score in record.watch_scores if score.task != place]
             new.append(task)
         elif (there.hash, there.metric) != (task.split_hash("test"), task.metric):
             raise RunError(
@@ -53,6 +59,29 @@ def put_on_watch(record: RunRecord, tasks: Sequence[Task]) -> list[Task]:
                 "them back, or give this one another name."
             )
     return new
+
+
+def refuse_learned(learned: Sequence[str], tasks: Sequence[Task]) -> None:
+    """Refuse to watch tasks that have the name of one that is learned.
+
+    Raises:
+        DataError: One has.
+    """
+    names = {name_key(name): name for name in learned}
+    for task in tasks:
+        if name_key(task.name) in names:
+            raise DataError(
+                f"watch: found {task.name!r}, which is the name of a task that is learned "
+                f"({names[name_key(task.name)]!r}) and scored anyway. Leave it out; or, if these are other "
+                "examples, rename the file or folder to watch."
+            )
+
+
+def unscored(record: RunRecord, after: int, tasks: Sequence[Task]) -> list[tuple[int, Task]]:
+    """The watched tasks without a score after some tasks of the stream, with their place on record."""
+    places = {entry.name: i for i, entry in enumerate(record.watched)}
+    done = {score.task for score in record.watch_scores if score.after == after}
+    return [(places[task.name], task) for task in tasks if places[task.name] not in done]
 
 
 def tell_trained(
@@ -78,25 +107,18 @@ def _entry(task: Task) -> WatchedRecord:
 
 
 def score_watched(engine: Engine, after: int, tasks: Sequence[Task]) -> None:
-    """Score watched tasks, in the order of the record, after some tasks were learned.
+    """Score watched tasks after some tasks were learned, and keep the answers beside those of the stream.
 
-    The model is told no task, no answer is kept, and a score that is on record is not made again.
+    The model is told no task, and a score that is on record is not made again.
     """
     record = engine.record
-    done = {(score.after, score.task) for score in record.watch_scores}
     said = []
-    for i, task in enumerate(tasks):
-        if (after, i) in done:
-            continue
-        cell = engine.evaluator.score(task, after, keep=False)
-        first = next((s.score for s in record.watch_scores if s.task == i), None)
-        record.watch_scores.append(
-            ScoreRecord(
-                after=after, task=i, score=cell.score, valid=cell.valid, n=cell.n, seconds=cell.seconds
-            )
-        )
+    for i, task in unscored(record, after, tasks):
+        cell = engine.evaluator.score(task, after, partial(engine.progress.scoring, task.name))
+        last = max((s for s in record.watch_scores if s.task == i), key=lambda s: s.after, default=None)
+        record.watch_scores.append(cell.on_record(after, i))
         said.append(
-            f"{task.name} {cell.score:.1f}" + ("" if first is None else f" ({cell.score - first:+.1f})")
+            f"{task.name} {cell.score:.1f}" + ("" if last is None else f" ({cell.score - last.score:+.1f})")
         )
     if said:
         engine.save()

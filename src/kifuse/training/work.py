@@ -39,6 +39,12 @@ def cells_to_score(config: RunConfig, method: Method, tasks: Sequence[Task]) -> 
     return [(after, i) for after, i in cells if tasks[i].test]
 
 
+def watch_moments(config: RunConfig, method: Method, count: int) -> set[int]:
+    """After how many of so many tasks watched tasks are scored."""
+    ends = method.old_data == "all" or config.watch.when == "end"
+    return {0, count} if ends else set(range(count + 1))
+
+
 def passes(config: RunConfig, method: Method, tasks: Sequence[TaskInfo], sizes: Sequence[int]) -> int:
     """Forward and backward passes that training on tasks of these training set sizes will take."""
     memory, epochs, batch = empty_memory(config), config.training.epochs, config.training.batch_size
@@ -55,7 +61,11 @@ def passes(config: RunConfig, method: Method, tasks: Sequence[TaskInfo], sizes: 
 
 
 def plan_of(
-    config: RunConfig, method: Method, tasks: Sequence[Task], sizes: Sequence[int] | None = None
+    config: RunConfig,
+    method: Method,
+    tasks: Sequence[Task],
+    sizes: Sequence[int] | None = None,
+    watched: Sequence[Task] = (),
 ) -> Plan:
     """The whole of a run's work.
 
@@ -64,6 +74,7 @@ def plan_of(
         method: The method that it names.
         tasks: Of its stream, in their order.
         sizes: Examples that the training on each has; None: as many as the task.
+        watched: Tasks that are scored beside the stream.
     """
     training = config.training
     sizes = [len(task.train) for task in tasks] if sizes is None else list(sizes)
@@ -79,4 +90,5 @@ def plan_of(
         for i, size in enumerate(trainings)
     ]
     scored = sum(len(tasks[i].test) for _, i in cells_to_score(config, method, tasks))
+    scored += sum(len(task.test) for task in watched) * len(watch_moments(config, method, len(tasks)))
     return Plan(passes(config, method, infos, trainings), scored)
