@@ -48,12 +48,14 @@ if TYPE_CHECKING:
     from kifuse.methods.nlora import NLoRA
     from kifuse.methods.ogd import OGD
     from kifuse.methods.olora import OLoRA
+    from kifuse.methods.on_policy_repair import OnPolicyRepair
     from kifuse.methods.osf import OSF
     from kifuse.methods.parameters import Parameters
     from kifuse.methods.progprompt import ProgPrompt
     from kifuse.methods.recurrent_kif import RecurrentKIF
     from kifuse.methods.replay import Replay
     from kifuse.methods.sapt import SAPT
+    from kifuse.methods.sdft import SDFT
     from kifuse.methods.sequential import Sequential
     from kifuse.methods.slao import SLAO
     from kifuse.methods.vr_mcl import VRMCL
@@ -102,6 +104,7 @@ _PLACES = {
     "kifuse.methods.nlora": ("NLoRA",),
     "kifuse.methods.ogd": ("OGD",),
     "kifuse.methods.olora": ("OLoRA",),
+    "kifuse.methods.on_policy_repair": ("OnPolicyRepair",),
     "kifuse.methods.osf": ("OSF",),
     "kifuse.methods.slao": ("SLAO",),
     "kifuse.methods.vr_mcl": ("VRMCL",),
@@ -115,6 +118,7 @@ _PLACES = {
     "kifuse.methods.recurrent_kif": ("RecurrentKIF",),
     "kifuse.methods.replay": ("Replay",),
     "kifuse.methods.sapt": ("SAPT",),
+    "kifuse.methods.sdft": ("SDFT",),
     "kifuse.methods.sequential": ("Sequential",),
     "kifuse.page_refresh": ("run",),
     "kifuse.own_method": ("register",),
@@ -138,6 +142,7 @@ __all__ = [
     "OGD",
     "OSF",
     "SAPT",
+    "SDFT",
     "SLAO",
     "VRMCL",
     "AIMMerging",
@@ -165,6 +170,7 @@ __all__ = [
     "NLoRA",
     "OLoRA",
     "OfTask",
+    "OnPolicyRepair",
     "Parameters",
     "ProgPrompt",
     "RecurrentKIF",

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from kifuse import registry
 from kifuse.errors import ConfigError, DataError, RunError, did_you_mean
-from kifuse.registry import Entry
+from kifuse.method_catalog import Entry
 from kifuse.scoring.own_function import import_from_here, names_code
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from kifuse.adapters.foreign import put_on
 from kifuse.adapters.full import read_weights
 from kifuse.adapters.kinds import new_adapter
 from kifuse.errors import ModelError
-from kifuse.registry import METHODS, OWN, build_method
+from kifuse.method_catalog import METHODS
+from kifuse.registry import OWN, build_method
 
 
 def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> Any:

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from kifuse.cli import app
 from kifuse.comparing.grid import load_grid
 from kifuse.config import RunConfig, load_config
-from kifuse.registry import METHODS, build_method
+from kifuse.method_catalog import METHODS
+from kifuse.registry import build_method
 from tests.guide_pages import DOCS, LANGUAGES, PAGES, REASONS, ROOT, Block, blocks, commands, trimmed
 from tests.guide_stands import DESK, Stands, finished_runs, furnish, given, smollm2_outline
 from tests.tiny import ENDS

@@ -14,8 +14,9 @@ from pydantic.dataclasses import dataclass
 
 from kifuse import own_method, registry
 from kifuse.errors import ConfigError
+from kifuse.method_catalog import METHODS, Entry
 from kifuse.methods.base import Method
-from kifuse.registry import METHODS, Entry, build_method, check_settings, method_entry, method_names
+from kifuse.registry import build_method, check_settings, method_entry, method_names
 
 
 @dataclass(kw_only=True, config=ConfigDict(extra="forbid"))

@@ -22,7 +22,7 @@ ls_app = typer.Typer(
 @ls_app.command(epilog="[bold]Example[/bold]  kifuse ls methods")
 def methods() -> None:
     """List the methods: which data each trains on, what it does, and its paper."""
-    from kifuse.registry import METHODS
+    from kifuse.method_catalog import METHODS
 
     rows = [(name, each.data_class, each.summary, each.paper or "baseline") for name, each in METHODS.items()]
     _print(["method", "data", "what it does", "paper"], rows)

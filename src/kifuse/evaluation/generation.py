@@ -108,7 +108,8 @@ def _run(
     def generate(members: list[int]) -> dict[int, list[int]]:
         batch = [prompts[place] for place in members]
         if session.plain:
-            return dict(zip(members, session.generate(batch, do_sample=False), strict=True))
+            found = session.generate(batch, do_sample=False)
+            return dict(zip(members, map(session.without_end, found), strict=True))
         if session.encoder_decoder:
             rows: CausalRows | EncoderDecoderRows = EncoderDecoderRows(session, batch)
         else:

@@ -139,28 +139,34 @@ class Session:
         model = body if all(name in takes for name in inputs) else self.model
         return model(**inputs, use_cache=True, return_dict=True)
 
-    def generate(self, prompts: list[list[int]], **how: Any) -> list[list[int]]:
-        """Let the model's own ``generate`` continue prompts of one length, so that nothing is padded.
+    def generate(self, prompts: Sequence[Sequence[int]], **how: Any) -> list[list[int]]:
+        """Let the model's own ``generate`` continue prompts; those of unlike lengths are padded.
 
         Args:
-            prompts: Token ids, as many for each.
+            prompts: Token ids of each.
             how: Further arguments of ``generate``.
 
         Returns:
-            The new ids of each, without what ends it.
+            The new ids of each, up to what ends it.
         """
-        ids = torch.tensor(prompts, device=self.device)
+        width = max(map(len, prompts))
+        ids, mask = [], []
+        for prompt in prompts:
+            filler, there = [self.pad] * (width - len(prompt)), [1] * len(prompt)
+            none = [0] * len(filler)
+            ids.append([*prompt, *filler] if self.encoder_decoder else [*filler, *prompt])
+            mask.append([*there, *none] if self.encoder_decoder else [*none, *there])
         found = self.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            input_ids=torch.tensor(ids, device=self.device),
+            attention_mask=torch.tensor(mask, device=self.device),
             max_new_tokens=self.max_new,
             num_beams=1,
             eos_token_id=list(self.eos) or None,
             pad_token_id=self.pad,
             **how,
         )
-        rows = found[:, 1 if self.encoder_decoder else ids.shape[1] :].tolist()
-        return [self.cut_at_end(row) for row in rows]
+        rows = found[:, 1 if self.encoder_decoder else width :].tolist()
+        return [self._through_end(row) for row in rows]
 
     def ended(self, answer: list[int]) -> bool:
         """Whether an answer is complete or as long as it may be."""
@@ -170,12 +176,10 @@ class Session:
         """An answer without the tokens that end it."""
         return answer[: len(answer) - self._end(answer)]
 
-    def cut_at_end(self, answer: list[int]) -> list[int]:
-        """What comes before the first end in an answer that may go on after it."""
-        for length in range(1, len(answer) + 1):
-            if ending := self._end(answer[:length]):
-                return answer[: length - ending]
-        return answer
+    def _through_end(self, answer: list[int]) -> list[int]:
+        """An answer with what first ends it, and nothing that comes after that."""
+        ends = (length for length in range(1, len(answer) + 1) if self._end(answer[:length]))
+        return answer[: next(ends, len(answer))]
 
     def _end(self, answer: list[int]) -> int:
         """How many of the last tokens end the answer; 0 if it goes on."""

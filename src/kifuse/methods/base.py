@@ -29,6 +29,7 @@ from torch import Tensor
 import kifuse
 from kifuse.adapters.base import Adapter
 from kifuse.errors import RunError
+from kifuse.method_catalog import DataClass
 from kifuse.methods.context import Batch, Context, TaskInfo
 from kifuse.methods.kept import Declared, MethodState, collect, declare, forget, put_back
 from kifuse.methods.parameters import Parameters
@@ -39,23 +40,15 @@ OldData = Literal["none", "mixed", "steps", "all"]
 """How a method meets earlier data: never; mixed into the current task's batches; in memory steps of its own;
 or all tasks at once (joint training)."""
 
-DataClass = Literal[
-    "replay-free", "real replay", "generated replay", "generic replay", "task id given", "all data"
+Need = Literal[
+    "squares", "magnitudes", "examples", "batch", "curvature", "kept", "by task", "before task", "answers"
 ]
-"""What a method is given beside the task's own data, in the words of tables and records.
-
-Real replay keeps examples of earlier tasks, generated replay has a model write them, and generic replay keeps
-general data in their place. A method that is told which task a test example is of may choose among adapters.
-All data at once is the upper bound.
-"""
-
-Need = Literal["squares", "magnitudes", "examples", "batch", "curvature", "kept", "by task", "before task"]
 """What the engine gathers for methods that ask for it, since it costs time, or not every set-up can give it.
 
 In this order: `Context.squares`; `Context.magnitudes`; the task's examples once more at its end, with their
 gradients; gradients on the step's own batch, at any weights; gradients of gradients there;
 `Context.kept_examples`; `Context.memory_examples`; a copy of the weights before the task, for
-`Context.forward`.
+`Context.forward`; `Context.sampled`.
 """
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kifuse.adapters.base import Adapter
 from kifuse.methods.parameters import Parameters
+from kifuse.methods.sampled import Sampling
 
 Weights = Literal["now", "before task", "base"]
 """The weights of a forward pass: the present ones; those before the task, for a method that needs
@@ -160,16 +161,49 @@ class Context(Protocol):
         """Clip the parameters' gradients to the norm that the Trainer clips those of its steps to."""
         ...
 
-    def forward(self, batch: Batch, *, at: Weights = "now") -> Any:
+    def forward(self, batch: Batch, *, at: Weights | Sequence[Tensor] = "now") -> Any:
         """The model's outputs on a batch, without gradient and without dropout; modes stay as they are.
 
         Args:
-            batch: As `Method.loss` or `kept_examples` gives it.
-            at: The weights; see `Weights`.
+            batch: As `Method.loss`, `kept_examples`, `sampled` or `asked_otherwise` gives it.
+            at: The weights; see `Weights`. Or one value per parameter, in the order of `params`.
 
         Returns:
             The outputs of transformers, with `logits`.
         """
+        ...
+
+    def sampled(self, batch: Batch, sampling: Sampling, most: int) -> Batch:
+        """The same questions, each with an answer that the present weights sample; without dropout.
+
+        An answer depends on the run's seed, the step and its own question, and not on the rows beside it.
+
+        Args:
+            batch: As `Method.loss` gives it.
+            sampling: How tokens are drawn.
+            most: Tokens of an answer, at most; one that ends earlier has its end as its last token.
+        """
+        ...
+
+    def asked_otherwise(self, batch: Batch, prompts: Sequence[Sequence[int]]) -> Batch:
+        """The same answers after other questions.
+
+        Args:
+            batch: From `sampled`, or as `Method.loss` gives it.
+            prompts: The token ids of what is asked, one for each row.
+        """
+        ...
+
+    def train_forward(self, batch: Batch) -> Any:
+        """The model's outputs on a batch as in training, with gradient and dropout; in `Method.loss`.
+
+        Args:
+            batch: From `sampled` or `asked_otherwise`.
+        """
+        ...
+
+    def keys(self, batch: Batch) -> list[str]:
+        """A name for each row of the batch that `Method.loss` is given, as `Texts.asked` has it."""
         ...
 
     def targets(self, batch: Batch, outputs: Any) -> list[tuple[Tensor, Tensor]]:

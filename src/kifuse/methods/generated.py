@@ -25,8 +25,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from kifuse.methods.base import SETTINGS, DataClass, Fraction, Method, OldData, Positive
+from kifuse.methods.sampled import Sampling
 from kifuse.methods.shown import Event, Shown
-from kifuse.methods.texts import Sampling, TextExample, Texts
+from kifuse.methods.texts import TextExample, Texts
 
 WRITTEN = Event(
     "written examples",

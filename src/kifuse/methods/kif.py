@@ -200,6 +200,8 @@ class KIF(Method):
 
     def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
         """Add the orthogonality term (Eq. 5), each micro-batch its share of it."""
+        if not self._pairs:
+            return ctx.target_loss
         terms = [orthogonality_penalty(a, b, squared=self.orthogonality_squared) for a, b in self._pairs]
         penalty = self._weight_of_pair * torch.stack(terms).sum()
         return ctx.target_loss + ctx.mean_over_targets(penalty.expand(int(ctx.target_counts(batch).sum())))
@@ -331,6 +333,7 @@ class KIF(Method):
     def _replay(self, frozen: list[Tensor], ctx: Context) -> None:
         """KIF-M: train the fused model on the memory; frozen units come out bit-identical."""
         fixed = ctx.params.clone()
+        self._pairs = []  # this stage trains on the labels alone
 
         def hold(params: Parameters) -> None:
             """No gradient enters the moments of a frozen parameter."""

@@ -42,8 +42,9 @@ from kifuse.methods.base import SETTINGS, DataClass, Fraction, Method, Need, Not
 from kifuse.methods.context import Batch, Context
 from kifuse.methods.generated import normal, writable
 from kifuse.methods.kept import Kept, Unsaved
+from kifuse.methods.sampled import Sampling
 from kifuse.methods.shown import Event, Shown
-from kifuse.methods.texts import Sampling, TextExample, Texts
+from kifuse.methods.texts import TextExample, Texts
 
 SEPARATOR = "__ans__"
 LESSON, PSEUDO = "lesson", "pseudo"

@@ -7,19 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from kifuse.methods.context import TaskInfo
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
-
-    Attributes:
-        top_k: From how many of the likeliest tokens.
-        temperature: What the logits are divided by.
-    """
-
-    top_k: int = 20
-    temperature: float = 1.0
+from kifuse.methods.sampled import Sampling
 
 
 class TextExample(Protocol):
@@ -88,7 +76,17 @@ class Texts(Protocol):
     def example(self, row: TextExample, **changes: Any) -> Any:
         """A copy of an example with other texts: `head`, `body`, `tail`, `answer`.
 
-        Also with another `cue_added`, and with a `note`, which `Context.notes` tells the loss.
+        Also with another `cue_added`, and with a `note`, which `Context.notes` tells the loss. With `more`,
+        a text that is added to what is asked: after the body, or in a chat to the last message of the user.
+        """
+        ...
+
+    def asked(self, rows: Sequence[TextExample]) -> list[tuple[str, list[int], bool]]:
+        """What the model reads of each example.
+
+        Returns:
+            For each its key, by which `Context.keys` names its row in a batch, the token ids of what is
+            asked, and whether they had to be cut.
         """
         ...
 

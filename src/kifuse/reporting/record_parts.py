@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from kifuse.file_names import leads_out
+from kifuse.method_catalog import DataClass
 from kifuse.methods.shown import Shown
 
 
@@ -106,9 +107,7 @@ class MethodRecord(Part):
 
     name: str
     settings: dict[str, Any]
-    data_class: Literal[
-        "replay-free", "real replay", "generated replay", "generic replay", "task id given", "all data"
-    ]
+    data_class: DataClass
     shown: Shown | None = None
     own_adapter: bool = False
 

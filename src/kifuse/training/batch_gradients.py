@@ -171,24 +171,34 @@ class BatchGradients:
         return torch.stack(losses).sum()
 
     @torch.no_grad()
-    def forward(self, batch: TrainerBatch, *, at: Weights, before: Sequence[Tensor] | None) -> Any:
-        """See `Context.forward`; `before` holds the weights before the task."""
-        model = self._context.trainer.model
-        inputs = dict(batch.only_part)
-        if not getattr(model.config, "is_encoder_decoder", False) or "decoder_input_ids" in inputs:
-            inputs.pop("labels", None)  # no loss is asked for
-        inputs.pop("num_items_in_batch", None)
+    def forward(self, batch: TrainerBatch, *, at: Weights | Sequence[Tensor]) -> Any:
+        """See `Context.forward`; the weights before the task are given as values."""
+        model, inputs = self._context.trainer.model, self._without_labels(batch)
         self._count(FORWARD * batch.passes)
         with at_rest(model, self._context.params.tensors[0].device):
             if at == "now":
                 return model(**inputs)
-            if at == "before task" and before is not None:
-                named = dict(zip(self._names(), before, strict=True))
+            if not isinstance(at, str):
+                named = dict(zip(self._names(), at, strict=True))
                 return torch.func.functional_call(model, named, kwargs=inputs)
             if not hasattr(model, "disable_adapter"):
                 raise RunError("the model has no adapter that could be left out; its weights are trained.")
             with model.disable_adapter():
                 return model(**inputs)
+
+    def train_forward(self, batch: TrainerBatch) -> Any:
+        """See `Context.train_forward`; with its backward pass it is one pass more."""
+        self._count(batch.passes)
+        return self._context.trainer.model_wrapped(**self._without_labels(batch))
+
+    def _without_labels(self, batch: TrainerBatch) -> dict[str, Any]:
+        """The arguments of a forward pass of which no loss is asked for."""
+        inputs = dict(batch.only_part)
+        two_sided = getattr(self._context.trainer.model.config, "is_encoder_decoder", False)
+        if not two_sided or "decoder_input_ids" in inputs:
+            inputs.pop("labels", None)
+        inputs.pop("num_items_in_batch", None)
+        return inputs
 
     def memory_loss(self, *, train: bool) -> float:
         """See `Context.memory_loss`.

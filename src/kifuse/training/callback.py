@@ -18,6 +18,7 @@ from kifuse.training.batches import MemoryBatches
 from kifuse.training.context import TrainerContext
 from kifuse.training.guard import MAX_BAD_STEPS, Guard, drop_gradients, largest_gradients
 from kifuse.training.method_loss import MethodLoss
+from kifuse.training.on_policy import OnPolicy
 from kifuse.training.rates import rate_of, ratios_of
 from kifuse.training.refusals import (
     refuse,
@@ -76,6 +77,10 @@ class MethodCallback(TrainerCallback):
         """State of the method and of the training to go on from in the middle of the task."""
         self.heard: Callable[[dict[str, Any]], None] = lambda _: None
         """Told of each entry that the method adds to the record."""
+        self.tokenizer: Any = None
+        """Of the model, where it is not the Trainer's."""
+        self.ends: Sequence[Sequence[int]] = ()
+        """Token ids of what ends an answer beside the end tokens of model and tokenizer."""
         self.guard = Guard(max_bad_steps)
         self._healthy = True
         self._taps: Taps | None = None
@@ -107,16 +112,24 @@ class MethodCallback(TrainerCallback):
         self._release()
         taps = self._taps = Taps(self.trainer)
         self.guard.watch(taps, shards.own)
-        if adapter is not None and type(adapter).before_batch is not Adapter.before_batch:
-            taps.compute_loss(partial(_shown_to, adapter))
+        self._show_batches(taps)
         self._services = open_services(self.method.needs, taps, model, params)
         self.task = TaskInfo(self.index, self.name, state.max_steps, self._batch_size(args))
         self.context = self._new_context(shards, self.task)
         self.context.heard = self.heard
         self.context.method_loss = MethodLoss(taps, self.method, self.context)
+        self.context.on_policy = OnPolicy(self.trainer, self.ends, self.tokenizer)
+        if "answers" in self.method.needs:
+            self.context.on_policy.check()
         if "before task" in self.method.needs:
             self.context.before = params.clone()
         self._begin(self.context)
+
+    def _show_batches(self, taps: Taps) -> None:
+        """Have an adapter that depends on the input see each batch."""
+        adapter = adapter_on(self.trainer.model)
+        if adapter is not None and type(adapter).before_batch is not Adapter.before_batch:
+            taps.compute_loss(partial(_shown_to, adapter))
 
     def _batch_size(self, args: Any) -> int:
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -218,8 +231,13 @@ class MethodCallback(TrainerCallback):
         self._release()
         if self.task is None:
             return
+        # steps on the memory that follow the last one have the method's loss as well
+        taps = self._taps = Taps(self.trainer)
+        self._show_batches(taps)
+        context.method_loss = MethodLoss(taps, self.method, context)
         with torch.enable_grad(), context.shards.whole():
             self.method.end_task(context)
+        self._release()
         self.method.forget_task()
         self.guard.note(context)
 

@@ -15,6 +15,7 @@ from kifuse.errors import RunError
 from kifuse.methods.base import Method
 from kifuse.methods.context import TaskInfo, Weights
 from kifuse.methods.kept import MethodState
+from kifuse.methods.sampled import Sampling
 from kifuse.models.heads import is_aligned
 from kifuse.training.batch_gradients import BatchGradients
 from kifuse.training.batches import MemoryBatches
@@ -30,6 +31,7 @@ from kifuse.training.method_loss import (
     token_labels,
 )
 from kifuse.training.moments import forget_moments, load_moments, moments
+from kifuse.training.on_policy import OnPolicy
 from kifuse.training.probes import Probes
 from kifuse.training.rates import first_rate, rate_of
 from kifuse.training.shards import Shards
@@ -81,6 +83,7 @@ class TrainerContext(MemorySteps):
         self.heard: Callable[[dict[str, Any]], None] = lambda _: None
         self.logs_reach_integrations = True
         self.batch_gradients = BatchGradients(self)
+        self.on_policy = OnPolicy(trainer)
 
     @property
     def adapter(self) -> Adapter:
@@ -174,15 +177,36 @@ class TrainerContext(MemorySteps):
             raise RunError("the loss of a batch is known in Method.loss only.")
         return self.method_loss
 
-    def forward(self, batch: Any, *, at: Weights = "now") -> Any:
+    def forward(self, batch: Any, *, at: Weights | Sequence[Tensor] = "now") -> Any:
         """See `Context.forward`.
 
         Raises:
             RunError: The weights before the task were not kept, or the model has no adapter to leave out.
         """
-        if at == "before task" and self.before is None:
-            raise RunError("the weights before the task are kept for a method that needs 'before task' only.")
-        return self.batch_gradients.forward(batch, at=at, before=self.before)
+        if at == "before task":
+            if self.before is None:
+                raise RunError(
+                    "the weights before the task are kept for a method that needs 'before task' only."
+                )
+            at = self.before
+        return self.batch_gradients.forward(batch, at=at)
+
+    def train_forward(self, batch: Any) -> Any:
+        """See `Context.train_forward`."""
+        return self.batch_gradients.train_forward(batch)
+
+    def sampled(self, batch: Any, sampling: Sampling, most: int) -> TrainerBatch:
+        """See `Context.sampled`."""
+        # what was replayed tells the steps on the memory apart
+        return self.on_policy.sampled(batch, sampling, most, f"{self.step}:{self.replayed}")
+
+    def asked_otherwise(self, batch: Any, prompts: Sequence[Sequence[int]]) -> TrainerBatch:
+        """See `Context.asked_otherwise`."""
+        return self.on_policy.asked_otherwise(batch, prompts)
+
+    def keys(self, batch: Any) -> list[str]:
+        """See `Context.keys`."""
+        return row_keys(batch.only_part)
 
     def targets(self, batch: Any, outputs: Any) -> list[tuple[Tensor, Tensor]]:
         """See `Context.targets`."""

@@ -314,6 +314,7 @@ class Engine:
             heard=watcher.heard,
             callbacks=[watcher, *([self.tracking.callback(k, before)] if self.tracking else [])],
             middle=middle if self.writes else None,
+            ends=self.encoder.stops,
         )
 
     def _tell(self, name: str, step: int, steps: int, loss: float | None, passes: int) -> None:

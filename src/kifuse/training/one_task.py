@@ -104,6 +104,7 @@ def train_task(
     heard: Callable[[dict[str, Any]], None] = lambda _: None,
     callbacks: Sequence[TrainerCallback] = (),
     middle: Middle | None = None,
+    ends: Sequence[Sequence[int]] = (),
 ) -> TaskTraining:
     """Train a model on one task with a fresh Trainer and a fresh optimizer.
 
@@ -123,6 +124,7 @@ def train_task(
         heard: Told of each entry that the method adds to the record.
         callbacks: More callbacks of the Trainer, which come last.
         middle: Where training is kept in its middle, and goes on from; None: nowhere.
+        ends: Token ids of what ends an answer beside the end tokens of model and tokenizer.
 
     Raises:
         RunError: The batch size cannot be split over processes and accumulation.
@@ -149,6 +151,7 @@ def train_task(
     )
     steps = own_steps(len(examples), settings.epochs, settings.batch_size)
     driver.heard = heard
+    driver.tokenizer, driver.ends = backbone.tokenizer, ends
     arguments = training_arguments(settings, backbone, folder, seed, steps)
     keeper = None
     if middle is not None and arguments.world_size == 1:

@@ -14,10 +14,11 @@ from torch import distributed
 from kifuse.errors import RunError
 from kifuse.evaluation.sampling import sample
 from kifuse.methods.base import Method, TaskInfo
+from kifuse.methods.sampled import Sampling
 from kifuse.methods.shown import Shown
-from kifuse.methods.texts import Noted, Sampling
+from kifuse.methods.texts import Noted
 from kifuse.tasks.memory import MemoryBuffer
-from kifuse.tasks.task import Example, Task
+from kifuse.tasks.task import Conversation, Example, Task
 from kifuse.training.environment import process_count
 from kifuse.training.evaluator import Evaluator
 from kifuse.training.method_loss import key_of
@@ -62,9 +63,19 @@ class TaskTexts:
 
     def example(self, row: Any, **changes: Any) -> Example:
         """See `Texts.example`."""
+        if more := changes.pop("more", ""):
+            return _asking_more(row, more)
         answer = changes.pop("answer", None)
         references = row.references if answer is None else (answer,)
         return replace(row, **changes, references=references, id=None, conversation=None)
+
+    def asked(self, rows: Sequence[Any]) -> list[tuple[str, list[int], bool]]:
+        """See `Texts.asked`."""
+        encoder, two_sided = self._evaluator.encoder, self._evaluator.backbone.encoder_decoder
+        return [
+            (key_of(each, encoder_decoder=two_sided), list(each.input_ids), each.cut)
+            for each in encoder.encode_many(rows)
+        ]
 
     def generate(
         self, prompts: Sequence[Any], sampling: Sampling, *, at: Literal["now", "base"] = "now"
@@ -156,3 +167,20 @@ def _of_the_first(texts: list[str]) -> list[str]:
     if process_count() > 1:
         distributed.broadcast_object_list(texts, src=0)
     return texts
+
+
+def _asking_more(row: Example, more: str) -> Example:
+    """An example with a text added to what is asked."""
+    asked = replace(row, body=row.body + more, id=None)
+    if row.conversation is None:
+        return asked
+    messages = [dict(message) for message in row.conversation.messages]
+    last = max((i for i, message in enumerate(messages[:-1]) if message["role"] == "user"), default=None)
+    if last is None:
+        return replace(asked, conversation=None)
+    content = messages[last]["content"]
+    if isinstance(content, str):
+        messages[last]["content"] = content + more
+    else:
+        messages[last]["content"] = [*content, {"type": "text", "text": more}]
+    return replace(asked, conversation=Conversation.of(messages, row.conversation.tools))

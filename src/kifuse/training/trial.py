@@ -18,6 +18,7 @@ from transformers import Trainer
 
 from kifuse.errors import KifuseError, RunError
 from kifuse.methods.base import Method
+from kifuse.methods.sampled import Sampling
 from kifuse.training.at_rest import at_rest
 from kifuse.training.context import TrainerContext
 from kifuse.training.probes import Probes
@@ -27,6 +28,7 @@ BY_ROW = {
     "examples": "gradients of single examples",
     "squares": "gradients of single examples",
     "kept": "something with single examples",
+    "answers": "an answer to each single example",
 }
 """What is taken of each example, by need."""
 
@@ -95,7 +97,11 @@ def _refuse_joined(context: TrainerContext, rows: list[Any]) -> None:
         raise RunError(
             f"it takes {what}, but rows of the training data are packed from several texts; turn packing off."
         )
-    if not needs & {"squares", "kept", "batch"} or args.per_device_train_batch_size == 1 or len(rows) == 1:
+    if (
+        not needs & {"squares", "kept", "batch", "answers"}
+        or args.per_device_train_batch_size == 1
+        or len(rows) == 1
+    ):
         return
     if rows_of(context.collate(rows)) < len(rows):
         raise RunError(f"it takes {what or 'parts of a batch by rows'}, but {JOINED}")
@@ -112,7 +118,7 @@ def _read(context: TrainerContext, row: Any) -> None:
     needs = context.method.needs
     if "examples" in needs:
         Probes(context.trainer, context.params, [row], context.collate).try_one()
-    if not needs & {"batch", "kept", "before task"}:
+    if not needs & {"batch", "kept", "before task", "answers"}:
         return
     inputs = context.trainer._prepare_inputs(context.collate([row]))
     batch = TrainerBatch((inputs,), passes=Fraction(0))
@@ -139,6 +145,8 @@ def _read(context: TrainerContext, row: Any) -> None:
         context.targets(batch, context.forward(batch))
     if "kept" in needs:
         context.stored(batch)
+    if "answers" in needs:
+        context.sampled(batch, Sampling(), 1)
 
 
 @contextlib.contextmanager

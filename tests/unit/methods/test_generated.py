@@ -10,7 +10,7 @@ import pytest
 from kifuse.errors import ConfigError, RunError
 from kifuse.methods.context import TaskInfo
 from kifuse.methods.generated import GeneratedReplay
-from kifuse.methods.texts import Sampling
+from kifuse.methods.sampled import Sampling
 from kifuse.registry import build_method
 from kifuse.tasks.task import Conversation, Example
 from kifuse.training.texts import TaskTexts

@@ -14,7 +14,8 @@ from torch import Tensor
 from kifuse.config import AdapterConfig, TrainingConfig
 from kifuse.evaluation.generation import greedy_generate
 from kifuse.methods.lfpt5 import LESSON, LFPT5, PSEUDO, SEPARATOR
-from kifuse.methods.texts import Noted, Sampling
+from kifuse.methods.sampled import Sampling
+from kifuse.methods.texts import Noted
 from kifuse.models.loading import Backbone
 from kifuse.tasks.encoding import Encoded, Encoder
 from kifuse.tasks.task import Example

@@ -1,0 +1,279 @@
+"""Every method by the name that users type, with what is known of it without importing torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+DataClass = Literal[
+    "replay-free", "real replay", "generated replay", "generic replay", "task id given", "all data"
+]
+"""What a method is given beside the task's own data, in the words of tables and records.
+
+Real replay keeps examples of earlier tasks, generated replay has a model write them, and generic replay keeps
+general data in their place. A method that is told which task a test example is of may choose among adapters.
+All data at once is the upper bound.
+"""
+
+_KIF = "arXiv 2408.05200"
+_RECURRENT_KIF = "arXiv 2502.17510"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a method without importing it.
+
+    Attributes:
+        target: Where its class is, as ``module:Class``; its init fields are the settings.
+        summary: One line for the list of methods.
+        data_class: Which data it trains on beside the task's own, with its preset settings.
+        preset: Settings that differ from the class's defaults under this name; the user's settings win.
+        paper: Where the method is published; empty for a baseline.
+    """
+
+    target: str
+    summary: str
+    data_class: DataClass
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    paper: str = ""
+
+
+_KIFLORA = {"units": "rank", "order": "second", "fusion": "adaptive", "orthogonality": 0.1}
+
+METHODS: dict[str, Entry] = {
+    "sequential": Entry(
+        target="kifuse.methods.sequential:Sequential",
+        summary="One adapter trained on task after task, with nothing against forgetting: the lower bound.",
+        data_class="replay-free",
+    ),
+    "joint": Entry(
+        target="kifuse.methods.joint:Joint",
+        summary="One adapter trained on all tasks at once: the upper bound.",
+        data_class="all data",
+    ),
+    "replay": Entry(
+        target="kifuse.methods.replay:Replay",
+        summary="Trains on the task together with the kept examples of earlier tasks.",
+        data_class="real replay",
+    ),
+    "kif": Entry(
+        target="kifuse.methods.kif:KIF",
+        summary="Finds the skill units that matter to each task and fuses the old and new adapter after it.",
+        data_class="replay-free",
+        paper=_KIF,
+    ),
+    "kiflora": Entry(
+        target="kifuse.methods.kif:KIF",
+        summary="KIF on single LoRA ranks, with second-order importance and adaptive fusion.",
+        data_class="replay-free",
+        preset=_KIFLORA,
+        paper=_KIF,
+    ),
+    "kif-m": Entry(
+        target="kifuse.methods.kif:KIF",
+        summary="KIF, then a pass over kept examples with the units frozen that only the new task needs.",
+        data_class="real replay",
+        preset={"replay_epochs": 1},
+        paper=_KIF,
+    ),
+    "kiflora-m": Entry(
+        target="kifuse.methods.kif:KIF",
+        summary="KIFLoRA, then a pass over kept examples with the ranks frozen that only the new task needs.",
+        data_class="real replay",
+        preset={**_KIFLORA, "replay_epochs": 1},
+        paper=_KIF,
+    ),
+    "tasl": Entry(
+        target="kifuse.methods.kif:KIF",
+        summary="KIF under the name it was first published with (ACL 2024).",
+        data_class="replay-free",
+        paper=_KIF,
+    ),
+    "weight-ensemble": Entry(
+        target="kifuse.methods.average:WeightEnsemble",
+        summary="Averages the old and new adapter after each task, with one weight for all parameters.",
+        data_class="replay-free",
+        paper=_KIF,
+    ),
+    "ema": Entry(
+        target="kifuse.methods.average:EMA",
+        summary="Replaces the adapter after each task by its running average over the task's steps.",
+        data_class="replay-free",
+        paper=_KIF,
+    ),
+    "recurrent-kif": Entry(
+        target="kifuse.methods.recurrent_kif:RecurrentKIF",
+        summary="Fuses many times within a task: inner steps on the task, outer steps on kept examples.",
+        data_class="real replay",
+        paper=_RECURRENT_KIF,
+    ),
+    "inclora": Entry(
+        target="kifuse.methods.inclora:IncLoRA",
+        summary="A fresh adapter for each task on top of the earlier ones, which stay active and frozen.",
+        data_class="replay-free",
+    ),
+    "o-lora": Entry(
+        target="kifuse.methods.olora:OLoRA",
+        summary="IncLoRA with each task's adapter kept orthogonal to the earlier ones by a penalty.",
+        data_class="replay-free",
+        paper="arXiv 2310.14152",
+    ),
+    "n-lora": Entry(
+        target="kifuse.methods.nlora:NLoRA",
+        summary="IncLoRA with sparse updates, so that tasks seldom move the same weights.",
+        data_class="replay-free",
+        paper="arXiv 2410.10179",
+    ),
+    "ella": Entry(
+        target="kifuse.methods.ella:ELLA",
+        summary="IncLoRA with a penalty on moving what earlier tasks moved, entry by entry.",
+        data_class="replay-free",
+        paper="arXiv 2601.02232",
+    ),
+    "der++": Entry(
+        target="kifuse.methods.derpp:DERPP",
+        summary="Replay that also holds the model to what it once said to each kept example.",
+        data_class="real replay",
+        paper="arXiv 2004.07211",
+    ),
+    "dft": Entry(
+        target="kifuse.methods.token_weights:TokenWeights",
+        summary="Weighs each target token by its own probability: unlikely ones move the model less.",
+        data_class="replay-free",
+        paper="arXiv 2508.05629",
+    ),
+    "eaft": Entry(
+        target="kifuse.methods.token_weights:TokenWeights",
+        summary="Weighs each target token by how unsure the model is there.",
+        data_class="replay-free",
+        preset={"weigh_by": "entropy"},
+        paper="arXiv 2601.02151",
+    ),
+    "asft": Entry(
+        target="kifuse.methods.token_weights:TokenWeights",
+        summary="DFT, held near the model before the task.",
+        data_class="replay-free",
+        preset={"anchor": 0.1},
+        paper="arXiv 2509.23753",
+    ),
+    "generated-replay": Entry(
+        target="kifuse.methods.generated:GeneratedReplay",
+        summary="Replay of examples that the model itself wrote when their task ended; keeps no real one.",
+        data_class="generated replay",
+    ),
+    "ewc": Entry(
+        target="kifuse.methods.ewc:EWC",
+        summary="Holds what mattered to each earlier task by a penalty, weighted by Fisher information.",
+        data_class="replay-free",
+        paper="arXiv 1612.00796",
+    ),
+    "online-ewc": Entry(
+        target="kifuse.methods.ewc:EWC",
+        summary="EWC with one running Fisher information around the adapter after the last task.",
+        data_class="replay-free",
+        preset={"online": True},
+        paper="arXiv 1805.06370",
+    ),
+    "l2p": Entry(
+        target="kifuse.methods.l2p:L2P",
+        summary="A pool of prompts; each input picks those whose keys are most like it.",
+        data_class="replay-free",
+        paper="arXiv 2112.08654",
+    ),
+    "progprompt": Entry(
+        target="kifuse.methods.progprompt:ProgPrompt",
+        summary="A prompt for each task before those of earlier tasks; told which task a test example is of.",
+        data_class="task id given",
+        paper="arXiv 2301.12314",
+    ),
+    "lfpt5": Entry(
+        target="kifuse.methods.lfpt5:LFPT5",
+        summary="One prompt that also learns to write the examples by which it is reminded and distilled.",
+        data_class="generated replay",
+        paper="arXiv 2110.07298",
+    ),
+    "epi": Entry(
+        target="kifuse.methods.epi:EPI",
+        summary="A prefix for each task, chosen for each input by what the frozen model makes of it.",
+        data_class="replay-free",
+        paper="ACL 2023",
+    ),
+    "mocl": Entry(
+        target="kifuse.methods.mocl:MoCL",
+        summary="A prefix or LoRA pair for each task; each input takes of all, by how like their keys it is.",
+        data_class="replay-free",
+        paper="arXiv 2404.00790",
+    ),
+    "sapt": Entry(
+        target="kifuse.methods.sapt:SAPT",
+        summary="A LoRA pair for each task, and an attention over all that is held where it was.",
+        data_class="real replay",
+        paper="arXiv 2401.08295",
+    ),
+    "moe-lora": Entry(
+        target="kifuse.methods.moe_lora:MoELoRA",
+        summary="Several LoRA experts in each layer, weighed token by token by a router.",
+        data_class="replay-free",
+        paper="arXiv 2402.12851",
+    ),
+    "lwf": Entry(
+        target="kifuse.methods.lwf:LwF",
+        summary="Holds the model, on the task's own inputs, to what it said before the task.",
+        data_class="replay-free",
+        paper="arXiv 1606.09282",
+    ),
+    "sdft": Entry(
+        target="kifuse.methods.sdft:SDFT",
+        summary="Learns from the model before the task, which is shown the answer, on answers of its own.",
+        data_class="replay-free",
+        paper="arXiv 2601.19897",
+    ),
+    "ogd": Entry(
+        target="kifuse.methods.ogd:OGD",
+        summary="Takes steps orthogonal to what would change the logits of earlier tasks' examples.",
+        data_class="replay-free",
+        paper="arXiv 1910.07104",
+    ),
+    "on-policy-repair": Entry(
+        target="kifuse.methods.on_policy_repair:OnPolicyRepair",
+        summary="After a task, draws the model back to the one before it on answers of its own.",
+        data_class="real replay",
+    ),
+    "osf": Entry(
+        target="kifuse.methods.osf:OSF",
+        summary="Trains the smaller singular directions of the model's matrices, found anew at each task.",
+        data_class="replay-free",
+        paper="arXiv 2504.07097",
+    ),
+    "migu": Entry(
+        target="kifuse.methods.migu:MIGU",
+        summary="Updates in each step only the output units with the largest activations.",
+        data_class="replay-free",
+        paper="arXiv 2406.17245",
+    ),
+    "slao": Entry(
+        target="kifuse.methods.slao:SLAO",
+        summary="Starts each task from the last adapter, A made orthonormal, and merges B over the tasks.",
+        data_class="replay-free",
+        paper="arXiv 2512.23017",
+    ),
+    "forever": Entry(
+        target="kifuse.methods.forever:Forever",
+        summary="Replays kept examples at growing intervals, counted by how far the weights have moved.",
+        data_class="real replay",
+        paper="arXiv 2601.03938",
+    ),
+    "aimmerging": Entry(
+        target="kifuse.methods.aim:AIMMerging",
+        summary="Averages task and memory steps when due; the variant of AIMMerging's published code.",
+        data_class="real replay",
+        paper="arXiv 2509.17348",
+    ),
+    "vr-mcl": Entry(
+        target="kifuse.methods.vr_mcl:VRMCL",
+        summary="Meta-gradients over task and kept examples, with reduced variance; first order by default.",
+        data_class="real replay",
+        paper="ICLR 2024",
+    ),
+}

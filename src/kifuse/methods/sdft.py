@@ -1,0 +1,112 @@
+"""SDFT, self-distillation fine-tuning (arXiv 2601.19897): the model that is shown the answer is the teacher.
+
+The student answers each question x in its own words, y ~ q_theta(. | x). The teacher is the same model with
+other weights phi, and reads a demonstration c, the example's own answer, with the question. Over the tokens
+of y the student is drawn to what the teacher would have said:
+
+    L = 1/N sum_t D( q_theta(. | x, y_<t) , p_phi(. | x, c, y_<t) )
+
+with N the number of answer tokens of a batch and D a divergence. phi is the model before the task, or follows
+the student: phi <- alpha theta + (1 - alpha) phi after each step. No label is trained on directly, and no old
+data is used.
+
+| symbol | setting |
+| --- | --- |
+| D | `direction` |
+| alpha | `follow`; 0 keeps the teacher as it was before the task |
+| c | `demonstration`, where `{answer}` stands for the answer |
+
+Accounts of the paper differ about D, so that it is a setting. A step whose batch is split is weighed by the
+labels of each part, not by the tokens that were sampled for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, final
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from kifuse.methods.base import SETTINGS, Fraction, Method, Need, Positive
+from kifuse.methods.context import Batch, Context, TaskInfo
+from kifuse.methods.kept import OfTask
+from kifuse.methods.sampled import Direction, Sampling, divergence
+from kifuse.methods.shown import Event, Shown
+from kifuse.methods.texts import TextExample, Texts
+
+_SHOWN = Event("demonstrations", ("{shown} answers shown to the teacher", "{cut} question(s) cut for them"))
+
+
+@final
+@dataclass(kw_only=True, config=SETTINGS)
+class SDFT(Method):
+    """The model before the task, shown the answer, teaches on what the present one says."""
+
+    direction: Direction = "reverse"
+    follow: Fraction = 0.0
+    top_k: Annotated[int, Field(ge=1)] = 50
+    temperature: Positive = 1.0
+    most: Annotated[int, Field(ge=1)] = 128
+    demonstration: str = (
+        "\n\nThis is an example of a response:\n{answer}\n\nNow answer with a response of your own."
+    )
+
+    plain_first_task = False
+    shown = Shown(events=(_SHOWN,))
+    _followed: OfTask[list[Tensor] | None] = None
+
+    def __post_init__(self) -> None:
+        if "{answer}" not in self.demonstration:
+            raise ValueError(
+                f"demonstration: found {self.demonstration!r}, expected a text with {{answer}} in it, where "
+                "the answer is shown."
+            )
+        self._prompts: dict[str, list[int]] = {}
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Answers are sampled; the weights before the task are the teacher's, unless it follows."""
+        return frozenset({"answers"}) if self.follow else frozenset({"answers", "before task"})
+
+    def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
+        """The student's pass over its own answers, and the teacher's; writing them is not counted."""
+        return task.steps + task.steps // 3
+
+    def begin_task(self, ctx: Context) -> None:
+        """Begin the teacher that follows."""
+        self._followed = ctx.params.clone() if self.follow else None
+
+    def training_examples(self, ctx: Texts, rows: Sequence[TextExample]) -> Sequence[TextExample]:
+        """Write down what the teacher will be asked; the rows stay as they are."""
+        shown = [
+            ctx.example(row, more=self.demonstration.replace("{answer}", row.target.strip())) for row in rows
+        ]
+        pairs = list(zip(ctx.asked(rows), ctx.asked(shown), strict=True))
+        self._prompts = {key: ids for (key, _, _), (_, ids, _) in pairs}
+        cut = sum(more and not plain for (_, _, plain), (_, _, more) in pairs)
+        ctx.event(_SHOWN.kind, shown=len(shown), cut=cut)
+        return rows
+
+    def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
+        """The divergence from the teacher over the student's own answers, in place of the plain loss."""
+        answered = ctx.sampled(batch, Sampling(self.top_k, self.temperature), self.most)
+        student = ctx.targets(answered, ctx.train_forward(answered))
+        asked = ctx.asked_otherwise(answered, [self._prompts[key] for key in ctx.keys(batch)])
+        at = "before task" if self._followed is None else self._followed
+        teacher = ctx.targets(asked, ctx.forward(asked, at=at))
+        terms = divergence(
+            torch.cat([logits for logits, _ in student]),
+            torch.cat([logits for logits, _ in teacher]),
+            self.direction,
+        )
+        labels = ctx.target_counts(batch).sum()
+        return ctx.mean_over_targets(terms * (labels / len(terms)))
+
+    @torch.no_grad()
+    def on_update(self, ctx: Context) -> None:
+        """Let the teacher follow: phi <- alpha theta + (1 - alpha) phi."""
+        for phi, theta in zip(self._followed or [], ctx.params.tensors, strict=bool(self._followed)):
+            phi.lerp_(theta.to(phi.dtype), self.follow)
