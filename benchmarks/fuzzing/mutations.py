@@ -160,7 +160,9 @@ def _lines(rng: Random, data: bytes) -> bytes:
     at = rng.randrange(len(lines))
     kind = rng.randrange(6)
     if kind == 0:
-        lines[at:at] = [lines[at]] * rng.choice([1, 3, 1000])
+        # a line that another mutation made long is not repeated to more than the machine's due
+        times = min(rng.choice([1, 3, 1000]), max(1, 32 * LONG // max(1, len(lines[at]))))
+        lines[at:at] = [lines[at]] * times
     elif kind == 1:
         del lines[at]
     elif kind == 2:

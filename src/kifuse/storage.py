@@ -147,7 +147,9 @@ def decode_utf8(raw: bytes, path: str | os.PathLike[str]) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise KifuseError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8.") from error
+        raise KifuseError(
+            f"{path}:{line}: not UTF-8 text; save the file as UTF-8 (in Excel: CSV UTF-8)."
+        ) from error
 
 
 def parse_json(text: str, path: str | os.PathLike[str], first_line: int = 1) -> Any:

@@ -96,13 +96,17 @@ def test_a_run_that_an_older_kifuse_began_goes_on_and_gets_the_findings(
     ]
 
 
-def test_labels_that_come_as_a_set_stand_in_the_same_order_in_every_process(tiny_stream: Path):
+def test_labels_stand_in_the_same_order_in_every_process_and_so_does_what_follows_from_them(
+    tiny_stream: Path,
+):
     code = (
         "import sys; from kifuse import read_stream; from kifuse.tasks.incoming import as_task; "
-        "rows = [{'input': str(i), 'output': w} for i, w in enumerate(('sun', 'rain', 'snow', 'fog'))]; "
-        "task = as_task(rows, name='sky', labels={w['output'] for w in rows}, list_labels=True); "
-        "print(task.labels, [e.input for e in task.train], "
-        "[(t.labels, t.split_hash('train')) for t in read_stream(sys.argv[1])])"
+        "rows = [{'input': str(i), 'output': w} for i, w in enumerate(('sun', 'rain', 'snow', 'fog') * 5)]; "
+        "given = as_task(rows, name='sky', labels={w['output'] for w in rows}, list_labels=True); "
+        "found = as_task([{'text': w['input'], 'label': w['output']} for w in rows], name='found'); "
+        # the texts of all examples, prompts and labels, what was set aside, and what is compared
+        "print(given.labels, given, found.labels, found, list(read_stream(sys.argv[1])), "
+        "[t.split_hash('train') for t in (given, found)])"
     )
     said = {
         subprocess.run(

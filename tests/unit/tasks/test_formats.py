@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 from kifuse.errors import DataError
 from kifuse.tasks import Task
 from kifuse.tasks.incoming import as_task
+from kifuse.tasks.readers import read_stream
 from kifuse.tasks.readers.formats import FORMATS
 
 TOOLS = [{"type": "function", "function": {"name": "track", "parameters": {"type": "object"}}}]
@@ -261,26 +260,6 @@ def test_the_metric_says_why(rows: list[dict[str, Any]], options: dict[str, Any]
     assert (task.metric, task.metric_why) == (metric, why)
 
 
-def test_labels_have_one_order_in_every_process():
-    code = (
-        "from kifuse.tasks.incoming import as_task;"
-        "rows = [dict(text=f't{i}', label=f'l{i % 7}') for i in range(40)];"
-        "given = as_task(rows, name='t', labels={f'l{i}' for i in range(9)});"
-        "print(as_task(rows, name='t').labels, given.labels)"
-    )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(found) == 1
-
-
 # Columns, and what is not read
 
 
@@ -306,6 +285,21 @@ def test_columns_say_what_the_data_calls_otherwise():
 def test_wrong_columns_are_refused(columns: Any, message: str):
     with pytest.raises(DataError, match=message):
         one({"q": "Where?", "a": "here"}, columns=columns)
+
+
+@pytest.mark.parametrize("value", ["", None, "  "])
+def test_an_empty_cell_is_refused_by_the_name_that_the_file_gives_its_column(value: Any):
+    message = r"'output' \(column 'a'\) is (empty|null), expected text.*leave out the rows that have none"
+    with pytest.raises(DataError, match=message):
+        one({"q": "Where?", "a": value}, columns={"input": "q", "output": "a"})
+
+
+def test_a_refusal_says_how_columns_are_named_where_the_user_is(tmp_path: Path):
+    with pytest.raises(DataError, match=r"in learn\(\); in the shell with --column input=\.\.\."):
+        one({"frage": "Where?", "antwort": "here"})
+    (tmp_path / "faq.csv").write_text("frage,antwort\nWhere?,here\n", "utf-8")
+    with pytest.raises(DataError, match=r"of the run's YAML.*, or for one task in its task\.json; or rename"):
+        read_stream(tmp_path)
 
 
 def test_fields_that_are_not_read_are_named_with_the_nearest():

@@ -485,7 +485,7 @@ def test_a_wrong_task_json_is_refused(jsonl, settings, message):
         ('{"input": "a"}', r":1: the field 'output' is missing, expected text; found the fields: 'input'"),
         ('{"input": 5, "output": "b"}', r":1: 'input' is a number \(5\), expected text in quotes"),
         ('{"input": "a", "output": 5}', r":1: 'output' is a number \(5\), expected text in quotes"),
-        ('{"input": " ", "output": "b"}', r":1: 'input' is empty"),
+        ('{"input": " ", "output": "b"}', r":1: 'input' is empty, .*leave out the rows that have none"),
         ('{"input": "a", "output": ""}', r":1: 'output' is empty"),
         ('{"input": "a", "output": "b", "options": []}', r":1: 'options' is an empty list"),
         ('{"input": "a", "output": "b", "options": ["B"]}', r":1: 'output' is 'b'.*Did you mean 'B'"),

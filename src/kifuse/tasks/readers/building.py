@@ -196,7 +196,7 @@ def _renamed(row: Row, settings: Settings, seen: _Seen) -> Row:
             seen.unread[key] += 1
         else:
             values[key] = value
-    return Row(row.where, values)
+    return Row(row.where, values, settings.columns)
 
 
 def _check_columns(name: str, tables: Mapping[str, Table], settings: Settings) -> None:
@@ -220,11 +220,7 @@ def _example(row: Row, settings: Settings, seen: _Seen) -> Example:
     The options of a row stand in its prompt; the labels of the task do where ``list_labels`` asks for it. An
     input without instruction and options stays as it is, else ``Answer:`` closes it.
     """
-    way = (
-        f'Say which columns hold them with columns: {{"input": ..., "output": ...}} in {settings.origin}, '
-        "or rename them."
-    )
-    format, needed = format_of(row, settings.format, way)
+    format, needed = format_of(row, settings.format, settings.way_of_columns)
     asked = format.read(row, settings.instruction is not None or row.filled("instruction"))
     _count(row, format, needed, asked, seen)
     if asked.continued:

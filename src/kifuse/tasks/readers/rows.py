@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,15 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One object of a data file, and where it stands."""
+    """One object of a data file, where it stands, and the file's own names of renamed fields."""
 
     where: str
     values: Mapping[str, Any]
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def called(self, key: str) -> str:
+        """Name a field as messages do, with what the file calls it."""
+        return f"'{key}' (column '{self.columns[key]}')" if key in self.columns else f"'{key}'"
 
     def get_text(self, key: str, *, empty: bool = False) -> str:
         """Give the text of a field that must be there.
@@ -43,10 +48,15 @@ class Row:
         if key not in self.values:
             found = ", ".join(f"'{name}'" for name in self.values) or "none"
             raise DataError(
-                f"{self.where}: the field '{key}' is missing, expected text; found the fields: {found}."
-                f"{did_you_mean(key, self.values)}"
+                f"{self.where}: the field {self.called(key)} is missing, expected text; found the fields: "
+                f"{found}.{did_you_mean(key, self.values)}"
             )
-        return checked_text(self.values[key], self.where, f"'{key}'", empty=empty)
+        value = self.values[key]
+        if not empty and (value is None or (isinstance(value, str) and not value.strip())):
+            found = "null, expected text in quotes" if value is None else "empty, expected text"
+            way = "fill it in, or leave out the rows that have none."
+            raise DataError(f"{self.where}: {self.called(key)} is {found}; {way}")
+        return checked_text(value, self.where, self.called(key), empty=empty)
 
     def get_references(self, key: str, *, empty: bool = False) -> tuple[str, ...]:
         """Give the accepted outputs in a field: one text or a list of texts.

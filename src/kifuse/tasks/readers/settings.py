@@ -23,6 +23,8 @@ _NOTES = ("title", "about")
 
 OF_STREAM = "the section data of the run's YAML (in Python: columns=)"
 """Where format and columns of all tasks of a stream are from."""
+OF_CALLER = "learn()"
+"""Where the settings of rows in memory and of a learner's files are from."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,18 @@ class Settings:
         """Where labels could be given."""
         return (
             "task.json, in a folder of the task with train.jsonl" if self.origin == OF_STREAM else self.origin
+        )
+
+    @property
+    def way_of_columns(self) -> str:
+        """How a user says which columns hold what."""
+        more = {
+            OF_STREAM: ", or for one task in its task.json",
+            OF_CALLER: "; in the shell with --column input=... --column output=...",
+        }
+        return (
+            f'Say which columns hold them with columns: {{"input": ..., "output": ...}} in {self.origin}'
+            f"{more.get(self.origin, '')}; or rename them."
         )
 
     @cached_property
@@ -120,7 +134,7 @@ def settings_of_rows(
         "format": format,
         "columns": columns,
     }
-    return checked_settings(where, values, "learn()")
+    return checked_settings(where, values, OF_CALLER)
 
 
 def ordered(labels: Iterable[str] | None) -> list[str] | None:

@@ -75,6 +75,6 @@ def _missing(row: Row, candidates: Collection[Format], way: str) -> str:
     elif not set(nearest) & set(fields) and len(candidates) > 1:
         known = f" Known are: {'; '.join(' and '.join(format.needs[0]) for format in candidates)}."
     return (
-        f"{row.where}: the field '{missing}' is missing, expected text; found the fields: {found}."
+        f"{row.where}: the field {row.called(missing)} is missing, expected text; found the fields: {found}."
         f"{did_you_mean(missing, fields)}{known} {way}"
     )
