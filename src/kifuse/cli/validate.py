@@ -158,6 +158,7 @@ def _passed_over(stream: TaskStream) -> list[str]:
 
 def _facts(config: RunConfig) -> list[tuple[str, str]]:
     from kifuse.registry import build_method, method_entry
+    from kifuse.reporting.wording import count
 
     entry, training, adapter = method_entry(config.method.name), config.training, config.model.adapter
     settings = {**entry.preset, **config.method.settings}
@@ -174,7 +175,8 @@ def _facts(config: RunConfig) -> list[tuple[str, str]]:
         ("method", f"{config.method.name} ({data_class})"),
         (
             "training",
-            f"{training.epochs} epochs a task, {training.batch_size} examples a step, seed {training.seed}",
+            f"{count(training.epochs, 'epoch')} a task, {count(training.batch_size, 'example')} a step, "
+            f"seed {training.seed}",
         ),
         ("output", f"{config.output} ({'exists' if config.output.exists() else 'new'})"),
     ]

@@ -171,6 +171,8 @@ def _read_run(folder: Path, notes: list[str]) -> _Run:
     run: _Run = {}
     seals = {(cell.after, cell.task): cell.predictions for cell in record.scores}
     for number, task in enumerate(record.tasks[:-1], start=1):
+        if task.sizes.get("test") == 0:  # never asked
+            continue
         learned = _read_rows(folder, number, task.name, seals.get((number, number - 1)), notes)
         final = _read_rows(folder, last, task.name, seals.get((last, number - 1)), notes)
         if learned is None or final is None:

@@ -77,6 +77,8 @@ def examples(run: Run, *, texts: bool = True) -> Examples:
         return Examples(
             reason="The run has one task, so there is no earlier one to lose or keep examples of."
         )
+    if all(task.sizes.get("test") == 0 for task in record.tasks[:-1]):
+        return Examples(reason="No task before the last has test examples.")
     if record.status == "running":
         return Examples(reason="Examples are compared once the run is finished.")
     if run.folder is None:

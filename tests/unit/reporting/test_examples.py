@@ -30,6 +30,20 @@ def test_each_kind_is_counted_and_shown(tmp_path: Path):
             assert example.expected == ["good"]
 
 
+def test_a_task_without_test_examples_is_not_missed(tmp_path: Path):
+    record = make_record(tasks=["a", "b", "c"])
+    record.tasks[1].sizes["test"] = 0
+    run = open_run(write_run(tmp_path, record))
+    for after in (2, 3):
+        (tmp_path / "predictions" / f"after-{after}" / "b.jsonl").unlink()
+    found = examples(run)
+    assert {example.task for kind in found.kinds for example in kind.shown} == {"a"}
+    assert not found.notes
+    record.tasks[0].sizes["test"] = 0
+    record.save(tmp_path)
+    assert examples(open_run(tmp_path)).reason == "No task before the last has test examples."
+
+
 def test_a_very_long_input_loses_its_middle(tmp_path: Path):
     record = make_record(tasks=["a", "b"])
     record.save(tmp_path)
