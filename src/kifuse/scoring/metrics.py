@@ -114,7 +114,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "code",
             "code equality",
-            "the same text save for white space at the ends of lines; indentation counts",
+            "the same text save for white space at line ends and at the start; indentation counts",
             values.code_equal,
             as_text=False,
         ),
