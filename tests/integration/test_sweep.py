@@ -200,6 +200,9 @@ def test_a_kill_while_the_chosen_states_are_scored_is_made_good(
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "score", stop)
         assert call(*arguments).exit_code == 130
+    page = (tmp_path / "out" / "comparison.html").read_text("utf-8")
+    assert "Settings tried so far" in page and 'id="figure-sweep"' in page
+    assert "on-dev/training.epochs%3D2" in page and "./sequential/seed0" not in page
     begun = RunRecord.load(tmp_path / "out" / "sequential" / "seed0")
     assert not begun.scores and begun.learned() == 3
     with monkeypatch.context() as patch:

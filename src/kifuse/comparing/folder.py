@@ -15,7 +15,7 @@ from kifuse.comparing.tried import open_sweep
 from kifuse.config.reading import read_yaml
 from kifuse.errors import ConfigError, RunError
 from kifuse.reporting.all_plots_and_tables import all_tables
-from kifuse.reporting.page import comparison_page
+from kifuse.reporting.page import comparison_page, sweep_page
 from kifuse.reporting.run_groups import COMPARISON_FILE, Run, comparison_runs
 from kifuse.reporting.tables import write_tables
 from kifuse.reporting.wording import shorten
@@ -134,9 +134,10 @@ def write_results(grid: Grid) -> str | None:
         None, or in one line what went wrong.
     """
     try:
-        runs = finished_runs(grid)
+        runs, sweep = finished_runs(grid), open_sweep(grid.folder)
+        if not runs and sweep is not None:
+            write_text(grid.folder / PAGE, sweep_page(sweep, grid.folder))
         if runs:
-            sweep = open_sweep(grid.folder)
             write_text(grid.folder / PAGE, comparison_page(runs, grid.folder, sweep=sweep))
             write_tables(all_tables(runs, sweep), grid.folder / TABLES)
     except Exception as error:

@@ -28,6 +28,7 @@ from kifuse.training.lock import exclusive
 from kifuse.training.opening import config_json, differences, now, open_method
 from kifuse.training.progress import Plan
 from kifuse.training.shared import Shared
+from kifuse.training.watched import open_watched
 from kifuse.training.work import plan_of
 
 
@@ -69,11 +70,12 @@ def plans(grid: Grid, shared: Shared) -> list[Plan]:
         return planned.variant.label, planned.point.name if planned.point else "", planned.order
 
     found: dict[tuple[str, str, int | None], Plan] = {}
+    watched = open_watched(grid.runs[0].config) if grid.runs else []
     for planned in grid.runs:
         key = key_of(planned)
         if key not in found:  # another seed draws other examples, but as many
             tasks = shared.stream(planned.config.data, planned.config.training.seed).tasks
-            found[key] = plan_of(planned.config, open_method(planned.config), tasks)
+            found[key] = plan_of(planned.config, open_method(planned.config), tasks, watched=watched)
     return [found[key_of(planned)] for planned in grid.runs]
 
 
@@ -121,8 +123,7 @@ def _run_all(grid: Grid, work: list[Plan], shared: Shared, console: Console) -> 
             pace=pace,
         )
         _try(planned, grid, progress, shared, outcome, console)
-        if not grid.vary:
-            _write(everything, console)
+        _write(everything, console)
     sweep = open_sweep(grid.folder) if grid.vary else None
     for planned in _chosen(grid, sweep, console) if sweep is not None else ():
         progress = ConsoleProgress(

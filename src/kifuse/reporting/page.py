@@ -182,6 +182,29 @@ def comparison_page(
     )
 
 
+def sweep_page(sweep: Sweep, folder: Path) -> str:
+    """Make the page of values that are being tried, while none is scored on test yet.
+
+    Args:
+        sweep: What was tried of settings, and scored on dev.
+        folder: Where the page will be, for its links to the pages of single runs.
+
+    Returns:
+        HTML.
+    """
+    labels = {id(run): sweep.title(tried) for tried in sweep.tried for run in tried.runs}
+    runs = [run for tried in sweep.tried for run in tried.runs]
+    return _render(
+        "sweep.html.j2",
+        title=f"{count(len(sweep.tried), 'setting')} tried on dev",
+        kind="comparison",
+        sweep=draw(sweep_picture(sweep)),
+        tried=sweep_table(sweep),
+        runs=runs_table(runs, labels),
+        link=lambda run: _link(run, folder),
+    )
+
+
 def reproduction_page(
     table: Table,
     claims: Table | None,

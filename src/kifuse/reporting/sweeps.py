@@ -65,6 +65,10 @@ class Sweep:
         scored = [(mean.value, each) for each in self.of(method) if (mean := each.on_dev) is not None]
         return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
+    def title(self, tried: Tried) -> str:
+        """For people: `kif, learning_rate 0.0001`."""
+        return f"{clean(tried.method)}, {_title(self, tried.values, None)}"
+
     @property
     def names(self) -> list[str]:
         """The keys without their section, where that tells them apart."""
@@ -98,7 +102,7 @@ def sweep_table(sweep: Sweep) -> Table:
         table.notes.append(f"{count(waiting, 'value')} without all runs, so that it cannot be chosen yet.")
     table.notes.append(
         "AP is over the dev examples of all tasks; the highest mean is chosen, the first of equals. Test "
-        "examples were scored with the chosen value alone."
+        "examples are scored with the chosen value alone."
     )
     return table
 
@@ -118,7 +122,7 @@ def sweep_picture(sweep: Sweep) -> Plot | Missing:
     ]
     meaning = f"Mean AP on the dev examples of all tasks, over seeds and orders. Chosen: {listed(best)}."
     if axis is None:
-        rows = [f"{clean(each.method)}, {_title(sweep, each.values, None)}" for each in scored]
+        rows = [sweep.title(each) for each in scored]
         return Strips(NAME, TITLE, meaning, rows, [("AP on dev (0 to 100)", [e.on_dev for e in scored])])
     lines = []
     for group, (method, rest) in enumerate(_families(sweep, axis)):
