@@ -136,9 +136,11 @@ def checked_points(name: str, limit: Any) -> float | None:
     Raises:
         ConfigError: It is something else.
     """
-    if limit is None or (isinstance(limit, int | float) and not isinstance(limit, bool) and limit >= 0):
+    if limit is None or (
+        isinstance(limit, int | float) and not isinstance(limit, bool) and 0 <= limit <= 100
+    ):
         return limit
-    raise ConfigError(f"{name}: found {limit!r}, expected points of 0 or more, or None.")
+    raise ConfigError(f"{name}: found {limit!r}, expected points from 0 to 100, or None.")
 
 
 def checked_repair(repair: Any, max_forgetting: float | None) -> bool:

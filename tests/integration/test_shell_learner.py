@@ -103,6 +103,7 @@ def test_the_same_command_only_reports(desk: Desk):
         (["--method", "kif"], "method.name ('replay' there, 'kif' here)"),
         (["--column", "question"], "expected FIELD=COLUMN"),
         (["--max-forgetting", "-1"], "max_forgetting: found -1"),
+        (["--min-score", "101"], "min_score: found 101.0, expected points from 0 to 100"),
         (["--set=model=kif"], "--set model: found 'kif', expected the key of a section"),
         (["--method", "kif", "--set=method.name=replay"], "Remove one"),
     ],
@@ -134,8 +135,10 @@ def test_a_task_that_reaches_too_little_is_rolled_back_with_an_exit_code_of_its_
     learner = ContinualLearner.load(desk.folder, progress=False)
     assert learner.tasks == desk.names and learner.min_score == 99
     assert desk.ask("early") == desk.late
-    events = [entry["event"] for entry in result("history", desk.folder)]
-    assert events == ["learned", "learned", "refused"]
+    history = result("history", desk.folder)
+    assert [entry["event"] for entry in history.pop("history")] == ["learned", "learned", "refused"]
+    now = {"learned": desk.names, "watched": [], "max_forgetting": None, "min_score": 99, "repair": False}
+    assert history == {"model": desk.command[1].__fspath__(), "method": "replay", **now}
 
 
 def test_a_limit_that_cannot_be_checked_is_refused(make: Make):
@@ -144,10 +147,10 @@ def test_a_limit_that_cannot_be_checked_is_refused(make: Make):
 
 
 def test_an_earlier_state_answers_as_it_did_and_the_present_one_stays(desk: Desk):
-    answers = result("ask", desk.folder, *desk.of_first, "early", "--after", desk.names[0], "--after", "now")[
-        "answers"
-    ]
-    assert answers == {desk.names[0]: desk.early[0], "now": desk.late[0]}
+    states = ["--after", desk.names[0], "--after", "now"]
+    (found,) = result("ask", desk.folder, *desk.of_first, "early", *states)
+    answers = {desk.names[0]: desk.early[0], "now": desk.late[0]}
+    assert found == {"question": "early", "answers": answers}
     learner = ContinualLearner.load(desk.folder, progress=False)
     weights = {n: p.clone() for n, p in learner.model.named_parameters() if p.requires_grad}
     task = desk.names[0]
@@ -168,10 +171,7 @@ def test_questions_come_from_arguments_a_file_or_stdin(desk: Desk, tmp_path: Pat
     marked = tmp_path / "marked.txt"  # of an editor of Windows, and with a line break that ends no line
     marked.write_bytes("\ufeffearly\r\none\u2028two\r\n".encode())
     for file, count in ((lines, 2), (rows, 2), (marked, 2)):
-        found = [
-            json.loads(line)
-            for line in call("ask", desk.folder, *desk.of_first, "--file", file, "--json").stdout.splitlines()
-        ]
+        found = result("ask", desk.folder, *desk.of_first, "--file", file)
         assert len(found) == count and found[0]["answers"]["now"] == desk.late[0]
 
 
@@ -224,7 +224,7 @@ def test_scores_are_those_on_record_and_too_low_ones_have_the_exit_code_of_a_gat
     assert result("evaluate", desk.folder) == desk.reports[1]["after"]
     early = result("evaluate", desk.folder, desk.names[0], "--after", desk.names[0])
     assert early == desk.reports[0]["after"]
-    assert set(result("evaluate", desk.folder, "--min-score", 101, code=GATE)) == set(desk.names)
+    assert set(result("evaluate", desk.folder, "--min-score", 100, code=GATE)) == set(desk.names)
     rows = tmp_path / "general.jsonl"
     rows.write_text("".join(json.dumps({"input": f"{i}?", "output": "never"}) + "\n" for i in range(3)))
     assert result("evaluate", desk.folder, rows) == {"general": 0.0}
@@ -255,3 +255,6 @@ def test_commands_before_and_after_a_task(desk: Desk, tmp_path: Path):
     command = f'echo "$KIFUSE_TASK $KIFUSE_ACCEPTED $KIFUSE_ADAPTER" > {said}'
     assert call("learn", desk.folder, task, "-q", "--run-after", command).exit_code == 0
     assert said.read_text().split() == [desk.names[1], "1", str(desk.folder / "adapters" / "after-2")]
+    # what was learned stays, and is told to a script as well
+    report = result("learn", desk.folder, task, "--run-after", "echo said; exit 7", code=2)
+    assert report == desk.reports[1]

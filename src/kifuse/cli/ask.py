@@ -42,7 +42,7 @@ def ask(
     model: Annotated[str | None, typer.Option(help=MODEL)] = None,
     own_method: Annotated[str | None, typer.Option(help=OWN_METHOD)] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help=f"{JSON} One line for each question.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=f"{JSON} An entry for each question.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but answers.")] = False,
 ) -> None:
     """Put questions to a learner and print its answers, one on a line.
@@ -69,8 +69,13 @@ def ask(
             _chat(learner, states, options)
             return
         answers = [learner.generate(asked, after=state, **options) for state in states]
-    for question, *said in zip(asked, *answers, strict=True):
-        _print(question, dict(zip(map(_name, states), said, strict=True)), as_json, alone=len(asked) == 1)
+    told = [dict(zip(map(_name, states), said, strict=True)) for said in zip(*answers, strict=True)]
+    if as_json:
+        pairs = zip(asked, told, strict=True)
+        typer.echo(json.dumps([{"question": question, "answers": said} for question, said in pairs]))
+        return
+    for question, said in zip(asked, told, strict=True):
+        _print(question, said, alone=len(asked) == 1)
 
 
 def _name(state: str | None) -> str:
@@ -112,10 +117,7 @@ def _row(line: str, file: Path, number: int) -> Any:
     return row
 
 
-def _print(question: Any, answers: dict[str, str], as_json: bool, *, alone: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps({"question": question, "answers": answers}))
-        return
+def _print(question: Any, answers: dict[str, str], *, alone: bool) -> None:
     console = SafeConsole(highlight=False)
     if len(answers) == 1:
         text = next(iter(answers.values()))

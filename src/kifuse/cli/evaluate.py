@@ -18,7 +18,7 @@ def evaluate(
     folder: Annotated[Path, typer.Argument(help=FOLDER)],
     tasks: Annotated[
         list[str] | None,
-        typer.Argument(help="Names of learned tasks, or tasks' folders and files.", metavar="DATA"),
+        typer.Argument(help="Names of learned or watched tasks, or folders and files.", metavar="DATA"),
     ] = None,
     after: Annotated[str | None, typer.Option(help=AFTER)] = None,
     min_score: Annotated[
@@ -33,8 +33,10 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """Score a learner on the tasks that it learned, or on others; nothing is kept of it."""
+    from kifuse.learner_config import checked_points
     from kifuse.safe_console import SafeConsole
 
+    checked_points("--min-score", min_score)
     settings = {"data": {"own_metrics": own_metrics}} if own_metrics else None
     with opened(
         folder, model=model, own_method=own_method, trust_remote_code=trust_remote_code, settings=settings

@@ -25,17 +25,20 @@ def history(
 
     refuse_missing(folder)
     record = RunRecord.load(os.path.expanduser(folder))
+    limits = {key: getattr(record, key) for key in ("max_forgetting", "min_score", "repair")}
+    learned = [task.name for task in record.tasks if task.train_steps is not None]
+    watched = [task.name for task in record.watched if task.forgotten is None]
+    model, method = record.model.get("name", "-"), record.method.name
     if as_json:
-        typer.echo(json.dumps(record.lineage))
+        now = {"model": model, "method": method, "learned": learned, "watched": watched, **limits}
+        typer.echo(json.dumps({**now, "history": record.lineage}))
         return
     console = SafeConsole(highlight=False)
-    names = [task.name for task in record.tasks]
-    console.print(
-        f"{record.model.get('name', '-')}, {record.method.name}; "
-        f"learned now: {', '.join(names) or 'nothing'}",
-        markup=False,
-        soft_wrap=True,
-    )
+    said = [f"{model}, {method}; learned now: {', '.join(learned) or 'nothing'}"]
+    said += [f"watched: {', '.join(watched)}"] if watched else []
+    given = [f"{key} {value}" for key, value in limits.items() if value not in (None, False)]
+    said += [f"limits: {', '.join(given)}"] if given else []
+    console.print("\n".join(said), markup=False, soft_wrap=True)
     console.print(_table(record.lineage))
 
 

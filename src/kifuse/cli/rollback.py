@@ -30,7 +30,8 @@ def rollback(
     with opened(
         folder, model=model, own_method=own_method, trust_remote_code=trust_remote_code, at=at
     ) as learner:
-        facts = {"tasks": learner.tasks, "adapter": str(learner.adapter) if learner.tasks else None}
+        left = learner.tasks or learner.config.model.adapter.from_ is not None
+        facts = {"tasks": learner.tasks, "adapter": str(learner.adapter) if left else None}
     if as_json:
         typer.echo(json.dumps(facts))
     else:
