@@ -297,11 +297,16 @@ def test_all_weights_of_a_model_are_learned_and_taken_up_again(
         learner.learn(task)
     after = _weights(learner)
     assert _same(_weights(ContinualLearner.load(tmp_path / "full", progress=False)), after)
-    with pytest.raises(RunError, match="the model before its first task"):
-        learner.rollback(to=0)
-    assert learner.tasks == ["colour", "fruit"] and _same(_weights(learner), after)
     learner.rollback(to=1)
     assert learner.tasks == ["colour"]
+    # no copy is kept of a whole model; its files are read again
+    learner.rollback(to=0)
+    new = ContinualLearner(
+        str(tiny_folder_llama), METHOD, tmp_path / "new", settings=settings, progress=False, min_score=100
+    )
+    untrained = _weights(new)
+    assert learner.tasks == [] and _same(_weights(learner), untrained)
+    assert not new.learn(tasks[0]).accepted and _same(_weights(new), untrained)
 
 
 def test_it_answers_and_scores_what_it_is_asked(make: Make, tasks: list[Task], tiny_stream: Path):

@@ -37,7 +37,7 @@ from kifuse.training.progress import Progress
 from kifuse.training.reading import Reading
 from kifuse.training.refusals import nothing_learned
 from kifuse.training.snapshot import Snapshots
-from kifuse.training.start_from import attach, earlier_than_first
+from kifuse.training.start_from import attach, earlier_than_first, weights_as_loaded
 from kifuse.training.texts import TaskTexts
 from kifuse.training.tracking import Tracking, steps_before
 from kifuse.training.watching import Watcher, matrix_row
@@ -179,20 +179,19 @@ class Engine:
         """Put back the model, the method's state and the memory after k tasks.
 
         Raises:
-            RunError: A file is damaged; or k is 0 and most weights are trained, of which no copy is kept.
+            RunError: A file is damaged; or k is 0, and most weights are trained of a model that was given.
         """
         if k:
             self.memory = self.snapshots.load(k, self.adapter, self.method, self.record.tasks[k - 1].seal)
             self._cut_short = False
             return
-        if self._untrained is None:
-            raise RunError(
-                f"{self.folder}: the model before its first task is the one that was loaded; load it anew."
-            )
+        untrained = self._untrained
+        if untrained is None:
+            untrained = weights_as_loaded(self.config, self.record, self.adapter.learned())
         self.method = build_method(self.config.method.name, self.config.method.settings)
         self.memory = empty_memory(self.config)
         self.adapter.method = self.method
-        self.adapter.restart(self._untrained)
+        self.adapter.restart(untrained)
         self._cut_short = False
 
     def settle(self, k: int) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from kifuse.adapters.base import Adapter
 from kifuse.adapters.elsewhere import FILES
 from kifuse.adapters.folder import read_config
 from kifuse.config import RunConfig
 from kifuse.config.start_from import own_copy, start_of
-from kifuse.errors import ModelError
+from kifuse.errors import ModelError, RunError
 from kifuse.folders import check_file, replace_folder
-from kifuse.models.loading import Backbone
+from kifuse.models.loading import Backbone, load_backbone
 from kifuse.reporting.record import FILE, RunRecord
 from kifuse.storage import sha256_file
 
@@ -108,3 +110,26 @@ def keep_start(config: RunConfig) -> None:
             shutil.copyfile(folder / name, partial / name)
 
     replace_folder(copy, fill)
+
+
+def weights_as_loaded(config: RunConfig, record: RunRecord, names: Iterable[str]) -> dict[str, Tensor]:
+    """Weights of the model itself before any training, of which no copy is kept: out of its files, once more.
+
+    Args:
+        config: Of the run.
+        record: Of the run.
+        names: Of the weights.
+
+    Raises:
+        RunError: The model was given as an object, or what is trained is not what its files hold.
+    """
+    model = config.model
+    if not record.model.get("given"):
+        trust, precision = model.trust_remote_code, model.precision
+        fresh = load_backbone(model.name, precision=precision, trust_remote_code=trust).model.state_dict()
+        if fresh.keys() >= set(names):
+            return {name: fresh[name] for name in names}
+    raise RunError(
+        f"{config.output}: most weights are trained, and none is kept as it was before the first task. "
+        "A new learner in another folder begins there."
+    )
