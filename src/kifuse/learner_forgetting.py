@@ -171,7 +171,7 @@ def _remains(opened: OpenLearner, name: str, index: int | None, later: Sequence[
         said.append("what the method measured on it (numbers, such as importances) in the same states")
     aside = _aside_with(opened.place.path, name)
     if aside:
-        said.append(f"weights in {', '.join(aside)} that learned from it, or may have; remove that")
+        said.append(f"weights in {', '.join(aside)} that learned from it, or may have; remove them")
     said.append("its name, sizes, scores and hashes on record")
     said.append("copies elsewhere: the data itself, backups, exported or published adapters, trackers")
     return tuple(said)
