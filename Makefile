@@ -4,15 +4,23 @@ TORCH ?= torch==2.13.0
 # Which build of torch: cpu, cu128, rocm6.4, ... or auto for what fits this machine's driver.
 TORCH_BACKEND ?= cpu
 
+# The oldest releases of everything that kifuse takes, and a quick part of the tests that tells whether they do.
+OLDEST := .venv-oldest
+TESTS_OF_OLDEST := tests/unit/scoring tests/unit/knowledge/test_fusion.py tests/unit/adapters/test_kinds.py \
+	tests/unit/adapters/test_stack.py tests/unit/training/test_taps.py tests/unit/training/test_given_rows.py \
+	tests/contract/test_trainer_facts.py tests/integration/test_interruptions.py \
+	tests/integration/test_standalone.py tests/integration/test_sft.py \
+	'tests/contract/test_contract.py::test_a_run_that_is_stopped_ends_as_the_one_of_its_seed_that_was_not[recurrent-kif]'
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs bench format clean
+.PHONY: help setup demo test test-oldest check docs bench format clean
 
 help: ## list these targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /:/' | awk -F: '{printf "make %-11s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed ## make .venv with everything that demo, test and check need
 
@@ -21,6 +29,9 @@ demo: setup ## train on a small stream of tasks and show what is forgotten
 
 test: setup ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+test-oldest: $(OLDEST)/.installed ## run a quick part of the tests with the oldest releases that kifuse takes
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest -q -n 2 -p no:cacheprovider $(TESTS_OF_OLDEST)
 
 check: setup ## lint, formatting and types
 	$(BIN)/ruff check .
@@ -38,7 +49,7 @@ format: setup ## format the code and mend what the linter can mend
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and everything that can be made again, but no runs
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist site
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .ruff_cache .hypothesis build dist site
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
@@ -56,6 +67,16 @@ $(VENV)/.torch: $(VENV)/.made
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 	$(PIP) install -e '.[dev]'
+	@touch $@
+
+PUT_OLDEST = $(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -e '.[dev]'
+
+# as above: where uv cannot reach the builds of torch it takes the registry's own
+$(OLDEST)/.installed: pyproject.toml $(VENV)/.torch
+	$(PYTHON) -m venv $(OLDEST)
+	@$(PUT_OLDEST) --torch-backend=$(TORCH_BACKEND) 2>$(OLDEST)/uv.log || { \
+		echo "note: uv found no $(TORCH_BACKEND) build of torch (see $(OLDEST)/uv.log); it takes the one it is offered"; \
+		$(PUT_OLDEST); }
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml $(VENV)/.installed

@@ -18,6 +18,7 @@ PEFT's own `unload` gives back the W that was loaded, without anything learned; 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from kifuse.errors import ModelError
 
 KIND = "osf"
 
-_KEPT = "_osf_U_low_init"
-"""What a layer holds since PEFT 0.21."""
+SINCE = (0, 21)
+"""First release of PEFT whose layers keep the factors that a task began with."""
 
 
 class Osf(Peft):
@@ -43,8 +44,9 @@ class Osf(Peft):
 
     @classmethod
     def refuse(cls, settings: Any, method: str) -> None:
-        """Refuse another kind."""
+        """Refuse another kind, and a PEFT that is too old."""
         refuse_start(settings, method)
+        _refuse_old_peft()
         if settings.kind != KIND:
             raise ModelError(
                 f"model.adapter.kind: found {settings.kind!r}, expected {KIND!r}: {method!r} trains the "
@@ -57,14 +59,8 @@ class Osf(Peft):
         Raises:
             ModelError: A weight cannot be decomposed, or PEFT is older than 0.21.
         """
+        _refuse_old_peft()
         adapted = super().attach(model, encoder_decoder=encoder_decoder, seed=seed)
-        if not all(hasattr(layer, _KEPT) for _, layer in self._layers()):
-            from peft import __version__
-
-            raise ModelError(
-                f"model.adapter.kind: {KIND!r} needs PEFT 0.21 or later, found {__version__}; "
-                "run: pip install --upgrade peft"
-            )
         self._fresh = True
         return adapted
 
@@ -166,6 +162,20 @@ class Osf(Peft):
         from peft.tuners.osf.layer import OSFLayer
 
         return ((name, m) for name, m in self.model.named_modules() if isinstance(m, OSFLayer))
+
+
+def _refuse_old_peft() -> None:
+    """Refuse a release that decomposes weights otherwise.
+
+    Raises:
+        ModelError: PEFT is older than `SINCE`.
+    """
+    found = version("peft")
+    if tuple(map(int, found.split(".")[:2])) < SINCE:
+        raise ModelError(
+            f"model.adapter.kind: {KIND!r} needs PEFT {'.'.join(map(str, SINCE))} or later, found {found}; "
+            "run: pip install --upgrade peft"
+        )
 
 
 def _adapted(model: nn.Module, names: list[str]) -> Iterator[tuple[str, Any]]:

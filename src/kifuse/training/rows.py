@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence, Set
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def given_rows(memory: Any, trainer: Any, sample: Any) -> list[Row]:
         sample: One row of its training data, or None if that is a stream.
 
     Raises:
-        RunError: The rows lack a column.
+        RunError: The rows lack a column, or TRL is too old to process them.
     """
     if isinstance(memory, MemoryBuffer):
         rows = _encoded(memory, trainer)
@@ -256,11 +257,23 @@ def _prepared(rows: list[Row], trainer: Any) -> list[Row]:
             f"memory: the rows hold {', '.join(map(str, rows[0]))}, but no 'input_ids'; give rows of the "
             "Trainer's processed train_dataset."
         )
+    if not hasattr(trainer, "_formatting_func"):
+        raise RunError(
+            f"memory: the rows hold {', '.join(map(str, rows[0]))}, but no 'input_ids', and the "
+            f"SFTTrainer of TRL {version('trl')} does not say how it processed the training data; that of "
+            "TRL 1.8 and later does: pip install --upgrade trl. Or give rows of the Trainer's processed "
+            "train_dataset."
+        )
     from datasets import Dataset
 
-    args, formatting = trainer.args, getattr(trainer, "_formatting_func", None)
+    args = trainer.args
     made = trainer._prepare_dataset(
-        Dataset.from_list(rows), trainer.processing_class, args, args.packing, formatting, "memory"
+        Dataset.from_list(rows),
+        trainer.processing_class,
+        args,
+        args.packing,
+        trainer._formatting_func,
+        "memory",
     )
     return [made[index] for index in range(len(made))]
 

@@ -23,6 +23,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from kifuse.errors import RunError
 from kifuse.methods.parameters import Parameters
 
+# its name before torch 2.13, where the old one warns
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 @dataclass(frozen=True)
 class _Cut:
@@ -122,7 +125,7 @@ class Shards:
             chosen = [i for i, t in enumerate(tensors) if t.dtype == dtype]
             flat = torch.cat([cuts[i].padded(piece_of(tensors[i])) for i in chosen])
             out = flat.new_empty(self._size * flat.numel())
-            dist.all_gather_single(out, flat, group=self._group)
+            _all_gather(out, flat, group=self._group)
             pieces = out.view(self._size, -1).split([cuts[i].rows * cuts[i].width for i in chosen], dim=1)
             for i, piece in zip(chosen, pieces, strict=True):
                 shape = tensors[i].shape

@@ -90,6 +90,7 @@ class ReliedOn:
         names: The names.
         seen: Release of the library in which they were last seen.
         used: The modules of kifuse that use them.
+        since: First release that has them, where kifuse takes older ones and refuses there what needs them.
     """
 
     library: str
@@ -97,6 +98,7 @@ class ReliedOn:
     names: tuple[str, ...]
     seen: str
     used: str
+    since: str = "0"
 
 
 RELIED_ON: tuple[ReliedOn, ...] = (
@@ -164,6 +166,7 @@ RELIED_ON: tuple[ReliedOn, ...] = (
         ("_osf_U_high", "_osf_V_high", "_osf_U_low_init", "_osf_V_low_init", "osf_svd_params"),
         "0.21.2",
         "adapters.osf",
+        since="0.21.0",
     ),
     ReliedOn(
         "peft",
@@ -171,7 +174,10 @@ RELIED_ON: tuple[ReliedOn, ...] = (
         ("effective_rank", "hook_handles", "update_layer", "merged_adapters", "get_delta_weight"),
         "0.21.2",
         "adapters.osf",
+        since="0.21.0",
     ),
     ReliedOn("trl", "SFTTrainer", ("_prepare_dataset",), "1.16.0", "training.rows"),
-    ReliedOn("trl", "source of SFTTrainer", ("self._formatting_func",), "1.16.0", "training.rows"),
+    ReliedOn(
+        "trl", "source of SFTTrainer", ("self._formatting_func",), "1.16.0", "training.rows", since="1.8.0"
+    ),
 )

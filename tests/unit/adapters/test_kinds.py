@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
 from kifuse import load_adapter
+from kifuse.adapters.kinds import refuse_pairing
 from kifuse.config import AdapterConfig, load_config
 from kifuse.errors import ConfigError, ModelError
+from kifuse.methods.osf import OSF
 from kifuse.models.loading import shrink_frozen
 from tests.adapters import KINDS, add_adapter, close_factors, load_adapter_weights, save_adapter
 from tests.tiny import build_llama, build_t5
@@ -139,6 +141,15 @@ def test_putting_an_adapter_on_warns_of_nothing(tmp_path: Path):
         warnings.simplefilter("error")
         save_adapter(made("llama", "lora"), tmp_path / "kept")
         load_adapter(build_llama(VOCABULARY), tmp_path / "kept")
+
+
+def test_one_kind_is_refused_where_peft_is_too_old_for_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("kifuse.adapters.osf.version", lambda library: "0.20.0.dev0")
+    words = r"kind: 'osf' needs PEFT 0\.21 or later, found 0\.20\.0\.dev0; run: pip install --upgrade peft"
+    with pytest.raises(ModelError, match=words):
+        refuse_pairing(AdapterConfig(kind="osf"), OSF, "osf")
+    with pytest.raises(ModelError, match=words):
+        made("llama", "osf")
 
 
 def test_an_unknown_kind_is_refused():

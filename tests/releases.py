@@ -1,0 +1,25 @@
+"""Which releases of other libraries are installed, and which tests are of what older ones do not have."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+
+from packaging.version import Version
+
+NEEDS = {
+    r"(?<![a-z])osf(?![a-z])": ("peft", "0.21"),
+    "raw_examples_is_prepared": ("trl", "1.8"),
+}
+"""By a pattern of the tests' names: the library, and its first release in which kifuse does not refuse it."""
+
+
+def older_than(library: str, release: str) -> bool:
+    """Whether the installed release of a library came before another one."""
+    return Version(version(library)) < Version(release)
+
+
+def lacking(test: str) -> str:
+    """What a test needs and is not installed, in words; nothing if it can run."""
+    found = (need for pattern, need in NEEDS.items() if re.search(pattern, test.lower()))
+    return next((f"needs {' '.join(need)} or later" for need in found if older_than(*need)), "")
