@@ -149,6 +149,7 @@ TORCH_AND_PYTHON: dict[str, set[str]] = {
         "_reorder_linear_weight",
     },
     "models/memory.py": {"_buffers", "_cdata", "_parameters"},
+    "tasks/limited_process.py": {"_exit"},
     "training/finding.py": {"_getframe"},
 }
 """Private names of torch and Python, by the file that may use them."""
