@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
@@ -16,9 +18,14 @@ from transformers import (
 )
 
 from kifuse.errors import ModelError
+from tests.quick import compile_once
 from tests.releases import lacking
 from tests.runs import write_stream
 from tests.tiny import build_llama, build_t5, build_tokenizer
+
+# thirty examples of what is drawn, where a test does not ask for more or fewer; the machine may be slow
+settings.register_profile("suite", max_examples=30, deadline=None)
+settings.load_profile("suite")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -83,6 +90,7 @@ def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # nothing here survives a loss of power, and waiting for the disk takes longer still
         patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(jinja2.Environment, "compile", compile_once)
         yield
     torch.set_num_threads(before)
 

@@ -20,6 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
+from tests.quick import compile_once
+
 METHOD = {"name": "recurrent-kif", "inner_steps": 2, "outer_steps": 2, "outer_optimizer": "own"}
 
 POINTS: dict[str, tuple[str, int]] = {
@@ -54,6 +58,7 @@ class Workplace:
             self.folder / "stream",
             output,
             METHOD,
+            data={"order": ["colour", "fruit"]},
             training={"checkpoint_minutes": 0, "threads": 1, "seed": seed},
             evaluation={"max_new_tokens": 2, "full_matrix": True},
         )
@@ -185,6 +190,7 @@ def main() -> int:
     # every Trainer collects garbage as it starts, which takes longer than the training here
     gc.collect()
     gc.freeze()
+    jinja2.Environment.compile = compile_once  # type: ignore[method-assign]
 
     whole = Path(sys.argv[1]) / "whole"
     assert wait(fork(do_run(place.config(whole)))) == 0

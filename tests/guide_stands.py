@@ -3,7 +3,8 @@
 - Every model that the guide names is a tiny one: `smollm2-135m`, `path/of/the/base/model` and the papers' T5.
 - `my-tasks`, `data` and the published benchmarks are a few made-up examples; a built-in benchmark that is
   trained on is cut to as many.
-- `kifuse run` is told to make one pass over them, and to answer in two tokens (`SHORT`).
+- `kifuse run` is told to make one pass over them (`SHORT`), and every answer ends after two tokens: models of
+  random weights would go on to the limit.
 - `kifuse show` gets SmolLM2's config.json without weights, so that its output is the real one.
 - `benchmarks` is that of the repository.
 - Names that a snippet takes for given come from `given`.
@@ -29,7 +30,7 @@ from tests.unit.reporting.runs import make_record
 
 MONTHS = {"colour": "january", "fruit": "february", "weather": "march"}
 BENCHMARK = ("dbpedia", "amazon", "yahoo", "agnews")
-SHORT = ["--set", "training.epochs=1", "--set", "evaluation.max_new_tokens=2"]
+SHORT = ["--set", "training.epochs=1"]
 DESK = """
 model: {name: smollm2-135m}
 data: {path: my-tasks}
@@ -106,7 +107,7 @@ class Stands:
 
     def __init__(self, patch: pytest.MonkeyPatch, llama: Path, t5: Path, outline: Path) -> None:
         from kifuse.models import loading, tokenizer
-        from kifuse.training import opening
+        from kifuse.training import evaluator, opening
 
         self.llama, self.outline, self.bundled = llama, outline, llama
         tiny = {"google-t5/t5-large": str(t5)}
@@ -114,6 +115,12 @@ class Stands:
         for module in (loading, tokenizer):
             patch.setattr(module, "bundled_model", lambda name, say=None: self.bundled)
         patch.setattr(opening, "load_backbone", lambda name, **rest: load(tiny.get(name) or name, **rest))
+        answer = evaluator.greedy_generate
+        patch.setattr(
+            evaluator,
+            "greedy_generate",
+            lambda *given, **more: answer(*given, **{**more, "max_new_tokens": 2}),
+        )
         patch.setattr(registry, "METHODS", dict(registry.METHODS))
         patch.setattr(registry, "OWN", {})
         patch.setenv("COLUMNS", "80")

@@ -166,6 +166,8 @@ def script(
     model = build_llama(len(tokenizer)) if more else new_model(tokenizer, adapter, dropout)
     callback = method_of(settings).callback(state_dir=folder / "state", per_task=5, **more)
     dying = [Die(dies_at)] if dies_at is not None else []
+    # checkpoints take longer than the training, and the first month needs none unless it is cut short
+    changes.setdefault("save_strategy", "steps" if month > 1 or resume or dying else "no")
     output = folder / f"month-{month}"
     data = rows(tokenizer, TASKS[month - 1])
     trainer = make_trainer(tokenizer, model, output, data, [callback, *dying], **changes)
