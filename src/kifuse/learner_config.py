@@ -211,6 +211,7 @@ def refuse_stream(record: RunRecord | None, folder: Path) -> None:
 
 _OF_A_STREAM = {
     "metric": "learner.learn(task, metric='rouge_l'), or metric in the task's own task.json",
+    "superni_metric": "learner.learn(task, metric='superni_rouge_l')",
     "format": "learner.learn(task, format='alpaca'), or format in the task's own task.json",
     "columns": "learner.learn(task, columns={'input': 'question'}), or columns in the task's own task.json",
     "benchmark": "kifuse run, or learner.learn(task) with each task in turn",

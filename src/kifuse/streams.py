@@ -39,16 +39,28 @@ def open_stream(data: DataConfig, seed: int) -> TaskStream:
                 f"data.metric: found {data.metric!r} with the benchmark {data.benchmark!r}, which says "
                 "itself how it is scored; leave it out, or read the data by data.path alone."
             )
-        stream = load_benchmark(data.benchmark, data.order, data.path)
+        stream = load_benchmark(data.benchmark, data.order, data.path, superni_metric=data.superni_metric)
     elif data.path is not None:
         if data.metric is not None and is_own(data.metric):
             name_metrics("data.metric", [data.metric])
         order = data.order if isinstance(data.order, list) else None
-        stream = read_stream(data.path, order, layout=data.layout, format=data.format, columns=data.columns)
+        stream = read_stream(
+            data.path,
+            order,
+            layout=data.layout,
+            superni_metric=data.superni_metric,
+            format=data.format,
+            columns=data.columns,
+        )
         if data.metric is not None:
             stream = replace(stream, tasks=tuple(_scored_by(data.metric, task) for task in stream.tasks))
     else:
         raise DataError("data: found neither benchmark nor path, expected at least one of them.")
+    if data.superni_metric != "rouge_l" and not all(t.source.startswith("superni/") for t in stream.tasks):
+        raise DataError(
+            f"data.superni_metric: found {data.superni_metric!r}, but the data is not in SuperNI's layout; "
+            "use data.metric."
+        )
     return replace(stream, tasks=tuple(chosen_part(task, data, seed) for task in stream.tasks))
 
 

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from kifuse.config import DataConfig
+from kifuse.errors import DataError
+from kifuse.streams import open_stream
 from kifuse.tasks import read_stream, read_task
 
 TRAIN = {"073": 975, "181": 338, "1572": 160, "639": 142, "1590": 126}
@@ -73,3 +76,11 @@ def test_train_shares_nothing_with_dev_and_test(stream):
 @pytest.mark.parametrize("name", ["1572", "task1572", "task1572_samsum_summary"])
 def test_a_number_names_a_task(shared_data, name):
     assert read_task(shared_data / "superni", name).name == "task1572_samsum_summary"
+
+
+def test_the_benchmark_is_scored_as_superni_scores_it_where_asked(shared_data):
+    data = {"benchmark": "superni", "path": shared_data, "superni_metric": "superni_rouge_l"}
+    stream = open_stream(DataConfig(**data), seed=0)
+    assert {task.metric for task in stream.tasks} == {"superni_rouge_l"}
+    with pytest.raises(DataError, match=r"data.superni_metric: .* not in SuperNI's layout"):
+        open_stream(DataConfig(**{**data, "benchmark": "standard-cl"}), seed=0)

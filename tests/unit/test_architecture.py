@@ -48,7 +48,7 @@ OUTSIDE: dict[str, set[str]] = {
     "safe_console": {"rich"},
     "problems": {"pydantic", "pydantic_core"},
     "merging": {"torch"},
-    "scoring": {"regex", "rouge_score", "sacrebleu", "sklearn"},
+    "scoring": {"regex", "rouge_score", "sacrebleu", "sklearn", "transformers"},
     "storage": {"torch", "safetensors"},
     "folders": set(),
     "sealed": set(),

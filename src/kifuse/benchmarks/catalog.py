@@ -106,7 +106,7 @@ def load_benchmark(
         order: Number of the order as the papers count, a list of task names, or None for the first order.
         data: The folder with its data, or a folder that holds it under the name of its layout; not needed for
             a built-in one. The classification benchmarks also load from O-LoRA's layout.
-        superni_metric: What scores SuperNI classifications: ``"rouge_l"`` as SAPT, or ``"exact_match"``.
+        superni_metric: As in `kifuse.tasks.read_stream`.
 
     Returns:
         The stream of tasks.

@@ -214,6 +214,13 @@ class DataConfig(Section):
         description="What scores every task, in place of its own metric: a name of 'kifuse ls metrics', or "
         "module:function, a function of yours in the working directory; null: each task's own.",
     )
+    superni_metric: Literal[
+        "rouge_l", "exact_match", "superni_rouge_l", "superni_rouge_l_xlingual", "superni_exact_match"
+    ] = Field(
+        default="rouge_l",
+        description="What scores SuperNI's tasks. exact_match: classifications alone, as KIF; superni_...: "
+        "by SuperNI's own evaluation to the letter, as SAPT; xlingual: for tasks that are not in English.",
+    )
     own_metrics: list[Text] = Field(
         default_factory=list,
         description="Functions of yours, each module:function, that a task.json may name as its metric. A "

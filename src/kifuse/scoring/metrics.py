@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kifuse.errors import DataError, did_you_mean
-from kifuse.scoring import free_text, values
+from kifuse.scoring import free_text, superni, values
 from kifuse.scoring.labels import Comparison
 from kifuse.scoring.over_labels import whole_macro_f1
 from kifuse.scoring.own_function import is_own, register_metric
@@ -27,6 +27,8 @@ class Metric:
         points: The score of one prediction, from 0 to 1; None where the answers do not matter.
         whole: The score of a set, from 0 to 1, where it is not the mean of the points.
         as_text: Whether answers are compared as texts or labels, and not as values of another kind.
+        to_the_letter: Whether it is a published evaluation as it stands, also where that gives the right
+            answer less than all, or another one as much.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Metric:
     points: Points | None
     whole: Whole | None = None
     as_text: bool = True
+    to_the_letter: bool = False
 
     @property
     def over_set(self) -> bool:
@@ -74,6 +77,27 @@ METRICS: dict[str, Metric] = {
             "ROUGE-L",
             "F of the longest common sequence of words with the best reference (rouge-score, no stemming)",
             free_text.rouge("rougeL"),
+        ),
+        Metric(
+            "superni_rouge_l",
+            "SuperNI's ROUGE-L",
+            "SuperNI's own evaluation: stemmed English words, the best reference; 0 for other scripts",
+            superni.rouge_l,
+            to_the_letter=True,
+        ),
+        Metric(
+            "superni_rouge_l_xlingual",
+            "SuperNI's ROUGE-L (tokens)",
+            "SuperNI's own evaluation of tasks that are not in English: tokens of GPT-2, the best reference",
+            superni.rouge_l_xlingual,
+            to_the_letter=True,
+        ),
+        Metric(
+            "superni_exact_match",
+            "SuperNI's exact match",
+            "SuperNI's own evaluation: equal in lower case, without punctuation, with single spaces",
+            superni.exact_match,
+            to_the_letter=True,
         ),
         Metric(
             "bleu",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from kifuse.errors import DataError, did_you_mean
-from kifuse.scoring.metrics import METRICS
+from kifuse.scoring.superni import gpt2
 from kifuse.tasks.readers import cl_benchmark, long_sequence, own, superni
 from kifuse.tasks.readers.building import grouped
 from kifuse.tasks.readers.hub import PREFIX, hub_id, hub_tables
@@ -24,6 +24,14 @@ from kifuse.tasks.task import SPLITS, Metric, Task, TaskStream, check_different,
 
 Layout = Literal["long_sequence", "cl_benchmark", "superni", "jsonl"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
+SUPERNI_METRICS = (
+    "rouge_l",
+    "exact_match",
+    "superni_rouge_l",
+    "superni_rouge_l_xlingual",
+    "superni_exact_match",
+)
+"""What may score the tasks of SuperNI."""
 _NUMBERED = re.compile(r"task0*(\d+)(?:_|\Z)")
 _NUMBER = re.compile(r"(?:task)?0*(\d+)\Z")
 
@@ -52,7 +60,8 @@ def read_stream(
             named by its number, such as ``"1572"``. None reads all, sorted by name or as first met in a file.
         layout: ``"long_sequence"``, ``"cl_benchmark"``, ``"superni"``, ``"jsonl"`` for your own data in any
             format, or ``"auto"`` to look.
-        superni_metric: What scores SuperNI classifications: ``"rouge_l"`` as SAPT, or ``"exact_match"``.
+        superni_metric: What scores tasks in the layout ``"superni"``, one of `SUPERNI_METRICS`;
+            ``"exact_match"`` scores the classifications among them so, and the others by ROUGE-L, as KIF.
         name: Name of the stream; None takes that of the folder.
         format: Format of the rows of your own data, such as ``"alpaca"``; None: told from their fields.
         columns: Names of your data's own columns by what they hold: ``{"input": "question"}``.
@@ -200,11 +209,13 @@ def _discover(root: Path, layout: str, metric: Metric, settings: Settings) -> Fo
             f"The layout is '{layout}', expected one of auto, {', '.join(LAYOUTS)}."
             f"{did_you_mean(str(layout), LAYOUTS)}"
         )
-    if metric not in METRICS:
+    if metric not in SUPERNI_METRICS:
         raise DataError(
-            f"superni_metric is {metric!r}, expected one of {', '.join(METRICS)}."
-            f"{did_you_mean(str(metric), METRICS)}"
+            f"superni_metric is {metric!r}, expected one of {', '.join(SUPERNI_METRICS)}."
+            f"{did_you_mean(str(metric), SUPERNI_METRICS)}"
         )
+    if metric == "superni_rouge_l_xlingual":
+        gpt2()
     if (hub := hub_id(root)) is not None and layout in ("auto", "jsonl"):
         name, tables, said = hub_tables(hub)
         return Found(grouped(name, tables, settings, said))

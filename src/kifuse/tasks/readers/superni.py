@@ -24,7 +24,7 @@ def discover(root: Path, metric: Metric) -> dict[str, Callable[[], Task]]:
 
     Args:
         root: The folder of all tasks, or of one.
-        metric: ``"rouge_l"`` for every task (as SAPT), or ``"exact_match"`` for classifications.
+        metric: What scores every task; ``"exact_match"``: classifications alone (as KIF), others by ROUGE-L.
 
     Returns:
         A function that reads the task, for each name.
@@ -40,7 +40,7 @@ def read(folder: Path, metric: Metric) -> Task:
 
     Args:
         folder: The task's folder.
-        metric: What scores a task whose outputs are few; free text is always scored by ROUGE-L.
+        metric: What scores it; ``"exact_match"``: a task whose outputs are few, free text by ROUGE-L.
 
     Returns:
         The task; its labels are set when few distinct outputs cover its rows.
@@ -69,7 +69,8 @@ def read(folder: Path, metric: Metric) -> Task:
         split: [row.get_references("output", empty=True) for row in rows] for split, rows in splits.items()
     }
     labels = _labels(outputs)
-    chosen = bool(labels) and metric == "exact_match"
+    by_label = bool(labels) and metric == "exact_match"
+    chosen = metric if by_label or metric != "exact_match" else "rouge_l"
     head = f"Definition: {definition}\n\n"
     if labels:
         head += f"Option: {', '.join(labels)}\n\n"
@@ -86,11 +87,11 @@ def read(folder: Path, metric: Metric) -> Task:
         dev=examples["dev"],
         test=examples["test"],
         labels=labels,
-        metric="exact_match" if chosen else "rouge_l",
+        metric=chosen,
         source=f"superni/{folder.name}",
         warnings=tuple(_empty_warnings(folder.name, examples)),
         format="definition and instances in the layout superni",
-        metric_why="few outputs, taken as labels" if chosen else "as the benchmark is scored by SAPT",
+        metric_why="few outputs, taken as labels" if by_label else "as the benchmark is scored by SAPT",
     )
 
 
