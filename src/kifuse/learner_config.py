@@ -235,6 +235,11 @@ def refuse_settings_of_a_stream(config: RunConfig) -> None:
             "settings: watch: found a section, expected nothing: a learner keeps the tasks that it watches. "
             "Use learner.watch('general/'), or kifuse learn --watch general/."
         )
+    if config.record.probe_importance:
+        raise ConfigError(
+            "settings: record.probe_importance: found tasks, expected none: a learner has no training "
+            "examples of earlier tasks. Use kifuse run."
+        )
     plain = DataConfig()
     given = [name for name in _OF_A_STREAM if getattr(config.data, name) != getattr(plain, name)]
     if given:

@@ -361,6 +361,21 @@ class WatchConfig(Section):
     )
 
 
+class RecordConfig(Section):
+    """What is measured for the record alone, and changes no result."""
+
+    probe_importance: list[Text] = Field(
+        default_factory=list,
+        description="Tasks whose importance is measured again when they and each later task are learned.",
+    )
+    probe_examples: int = Field(
+        default=64, ge=1, le=MOST, description="Training examples of each that it is measured on."
+    )
+    probe_stages: int = Field(
+        default=0, ge=0, le=1000, description="Moments within each later task at which it is measured, too."
+    )
+
+
 class RunConfig(Section):
     """Everything that a run is made of; see the sections."""
 
@@ -374,5 +389,8 @@ class RunConfig(Section):
     )
     watch: WatchConfig = Field(
         default_factory=WatchConfig, description="Tasks that are scored and never trained on."
+    )
+    record: RecordConfig = Field(
+        default_factory=RecordConfig, description="What is measured for the record alone."
     )
     output: Folder = Field(description="The folder that the run is written to.")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kifuse.reporting import comparison_pictures as comparison
 from kifuse.reporting.comparison_tables import methods_table, runs_table, scores_table, tasks_table
-from kifuse.reporting.method_pictures import fused_units, moved_beside_importance, views
+from kifuse.reporting.method_pictures import fused_units, moved_beside_importance, probed, views
 from kifuse.reporting.paired_differences import differences_table
 from kifuse.reporting.plots import Plot
 from kifuse.reporting.run_groups import Run, group_runs
@@ -41,6 +41,7 @@ def all_plots(runs: Sequence[Run], sweep: Sweep | None = None) -> list[Plot | Mi
         score_matrix(record),
         forgetting_curves(record),
         *views(record),
+        *probed(record),
         moved_beside_importance(record),
         fused_units(record),
         losses(record),

@@ -5,6 +5,7 @@ Nothing here knows which method ran: a picture is made of the series that the re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from kifuse.reporting.run_pictures import Missing, task_names
 from kifuse.reporting.svg import round_up
 from kifuse.reporting.tensors import by_layer
 from kifuse.reporting.wording import clean, number
+
+PROBED = re.compile(r"probed importance of (?P<task>.+), (?P<moment>end|step \d+)")
+"""Names of the series of `kifuse.training.importance_probe`."""
 
 _Shares = tuple[list[float], str]
 """Percentages of `PARTS`, and of what they are."""
@@ -49,6 +53,36 @@ def views(record: RunRecord) -> list[Plot | Missing]:
         if series.drift_from:
             found += _drift(record, series, names)
     return found or [Missing("importance", "Importance of skill units", _why_not(record))]
+
+
+def probed(record: RunRecord) -> list[Plot | Missing]:
+    """Heatmaps of one task's importance at later moments, a row for each; none where none was asked for.
+
+    Args:
+        record: The run.
+    """
+    found: dict[str, list[tuple[str, _Cells]]] = {}
+    for label, task in zip(task_names(record), record.tasks, strict=True):
+        names, series = task.per_tensor.get("names"), task.per_tensor.get("series")
+        for key in series if isinstance(series, dict) else ():
+            match, values = PROBED.fullmatch(key), _values(task, key)
+            if match and isinstance(names, list) and values is not None and len(names) == len(values):
+                moment = f"after {label}" if match["moment"] == "end" else f"{label}, {match['moment']}"
+                cells = _scaled(by_layer([clean(n) for n in names], values))
+                found.setdefault(clean(match["task"]), []).append((moment, cells))
+    return [
+        _heatmap(
+            f"probed-importance-{place}",
+            f"Importance of {task} over the stream",
+            f"Where the loss of {task} is sensitive, measured again at each moment on the same examples. "
+            f"{_OWN} {_PAIR}",
+            [moment for moment, _ in rows],
+            [cells for _, cells in rows],
+            RELATIVE,
+            (0.0, 1.0),
+        )
+        for place, (task, rows) in enumerate(found.items(), 1)
+    ]
 
 
 def moved_beside_importance(record: RunRecord) -> Plot | Missing:

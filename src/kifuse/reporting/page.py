@@ -26,7 +26,7 @@ from kifuse.reporting.comparison_tables import methods_table, runs_table, tasks_
 from kifuse.reporting.drawings import draw, draw_all
 from kifuse.reporting.examples import examples
 from kifuse.reporting.headline import figures, how_scored, sentence
-from kifuse.reporting.method_pictures import fused_units, moved_beside_importance, views
+from kifuse.reporting.method_pictures import fused_units, moved_beside_importance, probed, views
 from kifuse.reporting.paired_differences import differences_table
 from kifuse.reporting.plots import Plot
 from kifuse.reporting.run_groups import Run, group_runs, open_run
@@ -115,7 +115,7 @@ def run_page(run: Run, *, texts: bool = True) -> str:
         matrix=score_matrix(record),
         watched=watched_table(record),
         forgetting=draw(forgetting_curves(record)),
-        views=draw_all(views(record)),
+        views=draw_all([*views(record), *probed(record)]),
         moved=draw(moved_beside_importance(record)),
         fused=draw(fused_units(record)),
         loss=draw(losses(record)),

@@ -127,9 +127,14 @@ def _recipe(row: PublishedRow, wanted: Wanted, benchmark: str, order: int) -> di
         benchmark=benchmark,
         order=order,
         data=str(wanted.data),
-        settings=_for_model(row.settings, wanted.of_model),
+        settings={k: v for k, v in _for_model(row.settings, wanted.of_model).items() if not _measured(k)},
     )
     return dict(_flat(read_setting(filled.text)))
+
+
+def _measured(key: str) -> bool:
+    """Whether a key says what is measured for the record alone, of which a recipe says nothing."""
+    return key.startswith("record.")
 
 
 def _variant(row: PublishedRow, wanted: Wanted, benchmark: str, order: int) -> Variant:
@@ -142,6 +147,7 @@ def _variant(row: PublishedRow, wanted: Wanted, benchmark: str, order: int) -> V
         budget["evaluation.full_matrix"] = True
     varied = set(row.settings)
     values = {**recipe, **{key: value for key, value in budget.items() if key not in varied}}
+    values |= {key: value for key, value in row.settings.items() if _measured(key)}
     values |= wanted.settings or {}
     own = {key.removeprefix("method."): value for key, value in values.items() if key.startswith("method.")}
     changes = {k: v for k, v in values.items() if not k.startswith("method.") and k not in _OF_THE_GRID}

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from kifuse.tasks.collator import IGNORED
+from kifuse.adapters.base import Adapter
+from kifuse.models.loading import Backbone
+from kifuse.tasks.collator import IGNORED, Collator
 from kifuse.tasks.encoding import Encoded
 
 
@@ -113,3 +115,21 @@ class MemoryBatches:
             random.Random(f"{self.seed}:{number}").shuffle(order)  # noqa: S311
             self._pass = (number, order)
         return self._pass[1][offset]
+
+
+def collator_of(backbone: Backbone, adapter: Adapter | None = None) -> ModelCollator:
+    """What makes a batch of a model's examples, in kifuse's own runs.
+
+    Args:
+        backbone: What the model was made from.
+        adapter: On the model, if there is one.
+    """
+    plain = Collator(
+        backbone.tokenizer.pad_token_id,
+        encoder_decoder=backbone.encoder_decoder,
+        accepts=backbone.accepts | (adapter.reads if adapter else frozenset()),
+    )
+    shift = backbone.model.prepare_decoder_input_ids_from_labels if backbone.encoder_decoder else None
+    # a training step never looks at the keys and values again
+    constants = {"use_cache": False} if "use_cache" in backbone.accepts else {}
+    return ModelCollator(plain, shift, constants)

@@ -28,6 +28,7 @@ from kifuse.tasks.task import Task
 from kifuse.tasks.token_cache import TokenCache
 from kifuse.training.environment import is_main_process, peak_memory_mb, process_count
 from kifuse.training.evaluator import Cell, Evaluator, place_of
+from kifuse.training.importance_probe import ImportanceProbe, probe_of
 from kifuse.training.interrupt import Patience
 from kifuse.training.memory_source import general_inputs, writers, writes_memory
 from kifuse.training.middle import Middle
@@ -249,7 +250,8 @@ class Engine:
         self.adapter.begin_task(k - 1 + self._earlier, self.config.training.seed)
         # several processes keep nothing of a task's middle: they stop at once, as by themselves
         with patience.listening() if process_count() == 1 else contextlib.nullcontext():
-            done = self._train(k, name, current, old, kept, middle)
+            probe = probe_of(self.config, self.backbone, self.encoder, [*earlier, task])
+            done = self._train(k, name, current, old, kept, middle, probe)
         if not done.taken:
             if self.writes:
                 middle.forget()
@@ -288,6 +290,7 @@ class Engine:
         old: list[Encoded],
         kept: list[Encoded],
         middle: Middle,
+        probe: ImportanceProbe | None,
     ) -> TaskTraining:
         settings, watcher = self.config.training, Watcher(self.progress, name, self.method.shown)
         mixed = old if self.method.old_data == "mixed" else []
@@ -314,6 +317,7 @@ class Engine:
             callbacks=[watcher, *([self.tracking.callback(k, before)] if self.tracking else [])],
             middle=middle if self.writes else None,
             ends=self.encoder.stops,
+            probe=probe,
         )
 
     def _tell(self, name: str, step: int, steps: int, loss: float | None, passes: int) -> None:

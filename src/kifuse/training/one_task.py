@@ -17,17 +17,17 @@ from transformers import (
     set_seed,
 )
 
-from kifuse.adapters.base import Adapter, adapter_on
+from kifuse.adapters.base import adapter_on
 from kifuse.config import TrainingConfig
 from kifuse.errors import RunError
 from kifuse.methods.base import Method
 from kifuse.models.loading import Backbone
 from kifuse.streams import own_steps
-from kifuse.tasks.collator import Collator
 from kifuse.tasks.encoding import Encoded
 from kifuse.tasks.schedule import training_order
-from kifuse.training.batches import MemoryBatches, ModelCollator, OrderedExamples
+from kifuse.training.batches import MemoryBatches, OrderedExamples, collator_of
 from kifuse.training.callback import MethodCallback
+from kifuse.training.importance_probe import END, ImportanceProbe
 from kifuse.training.loss import TargetLoss
 from kifuse.training.method_loss import key_of
 from kifuse.training.middle import Middle, MiddleKeeper, identity_of
@@ -87,6 +87,16 @@ class _Steps(TrainerCallback):
             self._tell(state, float(logs["loss"]))
 
 
+class _Begun(TrainerCallback):
+    """Gives a probe the context of the training, as soon as there is one."""
+
+    def __init__(self, probe: ImportanceProbe, driver: MethodCallback) -> None:
+        self.probe, self.driver = probe, driver
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.probe.context = self.driver.context
+
+
 def train_task(
     model: Any,
     backbone: Backbone,
@@ -105,6 +115,7 @@ def train_task(
     callbacks: Sequence[TrainerCallback] = (),
     middle: Middle | None = None,
     ends: Sequence[Sequence[int]] = (),
+    probe: ImportanceProbe | None = None,
 ) -> TaskTraining:
     """Train a model on one task with a fresh Trainer and a fresh optimizer.
 
@@ -125,6 +136,7 @@ def train_task(
         callbacks: More callbacks of the Trainer, which come last.
         middle: Where training is kept in its middle, and goes on from; None: nowhere.
         ends: Token ids of what ends an answer beside the end tokens of model and tokenizer.
+        probe: Measures the importance of other tasks meanwhile.
 
     Raises:
         RunError: The batch size cannot be split over processes and accumulation.
@@ -170,9 +182,15 @@ def train_task(
             order[done * settings.batch_size :],
             multiple=together if arguments.world_size > 1 else 1,
         ),
-        data_collator=_collator(backbone, adapter_on(model)),
+        data_collator=collator_of(backbone, adapter_on(model)),
         compute_loss_func=TargetLoss(shift=not backbone.encoder_decoder),
-        callbacks=[*([keeper] if keeper else []), driver, _Steps(listener, driver), *callbacks],
+        callbacks=[
+            *([keeper] if keeper else []),
+            driver,
+            *([_Begun(probe, driver), probe] if probe else []),
+            _Steps(listener, driver),
+            *callbacks,
+        ],
     )
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
@@ -189,6 +207,8 @@ def train_task(
     context = driver.context
     if context is None:
         raise RunError(f"task {name!r}: training ended before it began.")
+    if probe is not None:
+        probe.measure(END)
     from_memory = sum(i >= len(current) or _replays(method, examples[i], backbone) for i in order)
     return TaskTraining(
         steps=trainer.state.global_step,
@@ -216,18 +236,6 @@ def _replays(method: Method, example: Encoded, backbone: Backbone) -> bool:
         return False
     key = key_of(example, encoder_decoder=backbone.encoder_decoder)
     return method.noted.rows.get(key) in method.reminders
-
-
-def _collator(backbone: Backbone, adapter: Adapter | None = None) -> ModelCollator:
-    plain = Collator(
-        backbone.tokenizer.pad_token_id,
-        encoder_decoder=backbone.encoder_decoder,
-        accepts=backbone.accepts | (adapter.reads if adapter else frozenset()),
-    )
-    shift = backbone.model.prepare_decoder_input_ids_from_labels if backbone.encoder_decoder else None
-    # a training step never looks at the keys and values again
-    constants = {"use_cache": False} if "use_cache" in backbone.accepts else {}
-    return ModelCollator(plain, shift, constants)
 
 
 def training_arguments(

@@ -19,6 +19,7 @@ from kifuse.training.data_on_record import is_looked_through, put_on_record, tel
 from kifuse.training.engine import Engine
 from kifuse.training.environment import is_main_process, process_count, reset_peak_memory
 from kifuse.training.first_task import early_scores, same_first_task, trains_plainly
+from kifuse.training.importance_probe import refuse_probes
 from kifuse.training.lock import exclusive
 from kifuse.training.log_file import RunLog
 from kifuse.training.middle import refuse_file_for_middle
@@ -139,6 +140,7 @@ class _StreamRun:
         self.joint = engine.method.old_data == "all"
         self.cells = cells_to_score(engine.config, engine.method, self.tasks)
         self.watched = open_watched(engine.config)
+        refuse_probes(engine.config, [task.name for task in self.tasks], jointly=self.joint)
         self.moments = watch_moments(engine.config, engine.method, len(self.tasks))
 
     def go(self, reuse: Sequence[Path], trained: Path | None) -> RunRecord:
