@@ -227,7 +227,7 @@ def test_files_beside_a_published_layout_are_named(tmp_path: Path):
         (
             "a.csv",
             "input,output\nx\n",
-            r"a\.csv:2: found 1 values, expected 2, one for each of the columns input",
+            r"a\.csv:2: found 1 value, expected 2, one for each of the columns input",
         ),
         ("a.csv", 'input,output\nx,y\n"z,y\n', r"a\.csv:3: not valid CSV: unexpected end of data"),
         ("a.csv", "input,input\nx,y\n", r"a\.csv:1: the column 'input' stands twice"),

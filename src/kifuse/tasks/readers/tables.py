@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kifuse.errors import DataError, KifuseError
+from kifuse.errors import DataError, KifuseError, counted
 from kifuse.file_names import leads_out
 from kifuse.storage import check_plain, read_json
 from kifuse.tasks.readers.names import DataFile, split_of
@@ -130,9 +130,9 @@ def _separated(path: Path, kind: str) -> list[Row]:
                     continue
                 if len(values) != len(header):
                     raise DataError(
-                        f"{path}:{start_line}: found {len(values)} values, expected {len(header)}, one for "
-                        f"each of the columns {', '.join(header)}; a value that holds the separator "
-                        f"{separator!r} or a line break stands in double quotes."
+                        f"{path}:{start_line}: found {counted(len(values), 'value')}, expected "
+                        f"{len(header)}, one for each of the columns {', '.join(header)}; a value that holds "
+                        f"the separator {separator!r} or a line break stands in double quotes."
                     )
                 rows.append(Row(f"{path}:{start_line}", dict(zip(header, values, strict=True))))
         except csv.Error as error:
