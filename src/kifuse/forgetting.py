@@ -83,7 +83,7 @@ def finish(folder: Path, record: RunRecord, say: Callable[[str], None]) -> list[
         for state in sorted(root.glob("state/after-*")):
             touched += _without_in_state(root, state, journal, say)
         gone = [file for file in _kept_files(root) if _name_in(file) == task]
-        gone += [*root.glob(f"predictions/after-*/{escape(task)}.jsonl"), *root.glob("tokens")]
+        gone += [*_found(root, f"predictions/after-*/{escape(task)}.jsonl"), *root.glob("tokens")]
         for file in [*gone, root / "checkpoint"]:
             if file.exists():
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
@@ -304,7 +304,12 @@ def _known_texts(roots: Iterable[Path], task: str) -> set[str]:
 
 def _kept_files(root: Path) -> list[Path]:
     """The files with the examples of learned and of watched tasks."""
-    return [*root.glob("tasks/*.json"), *root.glob("watched/*.json")]
+    return [*_found(root, "tasks/*.json"), *_found(root, "watched/*.json")]
+
+
+def _found(root: Path, pattern: str) -> list[Path]:
+    """Files of a pattern, and those behind whose name a number was put as they were moved aside."""
+    return [*root.glob(pattern), *root.glob(f"{pattern} (*)")]
 
 
 def _texts_of(examples: Any) -> set[str]:
