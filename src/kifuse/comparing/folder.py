@@ -119,9 +119,9 @@ def _refuse_changes(
         )
 
 
-def finished_runs(grid: Grid) -> list[Run]:
-    """The runs in the folder that have a record, in the order of the variants."""
-    return comparison_runs(grid.folder, [variant.label for variant in grid.variants])
+def finished_runs(grid: Grid, left_out: list[str]) -> list[Run]:
+    """The runs in the folder that have a record, in the order of the variants; see `comparison_runs`."""
+    return comparison_runs(grid.folder, [variant.label for variant in grid.variants], left_out)
 
 
 def write_results(grid: Grid) -> str | None:
@@ -131,10 +131,11 @@ def write_results(grid: Grid) -> str | None:
         grid: What `open_folder` gave.
 
     Returns:
-        None, or in one line what went wrong.
+        None, or in one line what went wrong, or was left out.
     """
+    left_out: list[str] = []
     try:
-        runs, sweep = finished_runs(grid), open_sweep(grid.folder)
+        runs, sweep = finished_runs(grid, left_out), open_sweep(grid.folder)
         if not runs and sweep is not None:
             write_text(grid.folder / PAGE, sweep_page(sweep, grid.folder))
         if runs:
@@ -142,4 +143,4 @@ def write_results(grid: Grid) -> str | None:
             write_tables(all_tables(runs, sweep), grid.folder / TABLES)
     except Exception as error:
         return f"{PAGE} could not be written: {shorten(error or type(error).__name__, 300)}"
-    return None
+    return f"left out of {PAGE}: {' '.join(left_out)}" if left_out else None

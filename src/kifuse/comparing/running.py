@@ -133,7 +133,7 @@ def _run_all(grid: Grid, work: list[Plan], shared: Shared, console: Console) -> 
         _write(everything, console)
     if not waiting:
         _write(everything, console)  # they may be of an older kifuse
-    outcome.runs, outcome.sweep = finished_runs(everything), sweep
+    outcome.runs, outcome.sweep = finished_runs(everything, []), sweep
     return outcome
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from kifuse.comparing.grid import folder_name, run_name
 from kifuse.comparing.section import Section, read_section
 from kifuse.comparing.varied import ON_DEV, points
 from kifuse.config.reading import read_yaml
-from kifuse.errors import KifuseError
+from kifuse.reporting.record import FILE
 from kifuse.reporting.run_groups import COMPARISON_FILE, open_run
 from kifuse.reporting.sweeps import Sweep, Tried
 
@@ -26,6 +25,7 @@ def open_sweep(folder: Path) -> Sweep | None:
 
     Raises:
         ConfigError: The file of the grid is damaged.
+        RunError: A run's record is.
     """
     file = folder / COMPARISON_FILE
     section = read_section(read_yaml(file), file) if file.is_file() else Section()
@@ -38,8 +38,9 @@ def open_sweep(folder: Path) -> Sweep | None:
         for point in points(section.vary):
             runs = []
             for order, seed in itertools.product(section.orders or (None,), section.seeds):
-                with contextlib.suppress(KifuseError):
-                    runs.append(open_run(place / point.name / run_name(order, seed)))
+                run = place / point.name / run_name(order, seed)
+                if (run / FILE).is_file():
+                    runs.append(open_run(run))
             values = tuple(value for _, value in point.values)
             tried.append(Tried(variant.label, values, tuple(runs), expected))
     return Sweep(tuple(section.vary), tuple(tried))

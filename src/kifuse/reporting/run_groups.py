@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -143,20 +142,30 @@ def open_runs(paths: Sequence[Path | str]) -> list[Run]:
     return runs
 
 
-def comparison_runs(folder: Path | str, labels: Sequence[str] = ()) -> list[Run]:
-    """Read the runs of a comparison; one whose record cannot be read is left out.
+def comparison_runs(
+    folder: Path | str, labels: Sequence[str] = (), left_out: list[str] | None = None
+) -> list[Run]:
+    """Read the runs of a comparison.
 
     Args:
         folder: The folder of the comparison.
         labels: The labels that come first, in this order; the others come after them.
+        left_out: Takes what is wrong with records that cannot be read; None: such a record is refused.
+
+    Raises:
+        RunError: A record cannot be read.
     """
     found = {file.parent for file in Path(folder).glob(f"*/*/{FILE}")}
     rows = [*labels, *sorted({each.parent.name for each in found} - set(labels))]
     runs = []
     for each in sorted(found, key=lambda each: (rows.index(each.parent.name), _natural(each.name))):
-        with contextlib.suppress(KifuseError):
-            label = each.parent.name
+        label = each.parent.name
+        try:
             runs.append(Run(RunRecord.load(each), each, f"{label}/{each.name}", label))
+        except KifuseError as error:
+            if left_out is None:
+                raise
+            left_out.append(str(error))
     return runs
 
 

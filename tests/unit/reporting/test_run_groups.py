@@ -10,7 +10,16 @@ import pytest
 
 from kifuse.errors import KifuseError, RunError
 from kifuse.reporting.record import RunRecord
-from kifuse.reporting.run_groups import Run, folder_for, fusions, group_runs, open_run, open_runs
+from kifuse.reporting.run_groups import (
+    COMPARISON_FILE,
+    Run,
+    comparison_runs,
+    folder_for,
+    fusions,
+    group_runs,
+    open_run,
+    open_runs,
+)
 from tests.unit.reporting.measured_runs import kif_record, rounds_record
 from tests.unit.reporting.runs import make_record
 
@@ -125,6 +134,19 @@ def test_a_file_that_is_no_record_is_named(tmp_path: Path, content: str, expecte
     with pytest.raises(KifuseError, match=expected) as caught:
         open_run(file)
     assert "other.json" in str(caught.value)
+
+
+def test_a_damaged_record_in_a_comparison_is_refused_and_never_left_out_in_silence(tmp_path: Path):
+    (tmp_path / COMPARISON_FILE).write_text("{}", encoding="utf-8")
+    for seed in (0, 1):
+        make_record("kif", seeds={"training": seed}).save(tmp_path / "kif" / f"seed{seed}")
+    damaged = tmp_path / "kif" / "seed1" / "record.json"
+    damaged.write_text(damaged.read_text("utf-8").replace('"kif"', '"kif2"', 1), encoding="utf-8")
+    with pytest.raises(RunError, match=r"seed1.record\.json"):
+        open_runs([tmp_path])
+    left_out: list[str] = []
+    assert [each.seed for each in comparison_runs(tmp_path, left_out=left_out)] == [0]
+    assert len(left_out) == 1 and str(damaged) in left_out[0]
 
 
 def test_what_is_missing_is_named(tmp_path: Path):
