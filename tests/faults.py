@@ -28,11 +28,12 @@ class Counter:
 
     def __init__(self, number: int, action: Callable[[], None]) -> None:
         self.number, self.action, self.seen = number, action, 0
+        self._process = os.getpid()
 
     def see(self) -> None:
-        """An operation is about to happen."""
-        self.seen += 1
-        if self.seen == self.number:
+        """An operation is about to happen; those of a fork are not counted."""
+        self.seen += os.getpid() == self._process
+        if self.seen == self.number and os.getpid() == self._process:
             self.action()
 
 

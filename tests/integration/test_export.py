@@ -118,6 +118,15 @@ def test_an_earlier_state_is_exported_and_an_export_replaces_only_an_export(
         desk.export(tmp_path / "out", after="fruit")
 
 
+def test_another_base_model_is_refused(desk: ContinualLearner, tiny_folder_llama: Path, tmp_path: Path):
+    other = shutil.copytree(tiny_folder_llama, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text("utf-8"))
+    (other / "config.json").write_text(json.dumps({**config, "rope_theta": 1.0}), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"config\.json: is not the file that the training began with"):
+        export(desk.folder, tmp_path / "out", model=str(other))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_merged_model_answers_as_the_adapter_does(
     desk: ContinualLearner, tiny_folder_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -20,6 +20,7 @@ from kifuse.exporting.serving import Server, servers
 from kifuse.exporting.source import Base, Source, open_source, public_base
 from kifuse.folders import replace_folder
 from kifuse.models.catalog import BUNDLED
+from kifuse.models.identity import identity, refuse_another
 from kifuse.models.loading import empty_model
 from kifuse.models.tokenizer import load_tokenizer
 from kifuse.storage import read_json, sha256_file, write_json, write_text
@@ -93,8 +94,9 @@ def export(
         say: Told in one line what is going on.
 
     Raises:
-        KifuseError: There is nothing to export, a file is damaged, the method's adapter has not this form,
-            the merged model answers otherwise, or the folder cannot be written.
+        KifuseError: There is nothing to export, a file is damaged, the base model is another one than on
+            record, the method's adapter has not this form, the merged model answers otherwise, or the folder
+            cannot be written.
     """
     if precision not in ("base", *DTYPES) or may_differ < 0:
         raise ConfigError(
@@ -115,6 +117,8 @@ def export(
 
     def fill(partial: Path) -> None:
         outline, encoder_decoder = empty_model(loaded.source, trust_remote_code=trust_remote_code)
+        known = {key: source.record.model[key] for key in ("files", "commit") if key in source.record.model}
+        refuse_another(name, identity(name, loaded.source, outline.config, known), known)
         if merged:
             found["probe"] = write_merged(
                 source,

@@ -20,7 +20,6 @@ from kifuse.adapters.folder import is_full
 from kifuse.errors import ModelError
 from kifuse.exporting.probe import answers, prompts, questions
 from kifuse.exporting.source import Source
-from kifuse.models.identity import identity, refuse_another
 from kifuse.models.loading import Backbone, load_backbone
 from kifuse.saved_adapter import load_adapter
 
@@ -52,16 +51,13 @@ def write_merged(
         What the probe found: `questions`, `same`, `of_tasks` and `precision`.
 
     Raises:
-        ModelError: The base is another one than on record, the merged weights are no finite numbers, or more
-            answers differ.
+        ModelError: The merged weights are no finite numbers, or more answers differ.
     """
 
     def loaded() -> Backbone:
         return load_backbone(name, precision="fp32", trust_remote_code=trust_remote_code, say=say)
 
     backbone = loaded()
-    known = {key: source.record.model[key] for key in ("files", "commit") if key in source.record.model}
-    refuse_another(name, identity(name, backbone, known), known)
     dtype = _dtype_of(backbone, trust_remote_code) if precision == "base" else DTYPES[precision]
     texts, of_tasks = questions(source)
     asked = prompts(texts, source, backbone.tokenizer)

@@ -10,7 +10,6 @@ from typing import Any
 
 from kifuse.errors import ModelError
 from kifuse.models.catalog import BUNDLED
-from kifuse.models.loading import Backbone
 from kifuse.storage import sha256_file
 
 DECIDING = (
@@ -32,12 +31,13 @@ Files = dict[str, dict[str, Any]]
 """Of each file by its name: `bytes`, `modified` (nanoseconds) and `sha256`."""
 
 
-def identity(name: str, backbone: Backbone, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def identity(name: str, source: str, config: Any, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What tells a base model from another one.
 
     Args:
         name: What the user calls it.
-        backbone: The model as it was loaded.
+        source: Where its files are: a folder or a hub id.
+        config: The model's configuration, as it was loaded.
         known: What an earlier call gave; a file of the same size and time is not read again.
 
     Returns:
@@ -46,10 +46,10 @@ def identity(name: str, backbone: Backbone, known: Mapping[str, Any] | None = No
     """
     if name in BUNDLED:
         return {}
-    folder = Path(backbone.source)
+    folder = Path(source)
     if folder.is_dir():
         return {"files": _files(folder, (known or {}).get("files") or {})}
-    commit = getattr(backbone.model.config, "_commit_hash", None)
+    commit = getattr(config, "_commit_hash", None)
     return {"commit": commit} if commit else {}
 
 

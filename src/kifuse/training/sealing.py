@@ -20,8 +20,9 @@ def check_base(record: RunRecord, backbone: Backbone) -> None:
     if record.model.get("given"):
         return
     before = {key: record.model[key] for key in ("files", "commit") if key in record.model}
-    found = identity(record.config["model"]["name"], backbone, before)
-    refuse_another(record.config["model"]["name"], found, before)
+    name = record.config["model"]["name"]
+    found = identity(name, backbone.source, backbone.model.config, before)
+    refuse_another(name, found, before)
     record.model.update(found)
 
 
