@@ -219,6 +219,10 @@ def test_a_run_is_exported_as_a_learner_is(tiny_folder_llama: Path, tiny_stream:
     run(make_config(tiny_folder_llama, tiny_stream, tmp_path / "run", {"name": "sequential"}))
     done = export(tmp_path / "run")
     assert done.tasks == ["colour", "fruit", "weather"] and done.folder == tmp_path / "run" / "export"
+    asked = tmp_path / "run" / "predictions" / "after-3" / "weather.jsonl"
+    asked.write_text("{", encoding="utf-8")
+    with pytest.raises(RunError, match=r"weather\.jsonl: its content is not what was written"):
+        export(tmp_path / "run", tmp_path / "other", merged=True)
     weights = tmp_path / "run" / "adapters" / "after-3" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     with pytest.raises(RunError, match="SHA-256 differs"):

@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
+from kifuse.errors import RunError
 from kifuse.exporting.source import Source
+from kifuse.folders import check_file
+from kifuse.reporting.record import FILE
 from kifuse.tasks.chat_template import ChatTemplate
 from kifuse.tasks.rendering import PLAIN
 
@@ -33,12 +36,19 @@ def questions(source: Source) -> tuple[list[str], bool]:
 
     Returns:
         The texts, and whether they are of the tasks; else they are general ones.
+
+    Raises:
+        RunError: A file of predictions is not as it was written.
     """
     found: list[str] = []
+    record = source.record
+    seals = {(cell.after, record.tasks[cell.task].name): cell.predictions for cell in record.scores}
     for name in source.tasks:
         for after in range(source.count, -1, -1):
             file = source.folder / "predictions" / f"after-{after}" / f"{name}.jsonl"
             if file.is_file():
+                if seal := seals.get((after, name)):
+                    check_file(file, seal, FILE)
                 found += _inputs(file)
                 break
     # the last tasks', of which any loss would show first
@@ -46,9 +56,11 @@ def questions(source: Source) -> tuple[list[str], bool]:
 
 
 def _inputs(file: Path) -> list[str]:
-    with file.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for _, line in zip(range(EACH), lines, strict=False)]
-    return [row["input"] for row in rows if isinstance(row.get("input"), str)]
+    try:
+        with file.open(encoding="utf-8") as lines:
+            return [str(json.loads(line)["input"]) for _, line in zip(range(EACH), lines, strict=False)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file}: not readable as predictions: {error!r}; restore it from a copy.") from error
 
 
 def prompts(texts: Sequence[str], source: Source, tokenizer: Any) -> list[list[int]]:
