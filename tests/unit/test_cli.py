@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import subprocess
@@ -369,6 +370,13 @@ def test_an_interruption_ends_with_130_and_one_line(engine: dict[str, Any], conf
         assert result.exit_code == 130
         assert "Traceback" not in result.output
         assert len(result.output.strip().splitlines()) == 1
+
+
+def test_a_full_disk_is_said_without_a_traceback_wherever_it_is_noticed(
+    engine: dict[str, Any], config: Path
+) -> None:
+    engine["error"] = OSError(errno.ENOSPC, "No space left on device", "runs/a/trainer")
+    refused(call("run", config), "error: runs/a/trainer: No space left on device. Put that right, and give")
 
 
 def test_an_error_of_kifuses_own_keeps_its_traceback(engine: dict[str, Any], config: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from kifuse.safe_console import SafeConsole
 
 EPILOG_GAP = "\n\n"
 """Between the lines of an epilog; rich joins lines that no empty line separates."""
+
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -32,6 +35,14 @@ class KifuseGroup(TyperGroup):
             return super().invoke(ctx)
         except KifuseError as error:
             print_error(str(error))
+            raise typer.Exit(USER_ERROR) from error
+        except OSError as error:
+            if error.errno not in _OF_THE_DISK:
+                raise
+            print_error(
+                f"{error.filename or 'a file'}: {error.strerror}. Put that right, and give the same command "
+                "again."
+            )
             raise typer.Exit(USER_ERROR) from error
         except KeyboardInterrupt:
             SafeConsole(stderr=True).print(

@@ -52,8 +52,8 @@ class Snapshots:
             RunError: It cannot be written, for example because the disk is full.
         """
         manifest = self.state(k) / "manifest.json"
-        manifest.unlink(missing_ok=True)
         try:
+            manifest.unlink(missing_ok=True)
             adapter.save(self.adapter(k))
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
