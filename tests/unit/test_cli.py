@@ -387,7 +387,7 @@ def test_an_error_of_kifuses_own_keeps_its_traceback(engine: dict[str, Any], con
 
 
 def test_a_bug_prints_a_traceback_as_a_program(tmp_path: Path) -> None:
-    code = "import kifuse.registry as r\nr.METHODS = None\nfrom kifuse.cli import main\nmain()"
+    code = "import kifuse.method_catalog as r\nr.METHODS = None\nfrom kifuse.cli import main\nmain()"
     command = [sys.executable, "-c", code, "ls", "methods"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
