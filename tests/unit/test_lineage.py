@@ -1,14 +1,15 @@
-"""What a learner's history says of a task that was refused before."""
+"""What a learner's report says to a script, and its history of a task that was refused before."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from kifuse.lineage import refused_before
+from kifuse.lineage import LearnReport, refused_before
 from kifuse.reporting.record import RunRecord
 
 REPAIRED = {"steps": 14, "pull": 0.1}
@@ -53,3 +54,12 @@ def test_a_refused_task_is_tried_again_where_the_outcome_may_be_another(
     if report is not None:
         repaired = then.get("repair")
         assert not report.accepted and report.repaired == (repaired if isinstance(repaired, dict) else None)
+
+
+def test_a_report_says_the_same_to_a_script_and_to_people() -> None:
+    report = LearnReport(
+        "november", True, {"october": 80.0, "november": 0.0}, {"october": 70.0}, 1.0, Path("a")
+    )
+    facts = json.loads(json.dumps(report.facts()))
+    assert (facts["lost"], facts["gained"], facts["adapter"]) == ({"october": 10.0}, None, "a")
+    assert "october: 80.0 -> 70.0 (-10.0)" in str(report)
