@@ -25,7 +25,7 @@ from kifuse.registry import build_method
 from tests.runs import LABELS, METHODS, TASKS
 from tests.tiny import build_llama
 
-NOT_HERE = {"joint", "tasl", "generated-replay", "lfpt5"}
+NOT_HERE = {"joint", "tasl", "generated-replay", "lfpt5", "sdft"}
 """Methods that need other data than a callback can give, and another name of one that is here."""
 BRINGING = (
     "inclora",
@@ -124,6 +124,8 @@ def make_trainer(
     """The Trainer of one month: six steps of four rows, a checkpoint at every second."""
     own = ("compute_loss_func", "data_collator", "optimizers")
     given = {key: changes.pop(key) for key in own if key in changes}
+    if any("answers" in each.method.needs for each in callbacks if hasattr(each, "method")):
+        given["processing_class"] = tokenizer
     settings: dict[str, Any] = {
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
