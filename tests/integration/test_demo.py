@@ -26,6 +26,7 @@ def shown(tiny_folder_llama: Path, tmp_path_factory: pytest.TempPathFactory, qui
             "data",
             {**kifuse.demo.SETTINGS["data"], "train_examples": 16, "test_examples": 4, "max_input": 400},
         )
+        patch.setitem(kifuse.demo.SETTINGS, "evaluation", {"full_matrix": True, "max_new_tokens": 2})
         patch.setitem(kifuse.demo.SETTINGS, "training", {**kifuse.demo.SETTINGS["training"], "epochs": 1})
         console = Console(file=io.StringIO(), width=100)
         assert kifuse.demo.run_demo(output, 0, ("sequential", "recurrent-kif"), console) == 0
