@@ -71,11 +71,13 @@ def watched(cls: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, floa
             targets_of(taught.only_part, said, aligned=two_sided),
             strict=True,
         )
-        terms = []
+        terms, counts = [], ctx.target_counts(batch).tolist()
         for (now, answer), (before, same) in pairs:
             assert torch.equal(answer, same)
-            terms += [sampled.divergence(a, b, self.direction) for a, b in zip(now, before, strict=True)]
-        seen.append((float(found.detach()), sum(terms) / len(terms), given, taught))
+            each = [sampled.divergence(a, b, self.direction) for a, b in zip(now, before, strict=True)]
+            terms.append(sum(each) / len(each))
+        mean = sum(n * term for n, term in zip(counts, terms, strict=True)) / sum(counts)
+        seen.append((float(found.detach()), mean, given, taught))
         return found
 
     begun = cls.begin_task

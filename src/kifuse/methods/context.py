@@ -177,6 +177,7 @@ class Context(Protocol):
         """The same questions, each with an answer that the present weights sample; without dropout.
 
         An answer depends on the run's seed, the step and its own question, and not on the rows beside it.
+        Rows without a target, which fill up a process's share of a step, are left out.
 
         Args:
             batch: As `Method.loss` gives it.

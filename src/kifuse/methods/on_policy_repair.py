@@ -3,12 +3,13 @@ r"""On-policy repair: after a task the model is drawn back to what it would have
 The task is learned as usual. Then, on questions x that are not the task's, the model answers in its own
 words, y ~ q_theta(. | x), and is drawn to the model before the task, p, over the tokens of its answers:
 
-    L = 1/N sum_t D( q_theta(. | x, y_<t) , p(. | x, y_<t) ),      `steps` times
+    L = sum_r n_r / N 1/|y_r| sum_t D( q_theta(. | x_r, y_<t) , p(. | x_r, y_<t) ),      `steps` times
 
-with N the number of answer tokens of a batch. Answers of its own keep it where it really is: on text that it
-would never write there is little to repair. The questions are those that the memory holds, without their
-labels: general ones (`memory.source: generic`), such that the model wrote (`generated`), or those of earlier
-tasks (`real`). In a run the first task has none yet and is ordinary training.
+with n_r the labels of the memory's example r, and N those of the batch. Answers of its own keep it where it
+really is: on text that it would never write there is little to repair. The questions are those that the
+memory holds, without their labels: general ones (`memory.source: generic`), such that the model wrote
+(`generated`), or those of earlier tasks (`real`). In a run the first task has none yet and is ordinary
+training.
 
 | symbol | setting |
 | --- | --- |
@@ -19,14 +20,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, final
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from kifuse.methods.base import SETTINGS, Method, Need, OldData, Positive
 from kifuse.methods.context import Batch, Context, TaskInfo
-from kifuse.methods.sampled import Direction, Sampling, divergence
+from kifuse.methods.sampled import Direction, Sampling, mean_by_rows
 from kifuse.methods.shown import Event, Shown
 
 _REPAIRED = Event(
@@ -69,19 +69,18 @@ class OnPolicyRepair(Method):
 
     def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
         """The plain loss; in repair the divergence from the model before the task."""
-        if not self._repairing:
+        counts = ctx.target_counts(batch).tolist() if self._repairing else []
+        if not any(counts):
             return ctx.target_loss
         answered = ctx.sampled(batch, Sampling(self.top_k, self.temperature), self.most)
         student = ctx.targets(answered, ctx.train_forward(answered))
         teacher = ctx.targets(answered, ctx.forward(answered, at="before task"))
-        terms = divergence(
-            torch.cat([logits for logits, _ in student]),
-            torch.cat([logits for logits, _ in teacher]),
-            self.direction,
+        labels = [count for count in counts if count]
+        terms = mean_by_rows(
+            [logits for logits, _ in student], [logits for logits, _ in teacher], labels, self.direction
         )
-        self._divergences.append(float(terms.detach().mean()))
-        labels = ctx.target_counts(batch).sum()
-        return ctx.mean_over_targets(terms * (labels / len(terms)))
+        self._divergences.append(float(terms.detach().sum()) / sum(labels))
+        return ctx.mean_over_targets(terms)
 
     def end_task(self, ctx: Context) -> None:
         """Repair."""
@@ -95,4 +94,5 @@ class OnPolicyRepair(Method):
         finally:
             self._repairing = False
         found = self._divergences
-        ctx.event(_REPAIRED.kind, steps=self.steps, first=found[0], last=found[-1])
+        ends = {"first": found[0], "last": found[-1]} if found else {}
+        ctx.event(_REPAIRED.kind, steps=self.steps, **ends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,27 @@ def divergence(student: Tensor, teacher: Tensor, direction: Direction) -> Tensor
         return _kl(p, q)
     mean = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0, device=p.device))
     return (_kl(p, mean) + _kl(q, mean)) / 2
+
+
+def mean_by_rows(
+    students: Sequence[Tensor], teachers: Sequence[Tensor], labels: Sequence[int], direction: Direction
+) -> Tensor:
+    """n_r / |y_r| sum_t D_t of each row r; a step's loss is the sum over its rows, divided by sum n_r.
+
+    A row counts by its number of labels n_r, which is known of the whole step before any answer is sampled.
+    So neither the parts of a step nor the processes change the loss.
+
+    Args:
+        students: Of each row the logits at its answer's tokens, `(|y_r|, vocabulary)`.
+        teachers: Of each row the teacher's.
+        labels: n_r of each.
+        direction: Which divergence.
+
+    Returns:
+        `(rows,)`.
+    """
+    rows = zip(students, teachers, labels, strict=True)
+    return torch.stack([n * divergence(q, p, direction).mean() for q, p, n in rows])
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:

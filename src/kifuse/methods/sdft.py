@@ -4,11 +4,11 @@ The student answers each question x in its own words, y ~ q_theta(. | x). The te
 other weights phi, and reads a demonstration c, the example's own answer, with the question. Over the tokens
 of y the student is drawn to what the teacher would have said:
 
-    L = 1/N sum_t D( q_theta(. | x, y_<t) , p_phi(. | x, c, y_<t) )
+    L = sum_r n_r / N 1/|y_r| sum_t D( q_theta(. | x_r, y_<t) , p_phi(. | x_r, c_r, y_<t) )
 
-with N the number of answer tokens of a batch and D a divergence. phi is the model before the task, or follows
-the student: phi <- alpha theta + (1 - alpha) phi after each step. No label is trained on directly, and no old
-data is used.
+with D a divergence, n_r the labels of example r, and N those of the batch. phi is the model before the task,
+or follows the student: phi <- alpha theta + (1 - alpha) phi after each step. No label is trained on directly,
+and no old data is used.
 
 | symbol | setting |
 | --- | --- |
@@ -16,8 +16,8 @@ data is used.
 | alpha | `follow`; 0 keeps the teacher as it was before the task |
 | c | `demonstration`, where `{answer}` stands for the answer |
 
-Accounts of the paper differ about D, so that it is a setting. A step whose batch is split is weighed by the
-labels of each part, not by the tokens that were sampled for it.
+Accounts of the paper differ about D, so that it is a setting. Weighing by the labels keeps the parts of a
+step and the processes from changing anything: how long the answers are is not known of the others.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch import Tensor
 from kifuse.methods.base import SETTINGS, Fraction, Method, Need, Positive
 from kifuse.methods.context import Batch, Context, TaskInfo
 from kifuse.methods.kept import OfTask
-from kifuse.methods.sampled import Direction, Sampling, divergence
+from kifuse.methods.sampled import Direction, Sampling, mean_by_rows
 from kifuse.methods.shown import Event, Shown
 from kifuse.methods.texts import TextExample, Texts
 
@@ -92,18 +92,22 @@ class SDFT(Method):
 
     def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
         """The divergence from the teacher over the student's own answers, in place of the plain loss."""
+        counts = ctx.target_counts(batch).tolist()
+        if not any(counts):
+            return ctx.target_loss
         answered = ctx.sampled(batch, Sampling(self.top_k, self.temperature), self.most)
         student = ctx.targets(answered, ctx.train_forward(answered))
-        asked = ctx.asked_otherwise(answered, [self._prompts[key] for key in ctx.keys(batch)])
+        keys = [key for key, count in zip(ctx.keys(batch), counts, strict=True) if count]
+        asked = ctx.asked_otherwise(answered, [self._prompts[key] for key in keys])
         at = "before task" if self._followed is None else self._followed
         teacher = ctx.targets(asked, ctx.forward(asked, at=at))
-        terms = divergence(
-            torch.cat([logits for logits, _ in student]),
-            torch.cat([logits for logits, _ in teacher]),
+        terms = mean_by_rows(
+            [logits for logits, _ in student],
+            [logits for logits, _ in teacher],
+            [count for count in counts if count],
             self.direction,
         )
-        labels = ctx.target_counts(batch).sum()
-        return ctx.mean_over_targets(terms * (labels / len(terms)))
+        return ctx.mean_over_targets(terms)
 
     @torch.no_grad()
     def on_update(self, ctx: Context) -> None:

@@ -189,7 +189,8 @@ class BatchGradients:
     def train_forward(self, batch: TrainerBatch) -> Any:
         """See `Context.train_forward`; with its backward pass it is one pass more."""
         self._count(batch.passes)
-        return self._context.trainer.model_wrapped(**self._without_labels(batch))
+        # not through its wrapper: another process may have no such pass to share its buffers in
+        return self._context.trainer.model(**self._without_labels(batch))
 
     def _without_labels(self, batch: TrainerBatch) -> dict[str, Any]:
         """The arguments of a forward pass of which no loss is asked for."""

@@ -60,11 +60,9 @@ class OnPolicy:
         model = trainer.model
         two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
         prompts = prompts_of(inputs, encoder_decoder=two_sided)
+        keys = [key for key, there in zip(row_keys(inputs), labelled(inputs), strict=True) if there]
         # a text seeds alike on every machine
-        seeds = [
-            random.Random(f"{trainer.args.seed}:{moment}:{key}").getrandbits(63)  # noqa: S311
-            for key in row_keys(inputs)
-        ]
+        seeds = [random.Random(f"{trainer.args.seed}:{moment}:{key}").getrandbits(63) for key in keys]  # noqa: S311
         with at_rest(model, inputs["input_ids"].device), torch.no_grad():
             session = Session.build(model, self._tokenizer, two_sided, most, self._ends)
             answers = draw(session, prompts, seeds, top_k=sampling.top_k, temperature=sampling.temperature)
@@ -94,15 +92,20 @@ class OnPolicy:
         return TrainerBatch((self._trainer._prepare_inputs(inputs),), batch.processes, batch.passes)
 
 
+def labelled(inputs: Inputs) -> list[bool]:
+    """Which rows have a label; those that fill up a process's share have none."""
+    return (token_labels(inputs) != IGNORED).any(dim=1).tolist()
+
+
 def prompts_of(inputs: Inputs, *, encoder_decoder: bool) -> list[list[int]]:
-    """The token ids that each row asks: all that its encoder reads, or what stands before the first label.
+    """The token ids that each row with a label asks: what its encoder reads, or what stands before the label.
 
     Args:
         inputs: A collated batch with `labels`, which may be cut to the last columns.
         encoder_decoder: Whether the model has an encoder.
 
     Raises:
-        RunError: A row has no label, or nothing before its first.
+        RunError: There is nothing before the first label of a row.
     """
     ids, labels, mask = inputs["input_ids"], token_labels(inputs), inputs.get("attention_mask")
     there = torch.ones_like(ids) if mask is None else mask
@@ -110,7 +113,7 @@ def prompts_of(inputs: Inputs, *, encoder_decoder: bool) -> list[list[int]]:
     for row, real, targets in zip(ids.tolist(), there.tolist(), labels.tolist(), strict=True):
         first = next((place for place, token in enumerate(targets) if token != IGNORED), None)
         if first is None:
-            raise RunError("the method samples an answer to each row, but a row of the batch has no label.")
+            continue
         until = len(row) if encoder_decoder else first + len(row) - len(targets)
         asked = [token for token, kept in zip(row[:until], real[:until], strict=True) if kept]
         if not asked:
