@@ -138,8 +138,8 @@ class Stands:
         if words[1] != "run":
             return []
 
-        def few(*arguments: Any) -> TaskStream:
-            stream = load_benchmark(*arguments)
+        def few(*arguments: Any, **options: Any) -> TaskStream:
+            stream = load_benchmark(*arguments, **options)
             return TaskStream(stream.name, tuple(t.subset(8, 2, 2, seed=0) for t in stream.tasks))
 
         patch.setattr(kifuse.streams, "load_benchmark", few)

@@ -376,6 +376,7 @@ def test_the_resolved_configuration_is_plain_yaml(tmp_path: Path) -> None:
         "training",
         "evaluation",
         "watch",
+        "record",
         "output",
     ]
     assert "!!" not in text

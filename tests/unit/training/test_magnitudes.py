@@ -17,9 +17,8 @@ from kifuse.errors import RunError
 from kifuse.methods.parameters import Parameters
 from kifuse.models.loading import Backbone
 from kifuse.tasks.encoding import Encoded
-from kifuse.training.batches import Filler
+from kifuse.training.batches import Filler, collator_of
 from kifuse.training.magnitudes import StepMagnitudes
-from kifuse.training.one_task import _collator
 from kifuse.training.taps import Taps
 from tests.reference import migu
 from tests.two_tasks import adapted, encoded, load
@@ -72,7 +71,7 @@ def _step(magnitudes: StepMagnitudes, trainer: Any, mine: Backbone, parts: list[
     magnitudes.clear()
     mine.model.train()
     for part in parts:
-        trainer.compute_loss(mine.model, _collator(mine)(part)).backward()
+        trainer.compute_loss(mine.model, collator_of(mine)(part)).backward()
 
 
 def test_magnitudes_are_sums_over_the_real_tokens_of_all_micro_batches(backbone: Backbone, tiny_stream: Path):
@@ -104,13 +103,13 @@ def test_rows_without_a_target_and_other_passes_count_for_nothing(backbone: Back
     expected = [n.clone() for n in magnitudes.take() if n is not None]
     filler = Filler([7] * 60, [9] * 6, cut=False)
     _step(magnitudes, trainer, mine, [[*examples, filler]])
-    batch = _collator(mine)(examples)
+    batch = collator_of(mine)(examples)
     batch.pop("labels")
     mine.model(**batch)  # not in a training loss
     with torch.no_grad():
-        trainer.compute_loss(mine.model, _collator(mine)(examples))
+        trainer.compute_loss(mine.model, collator_of(mine)(examples))
     mine.model.eval()
-    trainer.compute_loss(mine.model, _collator(mine)(examples))
+    trainer.compute_loss(mine.model, collator_of(mine)(examples))
     found = [n for n in magnitudes.take() if n is not None]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     magnitudes.remove()
@@ -144,7 +143,7 @@ def test_a_head_on_the_last_positions_and_a_tied_one(
     mine = load(tiny_folder_llama)
     mine.model.requires_grad_(True)
     examples = encoded(mine, tiny_stream)[0][:4]
-    assert "logits_to_keep" in _collator(mine)(examples)
+    assert "logits_to_keep" in collator_of(mine)(examples)
     params, trainer = Parameters(mine.model.named_parameters()), Trainer()
     magnitudes = StepMagnitudes(Taps(trainer), mine.model, params)
     _step(magnitudes, trainer, mine, [examples])

@@ -19,7 +19,7 @@ from kifuse.errors import RunError
 from kifuse.methods.parameters import Parameters
 from kifuse.models.loading import Backbone
 from kifuse.tasks.encoding import Encoded
-from kifuse.training.one_task import _collator
+from kifuse.training.batches import collator_of
 from kifuse.training.probes import Probes, examples_of
 from tests.reference import ewc
 from tests.two_tasks import adapted, encoded, load
@@ -40,7 +40,7 @@ def _trainer(model: nn.Module, size: int = 4, seed: int = 0) -> Any:
 
 def _probes(mine: Backbone, examples: list[Encoded], size: int = 4, seed: int = 0) -> Probes:
     params = Parameters(mine.model.named_parameters())
-    return Probes(_trainer(mine.model, size, seed), params, examples, _collator(mine))
+    return Probes(_trainer(mine.model, size, seed), params, examples, collator_of(mine))
 
 
 def _alone(mine: Backbone, example: Encoded) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ def test_everything_is_left_as_it_was(backbone: Backbone, tiny_stream: Path):
 
     def noisy(batch: list[Encoded]) -> dict[str, Any]:
         torch.rand(3), random.random(), np.random.rand()
-        return _collator(mine)(batch)
+        return collator_of(mine)(batch)
 
     probes = _probes(mine, examples)
     probes.collate = noisy
