@@ -13,7 +13,7 @@ from kifuse.errors import DataError, KifuseError, RunError, did_you_mean
 from kifuse.learner_learning import Gates, learn_task
 from kifuse.learner_opening import OpenLearner
 from kifuse.lineage import LearnReport
-from kifuse.reporting.record import FILE, RunRecord
+from kifuse.reporting.record import RunRecord
 from kifuse.storage import read_json
 from kifuse.streams import chosen_part
 from kifuse.tasks.incoming import as_task
@@ -182,8 +182,11 @@ def _aside_with(folder: Path, name: str) -> list[str]:
     found = []
     for adapters in (*folder.glob("rolled-back/*/adapters"), *folder.glob("set-aside/*/adapters")):
         root = adapters.parent
-        # what was cut short has no record, so that nobody can tell what it learned from
-        if not (root / FILE).is_file() or name in (entry.name for entry in RunRecord.load(root).tasks):
+        try:
+            learned = {entry.name for entry in RunRecord.load(root).tasks}
+        except KifuseError:  # what was cut short has no record, so that nobody can tell what it learned from
+            learned = {name}
+        if name in learned:
             found.append(f"{root.relative_to(folder).as_posix()}/")
     return sorted(found)
 

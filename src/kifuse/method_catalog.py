@@ -20,6 +20,13 @@ _KIF = "arXiv 2408.05200"
 _RECURRENT_KIF = "arXiv 2502.17510"
 
 
+def class_with(data_class: DataClass, source: Literal["real", "generated", "generic"]) -> DataClass:
+    """What a method trains on with a memory of this source, which only replay of real examples can have."""
+    if data_class != "real replay" or source == "real":
+        return data_class
+    return "generated replay" if source == "generated" else "generic replay"
+
+
 @dataclass(frozen=True)
 class Entry:
     """What is known of a method without importing it.

@@ -14,27 +14,16 @@ from torch import Tensor
 from kifuse.errors import RunError
 from kifuse.methods.on_policy_repair import OnPolicyRepair
 from kifuse.methods.sdft import SDFT
-from kifuse.tasks.task import Conversation, Example
+from kifuse.tasks.task import Conversation, Example, Task
 from kifuse.training.method_loss import targets_of
 from kifuse.training.runner import run
 from kifuse.training.texts import _asking_more
+from tests.learners import Make
 from tests.reference import sampled
 from tests.runs import make_config
-from tests.setups import SETUPS, tokenizer
+from tests.setups import SETUPS, OwnRows, tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-class OwnRows:
-    """Rows of earlier tasks: a Trainer's own."""
-
-    trainer: Any = None
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        return list(self.trainer.train_dataset)[number]
 
 
 def watched(cls: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float, Any, Any]]:
@@ -177,6 +166,16 @@ def test_repair_in_a_trainer_of_ones_own_needs_its_tokenizer(tmp_path: Path):
     with pytest.raises(RunError, match=r"processing_class=tokenizer"):
         train(None)
     assert len(train(tokenizer())._divergences) == 3
+
+
+def test_a_learner_that_went_back_to_its_beginning_learns_as_at_first(make: Make, tasks: list[Task]):
+    learner = make({"name": "sdft", "most": 4})
+    first = learner.learn(tasks[0])
+    weights = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    learner.rollback(to=0)
+    again = learner.learn(tasks[0])
+    assert (first.before, first.after) == (again.before, again.after)
+    assert all(torch.equal(value, weights[name]) for name, value in learner.model.state_dict().items())
 
 
 def test_the_teacher_reads_the_answer_in_the_last_question_of_a_chat():

@@ -15,7 +15,7 @@ from kifuse.errors import RunError
 from tests.months import method_of, same, weights
 
 pytest.importorskip("trl", reason="TRL is an optional extra: pip install 'kifuse[trl]'")
-from tests.setups import SETUPS
+from tests.setups import SETUPS, OwnRows
 
 pytestmark = pytest.mark.usefixtures("quick")
 PAGE = Path(__file__).parents[2] / "docs" / "your-own-script.md"
@@ -52,18 +52,6 @@ def why(mark: str) -> str:
     found = re.search(rf"^- {re.escape(mark)}: \"(.+?)\"", PAGE.read_text("utf-8"), re.MULTILINE)
     assert found, mark
     return found[1]
-
-
-class OwnRows:
-    """Rows of earlier tasks: a Trainer's own processed ones."""
-
-    trainer: Any = None
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        return list(self.trainer.train_dataset)[number]
 
 
 class Steps(TrainerCallback):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from typing import get_args
 
 import pytest
 from rich.console import Console
 
-from kifuse import terminal_progress
+from kifuse import method_catalog, terminal_progress
+from kifuse.methods import base
+from kifuse.reporting.record import MethodRecord
 from kifuse.reporting.run_groups import Run, group_runs
 from kifuse.reporting.terminal_tables import ranked, ranking_table
 from kifuse.terminal_progress import ConsoleProgress, Pace
@@ -53,6 +56,20 @@ def test_the_time_left_for_all_runs_is_told_from_the_runs_before(monkeypatch: py
 def test_the_last_run_has_no_time_of_others() -> None:
     assert Pace().seconds_for(100, seconds=10, done=1) is None
     assert Pace().seconds_for(100, seconds=10, done=10) == 100
+
+
+def test_classes_are_the_same_in_methods_catalog_and_records() -> None:
+    classes = get_args(base.DataClass)
+    assert classes == (
+        "replay-free",
+        "real replay",
+        "generated replay",
+        "generic replay",
+        "task id given",
+        "all data",
+    )
+    assert get_args(method_catalog.DataClass) == classes
+    assert get_args(MethodRecord.model_fields["data_class"].annotation) == classes
 
 
 def test_methods_come_in_the_order_of_their_average_and_unfinished_ones_last() -> None:

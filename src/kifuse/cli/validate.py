@@ -96,11 +96,12 @@ class _Reading(NamedTuple):
 def _read(config: RunConfig, stream: TaskStream, progress: Console) -> _Reading:
     """Look through the tasks with the tokenizer of the run, or without where it cannot be had."""
     from kifuse.errors import ModelError
+    from kifuse.methods.general_data import GeneralData
     from kifuse.models.tokenizer import load_tokenizer
     from kifuse.tasks.encoding import Encoder
     from kifuse.tasks.findings import look_through
     from kifuse.tasks.rendering import decide_rendering
-    from kifuse.training.memory_source import general_inputs
+    from kifuse.training.memory_source import general_inputs, read_general
 
     try:
         with progress.status("loading the tokenizer"):
@@ -112,7 +113,8 @@ def _read(config: RunConfig, stream: TaskStream, progress: Console) -> _Reading:
     except ModelError as error:
         said = f"Without a tokenizer no lengths are known, and examples are shown as they stand: {error}"
         return _Reading(look_through(stream.tasks), None, [said])
-    data = config.data
+    data, generic = config.data, config.memory.generic
+    general = [GeneralData(*read_general(generic))] if generic else []
     rendering = decide_rendering(data.chat_template, loaded.tokenizer, benchmark=data.benchmark)
     encoder = Encoder(
         loaded.tokenizer,
@@ -127,7 +129,7 @@ def _read(config: RunConfig, stream: TaskStream, progress: Console) -> _Reading:
         findings = look_through(
             stream.tasks,
             encoder,
-            earlier=general_inputs(config.memory),
+            earlier=general_inputs(general),
             max_new_tokens=config.evaluation.max_new_tokens,
             done=lambda count: bar.advance(job, count),
         )
@@ -157,6 +159,7 @@ def _passed_over(stream: TaskStream) -> list[str]:
 
 
 def _facts(config: RunConfig) -> list[tuple[str, str]]:
+    from kifuse.method_catalog import class_with
     from kifuse.registry import build_method, method_entry
     from kifuse.reporting.wording import count
 
@@ -165,8 +168,7 @@ def _facts(config: RunConfig) -> list[tuple[str, str]]:
     data_class = entry.data_class
     if config.method.settings:  # only then is the method imported, and torch with it
         data_class = build_method(config.method.name, config.method.settings).data_class
-    if config.memory.source != "real" and data_class == "real replay":
-        data_class = f"{config.memory.source} replay"
+    data_class = class_with(data_class, config.memory.source)
     facts = [
         (
             "model",

@@ -25,6 +25,7 @@ from kifuse.reporting.wording import count, shorten
 from kifuse.terminal_progress import ConsoleProgress, Pace
 from kifuse.training.environment import process_count
 from kifuse.training.lock import exclusive
+from kifuse.training.memory_source import sources
 from kifuse.training.opening import config_json, differences, now, open_method
 from kifuse.training.progress import Plan
 from kifuse.training.shared import Shared
@@ -75,7 +76,9 @@ def plans(grid: Grid, shared: Shared) -> list[Plan]:
         key = key_of(planned)
         if key not in found:  # another seed draws other examples, but as many
             tasks = shared.stream(planned.config.data, planned.config.training.seed).tasks
-            found[key] = plan_of(planned.config, open_method(planned.config), tasks, watched=watched)
+            method = open_method(planned.config)
+            writers = [method, *sources(method, planned.config.memory)]
+            found[key] = plan_of(planned.config, writers, tasks, watched=watched)
     return [found[key_of(planned)] for planned in grid.runs]
 
 

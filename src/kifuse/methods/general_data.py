@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kifuse.methods.base import DataClass, Method
+from kifuse.methods.base import Method
 from kifuse.methods.generated import normal
 from kifuse.methods.shown import Event, Shown
 from kifuse.methods.texts import TextExample, Texts
@@ -29,7 +29,37 @@ _SHOWN = Shown(
 )
 
 
-class MixedIn(Method):
+class GeneralData(Method):
+    """Rows of general data, in one use or the other.
+
+    Args:
+        rows: The general data.
+        of_file: The file and its SHA-256, for the record.
+    """
+
+    shown = _SHOWN
+
+    def __init__(self, rows: Sequence[Any], of_file: dict[str, str]) -> None:
+        self.rows, self._of_file = rows, of_file
+
+    def _drawn(self, ctx: Texts, count: int, kind: str) -> list[TextExample]:
+        """Draw examples, each of them once before any of them twice, and put the draw on record."""
+        asked = {normal(text) for text in ctx.inputs}
+        able = [row for row in self.rows if normal(row.body) not in asked]
+        found = ctx.draw(able, count)
+        ctx.event(
+            kind,
+            **self._of_file,
+            wanted=count,
+            added=len(found),
+            distinct=min(len(able), len(found)),
+            held=len(self.rows),
+            copies=len(self.rows) - len(able),
+        )
+        return found
+
+
+class MixedIn(GeneralData):
     """Mixes general data into what each task is trained on.
 
     Args:
@@ -38,10 +68,9 @@ class MixedIn(Method):
         share: Part of what a task is trained on that is general data, below 1.
     """
 
-    shown = _SHOWN
-
-    def __init__(self, rows: Sequence[TextExample], of_file: dict[str, str], share: float) -> None:
-        self._rows, self._of_file, self._share = rows, of_file, share
+    def __init__(self, rows: Sequence[Any], of_file: dict[str, str], share: float) -> None:
+        super().__init__(rows, of_file)
+        self._share = share
 
     @property
     def more_examples(self) -> float:
@@ -51,46 +80,12 @@ class MixedIn(Method):
     def training_examples(self, ctx: Texts, rows: Sequence[TextExample]) -> list[TextExample]:
         """Add the general data."""
         count = round(self.more_examples * len(rows))
-        return [*rows, *_drawn(ctx, self._rows, count, "general data mixed in", self._of_file)]
+        return [*rows, *self._drawn(ctx, count, "general data mixed in")]
 
 
-class KeptInstead(Method):
-    """Has the memory keep general data in place of a task's own examples.
-
-    Args:
-        rows: The general data.
-        of_file: The file and its SHA-256, for the record.
-    """
-
-    shown = _SHOWN
-
-    def __init__(self, rows: Sequence[TextExample], of_file: dict[str, str]) -> None:
-        self._rows, self._of_file = rows, of_file
-
-    @property
-    def data_class(self) -> DataClass:
-        """No example of an earlier task is kept."""
-        return "generic replay"
+class KeptInstead(GeneralData):
+    """Has the memory keep general data in place of a task's own examples."""
 
     def remember(self, ctx: Texts, rows: Sequence[TextExample], count: int) -> list[TextExample]:
         """Draw from the general data."""
-        return _drawn(ctx, self._rows, count, "general data kept", self._of_file)
-
-
-def _drawn(
-    ctx: Texts, rows: Sequence[Any], count: int, kind: str, of_file: dict[str, str]
-) -> list[TextExample]:
-    """Draw examples, each of them once before any of them twice, and put the draw on record."""
-    asked = {normal(text) for text in ctx.inputs}
-    able = [row for row in rows if normal(row.body) not in asked]
-    found = ctx.draw(able, count)
-    ctx.event(
-        kind,
-        **of_file,
-        wanted=count,
-        added=len(found),
-        distinct=min(len(able), len(found)),
-        held=len(rows),
-        copies=len(rows) - len(able),
-    )
-    return found
+        return self._drawn(ctx, count, "general data kept")

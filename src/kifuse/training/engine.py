@@ -13,9 +13,8 @@ from torch import Tensor
 
 from kifuse.adapters.kinds import new_adapter
 from kifuse.config import RunConfig
-from kifuse.errors import ModelError, RunError
+from kifuse.errors import RunError
 from kifuse.methods.base import Method, OldData, TaskInfo
-from kifuse.methods.parameters import Parameters
 from kifuse.models.loading import Backbone, shrink_frozen
 from kifuse.registry import build_method
 from kifuse.reporting.record import RunRecord
@@ -30,10 +29,10 @@ from kifuse.training.environment import is_main_process, peak_memory_mb, process
 from kifuse.training.evaluator import Cell, Evaluator, place_of
 from kifuse.training.importance_probe import ImportanceProbe, probe_of
 from kifuse.training.interrupt import Patience
-from kifuse.training.memory_source import general_inputs, writers, writes_memory
+from kifuse.training.memory_source import general_inputs, sources, writes_memory
 from kifuse.training.middle import Middle
 from kifuse.training.one_task import TaskTraining, train_task, training_arguments
-from kifuse.training.opening import other_source
+from kifuse.training.opening import check_method, other_source
 from kifuse.training.progress import Progress
 from kifuse.training.reading import Reading
 from kifuse.training.refusals import nothing_learned
@@ -83,8 +82,8 @@ class Engine:
         self.model = attach(self.adapter, backbone, config, record, progress.say)
         self._earlier = earlier_than_first(config)
         shrink_frozen(self.model, backbone.precision)
-        self._check_method()
-        self._writers = writers(method, config.memory)
+        check_method(config.method.name, method, self.model)
+        self._sources = sources(method, config.memory)
         self.memory = empty_memory(self.config)
         self.tracking = self._trackers()
         self._untrained = self._small_start()
@@ -114,7 +113,7 @@ class Engine:
     def look_through(self, tasks: Sequence[Task], earlier: Mapping[str, Inputs] | None = None) -> Findings:
         """Find out what there is to know about tasks before they are trained on; see `look_through`."""
         limit = self.config.evaluation.max_new_tokens
-        known = {**(earlier or {}), **general_inputs(self.config.memory)}
+        known = {**(earlier or {}), **general_inputs(self._sources)}
         return look_through(tasks, self.encoder, earlier=known, max_new_tokens=limit)
 
     def _trackers(self) -> Tracking | None:
@@ -148,24 +147,17 @@ class Engine:
         finally:
             self.tracking.close()
 
-    def _check_method(self) -> None:
-        """Refuse a method that cannot work with what is trained.
-
-        Raises:
-            ModelError: It cannot.
-        """
-        name = self.config.method.name
-        try:
-            self.method.check(Parameters(self.model.named_parameters()))
-        except ValueError as error:
-            raise ModelError(f"method {name!r}: {error}") from error
-
     def _small_start(self) -> dict[str, Tensor] | None:
         """Copies of what holds all that is learned, before any training, unless it is most of the model."""
         learned = self.adapter.learned()
         if 2 * sum(p.numel() for p in learned.values()) > sum(p.numel() for p in self.model.parameters()):
             return None
         return {n: p.detach().cpu().clone() for n, p in learned.items()}
+
+    @property
+    def writers(self) -> list[Method]:
+        """The method, and what else has a say in what is trained on and kept."""
+        return [self.method, *self._sources]
 
     @property
     def remembers(self) -> bool:
@@ -213,7 +205,7 @@ class Engine:
         settings, [size] = self.config.training, self.reading.sizes([task])
         steps = own_steps(size, settings.epochs, settings.batch_size)
         info = TaskInfo(index + self._earlier, task.name, steps, batch_size=settings.batch_size)
-        return passes(self.config, self.method, [info], [size])
+        return passes(self.config, self.writers, [info], [size])
 
     def learn(self, k: int, task: Task, earlier: Sequence[Task], *, jointly: bool = False) -> None:
         """Train on the k-th task (1-based), then keep adapter, state, memory and record, in this order.
@@ -235,10 +227,10 @@ class Engine:
         examples = [e for t in sources for e in t.train]
         at_hand = {t.name for t in earlier}
         check_training(examples, sources, earlier)
-        unchecked = {n for n in self.memory.tasks if n not in at_hand or writes_memory(self._writers)}
+        unchecked = {n for n in self.memory.tasks if n not in at_hand or writes_memory(self.writers)}
         check_memory(self.memory, earlier, gone=unchecked)
         texts = TaskTexts.of(self, k, task)
-        current = self.reading.training(texts.trained_on(self._writers, examples))
+        current = self.reading.training(texts.trained_on(self.writers, examples))
         old = self.encoder.encode_pieces(self.memory.examples()) if self.remembers else []
         kept = []
         if self.remembers and "kept" in self.method.needs:
@@ -328,7 +320,7 @@ class Engine:
         """Remember examples of the k-th task and write everything as it is now; the record comes last."""
         if self.remembers:
             texts = TaskTexts.of(self, k, task)
-            self.memory.add(task, texts.remembered(self._writers, self.memory.quota(len(task.train))))
+            self.memory.add(task, texts.remembered(self.writers, self.memory.quota(len(task.train))))
             self.record.tasks[k - 1].events += texts.events
         self.record.tasks[k - 1].kept_parameters = self._kept_parameters()
         if self.writes:

@@ -26,6 +26,7 @@ from kifuse.tasks.encoding import Encoder
 from kifuse.tasks.task import Task
 from kifuse.training.at_rest import at_rest
 from kifuse.training.batches import collator_of
+from kifuse.training.callback import MethodCallback
 from kifuse.training.context import TrainerContext
 from kifuse.training.loss import TargetLoss
 
@@ -51,24 +52,22 @@ class ImportanceProbe(TrainerCallback):
     ) -> None:
         self._backbone, self._examples = backbone, examples
         self._stages, self._batch_size = stages, batch_size
-        self.context: TrainerContext | None = None
+        self.driver: MethodCallback | None = None
         """Of the training under way, to whose record the measures go."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure where a stage is over; the last one is the task's end."""
         at = {round(state.max_steps * part / (self._stages + 1)) for part in range(1, self._stages + 1)}
-        if state.global_step in at - {state.max_steps}:
-            self.measure(f"step {state.global_step}")
+        if self.driver is not None and state.global_step in at - {state.max_steps}:
+            self.measure(self.driver.running(), f"step {state.global_step}")
 
-    def measure(self, moment: str) -> None:
+    def measure(self, context: TrainerContext, moment: str) -> None:
         """Measure every task at this moment.
 
         Args:
+            context: Of the training under way.
             moment: What it is called on record.
         """
-        context = self.context
-        if context is None:
-            return
         began, count = monotonic(), sum(map(len, self._examples.values()))
         for task, rows in self._examples.items():
             found = importance(context.trainer.model, self._backbone, context.params, rows, self._batch_size)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from kifuse.config.schema import MemoryConfig
 from kifuse.errors import ConfigError, DataError
-from kifuse.methods.base import DataClass, Method
-from kifuse.methods.general_data import KeptInstead, MixedIn
+from kifuse.methods.base import Method
+from kifuse.methods.general_data import GeneralData, KeptInstead, MixedIn
 from kifuse.methods.generated import BroughtSamples
 from kifuse.registry import build_method
 from kifuse.storage import sha256_file
@@ -54,21 +54,20 @@ def refuse_source(memory: MemoryConfig, method: Method, name: str) -> None:
         )
 
 
-def writers(method: Method, memory: MemoryConfig) -> list[Method]:
-    """Whose hooks see a task's examples as texts.
+def sources(method: Method, memory: MemoryConfig) -> list[Method]:
+    """Whose hooks see a task's examples as texts beside the method's own.
 
     Args:
         method: The method of the run.
         memory: The section `memory`.
 
     Returns:
-        The method, what writes its memory or brings it where the source is not `real`, and what mixes general
-        data in.
+        What writes the memory or brings it where the source is not `real`, and what mixes general data in.
 
     Raises:
         DataError: The samples or the general data cannot be read.
     """
-    found, replays = [method], method.data_class == "real replay"
+    found, replays = list[Method](), method.data_class == "real replay"
     general = None if memory.generic is None else read_general(memory.generic)
     if replays and memory.source == "generic" and general:
         found.append(KeptInstead(*general))
@@ -100,12 +99,14 @@ def read_general(path: Path) -> tuple[tuple[Example, ...], dict[str, str]]:
     return task.train, {"file": str(path), "sha256": task.split_hash("train")}
 
 
-def general_inputs(memory: MemoryConfig) -> dict[str, Inputs]:
-    """Hashes of the inputs of the general data, as those of a task that is trained on; by its key."""
-    if memory.generic is None:
-        return {}
-    rows, _ = read_general(memory.generic)
-    return {"memory.generic": {"train": [row.input_hash() for row in rows]}}
+def general_inputs(found: Sequence[Method]) -> dict[str, Inputs]:
+    """Hashes of the inputs of general data, as those of a task that is trained on, by its key.
+
+    Args:
+        found: The `sources` of a run; those that draw from general data draw from the same.
+    """
+    rows = next((each.rows for each in found if isinstance(each, GeneralData)), ())
+    return {"memory.generic": {"train": [row.input_hash() for row in rows]}} if rows else {}
 
 
 def read_samples(file: Path) -> dict[str, list[tuple[str, str]]]:
@@ -131,11 +132,5 @@ def read_samples(file: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def writes_memory(found: Sequence[Method]) -> bool:
-    """Whether the memory of a run holds what one of its `writers` has made, and no real examples."""
+    """Whether the memory of a run holds what one of these has made, and no real examples."""
     return any(type(each).remember is not Method.remember for each in found)
-
-
-def data_class_of(method: Method, memory: MemoryConfig) -> DataClass:
-    """What a run trains on beside each task's own data."""
-    found = [each for each in writers(method, memory)[1:] if writes_memory([each])]
-    return (found or [method])[0].data_class

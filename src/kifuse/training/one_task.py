@@ -87,16 +87,6 @@ class _Steps(TrainerCallback):
             self._tell(state, float(logs["loss"]))
 
 
-class _Begun(TrainerCallback):
-    """Gives a probe the context of the training, as soon as there is one."""
-
-    def __init__(self, probe: ImportanceProbe, driver: MethodCallback) -> None:
-        self.probe, self.driver = probe, driver
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.probe.context = self.driver.context
-
-
 def train_task(
     model: Any,
     backbone: Backbone,
@@ -164,6 +154,8 @@ def train_task(
     steps = own_steps(len(examples), settings.epochs, settings.batch_size)
     driver.heard = heard
     driver.tokenizer, driver.ends = backbone.tokenizer, ends
+    if probe is not None:
+        probe.driver = driver
     arguments = training_arguments(settings, backbone, folder, seed, steps)
     keeper = None
     if middle is not None and arguments.world_size == 1:
@@ -187,7 +179,7 @@ def train_task(
         callbacks=[
             *([keeper] if keeper else []),
             driver,
-            *([_Begun(probe, driver), probe] if probe else []),
+            *([probe] if probe else []),
             _Steps(listener, driver),
             *callbacks,
         ],
@@ -208,7 +200,7 @@ def train_task(
     if context is None:
         raise RunError(f"task {name!r}: training ended before it began.")
     if probe is not None:
-        probe.measure(END)
+        probe.measure(context, END)
     from_memory = sum(i >= len(current) or _replays(method, examples[i], backbone) for i in order)
     return TaskTraining(
         steps=trainer.state.global_step,

@@ -13,15 +13,17 @@ from pydantic import ValidationError
 from kifuse import __version__
 from kifuse.adapters.kinds import refuse_pairing
 from kifuse.config import RunConfig, missing_trackers
-from kifuse.errors import ConfigError, KifuseError, RunError
+from kifuse.errors import ConfigError, KifuseError, ModelError, RunError
+from kifuse.method_catalog import class_with
 from kifuse.methods.base import Method
+from kifuse.methods.parameters import Parameters
 from kifuse.models.loading import Backbone, load_backbone
 from kifuse.registry import build_method
 from kifuse.reporting.record import MethodRecord, RunRecord, TaskRecord
 from kifuse.tasks.rendering import CHAT, ONE_TURN, PLAIN, Form, Rendering, decide_rendering
 from kifuse.tasks.task import Task, TaskStream
 from kifuse.training.environment import machine, versions
-from kifuse.training.memory_source import data_class_of, refuse_source
+from kifuse.training.memory_source import refuse_source
 from kifuse.training.start_from import refuse_another_start
 
 OPEN_STREAM = "tasks as they come"
@@ -178,6 +180,23 @@ def open_method(config: RunConfig) -> Method:
     return method
 
 
+def check_method(name: str, method: Method, model: Any) -> None:
+    """Refuse a method that cannot work with what is trained.
+
+    Args:
+        name: Of the method.
+        method: The method.
+        model: With its adapter.
+
+    Raises:
+        ModelError: It cannot.
+    """
+    try:
+        method.check(Parameters(model.named_parameters()))
+    except ValueError as error:
+        raise ModelError(f"method {name!r}: {error}") from error
+
+
 def open_backbone(config: RunConfig, say: Callable[[str], None]) -> Backbone:
     """Load the model that a configuration names.
 
@@ -284,7 +303,7 @@ def new_record(config: RunConfig, stream: TaskStream | None, method: Method, bac
             name=config.method.name,
             # as it will be read back
             settings=json.loads(json.dumps(method.settings())),
-            data_class=data_class_of(method, config.memory),
+            data_class=class_with(method.data_class, config.memory.source),
             shown=method.shown,
             own_adapter=isinstance(method.adapter, type),
         ),

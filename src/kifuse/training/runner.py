@@ -209,7 +209,7 @@ class _StreamRun:
         sizes = self.engine.reading.sizes(self.tasks)
         self.progress.begin(
             self.config.method.name,
-            plan_of(self.config, self.engine.method, self.tasks, sizes, self.watched),
+            plan_of(self.config, self.engine.writers, self.tasks, sizes, self.watched),
             Plan(done, sum(s.n for s in (*self.record.scores, *self.record.watch_scores))),
         )
 

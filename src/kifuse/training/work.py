@@ -11,7 +11,6 @@ from kifuse.methods.base import Method, TaskInfo
 from kifuse.streams import own_steps
 from kifuse.tasks.memory import MemoryBuffer
 from kifuse.tasks.task import Task
-from kifuse.training.memory_source import writers
 from kifuse.training.progress import Plan
 from kifuse.training.start_from import earlier_than_first
 
@@ -45,10 +44,20 @@ def watch_moments(config: RunConfig, method: Method, count: int) -> set[int]:
     return {0, count} if ends else set(range(count + 1))
 
 
-def passes(config: RunConfig, method: Method, tasks: Sequence[TaskInfo], sizes: Sequence[int]) -> int:
-    """Forward and backward passes that training on tasks of these training set sizes will take."""
+def passes(
+    config: RunConfig, writers: Sequence[Method], tasks: Sequence[TaskInfo], sizes: Sequence[int]
+) -> int:
+    """Forward and backward passes that training on tasks of these training set sizes will take.
+
+    Args:
+        config: Of the run.
+        writers: The method, and its `sources`.
+        tasks: The tasks.
+        sizes: Of their training sets.
+    """
+    method = writers[0]
     memory, epochs, batch = empty_memory(config), config.training.epochs, config.training.batch_size
-    more = sum(each.more_examples for each in writers(method, config.memory))
+    more = sum(each.more_examples for each in writers)
     work = kept = 0
     for info, size in zip(tasks, sizes, strict=True):
         # mixed in, old examples lengthen every pass over the task
@@ -62,7 +71,7 @@ def passes(config: RunConfig, method: Method, tasks: Sequence[TaskInfo], sizes: 
 
 def plan_of(
     config: RunConfig,
-    method: Method,
+    writers: Sequence[Method],
     tasks: Sequence[Task],
     sizes: Sequence[int] | None = None,
     watched: Sequence[Task] = (),
@@ -71,12 +80,12 @@ def plan_of(
 
     Args:
         config: Of the run.
-        method: The method that it names.
+        writers: The method that it names, and its `sources`.
         tasks: Of its stream, in their order.
         sizes: Examples that the training on each has; None: as many as the task.
         watched: Tasks that are scored beside the stream.
     """
-    training = config.training
+    training, method = config.training, writers[0]
     sizes = [len(task.train) for task in tasks] if sizes is None else list(sizes)
     trainings = [sum(sizes)] if method.old_data == "all" else sizes
     infos = [
@@ -91,4 +100,4 @@ def plan_of(
     ]
     scored = sum(len(tasks[i].test) for _, i in cells_to_score(config, method, tasks))
     scored += sum(len(task.test) for task in watched) * len(watch_moments(config, method, len(tasks)))
-    return Plan(passes(config, method, infos, trainings), scored)
+    return Plan(passes(config, writers, infos, trainings), scored)
