@@ -23,8 +23,8 @@ from tests.releases import lacking
 from tests.runs import write_stream
 from tests.tiny import build_llama, build_t5, build_tokenizer
 
-# thirty examples of what is drawn, where a test does not ask for more or fewer; the machine may be slow
-settings.register_profile("suite", max_examples=30, deadline=None)
+# the machine may be slow
+settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 
 

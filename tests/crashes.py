@@ -58,7 +58,6 @@ class Workplace:
             self.folder / "stream",
             output,
             METHOD,
-            data={"order": ["colour", "fruit"]},
             training={"checkpoint_minutes": 0, "threads": 1, "seed": seed},
             evaluation={"max_new_tokens": 2, "full_matrix": True},
         )
