@@ -7,7 +7,7 @@ TORCH_BACKEND ?= cpu
 # The oldest releases of everything that kifuse takes, and a quick part of the tests that tells whether they do.
 OLDEST := .venv-oldest
 TESTS_OF_OLDEST := tests/unit/scoring tests/unit/knowledge/test_fusion.py tests/unit/adapters/test_kinds.py \
-	tests/unit/adapters/test_stack.py tests/unit/training/test_taps.py tests/unit/training/test_given_rows.py \
+	tests/unit/adapters/test_stack.py tests/unit/driving/test_taps.py tests/unit/driving/test_given_rows.py \
 	tests/contract/test_trainer_facts.py tests/integration/test_interruptions.py \
 	tests/integration/test_standalone.py tests/integration/test_sft.py \
 	'tests/contract/test_contract.py::test_a_run_that_is_stopped_ends_as_the_one_of_its_seed_that_was_not[recurrent-kif]'

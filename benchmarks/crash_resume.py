@@ -33,8 +33,8 @@ from tests.crashes import Workplace, do_run, fork, kill_at_random, outcome, wait
 
 RESULTS = Path(__file__).parent / "results" / "crash-resume.json"
 SCENE_RESULTS = RESULTS.with_name("crash-scenes.json")
-NEEDED = ("kifuse.training.runner", "transformers.trainer", "peft")
-NEEDED_BY_SCENES = ("kifuse.learner", "kifuse.comparing.running", "tests.learners", "tests.months")
+NEEDED = ("kifuse.running.runner", "transformers.trainer", "peft")
+NEEDED_BY_SCENES = ("kifuse.learning.learner", "kifuse.comparing.grid_runs", "tests.learners", "tests.months")
 
 
 def main() -> int:

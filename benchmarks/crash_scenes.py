@@ -83,7 +83,7 @@ class Refused(Scene):
 
     def at_a_loss(self, folder: Path) -> Any:
         """A learner whose scores fall by 8 points with each task, of which it allows 5."""
-        from kifuse.training.evaluator import Evaluator
+        from kifuse.answering.evaluator import Evaluator
 
         plain = Evaluator.score
 
@@ -138,7 +138,7 @@ class Compare(Scene):
         from rich.console import Console
 
         from kifuse.comparing.grid import load_grid
-        from kifuse.comparing.running import run_grid
+        from kifuse.comparing.grid_runs import run_grid
 
         config = self.place.config(folder / "out").model_dump(mode="json")
         del config["method"]

@@ -40,13 +40,13 @@ ANSWERS = ("yes", "no")
 TASKS = (5, 20, 60, 100)
 ROWS = (30_000, 300_000)
 PARTS = {
-    "write the record": "kifuse.reporting.record:RunRecord.save",
-    "read the record": "kifuse.reporting.record:RunRecord.load",
-    "train": "kifuse.training.engine:train_task",
-    "score": "kifuse.training.evaluator:Evaluator.score",
+    "write the record": "kifuse.record.run_record:RunRecord.save",
+    "read the record": "kifuse.record.run_record:RunRecord.load",
+    "train": "kifuse.running.engine:train_task",
+    "score": "kifuse.answering.evaluator:Evaluator.score",
     "draw the page": "kifuse.page_refresh:refresh_report",
-    "write adapter and state": "kifuse.training.snapshot:Snapshots.save",
-    "look through the data": "kifuse.training.engine:look_through",
+    "write adapter and state": "kifuse.running.snapshot:Snapshots.save",
+    "look through the data": "kifuse.running.engine:look_through",
 }
 """What the seconds of a `learn` are divided into, and the functions that do it; what is left is the rest."""
 
@@ -153,7 +153,7 @@ def tokenise(count: int) -> dict[str, Any]:
     """The peak of memory while so many rows are tokenised, above what the process held before."""
     from tests.tiny import build_tokenizer
 
-    from kifuse.tasks.incoming import as_task
+    from kifuse.tasks.any_task import as_task
     from kifuse.tasks.token_cache import CachingEncoder
 
     with tempfile.TemporaryDirectory() as folder:

@@ -106,7 +106,7 @@ def measure(name: str, memory: bool) -> dict[str, Any]:
     """Time of a step, or the peak of its memory, in this process."""
     import time
 
-    from kifuse.training.loss import TargetLoss
+    from kifuse.driving.target_loss import TargetLoss
 
     torch.manual_seed(0)
     config = copy.deepcopy(MODELS[name])  # making a model notes its dtype there

@@ -18,10 +18,10 @@ from rich.console import Console
 
 from kifuse.config import RunConfig
 from kifuse.demo import demo_config
-from kifuse.reporting.record import RunRecord
-from kifuse.sealed import read_sealed
-from kifuse.terminal_progress import ConsoleProgress
-from kifuse.training.runner import run
+from kifuse.io.sealed_json import read_sealed
+from kifuse.record.run_record import RunRecord
+from kifuse.running.runner import run
+from kifuse.terminal.progress import ConsoleProgress
 
 RESULTS = Path(__file__).parent / "results" / "rendering"
 RUNS = ("bench-row", "demo-sequential", "demo-recurrent-kif")

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.config import RunConfig
+from kifuse.driving.context import TrainerContext
 from kifuse.methods.parameters import Parameters
-from kifuse.training.context import TrainerContext
-from kifuse.training.runner import run
+from kifuse.running.runner import run
 
 RESULTS = Path(__file__).parent / "results" / "report-cost.json"
 METHODS: dict[str, dict[str, Any]] = {

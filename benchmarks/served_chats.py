@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kifuse.config import RunConfig
 from kifuse.models.bundled import bundled_model
-from kifuse.training.runner import run
+from kifuse.running.runner import run
 
 RESULTS = Path(__file__).parent / "results" / "served-chats.json"
 THINGS = ["parcel", "letter", "crate", "pallet", "order", "box", "package", "delivery"]

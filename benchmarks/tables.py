@@ -40,8 +40,8 @@ from typing import Any
 
 import yaml
 
-from kifuse.reporting.record import RunRecord
-from kifuse.sealed import read_sealed
+from kifuse.io.sealed_json import read_sealed
+from kifuse.record.run_record import RunRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

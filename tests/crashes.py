@@ -29,16 +29,16 @@ METHOD = {"name": "recurrent-kif", "inner_steps": 2, "outer_steps": 2, "outer_op
 POINTS: dict[str, tuple[str, int]] = {
     "in the first step": ("transformers:Trainer.training_step", 1),
     "in a later step": ("transformers:Trainer.training_step", 5),
-    "in a memory step": ("kifuse.training.context:TrainerContext.memory_step", 3),
+    "in a memory step": ("kifuse.driving.context:TrainerContext.memory_step", 3),
     "in a fusion": ("kifuse.methods.rounds:masked_sum", 2),
-    "while the middle of a task is written": ("kifuse.training.state_folder:write_tensors", 9),
+    "while the middle of a task is written": ("kifuse.driving.state_folder:write_tensors", 9),
     "as the middle of a task takes its place": ("pathlib:Path.rename", 3),
     "before the adapter is written": ("kifuse.adapters.lora:Peft.save", 2),
-    "between adapter and state": ("kifuse.training.snapshot:save_state", 2),
-    "before the list of files": ("kifuse.training.snapshot:write_manifest", 2),
+    "between adapter and state": ("kifuse.running.snapshot:save_state", 2),
+    "before the list of files": ("kifuse.running.snapshot:write_manifest", 2),
     "while the record is written": ("os:replace", 14),
-    "in an evaluation": ("kifuse.training.evaluator:greedy_generate", 4),
-    "before the last word": ("kifuse.training.runner:now", 1),
+    "in an evaluation": ("kifuse.answering.evaluator:greedy_generate", 4),
+    "before the last word": ("kifuse.running.runner:now", 1),
 }
 """Where a run is killed: as this function is called for the n-th time."""
 
@@ -115,7 +115,7 @@ def do_run(config: Any, point: tuple[str, int] | None = None) -> Callable[[], No
     """A run, which kills itself at a point if one is given."""
 
     def work() -> None:
-        from kifuse.training.runner import run
+        from kifuse.running.runner import run
 
         if point is not None:
             _arm(*point)
@@ -184,7 +184,7 @@ def kill_at_random(place: Workplace, output: Path, draw: random.Random, seconds:
 def main() -> int:
     """Kill a run at each of the chosen points, and print as JSON which came out the same."""
     place = Workplace.build(Path(sys.argv[1]))
-    import kifuse.training.runner  # noqa: F401 - imported once for all forks
+    import kifuse.running.runner  # noqa: F401 - imported once for all forks
 
     # every Trainer collects garbage as it starts, which takes longer than the training here
     gc.collect()

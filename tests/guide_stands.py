@@ -106,8 +106,9 @@ class Stands:
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, llama: Path, t5: Path, outline: Path) -> None:
+        from kifuse.answering import evaluator
         from kifuse.models import loading, tokenizer
-        from kifuse.training import evaluator, opening
+        from kifuse.running import run_start as opening
 
         self.llama, self.outline, self.bundled = llama, outline, llama
         tiny = {"google-t5/t5-large": str(t5)}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kifuse.config import RunConfig
-from kifuse.training.progress import Progress
+from kifuse.running.progress import Progress
 
 TASKS = ("colour", "fruit", "weather")
 LABELS = {"colour": ("red", "blue"), "fruit": ("apple", "plum"), "weather": ("sun", "rain")}

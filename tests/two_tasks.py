@@ -14,10 +14,10 @@ from kifuse.config import AdapterConfig, TrainingConfig
 from kifuse.methods.base import Method
 from kifuse.models.loading import Backbone, load_backbone
 from kifuse.registry import build_method
+from kifuse.running.one_task import TaskTraining, train_task
 from kifuse.tasks import read_stream
 from kifuse.tasks.encoding import Encoded, Encoder
 from kifuse.tasks.memory import MemoryBuffer
-from kifuse.training.one_task import TaskTraining, train_task
 from tests.adapters import add_adapter, learned_weights, on
 
 

@@ -25,7 +25,7 @@ from fuzzing import mutations
 from fuzzing.mutations import Pairs, write_json
 from kifuse.errors import KifuseError, printable
 from kifuse.tasks import Example, TaskStream, read_stream
-from kifuse.tasks.incoming import as_task
+from kifuse.tasks.any_task import as_task
 
 disable_progress_bars()
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from kifuse.reporting.record import MethodRecord, RunRecord, ScoreRecord, TaskRecord
-from kifuse.sealed import read_sealed
-from kifuse.storage import write_json, write_tensors, write_text
+from kifuse.io.sealed_json import read_sealed
+from kifuse.io.storage import write_json, write_tensors, write_text
+from kifuse.record.run_record import MethodRecord, RunRecord, ScoreRecord, TaskRecord
 from kifuse.tasks import Example, MemoryBuffer, Task
 
 _WORDS = ["port", "ship", "town", "Größe", "日本", "question", "science", "a", "the"]

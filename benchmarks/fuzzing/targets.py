@@ -16,8 +16,8 @@ from fuzzing import formats, mutations, sound
 from fuzzing.values import NAMES
 from kifuse.config import DataConfig, RunConfig, load_config, parse_overrides, to_yaml
 from kifuse.errors import KifuseError
-from kifuse.reporting.record import RunRecord
-from kifuse.storage import read_json, read_tensors, write_json, write_text
+from kifuse.io.storage import read_json, read_tensors, write_json, write_text
+from kifuse.record.run_record import RunRecord
 from kifuse.streams import open_stream
 from kifuse.tasks import Example, MemoryBuffer, Task, TaskStream, read_stream, read_task
 from kifuse.tasks.leaks import check_memory as check_leaks

@@ -19,14 +19,14 @@ from benchmarks.speed.plain_user import PlainUser, plain_user
 from peft import PeftModel
 
 from kifuse import ContinualLearner
+from kifuse.answering.evaluator import Evaluator
 from kifuse.benchmarks.catalog import load_benchmark
 from kifuse.config.schema import EvaluationConfig
 from kifuse.models.loading import Backbone, load_backbone, shrink_frozen
 from kifuse.scoring.scores import score_one
+from kifuse.tasks.any_task import as_task
 from kifuse.tasks.encoding import Encoder
-from kifuse.tasks.incoming import as_task
 from kifuse.tasks.task import Task
-from kifuse.training.evaluator import Evaluator
 
 BATCH, MOST = 8, 16
 KINDS = ("labels, learned", "labels, not yet learned", "free answers, learned")

@@ -14,9 +14,9 @@ from benchmarks.speed.evaluation import evaluator_with, tasks
 from benchmarks.speed.pairs import Ratio, in_turn, ratio
 from peft import LoraConfig, get_peft_model
 
-from kifuse.evaluation import products
+from kifuse.answering import fast_linear as products
+from kifuse.answering.evaluator import Evaluator
 from kifuse.models.loading import load_backbone, shrink_frozen
-from kifuse.training.evaluator import Evaluator
 
 
 def compare(quick: bool) -> list[Ratio]:

@@ -26,7 +26,7 @@ from benchmarks.speed.plain_user import plain_user
 
 from kifuse import ContinualLearner
 from kifuse.benchmarks.catalog import load_benchmark
-from kifuse.storage import write_text
+from kifuse.io.storage import write_text
 from kifuse.tasks.task import Task
 
 ORDER = 4

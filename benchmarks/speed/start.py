@@ -14,8 +14,8 @@ IMPORT = "import time; t = time.perf_counter(); import kifuse; print(time.perf_c
 FIRST_STEP = """
 import sys, time
 from kifuse.config import RunConfig
-from kifuse.training.progress import Progress
-from kifuse.training.runner import run
+from kifuse.running.progress import Progress
+from kifuse.running.runner import run
 
 class Watch(Progress):
     def step(self, task, step, steps, loss):

@@ -13,14 +13,14 @@ from transformers import Trainer, TrainingArguments
 
 from kifuse.adapters.kinds import add_adapter
 from kifuse.config import RunConfig
+from kifuse.driving.batches import MemoryBatches, ModelCollator, OrderedExamples
+from kifuse.driving.callback import MethodCallback
+from kifuse.driving.taps import Taps
+from kifuse.driving.target_loss import TargetLoss
 from kifuse.models.loading import Backbone, load_backbone
 from kifuse.registry import build_method
 from kifuse.tasks.collator import Collator
 from kifuse.tasks.encoding import Encoded
-from kifuse.training.batches import MemoryBatches, ModelCollator, OrderedExamples
-from kifuse.training.callback import MethodCallback
-from kifuse.training.loss import TargetLoss
-from kifuse.training.taps import Taps
 
 ROWS, LENGTH, TARGET = 8, 128, 4
 

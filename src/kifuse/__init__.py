@@ -13,10 +13,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kifuse.adapters.base import Adapter
     from kifuse.config import RunConfig, load_config
+    from kifuse.driving.standalone import StandaloneCallback
     from kifuse.errors import ConfigError, DataError, KifuseError, ModelError, RunError
     from kifuse.exporting.folder import Export, export
-    from kifuse.learner import ContinualLearner
-    from kifuse.lineage import LearnReport
+    from kifuse.learning.learner import ContinualLearner
     from kifuse.merging import (
         Importance,
         fuse,
@@ -61,18 +61,18 @@ if TYPE_CHECKING:
     from kifuse.methods.vr_mcl import VRMCL
     from kifuse.own_method import register
     from kifuse.page_refresh import run
+    from kifuse.record.lineage import LearnReport
+    from kifuse.record.run_record import RunRecord
     from kifuse.registry import build_method
-    from kifuse.reporting.record import RunRecord
     from kifuse.saved_adapter import load_adapter
     from kifuse.tasks import Example, MemoryBuffer, Task, TaskStream, read_stream, read_task
-    from kifuse.training.standalone import StandaloneCallback
 
 _PLACES = {
     "kifuse.config": ("RunConfig", "load_config"),
     "kifuse.errors": ("ConfigError", "DataError", "KifuseError", "ModelError", "RunError"),
-    "kifuse.learner": ("ContinualLearner",),
+    "kifuse.learning.learner": ("ContinualLearner",),
     "kifuse.exporting.folder": ("Export", "export"),
-    "kifuse.lineage": ("LearnReport",),
+    "kifuse.record.lineage": ("LearnReport",),
     "kifuse.merging": (
         "Importance",
         "fuse",
@@ -123,8 +123,8 @@ _PLACES = {
     "kifuse.page_refresh": ("run",),
     "kifuse.own_method": ("register",),
     "kifuse.registry": ("build_method",),
-    "kifuse.reporting.record": ("RunRecord",),
-    "kifuse.training.standalone": ("StandaloneCallback",),
+    "kifuse.record.run_record": ("RunRecord",),
+    "kifuse.driving.standalone": ("StandaloneCallback",),
     "kifuse.tasks": ("Example", "MemoryBuffer", "Task", "TaskStream", "read_stream", "read_task"),
 }
 _WHERE = {name: place for place, names in _PLACES.items() for name in names}

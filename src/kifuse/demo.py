@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from kifuse.config import RunConfig
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.changes import Change, changes
-from kifuse.reporting.record import RunRecord
 from kifuse.reporting.terminal_tables import comparison_table
 
 SETTINGS: dict[str, Any] = {
@@ -69,7 +69,7 @@ def run_demo(output: Path | None, seed: int, methods: tuple[str, ...], console: 
         0.
     """
     from kifuse.page_refresh import run
-    from kifuse.terminal_progress import ConsoleProgress
+    from kifuse.terminal.progress import ConsoleProgress
 
     folder = output or Path("runs") / f"demo-seed{seed}"
     started = time.monotonic()

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
+from kifuse.driving.finite_guard import largest_gradients
+from kifuse.driving.optimizer_moments import load_moments, moments
+from kifuse.driving.shards import Shards, joined
 from kifuse.errors import RunError
-from kifuse.training.guard import largest_gradients
-from kifuse.training.moments import load_moments, moments
-from kifuse.training.shards import Shards, joined
 from tests.months import OWN, Died, script
 from tests.tiny import build_tokenizer
 

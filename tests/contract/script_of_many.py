@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kifuse.training.loss import TargetLoss
+from kifuse.driving.target_loss import TargetLoss
 from tests.months import BROUGHT, OWN, brought, make_trainer, method_of, new_model, rows, weights
 from tests.runs import TASKS
 from tests.tiny import build_llama, build_tokenizer

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 import kifuse
+from kifuse.driving.batches import ModelCollator
+from kifuse.driving.target_loss import TargetLoss
 from kifuse.errors import ConfigError, KifuseError, RunError
 from kifuse.tasks.collator import Collator
 from kifuse.tasks.schedule import training_order
-from kifuse.training.batches import ModelCollator
-from kifuse.training.loss import TargetLoss
 from tests.contract.test_callback import Months, _AsRows
 from tests.months import BROUGHT, Die, Died, brought, make_trainer, method_of, new_model, rows, same, script
 from tests.months import weights as learned

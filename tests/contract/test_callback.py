@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
+from kifuse.driving.batches import ModelCollator
+from kifuse.driving.row_memory import RowMemory
+from kifuse.driving.target_loss import TargetLoss
 from kifuse.errors import RunError
 from kifuse.tasks.collator import Collator
 from kifuse.tasks.schedule import training_order
-from kifuse.training.batches import ModelCollator
-from kifuse.training.loss import TargetLoss
-from kifuse.training.rows import RowMemory
 from tests.contract.test_contract import _hooks
 from tests.months import (
     OWN,

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Trainer
 
 import kifuse
-from kifuse.evaluation.metrics import needed_cells
+from kifuse.record.run_record import RunRecord
+from kifuse.record.score_matrix import needed_cells
 from kifuse.registry import build_method, method_names
-from kifuse.reporting.record import RunRecord
-from kifuse.training import engine, opening
-from kifuse.training.runner import run
-from kifuse.training.snapshot import load_state, save_state
+from kifuse.running import engine
+from kifuse.running import run_start as opening
+from kifuse.running.runner import run
+from kifuse.running.snapshot import load_state, save_state
 from tests.runs import METHODS, PressCtrlC, StopIn, Stopped, adapter, make_config
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import distributed
 
-from kifuse.training.environment import leave_processes
+from kifuse.running.environment import leave_processes
 from tests.processes import run_two
 from tests.runs import write_stream
 

@@ -274,9 +274,9 @@ def test_making_a_trainer_seeds_every_generator_from_its_arguments(train: Train)
     [("deepspeed", "config.json", "deepspeed"), ("load_best_model_at_end", True, "load_best_model_at_end")],
 )
 def test_set_ups_that_methods_cannot_work_in_are_refused(train: Train, name: str, value: Any, word: str):
+    from kifuse.driving.callback import MethodCallback
     from kifuse.errors import RunError
     from kifuse.methods.sequential import Sequential
-    from kifuse.training.callback import MethodCallback
 
     _, trainer = train()
     object.__setattr__(trainer.args, name, value)
@@ -286,9 +286,9 @@ def test_set_ups_that_methods_cannot_work_in_are_refused(train: Train, name: str
 
 
 def test_a_callback_without_its_trainer_says_so(tmp_path: Path):
+    from kifuse.driving.callback import MethodCallback
     from kifuse.errors import RunError
     from kifuse.methods.sequential import Sequential
-    from kifuse.training.callback import MethodCallback
 
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True)
     trainer = Trainer(

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from kifuse.tasks import Encoder, Overlap, read_stream
-from kifuse.tasks.findings import look_through
+from kifuse.tasks.data_findings import look_through
 
 COUNTS = {"cb": (250, 56, 56), "copa": (400, 100, 100), "rte": (1000, 277, 277), "yahoo": (1000, 100, 400)}
 LABELS = {

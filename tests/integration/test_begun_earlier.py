@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from kifuse import ContinualLearner
 from kifuse.page_refresh import run
-from kifuse.reporting.record import RunRecord
+from kifuse.record.run_record import RunRecord
+from kifuse.running.progress import Progress
 from kifuse.tasks import Encoder, read_stream
-from kifuse.training.progress import Progress
 from tests.runs import make_config
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -16,13 +16,13 @@ from typer.testing import CliRunner, Result
 from kifuse.benchmarks import catalog
 from kifuse.cli import app
 from kifuse.comparing.grid import load_grid
+from kifuse.io.lock import exclusive
 from kifuse.models.loading import Backbone
-from kifuse.reporting.record import RunRecord
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.run_groups import group_runs, open_runs
-from kifuse.training import shared as sharing
-from kifuse.training.engine import Engine
-from kifuse.training.lock import exclusive
-from kifuse.training.runner import run
+from kifuse.running import shared_by_runs as sharing
+from kifuse.running.engine import Engine
+from kifuse.running.runner import run
 from tests.runs import TASKS
 
 ORDERS = {1: TASKS, 2: (TASKS[0], TASKS[2], TASKS[1]), 3: TASKS[::-1]}

@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import LlamaForCausalLM
 
 import kifuse.demo
-from kifuse.reporting.record import RunRecord
+from kifuse.record.run_record import RunRecord
 
 
 @pytest.fixture(scope="module")

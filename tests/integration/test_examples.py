@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kifuse import registry
-from kifuse.reporting.record import RunRecord
+from kifuse.record.run_record import RunRecord
 from tests.tiny import ENDS
 
 pytestmark = pytest.mark.usefixtures("quick")

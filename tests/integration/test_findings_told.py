@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from kifuse import RunRecord
-from kifuse.training.progress import Progress
-from kifuse.training.runner import run
+from kifuse.running.progress import Progress
+from kifuse.running.runner import run
 from tests.learners import Make
 from tests.runs import TASKS, make_config
 
@@ -100,7 +100,7 @@ def test_labels_stand_in_the_same_order_in_every_process_and_so_does_what_follow
     tiny_stream: Path,
 ):
     code = (
-        "import sys; from kifuse import read_stream; from kifuse.tasks.incoming import as_task; "
+        "import sys; from kifuse import read_stream; from kifuse.tasks.any_task import as_task; "
         "rows = [{'input': str(i), 'output': w} for i, w in enumerate(('sun', 'rain', 'snow', 'fog') * 5)]; "
         "given = as_task(rows, name='sky', labels={w['output'] for w in rows}, list_labels=True); "
         "found = as_task([{'text': w['input'], 'label': w['output']} for w in rows], name='found'); "

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from kifuse import ContinualLearner, DataError, RunError, forgetting
+from kifuse import ContinualLearner, DataError, RunError
 from kifuse.cli import app
-from kifuse.learner_folder import LearnerFolder
-from kifuse.lineage import LearnReport
-from kifuse.reporting.record import RunRecord
-from kifuse.training.snapshot import Snapshots
+from kifuse.learning import erased_texts as forgetting
+from kifuse.learning.folder import LearnerFolder
+from kifuse.record.lineage import LearnReport
+from kifuse.record.run_record import RunRecord
+from kifuse.running.snapshot import Snapshots
 from tests.learners import settings_of
 
 pytestmark = pytest.mark.usefixtures("quick")

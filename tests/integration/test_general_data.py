@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kifuse.errors import KifuseError
+from kifuse.running.runner import run
 from kifuse.tasks import read_stream
-from kifuse.training.runner import run
 from tests.runs import METHODS, make_config
 
 pytestmark = pytest.mark.usefixtures("quick")

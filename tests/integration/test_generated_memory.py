@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from kifuse.answering.sampling import sample
 from kifuse.errors import ConfigError, KifuseError
-from kifuse.evaluation.sampling import sample
 from kifuse.methods.replay import Replay
 from kifuse.methods.texts import Texts
+from kifuse.running import task_texts as module
+from kifuse.running.runner import run
 from kifuse.tasks import read_stream
-from kifuse.training import texts as module
-from kifuse.training.runner import run
 from tests.runs import LABELS, METHODS, StopIn, Stopped, adapter, make_config
 from tests.two_tasks import load
 

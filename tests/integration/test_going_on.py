@@ -9,9 +9,9 @@ from typing import ClassVar
 import pytest
 
 from kifuse.errors import RunError
-from kifuse.reporting.record import RunRecord
-from kifuse.training.progress import Progress
-from kifuse.training.runner import run
+from kifuse.record.run_record import RunRecord
+from kifuse.running.progress import Progress
+from kifuse.running.runner import run
 from tests.runs import make_config
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -37,7 +37,7 @@ def test_a_finished_run_is_left_as_it_is(
     config = make_config(tiny_folder_llama, tiny_stream, tmp_path / "out", {"name": "sequential"})
     run(config)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    monkeypatch.setattr("kifuse.training.opening.load_backbone", None)  # whoever trains again calls it
+    monkeypatch.setattr("kifuse.running.run_start.load_backbone", None)  # whoever trains again calls it
     again = run(config)
     assert again.status == "finished"
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()} == before

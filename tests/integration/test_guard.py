@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from kifuse.config import TrainingConfig
+from kifuse.driving.batches import MemoryBatches
+from kifuse.driving.callback import MethodCallback
+from kifuse.driving.context import TrainerContext
+from kifuse.driving.finite_guard import Guard, largest_gradients
+from kifuse.driving.shards import Shards
+from kifuse.driving.taps import Taps
+from kifuse.driving.target_loss import TargetLoss
 from kifuse.errors import RunError
 from kifuse.methods.base import Method
 from kifuse.methods.context import TaskInfo
 from kifuse.methods.kif import KIF
 from kifuse.methods.parameters import Parameters
 from kifuse.methods.sequential import Sequential
-from kifuse.training.batches import MemoryBatches
-from kifuse.training.callback import MethodCallback
-from kifuse.training.context import TrainerContext
-from kifuse.training.guard import Guard, largest_gradients
-from kifuse.training.loss import TargetLoss
-from kifuse.training.runner import run
-from kifuse.training.shards import Shards
-from kifuse.training.taps import Taps
+from kifuse.running.runner import run
 from tests.months import OWN, make_trainer, method_of, new_model, rows, same, weights
 from tests.runs import make_config
 
@@ -417,7 +417,7 @@ def test_a_run_skips_bad_steps_and_keeps_them_on_record(
     tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     loss = Breaking({2})
-    monkeypatch.setattr("kifuse.training.one_task.TargetLoss", lambda shift: loss)
+    monkeypatch.setattr("kifuse.running.one_task.TargetLoss", lambda shift: loss)
     record = run(make_config(tiny_folder_llama, tiny_stream, tmp_path / "run", {"name": "kif"}))
     events = [event for task in record.tasks for event in task.events if event["kind"] == "bad step"]
     assert [(event["step"], event["loss"]) for event in events] == [(2, "nan")]
@@ -428,7 +428,7 @@ def test_a_run_skips_bad_steps_and_keeps_them_on_record(
 def test_a_run_stops_at_its_limit(
     tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("kifuse.training.one_task.TargetLoss", lambda shift: Breaking(set(range(1, 99))))
+    monkeypatch.setattr("kifuse.running.one_task.TargetLoss", lambda shift: Breaking(set(range(1, 99))))
     assert "max_bad_steps" in TrainingConfig.model_fields
     config = make_config(
         tiny_folder_llama, tiny_stream, tmp_path, {"name": "kif"}, training={"max_bad_steps": 2}

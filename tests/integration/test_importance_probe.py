@@ -13,8 +13,8 @@ from torch.nn import functional
 from kifuse.errors import ConfigError
 from kifuse.reporting.method_pictures import probed
 from kifuse.reporting.plots import Heatmap
-from kifuse.training import importance_probe
-from kifuse.training.runner import run
+from kifuse.running import importance_probe
+from kifuse.running.runner import run
 from tests.runs import StopIn, Stopped, adapter, make_config
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from kifuse.errors import KifuseError, RunError
-from kifuse.training.lock import exclusive
-from kifuse.training.runner import run
+from kifuse.io.lock import exclusive
+from kifuse.running.runner import run
 from tests.runs import METHODS, PressCtrlC, adapter, make_config
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -55,7 +55,7 @@ def test_a_folder_that_a_living_process_writes_to_is_refused(
 ):
     config = make_config(tiny_folder_llama, tiny_stream, tmp_path / "out", METHODS["sequential"])
     code = (
-        "import sys, time; from pathlib import Path; from kifuse.training.lock import exclusive\n"
+        "import sys, time; from pathlib import Path; from kifuse.io.lock import exclusive\n"
         "with exclusive(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(
@@ -96,7 +96,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(
 def test_a_folder_that_cannot_be_written_to_is_said_before_anything_is_computed(
     tiny_folder_llama: Path, tiny_stream: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("kifuse.training.opening.load_backbone", None)
+    monkeypatch.setattr("kifuse.running.run_start.load_backbone", None)
     config = make_config(tiny_folder_llama, tiny_stream, Path("/proc/kifuse"), METHODS["kif"])
     with pytest.raises(RunError, match=r"output: /proc/kifuse cannot be written to.*name another folder"):
         run(config)

@@ -14,8 +14,8 @@ from torch import Tensor
 from kifuse.config import AdapterConfig
 from kifuse.merging import fuse_adapters
 from kifuse.models.loading import load_backbone
-from kifuse.reporting.record import RunRecord
-from kifuse.training.runner import run
+from kifuse.record.run_record import RunRecord
+from kifuse.running.runner import run
 from tests.adapters import add_adapter, load_adapter_weights
 from tests.runs import METHODS, StopIn, Stopped, adapter, make_config
 

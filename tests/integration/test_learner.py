@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kifuse import ContinualLearner, RunRecord, Task
 from kifuse.errors import ConfigError, DataError, ModelError, RunError
-from kifuse.training import engine
-from kifuse.training.progress import Progress
+from kifuse.running import engine
+from kifuse.running.progress import Progress
 from tests.learners import METHOD, Make, settings_of
 from tests.runs import StopIn, Stopped
 

@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 from kifuse import ContinualLearner, RunRecord, Task
 from kifuse.adapters.lora import Peft
 from kifuse.cli import app
+from kifuse.driving import context
+from kifuse.driving.target_loss import TargetLoss
 from kifuse.errors import ConfigError, DataError, KifuseError, ModelError, RunError
 from kifuse.models.loading import empty_model, load_backbone
 from kifuse.page_refresh import run
-from kifuse.training import context
-from kifuse.training.loss import TargetLoss
-from kifuse.training.middle import MiddleKeeper
-from kifuse.training.progress import Progress
+from kifuse.running.mid_task_checkpoint import MiddleKeeper
+from kifuse.running.progress import Progress
 from tests.learners import METHOD, Make, settings_of
 from tests.runs import StopIn, Stopped, make_config, write_stream
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from kifuse.driving.method_loss import targets_of
 from kifuse.errors import RunError
 from kifuse.methods.on_policy_repair import OnPolicyRepair
 from kifuse.methods.sdft import SDFT
+from kifuse.running.runner import run
+from kifuse.running.task_texts import _asking_more
 from kifuse.tasks.task import Conversation, Example, Task
-from kifuse.training.method_loss import targets_of
-from kifuse.training.runner import run
-from kifuse.training.texts import _asking_more
 from tests.learners import Make
 from tests.reference import sampled
 from tests.runs import make_config

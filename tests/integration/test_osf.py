@@ -15,8 +15,8 @@ from kifuse import ContinualLearner, Task, read_stream
 from kifuse.config import AdapterConfig
 from kifuse.errors import ModelError
 from kifuse.models.loading import load_backbone
-from kifuse.training.progress import Progress
-from kifuse.training.runner import run
+from kifuse.running.progress import Progress
+from kifuse.running.runner import run
 from tests.adapters import add_adapter, learned_weights, open_factors
 from tests.runs import METHODS, Stopped, adapter, make_config
 

@@ -16,7 +16,7 @@ from kifuse.errors import ConfigError, RunError
 from kifuse.methods.base import Method
 from kifuse.own_method import name_method
 from kifuse.registry import build_method
-from kifuse.training.first_task import trains_plainly
+from kifuse.running.shared_first_task import trains_plainly
 from tests.runs import make_config
 
 pytestmark = pytest.mark.usefixtures("quick")

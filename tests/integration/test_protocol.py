@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from kifuse import __version__
+from kifuse.answering.evaluator import Cell
 from kifuse.config import load_config
 from kifuse.errors import RunError
-from kifuse.evaluation.metrics import needed_cells
 from kifuse.page_refresh import run
-from kifuse.reporting.record import RunRecord
+from kifuse.record.run_record import RunRecord
+from kifuse.record.score_matrix import needed_cells
+from kifuse.running import engine
+from kifuse.running import run_start as opening
+from kifuse.running.progress import Plan, Progress
 from kifuse.tasks import read_stream
-from kifuse.training import engine, opening
-from kifuse.training.evaluator import Cell
-from kifuse.training.progress import Plan, Progress
 from tests.runs import LABELS, METHODS, TASKS, StopIn, Stopped, adapter, make_config
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from kifuse import ConfigError, ContinualLearner, RunError
+from kifuse.answering.evaluator import Cell, Evaluator
 from kifuse.cli import app
-from kifuse.reporting.record import RunRecord
-from kifuse.tasks.kept import kept_probe
-from kifuse.training.evaluator import Cell, Evaluator
-from kifuse.training.snapshot import Snapshots
+from kifuse.record.run_record import RunRecord
+from kifuse.running.snapshot import Snapshots
+from kifuse.tasks.learned_task import kept_probe
 from tests.learners import settings_of
 
 pytestmark = pytest.mark.usefixtures("quick")

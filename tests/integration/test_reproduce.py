@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from kifuse.benchmarks.catalog import BENCHMARKS
 from kifuse.cli import app
-from kifuse.reporting.record import RunRecord
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.run_groups import Group, Run
 from kifuse.reproducing.budgets import BUDGETS
 from kifuse.reproducing.catalog import Claim, paper_table, paper_tables

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from kifuse import ContinualLearner, Example, RunRecord, Task, TaskStream
+from kifuse.answering.evaluator import Evaluator
 from kifuse.config import DataConfig
 from kifuse.errors import DataError, RunError
+from kifuse.running.run_start import check_data, task_record
 from kifuse.scoring import own_function
 from kifuse.streams import open_stream
+from kifuse.tasks.any_task import as_task
 from kifuse.tasks.encoding import Encoder
-from kifuse.tasks.incoming import as_task
-from kifuse.training.evaluator import Evaluator
-from kifuse.training.opening import check_data, task_record
 from tests.learners import Make
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -11,10 +11,10 @@ import pytest
 
 from kifuse import ContinualLearner, Task
 from kifuse.errors import KifuseError, ModelError, RunError
+from kifuse.io.storage import write_json
 from kifuse.page_refresh import run
 from kifuse.reporting.changes import changes
-from kifuse.storage import write_json
-from kifuse.training.progress import Progress
+from kifuse.running.progress import Progress
 from tests.damages import DAMAGES
 from tests.learners import METHOD, Make, settings_of
 from tests.runs import make_config
@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_written_to_still_answers_and_scores(
 
     for name in ("replace", "rename", "mkdir"):
         monkeypatch.setattr(f"os.{name}", refuse)
-    monkeypatch.setattr("kifuse.training.lock.FileLock.acquire", refuse)
+    monkeypatch.setattr("kifuse.io.lock.FileLock.acquire", refuse)
     told = Told()
     reading = _load(learner.folder, progress=told)
     assert reading.evaluate() == expected and len(reading.generate(["harbour"])) == 1

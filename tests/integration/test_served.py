@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kifuse.page_refresh import run
-from kifuse.reporting.record import RunRecord
+from kifuse.record.run_record import RunRecord
 from tests.chat_families import FAMILIES
 from tests.runs import make_config
 from tests.tiny import build_llama

@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 
 from kifuse import ContinualLearner, DataError, RunRecord
 from kifuse.cli import app
-from kifuse.cli.opened import GATE
-from kifuse.safe_console import without_control
+from kifuse.cli.opened_learner import GATE
+from kifuse.terminal.safe_console import without_control
 from tests.learners import Make
 from tests.unit.test_cli import shell
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from kifuse import ContinualLearner, Task, read_stream
 from kifuse.errors import ModelError, RunError
-from kifuse.reporting.record import RunRecord
-from kifuse.training.progress import Progress
-from kifuse.training.runner import run
+from kifuse.record.run_record import RunRecord
+from kifuse.running.progress import Progress
+from kifuse.running.runner import run
 from tests.adapters import frozen_tensors, stacked
 from tests.runs import METHODS, StopIn, Stopped, adapter, make_config
 

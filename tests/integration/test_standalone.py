@@ -531,7 +531,7 @@ def test_a_checkpoint_elsewhere_is_named(tiny_tokenizer: Any, tmp_path: Path):
 
 
 def test_rows_come_back_from_a_file_as_they_were(tmp_path: Path):
-    from kifuse.training.rows import RowMemory
+    from kifuse.driving.row_memory import RowMemory
 
     odd = {
         "ids": [1, 2],

@@ -13,9 +13,9 @@ import pytest
 import torch
 from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
 
+from kifuse.driving.refusals import refuse_packed
 from kifuse.errors import KifuseError, RunError
 from kifuse.models.loading import narrow_4bit_layer
-from kifuse.training.refusals import refuse_packed
 from tests.months import Die, Died, make_trainer, method_of, new_model, rows, same, script, weights
 from tests.runs import METHODS, TASKS
 from tests.tiny import build_llama
@@ -114,7 +114,7 @@ def test_a_newest_state_without_its_description_is_refused_by_name(tiny_tokenize
 
 def test_two_processes_do_not_train_with_one_state_folder(tiny_tokenizer: Any, tmp_path: Path):
     code = (
-        "import sys, time; from pathlib import Path; from kifuse.training.state_dir import hold\n"
+        "import sys, time; from pathlib import Path; from kifuse.driving.state_dir import hold\n"
         "folder = Path(sys.argv[1]); folder.mkdir(); hold(folder); print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "state")]

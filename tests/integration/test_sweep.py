@@ -13,11 +13,11 @@ from typer.testing import CliRunner, Result
 
 from kifuse.cli import app
 from kifuse.comparing.grid import load_grid
-from kifuse.comparing.tried import open_sweep
+from kifuse.comparing.tried_settings import open_sweep
 from kifuse.errors import RunError
-from kifuse.reporting.record import RunRecord
-from kifuse.training.engine import Engine
-from kifuse.training.runner import run
+from kifuse.record.run_record import RunRecord
+from kifuse.running.engine import Engine
+from kifuse.running.runner import run
 from tests.runs import learned_files
 
 RATES = "training.learning_rate=1e-6,3e-2"

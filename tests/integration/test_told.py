@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from kifuse import ContinualLearner, RunRecord, read_stream
+from kifuse.answering import evaluator
 from kifuse.config import load_config, loading
 from kifuse.errors import ConfigError, RunError
 from kifuse.methods.kif import KIF
+from kifuse.running.progress import Progress
+from kifuse.running.runner import run
 from kifuse.scoring.scores import Scored
-from kifuse.training import evaluator
-from kifuse.training.progress import Progress
-from kifuse.training.runner import run
 from tests.months import make_trainer, new_model, rows
 from tests.runs import METHODS, TASKS, StopIn, Stopped, adapter, make_config
 
@@ -282,7 +282,7 @@ def test_a_tracker_that_cannot_be_begun_is_an_error(
     def refuse(names: list[str]) -> Any:
         raise RuntimeError(f"{names[0]} is out of order.")
 
-    monkeypatch.setattr("kifuse.training.runner.require_trackers", lambda config: None)
+    monkeypatch.setattr("kifuse.running.runner.require_trackers", lambda config: None)
     monkeypatch.setattr(transformers.integrations, "get_reporting_integration_callbacks", refuse)
     training = {"report_to": ["tensorboard"]}
     config = make_config(tiny_folder_llama, tiny_stream, tmp_path / "run", {"name": "kif"}, training=training)

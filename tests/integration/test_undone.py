@@ -15,9 +15,9 @@ import pytest
 
 from kifuse import ContinualLearner, RunRecord, Task
 from kifuse.errors import KifuseError, RunError
-from kifuse.learner_folder import LearnerFolder
-from kifuse.learner_learning import Gates, settle
-from kifuse.training.engine import Engine
+from kifuse.learning.folder import LearnerFolder
+from kifuse.learning.learn_task import Gates, settle
+from kifuse.running.engine import Engine
 from tests.faults import Killed, contents, failing_at, killed, read_only
 from tests.learners import Make
 

@@ -13,12 +13,12 @@ import yaml
 from typer.testing import CliRunner
 
 from kifuse import ConfigError, ContinualLearner, DataError, RunError
+from kifuse.answering.evaluator import Cell, Evaluator
 from kifuse.cli import app
+from kifuse.io.storage import sha256_file
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.page import write_report
-from kifuse.reporting.record import RunRecord
-from kifuse.storage import sha256_file
-from kifuse.training.evaluator import Cell, Evaluator
-from kifuse.training.runner import run
+from kifuse.running.runner import run
 from tests.learners import settings_of
 from tests.runs import METHODS, StopIn, Stopped, learned_files, make_config
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from kifuse.training.runner import run
+from kifuse.running.runner import run
 from tests.processes import end_together
 from tests.runs import METHODS, make_config
 

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from kifuse.config import TrainingConfig
+from kifuse.driving.batches import MemoryBatches, ModelCollator
+from kifuse.driving.target_loss import TargetLoss
 from kifuse.methods.sequential import Sequential
 from kifuse.models.loading import Backbone
 from kifuse.registry import build_method
+from kifuse.running.one_task import train_task
+from kifuse.running.runner import run
 from kifuse.tasks.collator import Collator
 from kifuse.tasks.encoding import Encoded
 from kifuse.tasks.schedule import training_order
-from kifuse.training.batches import MemoryBatches, ModelCollator
-from kifuse.training.loss import TargetLoss
-from kifuse.training.one_task import train_task
-from kifuse.training.runner import run
 from tests.invariants.one_of_many import SECTIONS
 from tests.processes import run_two
 from tests.runs import METHODS, TASKS, adapter, make_config, write_stream

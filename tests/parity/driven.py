@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.config import TrainingConfig
+from kifuse.driving.batches import MemoryBatches
 from kifuse.models.loading import Backbone
 from kifuse.registry import build_method
+from kifuse.running.one_task import TaskTraining, train_task
 from kifuse.tasks.encoding import Encoded
-from kifuse.training.batches import MemoryBatches
-from kifuse.training.one_task import TaskTraining, train_task
 from tests.parity.literal import Batch, Values, task_batches, trainable
 from tests.two_tasks import adapted, encoded
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from kifuse.driving.batches import MemoryBatches
 from kifuse.models.loading import Backbone
 from kifuse.tasks.encoding import Encoded
 from kifuse.tasks.schedule import training_order
-from kifuse.training.batches import MemoryBatches
 
 Values = dict[str, Tensor]
 Batch = list[Encoded]

@@ -13,8 +13,8 @@ from kifuse.config import TrainingConfig
 from kifuse.methods.base import Context, Method
 from kifuse.methods.parameters import Parameters
 from kifuse.models.loading import Backbone
+from kifuse.running.one_task import train_task
 from kifuse.tasks.encoding import Encoded
-from kifuse.training.one_task import train_task
 from tests.parity.literal import Values, trainable
 from tests.two_tasks import adapted, encoded
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kifuse.driving.method_loss import targets_of
 from kifuse.methods.base import Method
 from kifuse.models.loading import Backbone
-from kifuse.training.method_loss import targets_of
-from kifuse.training.one_task import TaskTraining
+from kifuse.running.one_task import TaskTraining
 from tests.two_tasks import learn
 
 TRAINING: dict[str, Any] = {"learning_rate": 5e-3, "epochs": 1, "scheduler": "constant"}

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from kifuse.driving.context import TrainerContext
 from kifuse.methods.derpp import DERPP
 from kifuse.models.loading import Backbone
-from kifuse.training.context import TrainerContext
 from tests.reference import derpp
 from tests.two_tasks import learn, load
 

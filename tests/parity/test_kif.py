@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kifuse.config import TrainingConfig
+from kifuse.driving.context import TrainerContext
 from kifuse.errors import ConfigError
 from kifuse.methods.base import Method
 from kifuse.methods.context import Context
@@ -18,8 +19,7 @@ from kifuse.methods.kif import KIF
 from kifuse.methods.parameters import Parameters
 from kifuse.models.loading import Backbone
 from kifuse.registry import build_method
-from kifuse.training.context import TrainerContext
-from kifuse.training.one_task import train_task
+from kifuse.running.one_task import train_task
 from tests.parity.literal import Values, loss_of, task_batches, trainable
 from tests.reference import fusion, importance, per_example, units
 from tests.two_tasks import adapted, encoded, load

@@ -12,7 +12,7 @@ import torch
 from kifuse.config import TrainingConfig
 from kifuse.models.loading import Backbone
 from kifuse.registry import build_method
-from kifuse.training.one_task import train_task
+from kifuse.running.one_task import train_task
 from tests.parity.driven import DECAY, RATE, driven, seen
 from tests.parity.literal import Values, loss_of, trainable
 from tests.reference import aim, forever, slao, vr_mcl

@@ -14,7 +14,7 @@ from torch import Tensor
 from kifuse.config import AdapterConfig, TrainingConfig
 from kifuse.models.loading import Backbone
 from kifuse.registry import build_method
-from kifuse.training.one_task import train_task
+from kifuse.running.one_task import train_task
 from tests.adapters import add_adapter, close_factors, learned_weights, on
 from tests.parity.literal import Batch, task_batches
 from tests.reference import osf

@@ -11,7 +11,7 @@ import torch
 from kifuse.config import TrainingConfig
 from kifuse.models.loading import Backbone
 from kifuse.registry import build_method
-from kifuse.training.one_task import train_task
+from kifuse.running.one_task import train_task
 from tests.parity.literal import Values, loss_of, memory_batches, task_batches, trainable
 from tests.reference.recurrent import Round, recurrent_kif
 from tests.two_tasks import adapted, encoded, load

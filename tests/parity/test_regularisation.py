@@ -14,7 +14,7 @@ from kifuse.methods.ewc import EWC
 from kifuse.methods.migu import MIGU
 from kifuse.methods.ogd import OGD
 from kifuse.models.loading import Backbone
-from kifuse.training.runner import run
+from kifuse.running.runner import run
 from tests.parity.literal import Values, task_batches
 from tests.parity.per_example_literal import OneByOne
 from tests.parity.seen import train_two

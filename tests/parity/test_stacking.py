@@ -14,8 +14,8 @@ from torch import Tensor
 from kifuse.config import TrainingConfig
 from kifuse.models.loading import Backbone
 from kifuse.registry import build_method
+from kifuse.running.one_task import TaskTraining, train_task
 from kifuse.tasks.encoding import Encoded
-from kifuse.training.one_task import TaskTraining, train_task
 from tests.adapters import grow
 from tests.parity.literal import Values, loss_of, task_batches, trainable
 from tests.reference import ella, inclora, nlora, olora

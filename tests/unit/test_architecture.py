@@ -16,26 +16,20 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A part may import the parts of lower rows only.
 LAYERS: list[set[str]] = [
-    {"errors", "file_names", "knowledge", "method_catalog", "problems", "safe_console"},
-    {"storage", "scoring"},
-    {"folders", "sealed"},
+    {"errors", "knowledge", "method_catalog", "problems"},
+    {"io", "scoring"},
     {"adapters"},
-    {"methods", "evaluation"},
-    {"tasks", "models", "registry", "reporting"},
-    {"benchmarks", "merging", "own_method", "saved_adapter"},
+    {"methods"},
+    {"tasks", "models", "registry", "record"},
+    {"answering", "benchmarks", "merging", "own_method", "reporting", "saved_adapter"},
     {"config"},
-    {"streams", "recipes"},
-    {"lineage"},
-    {"training"},
-    {"terminal_view", "page_refresh"},
-    {"terminal_progress"},
-    {"forgetting"},
-    {"learner_config", "learner_folder", "exporting"},
-    {"learner_opening"},
-    {"learner_watching", "learner_repair", "learner_hooks"},
-    {"learner_learning", "learner_asking"},
-    {"learner_forgetting"},
-    {"demo", "learner", "comparing"},
+    {"recipes", "streams"},
+    {"driving"},
+    {"running"},
+    {"page_refresh", "terminal"},
+    {"exporting"},
+    {"learning"},
+    {"comparing", "demo"},
     {"reproducing"},
     {"cli"},
     {"__main__"},
@@ -44,14 +38,11 @@ OUTSIDE: dict[str, set[str]] = {
     "knowledge": {"torch"},
     "methods": {"torch", "pydantic"},
     "errors": set(),
-    "file_names": set(),
-    "safe_console": {"rich"},
     "problems": {"pydantic", "pydantic_core"},
     "merging": {"torch"},
     "scoring": {"regex", "rouge_score", "sacrebleu", "sklearn", "transformers"},
-    "storage": {"torch", "safetensors"},
-    "folders": set(),
-    "sealed": set(),
+    "io": {"filelock", "safetensors", "torch"},
+    "record": {"pydantic", "pydantic_core"},
     "reporting": {"jinja2", "markupsafe", "pydantic", "pydantic_core", "rich", "scipy", "vl_convert"},
     "config": {"pydantic", "yaml"},
     "method_catalog": set(),
@@ -162,9 +153,9 @@ def test_methods_know_knowledge_and_adapters_and_nothing_else_of_the_package():
             assert not _own(file)
 
 
-def test_only_training_knows_the_trainer():
+def test_only_driving_and_running_know_the_trainer():
     for file in FILES:
-        if _part(file) == "training":
+        if _part(file) in {"driving", "running"}:
             continue
         for node in _nodes(file):
             if isinstance(node, ast.ImportFrom) and node.module in ("transformers", "accelerate"):
@@ -201,9 +192,9 @@ def test_nothing_is_unpickled_and_no_foreign_code_is_run():
         ["kifuse.config", "kifuse.method_catalog", "kifuse.registry", "kifuse.models"],
         ["kifuse.benchmarks.catalog", "kifuse.streams"],
         ["kifuse.recipes"],
-        ["kifuse.reporting.record", "kifuse.reporting.terminal_tables", "kifuse.reporting.changes"],
+        ["kifuse.record.run_record", "kifuse.reporting.terminal_tables", "kifuse.reporting.changes"],
         ["kifuse.reporting.page", "kifuse.reporting.all_plots_and_tables", "kifuse.reporting.figures"],
-        ["kifuse.evaluation.metrics", "kifuse.scoring.scores", "kifuse.storage"],
+        ["kifuse.record.score_matrix", "kifuse.scoring.scores", "kifuse.io.storage"],
     ],
     ids=lambda modules: modules[0],
 )
@@ -226,6 +217,5 @@ def test_importing_the_method_interface_imports_no_engine():
 
 def test_training_fills_records_and_draws_nothing():
     for file in FILES:
-        if _part(file) == "training":
-            read = {name for name in _imports(file) if name.startswith("kifuse.reporting")}
-            assert read <= {"kifuse.reporting.record"}, file
+        if _part(file) in {"answering", "driving", "running"}:
+            assert "reporting" not in _own(file), file

@@ -102,8 +102,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     stands = {
         "kifuse.page_refresh": {"run": run},
         "kifuse.demo": {"run_demo": run_demo},
-        "kifuse.terminal_progress": {"ConsoleProgress": Progress},
-        "kifuse.reporting.record": {"RunRecord": FakeRecord},
+        "kifuse.terminal.progress": {"ConsoleProgress": Progress},
+        "kifuse.record.run_record": {"RunRecord": FakeRecord},
         "kifuse.reporting.terminal_tables": {
             "comparison_table": lambda records: f"compared {len(records)}",
             "matrix_table": lambda record: "matrix",

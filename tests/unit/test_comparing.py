@@ -8,13 +8,14 @@ from typing import get_args
 import pytest
 from rich.console import Console
 
-from kifuse import method_catalog, terminal_progress
+from kifuse import method_catalog
 from kifuse.methods import base
-from kifuse.reporting.record import MethodRecord
+from kifuse.record.run_record import MethodRecord
 from kifuse.reporting.run_groups import Run, group_runs
 from kifuse.reporting.terminal_tables import ranked, ranking_table
-from kifuse.terminal_progress import ConsoleProgress, Pace
-from kifuse.training.progress import Plan
+from kifuse.running.progress import Plan
+from kifuse.terminal import progress as terminal_progress
+from kifuse.terminal.progress import ConsoleProgress, Pace
 from tests.unit.reporting.runs import make_record
 
 

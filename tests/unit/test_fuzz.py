@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from kifuse.config import load_config, parse_overrides
 from kifuse.errors import ConfigError, DataError, KifuseError, did_you_mean
-from kifuse.reporting.record import RunRecord
-from kifuse.storage import parse_json, read_tensors, write_text
+from kifuse.io.storage import parse_json, read_tensors, write_text
+from kifuse.record.run_record import RunRecord
 from kifuse.tasks import MemoryBuffer, read_stream
 from kifuse.tasks.readers.long_sequence import parse_options
 from kifuse.tasks.task import check_different, check_task_name

@@ -14,8 +14,8 @@ import torch
 
 from kifuse.config import load_config, parse_overrides
 from kifuse.errors import ConfigError, DataError, KifuseError, RunError, did_you_mean
-from kifuse.reporting.record import MethodRecord, RunRecord, TaskRecord
-from kifuse.storage import read_json, read_tensors, sha256_file, write_json, write_tensors, write_text
+from kifuse.io.storage import read_json, read_tensors, sha256_file, write_json, write_tensors, write_text
+from kifuse.record.run_record import MethodRecord, RunRecord, TaskRecord
 from kifuse.tasks import Example, MemoryBuffer, Task, read_stream, read_task
 from kifuse.tasks.readers.long_sequence import parse_options
 

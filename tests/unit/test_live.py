@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 from rich.text import Span, Text
 
-from kifuse import terminal_progress
 from kifuse.methods.kif import KIF
 from kifuse.methods.recurrent_kif import RecurrentKIF
-from kifuse.terminal_progress import ConsoleProgress
-from kifuse.terminal_view import View, row_text
-from kifuse.training.progress import Plan, RowScore
-from kifuse.training.watching import Watcher
+from kifuse.running.progress import Plan, RowScore
+from kifuse.running.trainer_listener import Watcher
+from kifuse.terminal import progress as terminal_progress
+from kifuse.terminal.progress import ConsoleProgress
+from kifuse.terminal.view import View, row_text
 
 
 class Clock:

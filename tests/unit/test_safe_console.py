@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from kifuse.safe_console import SafeConsole
+from kifuse.terminal.safe_console import SafeConsole
 
 ATTACKS = {
     "title": "\x1b]0;owned\x07",

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kifuse.errors import KifuseError, ModelError
-from kifuse.folders import replace_folder
-from kifuse.storage import read_json, read_tensors, write_json, write_tensors
+from kifuse.io.storage import read_json, read_tensors, write_json, write_tensors
+from kifuse.io.whole_folders import replace_folder
 
 if TYPE_CHECKING:
     from torch import Tensor

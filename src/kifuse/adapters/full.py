@@ -20,7 +20,7 @@ from kifuse.adapters.folder import (
 )
 from kifuse.adapters.places import target_modules
 from kifuse.errors import ModelError
-from kifuse.folders import replace_folder
+from kifuse.io.whole_folders import replace_folder
 
 
 class Full(Adapter):

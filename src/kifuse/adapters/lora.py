@@ -14,7 +14,7 @@ from kifuse.adapters.base import Adapter, attached
 from kifuse.adapters.folder import WEIGHTS, is_full, read_config, refuse_other_tensors
 from kifuse.adapters.places import target_modules
 from kifuse.errors import ModelError
-from kifuse.folders import replace_folder
+from kifuse.io.whole_folders import replace_folder
 
 CURRENT = "default"
 """Name of the PEFT adapter that is trained."""

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from kifuse.adapters.folder import WEIGHTS, read_adapter, refuse_other_tensors
 from kifuse.adapters.lora import CURRENT, Peft, in_order
 from kifuse.errors import ModelError
-from kifuse.folders import replace_folder
-from kifuse.storage import write_tensors
+from kifuse.io.storage import write_tensors
+from kifuse.io.whole_folders import replace_folder
 
 PAST = "past"
 """Name of the PEFT adapter that holds the earlier tasks' pairs."""

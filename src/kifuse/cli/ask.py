@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kifuse.cli.opened import AFTER, FOLDER, JSON, MODEL, OWN_METHOD, TRUST, known_states, opened
+from kifuse.cli.opened_learner import AFTER, FOLDER, JSON, MODEL, OWN_METHOD, TRUST, known_states, opened
 from kifuse.errors import ConfigError
-from kifuse.safe_console import SafeConsole
-from kifuse.storage import decode_utf8, parse_json, read_bytes
+from kifuse.io.storage import decode_utf8, parse_json, read_bytes
+from kifuse.terminal.safe_console import SafeConsole
 
 if TYPE_CHECKING:
-    from kifuse.learner import ContinualLearner
+    from kifuse.learning.learner import ContinualLearner
 
 NOW = "now"
 """What the present state is called beside earlier ones."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kifuse.comparing.grid import Grid
-    from kifuse.comparing.running import Outcome
+    from kifuse.comparing.grid_runs import Outcome
 
 FLAGS = {
     "data.benchmark": "--benchmark",
@@ -79,7 +79,7 @@ def compare(
     scored on test. A run that fails is told, the others go on, and the same command tries it again.
     """
     from kifuse.comparing.grid import load_grid
-    from kifuse.comparing.varied import check_choice, parse_vary
+    from kifuse.comparing.varied_settings import check_choice, parse_vary
     from kifuse.config import parse_overrides
     from kifuse.recipes import refuse_recipe_name
 
@@ -104,8 +104,8 @@ def compare(
     check_choice(choose_on, bool(grid.vary), "--choose-on")
 
     from kifuse.cli.quiet import quieten
-    from kifuse.comparing.running import run_grid
-    from kifuse.safe_console import SafeConsole
+    from kifuse.comparing.grid_runs import run_grid
+    from kifuse.terminal.safe_console import SafeConsole
 
     quieten(everything=quiet)
     console = SafeConsole(quiet=quiet)
@@ -139,8 +139,8 @@ def show_plan(grid: Grid, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from kifuse.comparing.running import is_finished, plans, size
-    from kifuse.training.shared import Shared
+    from kifuse.comparing.grid_runs import is_finished, plans, size
+    from kifuse.running.shared_by_runs import Shared
 
     work = plans(grid, Shared())
     table = Table("method", "runs", "finished", "passes a run", "answers a run", box=box.SIMPLE_HEAD)
@@ -175,7 +175,7 @@ def _range(values: list[int]) -> str:
 
 def _show(grid: Grid, outcome: Outcome, console: Console) -> None:
     """Print the methods side by side, what failed, and where everything is."""
-    from kifuse.comparing.section import PAGE, TABLES
+    from kifuse.comparing.compare_section import PAGE, TABLES
     from kifuse.reporting.paired_differences import differences_table
     from kifuse.reporting.run_groups import group_runs
     from kifuse.reporting.terminal_tables import plain_table, ranking_table, sweep_shown

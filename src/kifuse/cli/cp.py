@@ -35,9 +35,9 @@ def cp(
     """Copy a row of a paper's table as a complete configuration that is yours. Trains nothing."""
     from kifuse.config import parse_overrides
     from kifuse.errors import ConfigError
+    from kifuse.io.storage import write_text
     from kifuse.recipes import fill_recipe
-    from kifuse.safe_console import SafeConsole
-    from kifuse.storage import write_text
+    from kifuse.terminal.safe_console import SafeConsole
 
     filled = fill_recipe(
         recipe,

@@ -24,7 +24,7 @@ def demo(
     from kifuse.cli.user_errors import split_names
     from kifuse.errors import ConfigError
     from kifuse.registry import method_entry
-    from kifuse.safe_console import SafeConsole
+    from kifuse.terminal.safe_console import SafeConsole
 
     names = tuple(dict.fromkeys(split_names(methods)))
     if not names:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kifuse.cli.opened import AFTER, FOLDER, GATE, JSON, MODEL, OWN_METHOD, TRUST, known_states, opened
+from kifuse.cli.opened_learner import (
+    AFTER,
+    FOLDER,
+    GATE,
+    JSON,
+    MODEL,
+    OWN_METHOD,
+    TRUST,
+    known_states,
+    opened,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,8 +43,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """Score a learner on the tasks that it learned, or on others; nothing is kept of it."""
-    from kifuse.learner_config import checked_points
-    from kifuse.safe_console import SafeConsole
+    from kifuse.learning.settings import checked_points
+    from kifuse.terminal.safe_console import SafeConsole
 
     checked_points("--min-score", min_score)
     settings = {"data": {"own_metrics": own_metrics}} if own_metrics else None

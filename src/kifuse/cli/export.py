@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kifuse.cli.opened import JSON, MODEL, TRUST
+from kifuse.cli.opened_learner import JSON, MODEL, TRUST
 from kifuse.cli.quiet import QUIET
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def export(
     """
     from kifuse.cli.quiet import quieten
     from kifuse.exporting.folder import export as write_export
-    from kifuse.safe_console import SafeConsole
+    from kifuse.terminal.safe_console import SafeConsole
 
     quieten(everything=quiet)
     console = SafeConsole(stderr=True, quiet=quiet, highlight=False)
@@ -78,7 +78,7 @@ def export(
 
 
 def _print(done: Export) -> None:
-    from kifuse.safe_console import SafeConsole
+    from kifuse.terminal.safe_console import SafeConsole
 
     console = SafeConsole(highlight=False)
     learned = ", ".join(done.tasks)

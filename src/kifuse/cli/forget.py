@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kifuse.cli.opened import FOLDER, GATE, JSON, MODEL, TRUST, opened
+from kifuse.cli.opened_learner import FOLDER, GATE, JSON, MODEL, TRUST, opened
 
 
 def forget(
@@ -30,7 +30,7 @@ def forget(
 
     What it left in the weights cannot be removed; that is said, with the command that retrains without it.
     """
-    from kifuse.safe_console import SafeConsole
+    from kifuse.terminal.safe_console import SafeConsole
 
     with opened(folder, model=model, trust_remote_code=trust_remote_code) as learner:
         report = learner.forget(task, retrain=retrain)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kifuse.cli.opened import FOLDER, JSON, refuse_missing
+from kifuse.cli.opened_learner import FOLDER, JSON, refuse_missing
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,8 +20,8 @@ def history(
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """Show what a learner learned, refused and took back, with scores before and after. Loads no model."""
-    from kifuse.reporting.record import RunRecord
-    from kifuse.safe_console import SafeConsole
+    from kifuse.record.run_record import RunRecord
+    from kifuse.terminal.safe_console import SafeConsole
 
     refuse_missing(folder)
     record = RunRecord.load(os.path.expanduser(folder))

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kifuse.cli.opened import GATE, JSON, TRUST, begun, has_learner, opened
+from kifuse.cli.opened_learner import GATE, JSON, TRUST, begun, has_learner, opened
 from kifuse.cli.quiet import QUIET
 from kifuse.cli.user_errors import refuse_twice
 from kifuse.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from kifuse.lineage import LearnReport
+    from kifuse.record.lineage import LearnReport
 
 
 def learn(
@@ -91,7 +91,7 @@ def learn(
     --max-forgetting or --min-score; these hold until others are given.
     """
     from kifuse.config.loading import nested, parse_overrides
-    from kifuse.safe_console import SafeConsole
+    from kifuse.terminal.safe_console import SafeConsole
 
     wanted = nested(parse_overrides(settings or []))
     for section, values in wanted.items():

@@ -106,7 +106,7 @@ def _print(columns: list[str], rows: list[tuple[str, ...]]) -> None:
     from rich import box
     from rich.table import Table
 
-    from kifuse.safe_console import SafeConsole
+    from kifuse.terminal.safe_console import SafeConsole
 
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for column in (table.columns[0], table.columns[1] if len(columns) > 3 else table.columns[-1]):

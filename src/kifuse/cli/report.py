@@ -41,13 +41,13 @@ def report(
 
     Runs that differ in seed and task order only count as one method, with mean and standard deviation.
     """
-    from kifuse.comparing.tried import open_sweep
+    from kifuse.comparing.tried_settings import open_sweep
     from kifuse.errors import RunError
+    from kifuse.io.storage import write_text
     from kifuse.reporting.all_plots_and_tables import all_plots, all_tables
     from kifuse.reporting.page import FILE, comparison_page, run_page
     from kifuse.reporting.run_groups import folder_for, open_runs
-    from kifuse.safe_console import SafeConsole
-    from kifuse.storage import write_text
+    from kifuse.terminal.safe_console import SafeConsole
 
     opened = open_runs(runs)
     sweep = open_sweep(runs[0]) if len(runs) == 1 else None

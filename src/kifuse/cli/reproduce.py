@@ -67,10 +67,10 @@ def reproduce(
 
     from kifuse.cli.compare import show_plan, whole_numbers
     from kifuse.cli.quiet import quieten
-    from kifuse.comparing.running import run_grid
+    from kifuse.comparing.grid_runs import run_grid
     from kifuse.reproducing.grids import Wanted, grids
     from kifuse.reproducing.results import write_result
-    from kifuse.safe_console import SafeConsole
+    from kifuse.terminal.safe_console import SafeConsole
 
     wanted = Wanted(
         table=table,
@@ -109,7 +109,7 @@ def _list() -> None:
 
     from kifuse.reproducing.budgets import BUDGETS
     from kifuse.reproducing.catalog import paper_tables
-    from kifuse.safe_console import SafeConsole
+    from kifuse.terminal.safe_console import SafeConsole
 
     console = SafeConsole()
     shown = Table(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kifuse.cli.opened import FOLDER, JSON, MODEL, OWN_METHOD, TRUST, opened, refuse_missing
+from kifuse.cli.opened_learner import FOLDER, JSON, MODEL, OWN_METHOD, TRUST, opened, refuse_missing
 
 
 def rollback(
@@ -21,8 +21,8 @@ def rollback(
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """Take a learner back to an earlier task, bit for bit; what came later is moved aside, never deleted."""
-    from kifuse.reporting.record import RunRecord
-    from kifuse.safe_console import SafeConsole
+    from kifuse.record.run_record import RunRecord
+    from kifuse.terminal.safe_console import SafeConsole
 
     refuse_missing(folder)
     names = [task.name for task in RunRecord.load(os.path.expanduser(folder)).tasks]

@@ -49,7 +49,7 @@ def run(
     """
     from kifuse.config import load_config, parse_overrides
     from kifuse.recipes import refuse_recipe_name
-    from kifuse.safe_console import SafeConsole
+    from kifuse.terminal.safe_console import SafeConsole
 
     refuse_recipe_name(config)
     overrides = parse_overrides(settings or [])
@@ -67,8 +67,8 @@ def run(
     from kifuse.page_refresh import run as run_stream
     from kifuse.reporting.terminal_tables import comparison_table, matrix_table, plain_table
     from kifuse.reporting.watched import watched_table
-    from kifuse.terminal_progress import ConsoleProgress
-    from kifuse.training.environment import is_main_process, leave_processes
+    from kifuse.running.environment import is_main_process, leave_processes
+    from kifuse.terminal.progress import ConsoleProgress
 
     quieten(everything=quiet)
     console = SafeConsole(quiet=quiet or not is_main_process())  # one of several processes speaks for all

@@ -65,7 +65,7 @@ def units(
 
     Needs no weights: a model's config.json is enough.
     """
-    from kifuse.safe_console import SafeConsole
+    from kifuse.terminal.safe_console import SafeConsole
 
     adapter = chosen_adapter(kind, rank, target)
     known_value("--level", level, MEANING)

@@ -55,7 +55,7 @@ def memory(
     from typing import get_args
 
     from kifuse.models.loading import Precision, Quantization
-    from kifuse.safe_console import SafeConsole
+    from kifuse.terminal.safe_console import SafeConsole
 
     known_value("--kind", kind, ("lora", "rslora", "dora", "ia3", "full"))
     known_value("--precision", precision, get_args(Precision))

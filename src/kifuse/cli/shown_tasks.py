@@ -13,8 +13,8 @@ from rich.text import Text
 from kifuse.cli.visible_text import PROMPT, SPECIAL, TARGET, excerpt, styled, visible
 
 if TYPE_CHECKING:
-    from kifuse.tasks.findings import Findings, TaskFindings
-    from kifuse.tasks.rendered import Piece
+    from kifuse.tasks.data_findings import Findings, TaskFindings
+    from kifuse.tasks.rendered_example import Piece
     from kifuse.tasks.rendering import Rendering
     from kifuse.tasks.task import Task
 

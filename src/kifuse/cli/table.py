@@ -12,8 +12,8 @@ def table(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="RUN...")],
 ) -> None:
     """Compare runs: the score of every task at the end, average, transfer and forgetting."""
-    from kifuse.reporting.record import RunRecord
+    from kifuse.record.run_record import RunRecord
     from kifuse.reporting.terminal_tables import comparison_table
-    from kifuse.safe_console import SafeConsole
+    from kifuse.terminal.safe_console import SafeConsole
 
     SafeConsole().print(comparison_table([RunRecord.load(folder) for folder in runs]))

@@ -11,7 +11,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from kifuse.errors import ConfigError, KifuseError
-from kifuse.safe_console import SafeConsole
+from kifuse.terminal.safe_console import SafeConsole
 
 EPILOG_GAP = "\n\n"
 """Between the lines of an epilog; rich joins lines that no empty line separates."""

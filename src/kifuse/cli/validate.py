@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from kifuse.config import RunConfig
-    from kifuse.tasks.findings import Findings
+    from kifuse.tasks.data_findings import Findings
     from kifuse.tasks.rendering import Rendering
     from kifuse.tasks.task import Task, TaskStream
 
@@ -44,14 +44,14 @@ def validate(
     from kifuse.cli import shown_tasks
     from kifuse.config import load_config, parse_overrides
     from kifuse.recipes import refuse_recipe_name
-    from kifuse.safe_console import SafeConsole
     from kifuse.streams import open_stream
+    from kifuse.terminal.safe_console import SafeConsole
 
     refuse_recipe_name(config)
     resolved = load_config(config, parse_overrides(settings or []), check_files=True)
     # the method of that name needs its own kind of adapter, and others refuse some kinds
     if resolved.model.adapter.kind != "lora" or resolved.model.adapter.from_ or resolved.method.name == "osf":
-        from kifuse.training.opening import open_method
+        from kifuse.running.run_start import open_method
 
         open_method(resolved)
     stream = open_stream(resolved.data, resolved.training.seed)
@@ -98,10 +98,10 @@ def _read(config: RunConfig, stream: TaskStream, progress: Console) -> _Reading:
     from kifuse.errors import ModelError
     from kifuse.methods.general_data import GeneralData
     from kifuse.models.tokenizer import load_tokenizer
+    from kifuse.running.memory_source import general_inputs, read_general
+    from kifuse.tasks.data_findings import look_through
     from kifuse.tasks.encoding import Encoder
-    from kifuse.tasks.findings import look_through
     from kifuse.tasks.rendering import decide_rendering
-    from kifuse.training.memory_source import general_inputs, read_general
 
     try:
         with progress.status("loading the tokenizer"):

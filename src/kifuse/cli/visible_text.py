@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from rich.text import Text
 
-from kifuse.safe_console import without_control
+from kifuse.terminal.safe_console import without_control
 
 PROMPT, TARGET, SPECIAL = "", "bold green", "cyan"
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import yaml
 
+from kifuse.comparing.compare_section import PAGE, SECTION, TABLES, Variant, read_section
 from kifuse.comparing.grid import Grid
-from kifuse.comparing.section import PAGE, SECTION, TABLES, Variant, read_section
-from kifuse.comparing.tried import open_sweep
+from kifuse.comparing.tried_settings import open_sweep
 from kifuse.config.reading import read_yaml
 from kifuse.errors import ConfigError, RunError
+from kifuse.io.storage import write_text
 from kifuse.reporting.all_plots_and_tables import all_tables
 from kifuse.reporting.page import comparison_page, sweep_page
 from kifuse.reporting.run_groups import COMPARISON_FILE, Run, comparison_runs
 from kifuse.reporting.tables import write_tables
 from kifuse.reporting.wording import shorten
-from kifuse.storage import write_text
-from kifuse.training.opening import RENDERING, WITHOUT_EFFECT, config_json, differences
+from kifuse.running.run_start import RENDERING, WITHOUT_EFFECT, config_json, differences
 
 _OF_THE_LOCK = (".lock", ".lock.owner")
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.benchmarks.catalog import BENCHMARKS
-from kifuse.comparing.section import SECTION, Section, Variant, own_variant, read_section
-from kifuse.comparing.varied import HELD_OUT, ON_DEV, Point, merged, points
+from kifuse.comparing.compare_section import SECTION, Section, Variant, own_variant, read_section
+from kifuse.comparing.varied_settings import HELD_OUT, ON_DEV, Point, merged, points
 from kifuse.config import RunConfig, load_config
 from kifuse.config.reading import Document, read_yaml
 from kifuse.errors import ConfigError

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from kifuse.errors import ConfigError, KifuseError, did_you_mean
+from kifuse.io.storage import check_plain
 from kifuse.problems import Key, Problem, show_value
-from kifuse.storage import check_plain
 
 
 @dataclass

@@ -15,8 +15,8 @@ from typing import Any
 from kifuse import __version__
 from kifuse.exporting.serving import Server
 from kifuse.exporting.source import Base, Source
-from kifuse.reporting.record import RunRecord, TaskRecord
-from kifuse.safe_console import without_control
+from kifuse.record.run_record import RunRecord, TaskRecord
+from kifuse.terminal.safe_console import without_control
 
 _MEANS_SOMETHING = re.compile(
     "([" + re.escape("".join(set(string.punctuation) - set("-,;.'\"&<>=/%?^"))) + "])"

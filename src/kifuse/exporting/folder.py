@@ -18,12 +18,12 @@ from kifuse.exporting.merged import DTYPES, write_merged
 from kifuse.exporting.plain import refuse_form, write_adapter
 from kifuse.exporting.serving import Server, servers
 from kifuse.exporting.source import Base, Source, open_source, public_base
-from kifuse.folders import replace_folder
+from kifuse.io.storage import read_json, sha256_file, write_json, write_text
+from kifuse.io.whole_folders import replace_folder
 from kifuse.models.catalog import BUNDLED
 from kifuse.models.identity import identity, refuse_another
 from kifuse.models.loading import empty_model
 from kifuse.models.tokenizer import load_tokenizer
-from kifuse.storage import read_json, sha256_file, write_json, write_text
 
 FACTS = "kifuse.json"
 """What was learned, for programs; a folder that has it is an export and may be replaced."""

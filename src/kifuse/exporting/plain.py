@@ -21,7 +21,7 @@ from torch import Tensor
 from kifuse.adapters.folder import CONFIG, WEIGHTS, is_full, is_own, read_adapter, write_files
 from kifuse.errors import ModelError
 from kifuse.exporting.source import Source
-from kifuse.storage import write_json
+from kifuse.io.storage import write_json
 
 REASONS = {
     "PromptPool": "chooses its prompts by what each input asks",

@@ -11,8 +11,8 @@ import torch
 
 from kifuse.errors import RunError
 from kifuse.exporting.source import Source
-from kifuse.folders import check_file
-from kifuse.reporting.record import FILE
+from kifuse.io.whole_folders import check_file
+from kifuse.record.run_record import FILE
 from kifuse.tasks.chat_template import ChatTemplate
 from kifuse.tasks.rendering import PLAIN
 

@@ -9,11 +9,11 @@ from typing import Any
 from kifuse.adapters.folder import read_config
 from kifuse.errors import RunError
 from kifuse.exporting.hub import HUB_ID
-from kifuse.lineage import count_up_to
+from kifuse.io.storage import read_json
 from kifuse.models.catalog import BUNDLED, is_model_folder
-from kifuse.reporting.record import RunRecord
-from kifuse.storage import read_json
-from kifuse.training.snapshot import Snapshots
+from kifuse.record.lineage import count_up_to
+from kifuse.record.run_record import RunRecord
+from kifuse.running.snapshot import Snapshots
 
 
 @dataclass(frozen=True)

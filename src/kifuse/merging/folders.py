@@ -12,7 +12,7 @@ from kifuse.adapters.folder import (
     write_files,
 )
 from kifuse.errors import ModelError
-from kifuse.folders import replace_folder
+from kifuse.io.whole_folders import replace_folder
 from kifuse.merging.importance import Importance, load_importance
 from kifuse.merging.states import fuse, refuse_unlike
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from torch import Tensor
 
 from kifuse.errors import KifuseError, ModelError
+from kifuse.io.storage import read_json, read_tensors, write_tensors
 from kifuse.knowledge.importance import ImportanceTracker, Order
 from kifuse.models.names import file_name
-from kifuse.storage import read_json, read_tensors, write_tensors
 
 FORMAT = "kifuse importance"
 VERSION = "1"

@@ -139,7 +139,7 @@ class Method:
             memory: Rows of earlier tasks, for a method that takes memory steps; None lets the callback keep
                 some of each task.
             state_dir: Folder that carries everything but the model from one script run to the next.
-            settings: See `kifuse.training.standalone.StandaloneCallback`.
+            settings: See `kifuse.driving.standalone.StandaloneCallback`.
 
         Returns:
             A `transformers.TrainerCallback`.

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from kifuse.errors import ModelError
+from kifuse.io.storage import sha256_file
 from kifuse.models.catalog import BUNDLED, BundledModel
-from kifuse.storage import sha256_file
 
 
 def cache_folder() -> Path:

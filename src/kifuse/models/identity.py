@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import ModelError
+from kifuse.io.storage import sha256_file
 from kifuse.models.catalog import BUNDLED
-from kifuse.storage import sha256_file
 
 DECIDING = (
     "config.json",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import KifuseError, ModelError
-from kifuse.storage import read_json
+from kifuse.io.storage import read_json
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import KifuseError
-from kifuse.folders import check_file
-from kifuse.reporting.record import FILE, RunRecord
+from kifuse.io.whole_folders import check_file
+from kifuse.record.run_record import FILE, RunRecord
 
 # From this score on (0 to 1) an answer counts as right; exact match gives 0 or 1 anyway.
 _RIGHT = 0.5

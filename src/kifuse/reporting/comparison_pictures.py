@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.comparison_tables import all_tasks, final_score, metric, reference
 from kifuse.reporting.plots import Cloud, CurvePanel, Curves, Heatmap, HeatmapPanel, Line, Mean, Plot, Strips
-from kifuse.reporting.record import RunRecord
 from kifuse.reporting.run_groups import Group, fusions
 from kifuse.reporting.run_pictures import Missing
 from kifuse.reporting.wording import count, listed

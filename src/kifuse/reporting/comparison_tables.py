@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from kifuse.errors import RunError
-from kifuse.evaluation.metrics import Metric
+from kifuse.record.run_record import RunRecord
+from kifuse.record.score_matrix import Metric
 from kifuse.reporting.plots import Mean
-from kifuse.reporting.record import RunRecord
 from kifuse.reporting.run_groups import Group, Run
 from kifuse.reporting.run_pictures import metrics
 from kifuse.reporting.tables import Cell, Table

@@ -9,12 +9,12 @@ from pathlib import Path
 from markupsafe import Markup
 
 from kifuse.errors import RunError
+from kifuse.io.storage import write_bytes
 from kifuse.reporting.drawings import Drawing, DrawnPlot, draw
 from kifuse.reporting.plots import Plot, Strips, Timeline
 from kifuse.reporting.run_pictures import Missing
 from kifuse.reporting.styles import figure_style
 from kifuse.reporting.svg import CHARACTER, element, fit, text
-from kifuse.storage import write_bytes
 
 COLUMN, PAGE = 241.2, 496.8
 """Widths in points (72 an inch): one column of a two-column paper, and both."""

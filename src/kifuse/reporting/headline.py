@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kifuse.evaluation.metrics import Metric
-from kifuse.reporting.record import RunRecord
+from kifuse.record.run_record import RunRecord
+from kifuse.record.score_matrix import Metric
 from kifuse.reporting.run_pictures import lost_by_task, metrics, unlike_metrics
 from kifuse.reporting.wording import NONE, clean, clock, count, duration, megabytes, number
 

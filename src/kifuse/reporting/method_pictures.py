@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kifuse.methods.shown import Event, Series
+from kifuse.record.run_record import RunRecord, TaskRecord
 from kifuse.reporting.plots import CurvePanel, Curves, Heatmap, HeatmapPanel, Line, Plot, Shares
-from kifuse.reporting.record import RunRecord, TaskRecord
 from kifuse.reporting.run_pictures import Missing, task_names
 from kifuse.reporting.svg import round_up
 from kifuse.reporting.tensors import by_layer
 from kifuse.reporting.wording import clean, number
 
 PROBED = re.compile(r"probed importance of (?P<task>.+), (?P<moment>end|step \d+)")
-"""Names of the series of `kifuse.training.importance_probe`."""
+"""Names of the series of `kifuse.running.importance_probe`."""
 
 _Shares = tuple[list[float], str]
 """Percentages of `PARTS`, and of what they are."""

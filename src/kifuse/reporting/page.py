@@ -19,6 +19,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from kifuse import __version__
+from kifuse.io.storage import write_text
 from kifuse.reporting import comparison_pictures as comparison
 from kifuse.reporting.adapter_code import adapter_code
 from kifuse.reporting.colours import step_of
@@ -49,7 +50,6 @@ from kifuse.reporting.tables import Table
 from kifuse.reporting.watched import watched_by_method, watched_table
 from kifuse.reporting.what_was_read import what_was_read
 from kifuse.reporting.wording import clean, count, number, shorten
-from kifuse.storage import write_text
 
 FILE = "report.html"
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.comparison_tables import metric
-from kifuse.reporting.record import RunRecord
 from kifuse.reporting.run_groups import Group
 from kifuse.reporting.tables import Cell, Table
 from kifuse.reporting.wording import NONE, count, number

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import KifuseError
-from kifuse.reporting.record import RENDERED
-from kifuse.storage import read_json
+from kifuse.io.storage import read_json
+from kifuse.record.run_record import RENDERED
 
 Pieces = list[tuple[str, bool]]
 """Parts of a text, and whether each is made of special tokens."""

@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from kifuse.errors import KifuseError, RunError
+from kifuse.io.sealed_json import read_sealed
+from kifuse.record.run_record import FILE, SCHEMA_VERSION, RunRecord
 from kifuse.reporting.plots import Mean
-from kifuse.reporting.record import FILE, SCHEMA_VERSION, RunRecord
 from kifuse.reporting.wording import clean, count, listed, plain
-from kifuse.sealed import read_sealed
 
 COMPARISON_FILE = "compare.yaml"
 """File that tells a comparison's folder, `<label>/<run>`, from that of a run."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from kifuse.evaluation.metrics import Metric
+from kifuse.record.run_record import RunRecord, TaskRecord
+from kifuse.record.score_matrix import Metric
 from kifuse.reporting.plots import CurvePanel, Curves, Heatmap, HeatmapPanel, Line, Plot, Timeline
-from kifuse.reporting.record import RunRecord, TaskRecord
 from kifuse.reporting.wording import clean, listed, number
 from kifuse.scoring.metrics import metric_titles
 

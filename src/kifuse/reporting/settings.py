@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kifuse.reporting.record import RunRecord, TaskRecord
+from kifuse.record.run_record import RunRecord, TaskRecord
 from kifuse.reporting.run_pictures import numbered
 from kifuse.reporting.tables import Cell, Table
 from kifuse.reporting.wording import NONE, clean, compact, count, duration, number, plain

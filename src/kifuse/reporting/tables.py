@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kifuse.io.storage import write_text
 from kifuse.reporting.wording import MINUS, NONE, clean
-from kifuse.storage import write_text
 
 FORMATS = ("csv", "md", "tex")
 

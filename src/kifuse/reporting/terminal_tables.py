@@ -8,8 +8,8 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.comparison_tables import methods_table, metric, side_by_side
-from kifuse.reporting.record import RunRecord
 from kifuse.reporting.run_groups import Group
 from kifuse.reporting.sweeps import Sweep, sweep_table
 from kifuse.reporting.tables import Cell, Table

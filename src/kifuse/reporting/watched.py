@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.comparison_tables import mean_cell
-from kifuse.reporting.record import RunRecord
 from kifuse.reporting.run_groups import Group
 from kifuse.reporting.tables import Cell, Table
 from kifuse.reporting.wording import clean, number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kifuse.reporting.record import RunRecord, TaskRecord
+from kifuse.record.run_record import RunRecord, TaskRecord
 from kifuse.reporting.rendered_file import Pieces, rendered
 from kifuse.reporting.run_groups import Run
 from kifuse.reporting.run_pictures import numbered

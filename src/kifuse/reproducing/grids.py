@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kifuse.comparing.compare_section import Variant
 from kifuse.comparing.grid import Grid, load_grid
-from kifuse.comparing.section import Variant
 from kifuse.config.reading import read_setting
 from kifuse.errors import ConfigError
 from kifuse.recipes.catalog import PublishedRow

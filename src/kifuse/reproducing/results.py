@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kifuse.comparing.compare_section import PAGE, TABLES
 from kifuse.comparing.grid import Grid
-from kifuse.comparing.section import PAGE, TABLES
 from kifuse.errors import RunError
+from kifuse.io.storage import write_text
 from kifuse.reporting.all_plots_and_tables import all_plots
 from kifuse.reporting.comparison_tables import mean_cell, metric
 from kifuse.reporting.figures import write_figures
@@ -21,7 +22,6 @@ from kifuse.reporting.wording import count, listed, number
 from kifuse.reproducing.catalog import PaperTable
 from kifuse.reproducing.grids import Wanted, chosen_rows, label_of
 from kifuse.reproducing.verdicts import SAME, judge, rank_correlation
-from kifuse.storage import write_text
 
 RESULT = "reproduction.html"
 PICTURES = "pictures"

@@ -166,7 +166,7 @@ def asked_text(text: str, way: Way | None) -> Example:
 
 
 def _row(row: dict[str, Any], where: str, way: Way | None) -> Example:
-    from kifuse.tasks.incoming import as_task
+    from kifuse.tasks.any_task import as_task
 
     for key in ("messages", "prompt"):
         if isinstance(row.get(key), (list, tuple)) and row[key]:

@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 from kifuse.errors import DataError, did_you_mean, printable
-from kifuse.file_names import name_fault, name_key
+from kifuse.io.file_names import name_fault, name_key
+from kifuse.io.storage import sha256_text
 from kifuse.scoring.labels import BY_ROW, comparison_why
 from kifuse.scoring.metrics import METRICS, metric_name
 from kifuse.scoring.own_function import is_own, source_hash
-from kifuse.storage import sha256_text
 from kifuse.tasks.overlaps import Overlap, find_overlaps
 from kifuse.tasks.sampling import visiting_order
 

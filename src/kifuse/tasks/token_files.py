@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import KifuseError
-from kifuse.storage import read_tensors, write_tensors
+from kifuse.io.storage import read_tensors, write_tensors
 from kifuse.tasks.encoded import Encoded, token_list
 from kifuse.tasks.task import Example
 

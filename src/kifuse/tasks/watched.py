@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import DataError
-from kifuse.tasks.incoming import as_task
+from kifuse.tasks.any_task import as_task
 from kifuse.tasks.readers import read_stream
 from kifuse.tasks.task import Task
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kifuse.errors import KifuseError, ModelError
+from kifuse.io.storage import read_tensors, write_tensors
 from kifuse.merging import Importance, identify, load_importance, save_importance
-from kifuse.storage import read_tensors, write_tensors
 from tests.reference import importance as literal
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from kifuse.driving.finite_guard import Guard
 from kifuse.registry import build_method
-from kifuse.training.guard import Guard
 from tests.unit.methods.by_hand import ByHand, batches, values
 
 READS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__")

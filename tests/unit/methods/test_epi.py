@@ -13,11 +13,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_outputs import BaseModelOutput
 
 import kifuse
+from kifuse.answering.generation import greedy_generate
 from kifuse.config import AdapterConfig
 from kifuse.errors import ModelError
-from kifuse.evaluation.generation import greedy_generate
 from kifuse.methods.epi import EPI, IdentifiedPrefixes, whitening
-from kifuse.training.runner import run
+from kifuse.running.runner import run
 from tests.adapters import add_adapter, on
 from tests.padded_rows import ROWS, SAID, logits
 from tests.reference import epi, prefixes

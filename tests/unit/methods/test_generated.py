@@ -12,8 +12,8 @@ from kifuse.methods.context import TaskInfo
 from kifuse.methods.generated import GeneratedReplay
 from kifuse.methods.sampled import Sampling
 from kifuse.registry import build_method
+from kifuse.running.task_texts import TaskTexts
 from kifuse.tasks.task import Conversation, Example
-from kifuse.training.texts import TaskTexts
 
 
 class Said(TaskTexts):

@@ -117,7 +117,7 @@ def test_only_what_was_picked_and_nothing_of_the_model_gets_a_gradient(family: s
 
 @FAMILIES
 def test_generating_picks_once_by_the_prompt(family: str):
-    from kifuse.evaluation.generation import greedy_generate
+    from kifuse.answering.generation import greedy_generate
     from tests.tiny import build_tokenizer
 
     tokenizer = build_tokenizer("bytes")

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from kifuse.answering.generation import greedy_generate
 from kifuse.config import AdapterConfig, TrainingConfig
-from kifuse.evaluation.generation import greedy_generate
+from kifuse.driving.method_loss import key_of
 from kifuse.methods.lfpt5 import LESSON, LFPT5, PSEUDO, SEPARATOR
 from kifuse.methods.sampled import Sampling
 from kifuse.methods.texts import Noted
 from kifuse.models.loading import Backbone
+from kifuse.running.one_task import train_task
+from kifuse.running.runner import run
+from kifuse.running.task_texts import TaskTexts
 from kifuse.tasks.encoding import Encoded, Encoder
 from kifuse.tasks.task import Example
-from kifuse.training.method_loss import key_of
-from kifuse.training.one_task import train_task
-from kifuse.training.runner import run
-from kifuse.training.texts import TaskTexts
 from tests.adapters import add_adapter, learned_weights
 from tests.padded_rows import padded
 from tests.reference import lfpt5

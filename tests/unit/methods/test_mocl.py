@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 import kifuse
+from kifuse.answering.generation import greedy_generate
 from kifuse.config import AdapterConfig
-from kifuse.evaluation.generation import greedy_generate
 from kifuse.methods.mocl import MoCL
 from tests.adapters import add_adapter, on
 from tests.padded_rows import ROWS, SAID, logits

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from kifuse.adapters.base import attached
 from kifuse.adapters.osf import Osf
 from kifuse.config import AdapterConfig
+from kifuse.driving.context import sums_of
 from kifuse.errors import ConfigError
 from kifuse.methods.context import TaskInfo
 from kifuse.methods.kept import MethodState
 from kifuse.methods.osf import OSF
 from kifuse.methods.parameters import Parameters
 from kifuse.registry import build_method
-from kifuse.training.context import sums_of
 from tests.adapters import close_factors, frozen_tensors
 from tests.unit.methods.by_hand import Bare, begin
 

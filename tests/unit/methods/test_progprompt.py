@@ -13,7 +13,7 @@ import kifuse
 from kifuse.config import AdapterConfig
 from kifuse.errors import ModelError
 from kifuse.methods.progprompt import ProgPrompt
-from kifuse.training.runner import run
+from kifuse.running.runner import run
 from tests.adapters import add_adapter, on
 from tests.padded_rows import padded
 from tests.reference import progprompt

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 
+from kifuse.answering.sampling import SeededChoice
+from kifuse.driving.sampled_batches import prompts_of
 from kifuse.errors import ConfigError
-from kifuse.evaluation.sampling import SeededChoice
 from kifuse.methods.sampled import Direction, divergence
 from kifuse.registry import build_method
-from kifuse.training.on_policy import prompts_of
 from tests.reference import sampled
 
 seeds = st.integers(0, 2**31)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 import kifuse
+from kifuse.answering.generation import greedy_generate
 from kifuse.config import AdapterConfig
-from kifuse.evaluation.generation import greedy_generate
+from kifuse.driving.method_loss import key_of
 from kifuse.methods.sapt import SAPT, held
 from kifuse.methods.texts import Noted
 from kifuse.models.loading import Backbone
-from kifuse.training.method_loss import key_of
-from kifuse.training.runner import run
+from kifuse.running.runner import run
 from tests.adapters import add_adapter, on
 from tests.reference import sapt
 from tests.runs import METHODS, adapter, make_config

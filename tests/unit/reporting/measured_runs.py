@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kifuse.reporting.record import RunRecord
+from kifuse.record.run_record import RunRecord
 from tests.unit.reporting.runs import make_record, write_predictions
 
 HOSTILE = (

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kifuse.evaluation.metrics import needed_cells
-from kifuse.reporting.record import MethodRecord, RunRecord, ScoreRecord, TaskRecord
+from kifuse.record.run_record import MethodRecord, RunRecord, ScoreRecord, TaskRecord
+from kifuse.record.score_matrix import needed_cells
 
 TASKS = ["yelp", "amazon", "mnli", "cb", "copa"]
 

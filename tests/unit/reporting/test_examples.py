@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.examples import SHOWN, examples
-from kifuse.reporting.record import RunRecord
 from kifuse.reporting.run_groups import Run, open_run
 from tests.unit.reporting.measured_runs import write_run
 from tests.unit.reporting.runs import make_record, write_predictions

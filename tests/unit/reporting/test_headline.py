@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.headline import Figure, figures, how_scored, sentence
-from kifuse.reporting.record import RunRecord
 from tests.unit.reporting.runs import make_record
 
 

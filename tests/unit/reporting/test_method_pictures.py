@@ -14,10 +14,10 @@ from kifuse.methods.ewc import EWC
 from kifuse.methods.kif import KIF
 from kifuse.methods.recurrent_kif import RecurrentKIF
 from kifuse.methods.shown import Event, Series, Shown
-from kifuse.reporting.former_names import FORMER
+from kifuse.record.former_names import FORMER
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.method_pictures import fused_units, moved_beside_importance, rank_correlation, views
 from kifuse.reporting.plots import Curves, Heatmap, Shares, Timeline
-from kifuse.reporting.record import RunRecord
 from kifuse.reporting.run_groups import fusions
 from kifuse.reporting.run_pictures import Missing, losses
 from tests.unit.reporting.measured_runs import kif_record, llama_names, rounds_record

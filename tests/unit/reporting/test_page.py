@@ -14,10 +14,10 @@ import pytest
 
 from kifuse.errors import RunError
 from kifuse.page_refresh import PageRefresh
+from kifuse.record.run_record import RENDERED, RunRecord
 from kifuse.reporting.page import comparison_page, refresh_report, run_page, write_report
-from kifuse.reporting.record import RENDERED, RunRecord
 from kifuse.reporting.run_groups import Run, open_run, open_runs
-from kifuse.training.progress import Progress
+from kifuse.running.progress import Progress
 from tests.unit.reporting.measured_runs import (
     HOSTILE,
     hostile_record,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kifuse.errors import KifuseError, RunError
-from kifuse.reporting.record import RunRecord
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.run_groups import (
     COMPARISON_FILE,
     Run,

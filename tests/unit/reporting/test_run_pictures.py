@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.plots import Curves, Heatmap, Timeline
-from kifuse.reporting.record import RunRecord
 from kifuse.reporting.run_pictures import (
     Missing,
     forgetting_curves,

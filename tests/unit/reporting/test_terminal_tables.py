@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from kifuse.errors import RunError
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.comparison_tables import side_by_side
-from kifuse.reporting.record import RunRecord
 from kifuse.reporting.terminal_tables import comparison_table, matrix_table
 from tests.unit.reporting.runs import make_record
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kifuse.record.run_record import RENDERED, RunRecord
 from kifuse.reporting.page import run_page
-from kifuse.reporting.record import RENDERED, RunRecord
 from kifuse.reporting.run_groups import Run, open_run
 from kifuse.reporting.what_was_read import what_was_read
 from tests.unit.reporting.measured_runs import kif_record, write_run

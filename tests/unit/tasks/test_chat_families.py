@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from kifuse.errors import DataError
 from kifuse.scoring import score_all
 from kifuse.tasks import Encoder, Example
+from kifuse.tasks.any_task import as_task
 from kifuse.tasks.collator import IGNORED, Collator
 from kifuse.tasks.encoded import Encoded
-from kifuse.tasks.incoming import as_task
 from kifuse.tasks.readers import read_task
 from kifuse.tasks.turns import with_learned_turns
 from tests.chat_families import FAMILIES, TOOLS

@@ -14,7 +14,7 @@ from kifuse.config import DataConfig
 from kifuse.errors import DataError
 from kifuse.streams import open_stream
 from kifuse.tasks import read_stream, read_task
-from kifuse.tasks.incoming import as_task
+from kifuse.tasks.any_task import as_task
 
 ROWS = [{"input": f"Where is {i}?", "output": "here"} for i in range(4)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

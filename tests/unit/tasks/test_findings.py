@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from kifuse.tasks import Conversation, Encoder, Example, Overlap, Task
-from kifuse.tasks.findings import Contradiction, holding, look_through
+from kifuse.tasks.data_findings import Contradiction, holding, look_through
 
 
 def example(text: str, *answers: str) -> Example:

@@ -10,7 +10,7 @@ import pytest
 
 from kifuse.errors import DataError
 from kifuse.tasks import Task
-from kifuse.tasks.incoming import as_task
+from kifuse.tasks.any_task import as_task
 from kifuse.tasks.readers import read_stream
 from kifuse.tasks.readers.formats import FORMATS
 

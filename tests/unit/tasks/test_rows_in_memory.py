@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kifuse.config import DataConfig
 from kifuse.errors import DataError
 from kifuse.streams import open_stream
-from kifuse.tasks.incoming import as_task
+from kifuse.tasks.any_task import as_task
 from kifuse.tasks.sampling import visiting_order
 
 ROWS = [{"input": f"Where is {i}?", "output": "here"} for i in range(12)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kifuse.tasks import Encoder
-from kifuse.tasks.incoming import as_task
+from kifuse.tasks.any_task import as_task
 from tests.chat_families import TOOLS
 from tests.tiny import build_tokenizer
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kifuse.errors import DataError
-from kifuse.storage import write_tensors
+from kifuse.io.storage import write_tensors
 from kifuse.tasks.encoding import Encoder
 from kifuse.tasks.task import Example
 from kifuse.tasks.token_cache import CachingEncoder, TokenCache

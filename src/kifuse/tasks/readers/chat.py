@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kifuse.errors import DataError, KifuseError, did_you_mean
-from kifuse.storage import parse_json
+from kifuse.io.storage import parse_json
 from kifuse.tasks.readers.rows import Row, checked_text, kind_of
 from kifuse.tasks.task import Conversation
 from kifuse.tasks.transcript import SPEAKERS, message_text, transcript

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kifuse.errors import DataError
-from kifuse.storage import DEEPEST
+from kifuse.io.storage import DEEPEST
 from kifuse.tasks.readers.names import split_of
 from kifuse.tasks.readers.own import by_split
 from kifuse.tasks.readers.rows import Row, kind_of

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kifuse.errors import DataError, KifuseError, counted, did_you_mean
-from kifuse.storage import read_bytes
+from kifuse.io.storage import read_bytes
 from kifuse.tasks.readers import superni
 from kifuse.tasks.readers.building import build, check_one_task, grouped
 from kifuse.tasks.readers.names import (

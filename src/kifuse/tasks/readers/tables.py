@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import DataError, KifuseError, counted
-from kifuse.file_names import leads_out
-from kifuse.storage import check_plain, read_json
+from kifuse.io.file_names import leads_out
+from kifuse.io.storage import check_plain, read_json
 from kifuse.tasks.readers.names import DataFile, split_of
 from kifuse.tasks.readers.rows import Row
 from kifuse.tasks.readers.text_files import (

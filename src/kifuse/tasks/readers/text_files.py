@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import DataError, KifuseError
-from kifuse.storage import decode_utf8, parse_json, read_bytes
+from kifuse.io.storage import decode_utf8, parse_json, read_bytes
 from kifuse.tasks.readers.names import split_of
 from kifuse.tasks.readers.rows import Row, kind_of
 

@@ -1,0 +1,241 @@
+"""Scoring a model on the tasks of a stream, with the predictions kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from kifuse.adapters.base import adapter_on
+from kifuse.answering.generation import greedy_generate
+from kifuse.answering.perplexity import METRIC, losses, perplexity
+from kifuse.io.storage import sha256_text, write_text
+from kifuse.models.loading import Backbone
+from kifuse.record.run_record import RunRecord, ScoreRecord
+from kifuse.scoring.scores import score_all
+from kifuse.tasks.encoding import Encoded, Encoder
+from kifuse.tasks.task import Example, Task
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the score matrix.
+
+    Attributes:
+        score: 0 to 100.
+        valid: Share of outputs that are one of the task's labels, 0 to 100; None without labels.
+        n: Test examples.
+        seconds: Wall time.
+        cut: Inputs that lost their middle to fit.
+        predictions: SHA-256 of the file with the answers; None where none was written.
+        identified: Share of inputs that were found to be of their task, 0 to 100; None where that is no
+            question, or the task was not learned yet.
+    """
+
+    score: float
+    valid: float | None
+    n: int
+    seconds: float
+    cut: int = 0
+    predictions: str | None = None
+    identified: float | None = None
+
+    def on_record(self, after: int, task: int) -> ScoreRecord:
+        """The cell of a task, by its 0-based position, after so many were learned."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cut"}
+        return ScoreRecord(after=after, task=task, **values)
+
+
+class Evaluator:
+    """Generates greedily for a task's test set, scores, and writes the predictions.
+
+    Args:
+        model: The adapted model.
+        backbone: What it was made from.
+        encoder: Turns examples into prompts.
+        folder: The run's `predictions` folder, or None to keep nothing.
+        max_new_tokens: Longest output.
+        batch_tokens: Token budget of a batch.
+        place: The 0-based position of a task by its name.
+        tells: Whether the adapter is told which task test examples are of.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        backbone: Backbone,
+        encoder: Encoder,
+        *,
+        folder: Path | None,
+        max_new_tokens: int,
+        batch_tokens: int,
+        place: Callable[[str], int | None] = lambda name: None,
+        tells: bool = False,
+    ) -> None:
+        self.model = model
+        self.backbone = backbone
+        self.encoder = encoder
+        self.folder = folder
+        self.max_new_tokens = max_new_tokens
+        self.batch_tokens = batch_tokens
+        self._place, self._tells = place, tells
+
+    @contextlib.contextmanager
+    def told(self, task: str | None) -> Iterator[None]:
+        """Tell the adapter which task the inputs are of, where the method's class is "task id given"."""
+        adapter = adapter_on(self.model)
+        if adapter is None or task is None or not self._tells:
+            yield
+            return
+        adapter.told = self._place(task)
+        try:
+            yield
+        finally:
+            adapter.told = None
+
+    def score(
+        self,
+        task: Task,
+        after: int,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        keep: bool = True,
+    ) -> Cell:
+        """Score one task after `after` tasks have been learned; `keep` writes the predictions."""
+        adapter = adapter_on(self.model)
+        taken = Counter[int]() if adapter is None or adapter.taken is None else adapter.taken
+        taken.clear()
+        with self.told(task.name):
+            score = self._continue if task.metric == METRIC else self._answered
+            cell = score(task, after, progress, keep=keep)
+        place, total = self._place(task.name), taken.total()
+        if not total or place is None or place >= after:
+            return cell
+        return replace(cell, identified=100.0 * taken[place] / total)
+
+    def _answered(
+        self, task: Task, after: int, progress: Callable[[int, int], None] | None, *, keep: bool
+    ) -> Cell:
+        """Score a task by the model's answers."""
+        start = time.monotonic()
+        encoded = self.encoder.encode_many(task.test)
+        predictions = self.answers(task, encoded, progress)
+        scored = score_all(
+            predictions,
+            task.test,
+            task.metric,
+            task.labels,
+            seen=[self.encoder.references(example) for example in task.test],
+            seen_labels=[self.encoder.seen(label) for label in task.labels or ()],
+        )
+        rows = [
+            {
+                "id": example.id,
+                "input": example.input,
+                "references": list(self.encoder.written(example)),
+                "prediction": prediction,
+                "score": scored.points[place],
+                "valid": scored.valid[place] if scored.valid is not None else None,
+            }
+            for place, (example, prediction) in enumerate(zip(task.test, predictions, strict=True))
+        ]
+        written = self._write(after, task, rows) if keep else None
+        n = len(task.test)
+        return Cell(
+            score=scored.score,
+            valid=100.0 * sum(scored.valid) / max(n, 1) if scored.valid is not None else None,
+            n=n,
+            seconds=time.monotonic() - start,
+            cut=sum(item.cut for item in encoded),
+            predictions=written,
+        )
+
+    def _continue(
+        self, task: Task, after: int, progress: Callable[[int, int], None] | None, *, keep: bool
+    ) -> Cell:
+        """Score texts by how well the model continues them: 100 divided by the perplexity over all."""
+        start = time.monotonic()
+        pieces = [self.encoder.encode_pieces([example]) for example in task.test]
+        flat = [piece for parts in pieces for piece in parts]
+        found = iter(
+            losses(self.model, self.backbone, flat, batch_tokens=self.batch_tokens, progress=progress)
+        )
+        by_example = [[next(found) for _ in parts] for parts in pieces]
+        rows = [_continued(*each) for each in zip(task.test, by_example, strict=True)]
+        written = self._write(after, task, rows) if keep else None
+        return Cell(
+            score=100.0 / perplexity([part for parts in by_example for part in parts]),
+            valid=None,
+            n=len(task.test),
+            seconds=time.monotonic() - start,
+            cut=sum(piece.cut for piece in flat),
+            predictions=written,
+        )
+
+    def _write(self, after: int, task: Task, rows: Sequence[dict[str, Any]]) -> str | None:
+        """Write the predictions of a task; returns their SHA-256, or None where nothing is written."""
+        if self.folder is None:
+            return None
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text(self.folder / f"after-{after}" / f"{task.name}.jsonl", lines)
+        return sha256_text(lines)
+
+    def answers(
+        self, task: Task, encoded: Sequence[Encoded], progress: Callable[[int, int], None] | None = None
+    ) -> list[str]:
+        """The model's answers to a task's test examples, given as token ids, in their order."""
+        likely = [self.encoder.without_end(item.target_ids) for item in encoded] if task.labels else []
+        return self.generate(
+            [item.input_ids for item in encoded], self.limit(task), likely=likely, progress=progress
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        *,
+        likely: Sequence[Sequence[int]] = (),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[str]:
+        """Answer prompts greedily, without what a chat template adds to answers; see `greedy_generate`."""
+        with self.backbone.autocast():
+            found = greedy_generate(
+                self.model,
+                self.backbone.tokenizer,
+                prompts,
+                encoder_decoder=self.backbone.encoder_decoder,
+                max_new_tokens=max_new_tokens,
+                batch_tokens=self.batch_tokens,
+                likely=likely,
+                ends=self.encoder.stops,
+                progress=progress,
+            )
+        return [self.encoder.answered(text) for text in found]
+
+    def limit(self, task: Task) -> int:
+        """Tokens to generate at most.
+
+        With labels, two tokens beyond the longest label settle that an output is no label, so the rest of a
+        rambling output need not be generated.
+        """
+        if not task.labels:
+            return self.max_new_tokens
+        longest = max(len(ids) for ids in self.backbone.tokenizer(list(task.labels))["input_ids"])
+        return min(self.max_new_tokens, longest + 2 + self.encoder.frame)
+
+
+def place_of(record: RunRecord, name: str) -> int | None:
+    """The 0-based position of a task; None if the record has no such task."""
+    return next((i for i, task in enumerate(record.tasks) if task.name == name), None)
+
+
+def _continued(example: Example, parts: Sequence[tuple[float, int]]) -> dict[str, Any]:
+    """The row of a text that was scored by its perplexity; there is no answer to show."""
+    found = perplexity(parts)
+    shown = {"id": example.id, "input": example.input, "references": list(example.references)}
+    return {**shown, "prediction": "", "score": 1.0 / found, "valid": None, "perplexity": found}

@@ -1,0 +1,144 @@
+"""A learner's folder as the verbs open it: answers go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kifuse.errors import ConfigError, RunError
+from kifuse.terminal.safe_console import SafeConsole
+
+if TYPE_CHECKING:
+    from kifuse.learning.learner import ContinualLearner
+
+FOLDER = "The learner's folder."
+MODEL = "The model's folder, if it has moved since."
+TRUST = "Run Python code that comes with the model; what the folder says does not count."
+OWN_METHOD = "module:Class of the learner's method, if it is your own; the folder never names code."
+AFTER = "The task after which the model is asked; without, as it is now."
+JSON = "Print the result as JSON, for scripts."
+
+GATE = 3
+"""Exit code where a task was rolled back since it cost too much or reached too little."""
+
+
+def has_learner(folder: Path) -> bool:
+    """Whether something is on record there."""
+    return os.path.isfile(os.path.join(os.path.expanduser(folder), "record.json"))
+
+
+def refuse_missing(folder: Path) -> None:
+    """Refuse a folder that holds no learner.
+
+    Raises:
+        RunError: It holds none.
+    """
+    if not has_learner(folder):
+        raise RunError(
+            f"{folder}: found no learner, expected a folder that 'kifuse learn' made. Begin one: "
+            f"kifuse learn {folder} DATA --model MODEL"
+        )
+
+
+@contextlib.contextmanager
+def opened(
+    folder: Path,
+    *,
+    model: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> Iterator[ContinualLearner]:
+    """Take up the learner of a folder; what it tells goes to stderr.
+
+    Args:
+        folder: Of the learner.
+        model: Its model's name; another than on record where it has moved; None: the one on record.
+        settings: Sections that it should have.
+        trust_remote_code: Whether code that comes with the model may run.
+        quiet: Tell nothing.
+        options: Others of `ContinualLearner.load`.
+
+    Raises:
+        KifuseError: There is none, or it cannot be opened.
+    """
+    refuse_missing(folder)
+
+    from kifuse.learning.learner import ContinualLearner
+    from kifuse.record.run_record import RunRecord
+
+    record, expected = RunRecord.load(os.path.expanduser(folder)), settings or {}
+    trusted = trust_remote_code or expected.get("model", {}).get("trust_remote_code", False)
+    with _told(quiet) as progress:
+        yield ContinualLearner.load(
+            folder,
+            None if model == record.model.get("name") else model,
+            settings=settings,
+            trust_remote_code=trusted,
+            own_metrics=expected.get("data", {}).get("own_metrics", ()),
+            progress=progress,
+            **options,
+        )
+
+
+@contextlib.contextmanager
+def begun(
+    folder: Path,
+    *,
+    model: str | None,
+    settings: Mapping[str, Any],
+    trust_remote_code: bool,
+    quiet: bool,
+    **options: Any,
+) -> Iterator[ContinualLearner]:
+    """Make a learner in a new folder; as `opened`.
+
+    Raises:
+        ConfigError: The model is not named, or a setting is wrong.
+        KifuseError: The model cannot be loaded, or the folder holds something else.
+    """
+    if model is None:
+        raise ConfigError(
+            f"--model: {folder} holds no learner yet, so its model must be named: a name of 'kifuse ls "
+            "models', a hub id, or a folder."
+        )
+    sections = dict(settings)
+    method = {"name": "recurrent-kif", **sections.pop("method", {})}
+    if trust_remote_code:
+        sections["model"] = {**sections.get("model", {}), "trust_remote_code": True}
+
+    from kifuse.learning.learner import ContinualLearner
+
+    with _told(quiet) as progress:
+        yield ContinualLearner(model, method, folder, settings=sections, progress=progress, **options)
+
+
+@contextlib.contextmanager
+def _told(quiet: bool) -> Iterator[Any]:
+    """What a learner tells while it is open."""
+    from kifuse.cli.quiet import quieten
+    from kifuse.terminal.progress import ConsoleProgress
+
+    quieten(everything=quiet)
+    progress = ConsoleProgress(SafeConsole(stderr=True, quiet=quiet))
+    try:
+        yield progress
+    finally:
+        progress.finish()
+
+
+def known_states(names: list[str], learned: list[str]) -> list[str | None]:
+    """The states that are asked, each once; the present one where none is named.
+
+    Raises:
+        RunError: No such task was learned.
+    """
+    from kifuse.record.lineage import count_up_to
+
+    for name in names:
+        count_up_to(name, learned, "--after")
+    return [*dict.fromkeys(names)] or [None]

@@ -1,0 +1,238 @@
+"""Runs a grid, one run after another. A run that fails is reported, and the others go on."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import traceback
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from kifuse.comparing.compare_section import LOG, TABLES
+from kifuse.comparing.folder import finished_runs, open_folder, refuse_other_folder, write_results
+from kifuse.comparing.grid import Grid, PlannedRun
+from kifuse.comparing.tried_settings import open_sweep
+from kifuse.comparing.varied_settings import NO_LONGER
+from kifuse.errors import KifuseError, RunError
+from kifuse.io.lock import exclusive
+from kifuse.io.whole_folders import remove_temporaries
+from kifuse.learning.folder import move_aside
+from kifuse.page_refresh import run
+from kifuse.record.run_record import RunRecord
+from kifuse.reporting.run_groups import Run
+from kifuse.reporting.sweeps import Sweep
+from kifuse.reporting.wording import count, shorten
+from kifuse.running.environment import process_count
+from kifuse.running.memory_source import sources
+from kifuse.running.progress import Plan
+from kifuse.running.run_start import config_json, differences, now, open_method
+from kifuse.running.shared_by_runs import Shared
+from kifuse.running.watched_tasks import open_watched
+from kifuse.running.work_ahead import plan_of
+from kifuse.terminal.progress import ConsoleProgress, Pace
+
+
+@dataclass
+class Outcome:
+    """What came of a grid.
+
+    Attributes:
+        runs: Every run of the folder that has a record.
+        failed: The runs that failed, with the reason and the log of each.
+        sweep: What was tried of settings; None where none are varied.
+    """
+
+    runs: list[Run]
+    failed: list[tuple[PlannedRun, str]] = field(default_factory=list)
+    sweep: Sweep | None = None
+
+
+def is_finished(planned: PlannedRun) -> bool:
+    """Whether a run is in its folder, finished; its settings are compared when it is run."""
+    try:
+        return RunRecord.load(planned.folder).status == "finished"
+    except KifuseError:
+        return False
+
+
+def plans(grid: Grid, shared: Shared) -> list[Plan]:
+    """The work of every run, done or not.
+
+    Args:
+        grid: The grid.
+        shared: Holds the tasks that were read last.
+
+    Raises:
+        KifuseError: The data or a method's settings are wrong.
+    """
+
+    def key_of(planned: PlannedRun) -> tuple[str, str, int | None]:
+        return planned.variant.label, planned.point.name if planned.point else "", planned.order
+
+    found: dict[tuple[str, str, int | None], Plan] = {}
+    watched = open_watched(grid.runs[0].config) if grid.runs else []
+    for planned in grid.runs:
+        key = key_of(planned)
+        if key not in found:  # another seed draws other examples, but as many
+            tasks = shared.stream(planned.config.data, planned.config.training.seed).tasks
+            method = open_method(planned.config)
+            writers = [method, *sources(method, planned.config.memory)]
+            found[key] = plan_of(planned.config, writers, tasks, watched=watched)
+    return [found[key_of(planned)] for planned in grid.runs]
+
+
+def run_grid(grid: Grid, console: Console) -> Outcome:
+    """Run every run of a grid that is not finished, and write page and tables after each.
+
+    Args:
+        grid: The grid.
+        console: The console to print to.
+
+    Returns:
+        The runs, and which of them failed and why.
+
+    Raises:
+        KifuseError: The folder or the data cannot be used, or another process compares in the folder; nothing
+            has been run.
+        KeyboardInterrupt: The user wants to stop; what is done is kept, and the same call goes on.
+    """
+    if process_count() > 1:
+        raise RunError(
+            "compare: works in one process; run each method with 'kifuse run' under your launcher, and "
+            "compare them with 'kifuse report'."
+        )
+    shared = Shared()
+    work = plans(grid, shared)
+    refuse_other_folder(grid.folder)
+    with exclusive(grid.folder):
+        remove_temporaries(grid.folder, (TABLES,))
+        return _run_all(grid, work, shared, console)
+
+
+def _run_all(grid: Grid, work: list[Plan], shared: Shared, console: Console) -> Outcome:
+    """Run what is not finished, in a folder that nobody else writes to."""
+    everything, outcome, pace = open_folder(grid), Outcome([]), Pace()
+    waiting = [place for place, planned in enumerate(grid.runs) if not is_finished(planned)]
+    done = len(grid.runs) - len(waiting)
+    _say(console, f"{size(grid)}{f', {done} of them finished' if done else ''}")
+    for number, place in enumerate(waiting):
+        planned = grid.runs[place]
+        progress = ConsoleProgress(
+            console,
+            title=f"{place + 1}/{len(grid.runs)} {planned.title}",
+            label=f"{place + 1}/{len(grid.runs)} {planned.variant.label}",
+            later=sum(work[other].work for other in waiting[number + 1 :]),
+            pace=pace,
+        )
+        _try(planned, grid, progress, shared, outcome, console)
+        _write(everything, console)
+    sweep = open_sweep(grid.folder) if grid.vary else None
+    for planned in _chosen(grid, sweep, console) if sweep is not None else ():
+        progress = ConsoleProgress(
+            console, title=f"{planned.title}, scored on test", label=planned.variant.label
+        )
+        _try(planned.tested(), grid, progress, shared, outcome, console, trained=planned)
+        _write(everything, console)
+    if not waiting:
+        _write(everything, console)  # they may be of an older kifuse
+    outcome.runs, outcome.sweep = finished_runs(everything, []), sweep
+    return outcome
+
+
+def _chosen(grid: Grid, sweep: Sweep, console: Console) -> list[PlannedRun]:
+    """The runs on dev whose values are chosen; tested runs of other values are moved aside."""
+    found = []
+    for method in sweep.methods:
+        best = sweep.chosen(method)
+        own = [planned for planned in grid.runs if planned.variant.label == method]
+        if best is None:
+            if own:
+                _say(console, f"{method}: no value is scored on dev by all its runs, so none is chosen")
+            continue
+        chosen = [p for p in own if p.point and tuple(v for _, v in p.point.values) == best.values]
+        if chosen and chosen[0].point:
+            _say(console, f"{method}: {chosen[0].point.title} is chosen, with {best.on_dev} on dev")
+        for planned in chosen:
+            _move_others(planned.tested(), console)
+        found += chosen
+    return found
+
+
+def _move_others(planned: PlannedRun, console: Console) -> None:
+    """Move a tested run of a value aside that was chosen by an earlier call."""
+    if not (planned.folder / "record.json").is_file():
+        return
+    changed = differences(RunRecord.load(planned.folder).config, config_json(planned.config))
+    varied = [key for key, _ in planned.point.values] if planned.point else []
+    if any(each.startswith(f"{key} ") for each in changed for key in varied):
+        goal = planned.folder.parent / NO_LONGER / planned.folder.name
+        move_aside(planned.folder, goal)
+        _say(console, f"{planned.folder}: another value is chosen now; moved to {goal}")
+
+
+def _try(
+    planned: PlannedRun,
+    grid: Grid,
+    progress: ConsoleProgress,
+    shared: Shared,
+    outcome: Outcome,
+    console: Console,
+    trained: PlannedRun | None = None,
+) -> None:
+    """Run one, and tell whether it failed."""
+    failure = _run_one(planned, grid, progress, shared, trained)
+    if failure is not None:
+        outcome.failed.append((planned, failure))
+        _say(console, f"failed: {planned.title}: {failure}")
+
+
+def _write(grid: Grid, console: Console) -> None:
+    problem = write_results(grid)
+    if problem:
+        _say(console, problem)
+
+
+def _run_one(
+    planned: PlannedRun, grid: Grid, progress: ConsoleProgress, shared: Shared, trained: PlannedRun | None
+) -> str | None:
+    """Run one, which may be trained already; the reason if it failed."""
+    others = [other.folder for other in grid.runs if other is not planned and other.seed == planned.seed]
+    try:
+        folder = None if trained is None else trained.folder
+        run(planned.config, progress=progress, reuse=others, shared=shared, trained=folder)
+    except Exception as error:
+        failure = _told(error, planned, grid)
+    else:
+        return None
+    finally:
+        progress.stop()
+    gc.collect()  # the failed run's model, before another is loaded
+    return failure
+
+
+def _told(error: Exception, planned: PlannedRun, grid: Grid) -> str:
+    """A failure in one line, with the file that says more."""
+    reason = shorten(" ".join(str(error).split()) or "no reason given", 300)
+    if not isinstance(error, KifuseError):
+        reason = f"{type(error).__name__}: {reason}"
+    log = planned.folder / LOG
+    if not log.is_file():
+        log = grid.folder / LOG
+    text = "".join(traceback.format_exception(error))
+    with contextlib.suppress(OSError), (grid.folder / LOG).open("ab") as stream:
+        stream.write(f"{now()}  {planned.title}: failed\n{text}\n".encode("utf-8", "backslashreplace"))
+    return f"{reason} (log: {log})"
+
+
+def size(grid: Grid) -> str:
+    """`2 methods, 3 orders, 2 seeds: 12 runs`."""
+    variants = len({planned.variant.label for planned in grid.runs})
+    values = len({planned.point.name for planned in grid.runs if planned.point})
+    parts = [count(variants, "method"), *([count(values, "value")] if values else [])]
+    parts += [*([count(len(grid.orders), "order")] if grid.orders else [])]
+    return f"{', '.join([*parts, count(len(grid.seeds), 'seed')])}: {count(len(grid.runs), 'run')}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)

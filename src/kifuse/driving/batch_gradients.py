@@ -1,0 +1,330 @@
+"""Losses and gradients that move nothing, under a live Trainer: its batches, its loss, any weights."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kifuse.driving.batches import MemoryBatches
+from kifuse.driving.model_at_rest import at_rest
+from kifuse.driving.taps import Taps
+from kifuse.driving.trainer_batch import Inputs, TrainerBatch, refuse_joined
+from kifuse.driving.under_way import UnderWay
+from kifuse.errors import RunError
+from kifuse.methods.context import Weights
+
+FORWARD = Fraction(1, 3)
+"""A forward pass alone, in forward and backward passes."""
+
+TWICE = 2
+"""A gradient that is differentiated once more, in forward and backward passes."""
+
+
+class StepInputs:
+    """Remembers the micro-batches of a Trainer's step until its optimizer moves.
+
+    Args:
+        taps: Of a Trainer that is about to train.
+        model: Its model without wrappers.
+        curvature: Whether gradients of gradients will be asked for.
+
+    Raises:
+        RunError: The set-up hides gradients at other weights, or cannot give gradients of gradients.
+    """
+
+    def __init__(self, taps: Taps, model: nn.Module, *, curvature: bool) -> None:
+        _refuse(taps.trainer, model, curvature)
+        self._seen: list[Inputs] = []
+        self._looked = False
+
+        def remember(step: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+            if not self._looked:
+                refuse_joined(inputs, "parts of a batch by rows")
+            self._looked = True
+            # a loss may take its labels out of what it is given
+            self._seen.append(dict(inputs))
+            return step(model, inputs, *args, **kwargs)
+
+        taps.training_step(remember)
+
+    def clear(self) -> None:
+        """Start a new optimizer step."""
+        self._seen = []
+
+    def remove(self) -> None:
+        """Forget what was seen."""
+        self.clear()
+
+    def take(self) -> tuple[Inputs, ...]:
+        """The micro-batches since `clear`."""
+        seen, self._seen = tuple(self._seen), []
+        return seen
+
+
+def _refuse(trainer: Any, model: nn.Module, curvature: bool) -> None:
+    why = "gradients on a step's batch at other weights"
+    if getattr(trainer.accelerator, "scaler", None) is not None:
+        raise RunError(f"{why} are not scaled as fp16 needs it; use bf16 or fp32.")
+    # the newer name of the two comes with transformers 6
+    names = ("gradient_checkpointing", "activation_checkpointing")
+    if any(getattr(each, name, False) for each in (trainer.args, *model.modules()) for name in names):
+        raise RunError(
+            f"{why} do not work with gradient_checkpointing, which would use the present ones; turn it off."
+        )
+    if not curvature:
+        return
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None) or "eager"
+    if attention not in ("eager", "sdpa"):
+        raise RunError(
+            f"second_order: the attention implementation {attention!r} cannot be differentiated twice; load "
+            "the model with attn_implementation='eager' or 'sdpa', or use second_order: false."
+        )
+    if trainer.args.world_size > 1:
+        raise RunError("second_order: works in one process only; use second_order: false with several.")
+    if getattr(model, "is_quantized", False) or getattr(model, "is_loaded_in_8bit", False):
+        raise RunError("second_order: quantised layers have no second derivative; use second_order: false.")
+
+
+class BatchGradients:
+    """Losses and gradients on batches, at any weights, for a Trainer that is training; nothing moves.
+
+    Args:
+        context: Of the training; its counts include these passes.
+    """
+
+    def __init__(self, context: UnderWay) -> None:
+        self._context = context
+        self._batch: TrainerBatch | None = None
+        self._loss: _Loss | None = None
+        self._probes: MemoryBatches | None = None
+        self._uncounted = Fraction(0)
+
+    @property
+    def _processes(self) -> int:
+        return self._context.trainer.accelerator.num_processes
+
+    def begin_step(self, parts: tuple[Inputs, ...] | None) -> None:
+        """Take in the step's own batch, where one was kept."""
+        self._batch = None if parts is None else TrainerBatch(parts, self._processes)
+
+    def end_step(self) -> None:
+        """Forget it."""
+        self._batch = None
+
+    def step_batch(self) -> TrainerBatch:
+        """See `Context.step_batch`.
+
+        Raises:
+            RunError: No step's batch was kept.
+        """
+        if self._batch is None:
+            raise RunError("a step's batch is known in on_gradients only, for a method that needs 'batch'.")
+        return self._batch
+
+    def draw_memory(self) -> TrainerBatch:
+        """See `Context.draw_memory`.
+
+        Raises:
+            RunError: There is no memory.
+        """
+        context = self._context
+        if context.memory is None or not context.memory.encoded:
+            raise RunError("a memory batch was asked for, but the method has no memory to draw from.")
+        drawn = context.memory.next()
+        context.replayed += len(drawn)
+        return TrainerBatch(tuple(context.parts(drawn)), self._processes)
+
+    def gradient(
+        self,
+        batch: Any,
+        *,
+        at: Sequence[Tensor] | None = None,
+        noise: int = 0,
+        create_graph: bool = False,
+    ) -> list[Tensor]:
+        """See `Context.gradient`."""
+        values = list(self._context.params.tensors if at is None else at)
+        if not create_graph:
+            values = [value.detach().requires_grad_() for value in values]
+        total: list[Tensor] | None = None
+        with torch.enable_grad():
+            for loss in self._losses(batch, values, noise, create_graph):
+                grads = torch.autograd.grad(
+                    loss, values, create_graph=create_graph, allow_unused=True, materialize_grads=True
+                )
+                total = list(grads) if total is None else [a + b for a, b in zip(total, grads, strict=True)]
+        self._count(batch.passes * (TWICE if create_graph else 1))
+        return self._reduced(total or [torch.zeros_like(value) for value in values])
+
+    def batch_loss(self, batch: Any, *, at: Sequence[Tensor], noise: int = 0) -> Tensor:
+        """See `Context.batch_loss`."""
+        with torch.enable_grad():
+            losses = list(self._losses(batch, at, noise, True))
+        self._count(batch.passes)
+        return torch.stack(losses).sum()
+
+    @torch.no_grad()
+    def forward(self, batch: TrainerBatch, *, at: Weights | Sequence[Tensor]) -> Any:
+        """See `Context.forward`; the weights before the task are given as values."""
+        model, inputs = self._context.trainer.model, self._without_labels(batch)
+        self._count(FORWARD * batch.passes)
+        with at_rest(model, self._context.params.tensors[0].device):
+            if at == "now":
+                return model(**inputs)
+            if not isinstance(at, str):
+                named = dict(zip(self._names(), at, strict=True))
+                return torch.func.functional_call(model, named, kwargs=inputs)
+            if not hasattr(model, "disable_adapter"):
+                raise RunError("the model has no adapter that could be left out; its weights are trained.")
+            with model.disable_adapter():
+                return model(**inputs)
+
+    def train_forward(self, batch: TrainerBatch) -> Any:
+        """See `Context.train_forward`; with its backward pass it is one pass more."""
+        self._count(batch.passes)
+        # not through its wrapper: another process may have no such pass to share its buffers in
+        return self._context.trainer.model(**self._without_labels(batch))
+
+    def _without_labels(self, batch: TrainerBatch) -> dict[str, Any]:
+        """The arguments of a forward pass of which no loss is asked for."""
+        inputs = dict(batch.only_part)
+        two_sided = getattr(self._context.trainer.model.config, "is_encoder_decoder", False)
+        if not two_sided or "decoder_input_ids" in inputs:
+            inputs.pop("labels", None)
+        inputs.pop("num_items_in_batch", None)
+        return inputs
+
+    def memory_loss(self, *, train: bool) -> float:
+        """See `Context.memory_loss`.
+
+        Raises:
+            RunError: There is no memory.
+        """
+        context = self._context
+        batch = TrainerBatch(tuple(context.parts(self._memory_probes().next())), self._processes)
+        model = context.trainer.model
+        before = model.training
+        model.train(train)
+        try:
+            with torch.no_grad():
+                loss = torch.stack(list(self._losses(batch, None, 0, False))).sum()
+        finally:
+            model.train(before)
+        self._count(FORWARD)
+        return float(self._reduced([loss])[0])
+
+    def clip(self) -> None:
+        """See `Context.clip`."""
+        limit = self._context.trainer.args.max_grad_norm
+        if limit and limit > 0:
+            torch.nn.utils.clip_grad_norm_(self._context.params.tensors, limit)
+
+    def _memory_probes(self) -> MemoryBatches:
+        memory = self._context.memory
+        if memory is None or not memory.encoded:
+            raise RunError("the loss of a memory batch was asked for, but the method has no memory.")
+        if self._probes is None:
+            # another order than that of the memory steps; their seeds are not negative
+            self._probes = MemoryBatches(memory.encoded, memory.batch_size, -1 - memory.seed)
+            self._probes.batch_size = memory.batch_size
+        return self._probes
+
+    def _losses(
+        self, batch: TrainerBatch, values: Sequence[Tensor] | None, noise: int, twice: bool
+    ) -> Iterator[Tensor]:
+        """The loss of each part, whose sum is the mean over the target tokens of all processes' parts."""
+        trainer = self._context.trainer
+        if self._loss is None:
+            self._loss = _Loss(trainer)
+        at = None
+        if values is not None:
+            at = {f"model.{n}": v for n, v in zip(self._names(), values, strict=True)}
+        _, items = trainer.get_batch_samples(iter(batch.parts), len(batch.parts), trainer.args.device)
+        share = 1.0 if self._scaled(items) else 1.0 / len(batch.parts)
+        for place, part in enumerate(batch.parts):
+            inputs = trainer._prepare_inputs(dict(part))
+            # fused attention kernels have no second derivative
+            attention = sdpa_kernel(SDPBackend.MATH) if twice else contextlib.nullcontext()
+            with self._noise(noise, place), trainer.compute_loss_context_manager(), attention:
+                if at is None:
+                    loss = self._loss(inputs, items)
+                else:
+                    loss = torch.func.functional_call(self._loss, at, (inputs, items))
+            yield loss * share
+
+    def _names(self) -> list[str]:
+        """The parameters' names in the model, where its adapter may have one of its own."""
+        own = {id(p): name for name, p in self._context.trainer.model.named_parameters()}
+        return [own[id(p)] for p in self._context.params.tensors]
+
+    def _scaled(self, items: Any) -> bool:
+        """Whether a part's loss is its share of the whole batch's already, as in `Trainer.training_step`."""
+        trainer = self._context.trainer
+        said = getattr(trainer, "loss_is_scaled_for_ga", None)
+        if said is not None:
+            return bool(said)
+        by_model = trainer.model_accepts_loss_kwargs and items is not None
+        return bool(by_model or trainer.compute_loss_func is not None)
+
+    @contextlib.contextmanager
+    def _noise(self, noise: int, place: int) -> Iterator[None]:
+        """The random numbers of a part's pass; those of training stay where they are."""
+        args = self._context.trainer.args
+        step = self._context.trainer.state.global_step
+        # a text seeds alike on every machine
+        draw = random.Random(f"{args.seed}:{step}:{noise}:{place}:{args.process_index}")  # noqa: S311
+        device = args.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(draw.getrandbits(63))
+            yield
+
+    def _reduced(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The mean over processes."""
+        if self._processes == 1:
+            return tensors
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+        torch.distributed.all_reduce(flat)
+        flat /= self._processes
+        pieces = flat.split([tensor.numel() for tensor in tensors])
+        return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+    def _count(self, passes: Fraction) -> None:
+        """Count work; what is not a whole pass yet waits."""
+        self._uncounted += passes
+        whole = int(self._uncounted)
+        self._uncounted -= whole
+        self._context.extra_passes += whole
+
+    def state(self) -> dict[str, Any]:
+        """The place in the memory, and what is counted of a pass, as JSON."""
+        rest = self._uncounted
+        return {
+            "drawn": self._probes.drawn if self._probes else 0,
+            "uncounted": [rest.numerator, rest.denominator],
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        self._uncounted = Fraction(*state["uncounted"])
+        if state["drawn"]:
+            self._memory_probes().drawn = state["drawn"]
+
+
+class _Loss(nn.Module):
+    """A Trainer's loss as a module, so that its model can be called with other weights."""
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__()
+        self.model = trainer.model
+        self.trainer = trainer
+
+    def forward(self, inputs: Any, items: Any) -> Tensor:
+        """Compute the loss of one part."""
+        return self.trainer.compute_loss(self.model, inputs, num_items_in_batch=items)

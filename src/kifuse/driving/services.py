@@ -1,0 +1,54 @@
+"""What looks into every step for a method that asks for it in `Method.needs`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from torch import nn
+
+from kifuse.driving.batch_gradients import StepInputs
+from kifuse.driving.example_squares import StepSquares
+from kifuse.driving.magnitudes import StepMagnitudes
+from kifuse.driving.taps import Taps
+from kifuse.methods.parameters import Parameters
+
+
+class Service(Protocol):
+    """Gathers one thing over each optimizer step."""
+
+    def clear(self) -> None:
+        """Start a new optimizer step."""
+        ...
+
+    def take(self) -> Any:
+        """What the step had."""
+        ...
+
+    def remove(self) -> None:
+        """Take everything off the model."""
+        ...
+
+
+def open_services(
+    needs: Iterable[str], taps: Taps, model: nn.Module, params: Parameters
+) -> dict[str, Service]:
+    """The services of a method, by need.
+
+    Args:
+        needs: See `Method.needs`.
+        taps: Of a Trainer that is about to train.
+        model: Its model without wrappers.
+        params: The trainable parameters.
+
+    Raises:
+        RunError: The set-up hides from one of them what it is to see.
+    """
+    found: dict[str, Service] = {}
+    if "squares" in needs:
+        found["squares"] = StepSquares(taps, model, params)
+    if "magnitudes" in needs:
+        found["magnitudes"] = StepMagnitudes(taps, model, params)
+    if "batch" in needs:
+        found["batch"] = StepInputs(taps, model, curvature="curvature" in needs)
+    return found

@@ -1,1 +1,0 @@
-"""Scoring a model: greedy generation, scorers, and the score matrix with its metrics."""

@@ -1,0 +1,73 @@
+"""How a learner is asked and scored: as it is now, or as it was after an earlier task."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kifuse.errors import DataError, did_you_mean
+from kifuse.learning.open_learner import OpenLearner
+from kifuse.record.lineage import count_up_to
+from kifuse.tasks.any_task import to_score
+from kifuse.tasks.task import Task
+
+
+@contextlib.contextmanager
+def as_of(opened: OpenLearner, after: int | str | None) -> Iterator[int]:
+    """The model as it was after a number of tasks, which is given, for as long as the block runs.
+
+    Args:
+        opened: The learner.
+        after: Number of tasks, or the name of the last one; None: as it is now.
+
+    Raises:
+        RunError: No such task was learned, or the state after it is damaged.
+    """
+    learned, engine = opened.learned, opened.engine
+    engine.settle(learned)
+    k = learned if after is None else count_up_to(after, opened.tasks, "after")
+    try:
+        if k != learned:
+            engine.restore(k)
+        yield k
+    finally:
+        if k != learned:
+            engine.cut_short()
+            engine.settle(learned)
+
+
+def scores_of(opened: OpenLearner, tasks: Iterable[Any] | None, after: int | str | None) -> dict[str, float]:
+    """Score tasks, as `ContinualLearner.evaluate` says.
+
+    Raises:
+        DataError: A name is not of a learned task, or a task has no test examples.
+        RunError: No such task was learned, or the state after it is damaged.
+    """
+    scores = {}
+    tested = [task.name for task in opened.record.tasks[: opened.learned] if task.sizes["test"]]
+    with as_of(opened, after) as k:
+        for each in tested if tasks is None else [tasks] if isinstance(tasks, str) else tasks:
+            task = _named(opened, each)
+            if not task.test:
+                raise DataError(f"Task {task.name!r}: it has no test examples to score.")
+            scores[task.name] = opened.engine.evaluator.score(task, k, keep=False).score
+    return scores
+
+
+def _named(opened: OpenLearner, each: Any) -> Task:
+    """A learned task by its name, or another one that is to be scored."""
+    tasks = opened.tasks
+    if isinstance(each, str) and each in tasks:
+        return opened.place.tested(tasks.index(each), opened.record)
+    watched = {entry.name: i for i, entry in enumerate(opened.record.watched) if entry.forgotten is None}
+    if isinstance(each, str) and each in watched:
+        return opened.place.watched(watched[each], opened.record)
+    if isinstance(each, str) and not Path(each).exists():
+        known = [*tasks, *watched]
+        raise DataError(
+            f"evaluate(): no task {each!r} was learned or is watched, and there is no such path; known are "
+            f"{', '.join(known) or 'none yet'}.{did_you_mean(each, known)}"
+        )
+    return to_score(each)

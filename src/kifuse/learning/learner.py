@@ -1,0 +1,359 @@
+"""A learner for every month: tasks arrive one by one, in one process or many; nothing is forgotten unseen."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kifuse.errors import RunError
+from kifuse.exporting.folder import Export, export
+from kifuse.learning.answer_prompts import answer
+from kifuse.learning.ask_and_score import as_of, scores_of
+from kifuse.learning.folder import LearnerFolder
+from kifuse.learning.forget_task import ForgetReport, forget
+from kifuse.learning.hooks import After, Before, Hooks
+from kifuse.learning.learn_task import Gates, learn_task
+from kifuse.learning.open_learner import OpenLearner, open_engine
+from kifuse.learning.settings import (
+    checked_points,
+    checked_repair,
+    expected_sections,
+    learner_config,
+    named_model,
+    with_adapter,
+)
+from kifuse.learning.watched_tasks import put_under_watch
+from kifuse.models.given import given_name
+from kifuse.own_method import refuse_unnamed_method
+from kifuse.page_refresh import PageRefresh
+from kifuse.record.lineage import LearnReport, count_up_to
+from kifuse.record.run_record import RunRecord
+from kifuse.reporting.page import write_report
+from kifuse.running.environment import is_main_process
+from kifuse.running.log_file import RunLog
+from kifuse.running.progress import Progress
+from kifuse.running.run_start import require_trackers
+from kifuse.scoring.own_function import register_metric
+from kifuse.streams import chosen_part, name_metrics
+from kifuse.tasks.any_task import as_task, known_options
+from kifuse.tasks.learned_task import kept_way
+from kifuse.tasks.questions import Questions
+from kifuse.terminal.progress import listener
+
+
+class ContinualLearner:
+    """A language model that learns one task after another and keeps what it learned in one folder.
+
+    Args:
+        model: `smollm2-135m`, a hub id, a folder, or a transformers model (then with its tokenizer).
+        method: A name of `kifuse ls methods`, a mapping with `name` and settings, or a `Method`.
+        output_dir: The folder; one that holds a learner of the same settings is gone on with.
+        adapter: The folder of a LoRA adapter that was made elsewhere (`model.adapter.from`), which counts as
+            what was learned before the first task; its rank, layers and scale are gone on with.
+        tokenizer: Of a model that is given as an object.
+        settings: Sections of the configuration by name, as in a run's YAML: `{"training": {"epochs": 3}}`.
+        max_forgetting: Most points (of 100) that any earlier or watched task's score may lose by learning
+            another; a task that costs more is rolled back. None: no limit.
+        min_score: Least score (0 to 100) that a task must reach itself, or it is rolled back. None: no limit.
+        repair: Before a task is rolled back that costs more than `max_forgetting`, pull the weights back
+            towards those before it, in steps of a tenth, while an earlier task's perplexity on its probe is
+            above 1.15 of its best; then the limits are checked again. The probe of a task is up to 16 dev or
+            training examples, which the folder then keeps.
+        before: Called with (task, learner) before each `learn`: the `Task` with all its data, and this
+            learner, which can be asked and scored. What it raises refuses the task: nothing is learned.
+        after: Called with (report, learner) at the end of each `learn`, also of a task that was refused or
+            learned earlier. What it raises is an error, but what was learned stays.
+        progress: Show what is going on: True, False, or a listener.
+
+    Raises:
+        KifuseError: A setting is wrong, the model cannot be loaded, or the folder holds something else.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        method: Any = "recurrent-kif",
+        output_dir: str | Path = "",
+        *,
+        adapter: str | Path | None = None,
+        tokenizer: Any = None,
+        settings: Mapping[str, Any] | None = None,
+        max_forgetting: float | None = None,
+        min_score: float | None = None,
+        repair: bool = False,
+        before: Before | None = None,
+        after: After | None = None,
+        progress: bool | Progress = True,
+        _elsewhere: bool = False,
+        _at: int | str | None = None,
+    ) -> None:
+        given = not isinstance(model, (str, Path))
+        name = given_name(model) if given else str(model)
+        self.config = learner_config(name, method, with_adapter(settings or {}, adapter), output_dir)
+        self.folder = Path(self.config.output)
+        self.max_forgetting = checked_points("max_forgetting", max_forgetting)
+        self.min_score = checked_points("min_score", min_score)
+        self.repair = checked_repair(repair, self.max_forgetting)
+        self._hooks = Hooks(before, after)
+        require_trackers(self.config)
+        name_metrics("data.own_metrics", self.config.data.own_metrics)
+        self._log = RunLog(self.folder, PageRefresh(listener(progress)), writes=is_main_process())
+        self._place = LearnerFolder(self.folder, self._log.say)
+        self._engine = open_engine(
+            self.config,
+            self._place,
+            self._log,
+            model=model if given else None,
+            tokenizer=tokenizer,
+            max_forgetting=self.max_forgetting,
+            min_score=self.min_score,
+            repair=self.repair,
+            elsewhere=_elsewhere,
+            at=_at,
+        )
+        self._opened = OpenLearner(self._place, self._engine, self._log)
+        self._say = warnings.warn if progress is False else self._log.say
+        self._questions = Questions(
+            lambda: {
+                n: None if self.record.tasks[i].forgotten else kept_way(self._place.kept_task(i))
+                for i, n in enumerate(self.tasks)
+            },
+            self._say,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        output_dir: str | Path,
+        model: Any = None,
+        *,
+        at: int | str | None = None,
+        trust_remote_code: bool = False,
+        own_metrics: Iterable[Any] = (),
+        own_method: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> ContinualLearner:
+        """Take up a learner where an earlier process left it.
+
+        Args:
+            output_dir: Its folder.
+            model: The model again, if it was given as an object, or its folder, if that has moved; None: it
+                is loaded by its name.
+            at: Number of tasks, or the name of the last task, to go back to: as `rollback`, but without the
+                newest state, which may be damaged.
+            trust_remote_code: Run Python code that comes with the model; what the folder says does not count.
+            own_metrics: Functions of your own, or their names, that score learned tasks; what the folder says
+                does not count.
+            own_method: The name of a method of your own that is not registered, as `my_file:MyMethod`.
+            settings: Sections that it should have; what differs from the record is refused by name.
+            options: `tokenizer`, `progress`, `before`, `after`; `max_forgetting`, `min_score` and `repair`
+                where they change from now on.
+
+        Raises:
+            RunError: The folder holds no learner, its model must be given, or another model is.
+        """
+        record = RunRecord.load(os.path.expanduser(output_dir))
+        named = [register_metric(each) for each in own_metrics]
+        sections = expected_sections(record, output_dir, settings, trust_remote_code, named)
+        # code is only ever named by the caller
+        expected = (settings or {}).get("method", {}).get("name")
+        refuse_unnamed_method(record.config["method"]["name"], own_method or expected, output_dir)
+        limits = {key: getattr(record, key) for key in ("max_forgetting", "min_score", "repair")}
+        options = limits | options | {"_elsewhere": model is not None, "_at": at}
+        model = named_model(record, output_dir) if model is None else model
+        return cls(model, sections.pop("method"), output_dir, settings=sections, **options)
+
+    @property
+    def _gates(self) -> Gates:
+        return Gates(self.max_forgetting, self.min_score, self.repair)
+
+    @property
+    def record(self) -> RunRecord:
+        """Everything on record, as `record.json` holds it."""
+        return self._engine.record
+
+    @property
+    def model(self) -> Any:
+        """The PEFT model as it is now."""
+        self._engine.settle(self.learned)
+        return self._engine.model
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks learned, in their order."""
+        return self._opened.tasks
+
+    @property
+    def learned(self) -> int:
+        """Number of tasks learned."""
+        return self._opened.learned
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the adapter as it is now: a standard PEFT adapter.
+
+        Raises:
+            RunError: Nothing was learned yet.
+        """
+        if not self.learned and self.config.model.adapter.from_ is None:
+            raise RunError(f"{self.folder}: nothing was learned yet, so there is no adapter.")
+        return self._engine.snapshots.adapter(self.learned)
+
+    def learn(self, task: Any, *, watch: Sequence[Any] = (), **options: Any) -> LearnReport:
+        """Learn one task, score all tasks, and keep the outcome.
+
+        Called again with the same task it does nothing but report; after a crash it goes on where it stopped.
+
+        Args:
+            task: A `Task`, a path, a `datasets.Dataset` or `DatasetDict`, or rows; see `as_task`.
+            watch: More tasks to be watched from now on, as `watch` takes them.
+            options: `name`, `test`, `instruction`, `labels`, `list_labels`, `metric`, `format`, `columns`.
+
+        Returns:
+            What was gained and what was lost, and whether the task was accepted.
+
+        Raises:
+            DataError: The data is wrong, another task of this name was learned, or one of it is watched.
+            RunError: The folder is in use, or has been changed by another process.
+        """
+        seed = self.config.training.seed
+        chosen = chosen_part(as_task(task, seed=seed, **known_options(options)), self.config.data, seed)
+        if watch:
+            put_under_watch(self._opened, watch, chosen.name)
+        self._hooks.before(chosen, self)
+        report = learn_task(self._opened, chosen, self._gates)
+        self._hooks.after(report, self)
+        return report
+
+    def evaluate(
+        self, tasks: Iterable[Any] | None = None, *, after: int | str | None = None
+    ) -> dict[str, float]:
+        """Score tasks with the model as it is now, or as it was.
+
+        Args:
+            tasks: Names of learned tasks, `Task`s or paths; None: all that were learned and have test
+                examples.
+            after: Number of tasks, or the name of the last one, after which the model is asked; None: now.
+
+        Returns:
+            Score (0 to 100) by name.
+
+        Raises:
+            DataError: A name is not of a learned task, or a task has no test examples.
+            RunError: No such task was learned, or the state after it is damaged.
+        """
+        return scores_of(self._opened, tasks, after)
+
+    def watch(self, *tasks: Any) -> dict[str, float]:
+        """Score tasks from now on before and after each task that is learned, without ever training on them.
+
+        They are in no average and no memory, and `max_forgetting` counts for them too. A task that is watched
+        already is not watched twice.
+
+        Args:
+            tasks: Paths of tasks, or of folders of several; `Task`s. Their test examples are kept.
+
+        Returns:
+            Score (0 to 100) by name, as the learner is now.
+
+        Raises:
+            DataError: The data is wrong, has no test examples, or a learned task has the name.
+            RunError: A task of the name is watched with other examples.
+        """
+        return put_under_watch(self._opened, tasks)
+
+    def generate(
+        self,
+        texts: Sequence[Any],
+        max_new_tokens: int | None = None,
+        *,
+        task: str | None = None,
+        after: int | str | None = None,
+    ) -> list[str]:
+        """Answer questions greedily with the model as it is now, or as it was.
+
+        Args:
+            texts: Texts; rows with `input` or `messages`; lists of messages; or examples of a task. They are
+                put to the model in the form in which it was trained.
+            max_new_tokens: Longest answer; None: the configuration's.
+            task: A learned task, whose instruction and options go before the texts (a text without them is
+                said once); a method whose class is "task id given" answers for it.
+            after: Number of tasks, or the name of the last one, after which the model is asked; None: now.
+
+        Returns:
+            One answer for each.
+
+        Raises:
+            ConfigError: `texts` is a single text or holds something else, or `max_new_tokens` is below 1.
+            DataError: No task of this name was learned, or a row is wrong.
+            RunError: No such task as `after` was learned, or the state after it is damaged.
+        """
+        examples = self._questions.examples(texts, task)
+        with as_of(self._opened, after), self._engine.evaluator.told(task):
+            return answer(self._engine, examples, max_new_tokens, self._say)
+
+    def report(self) -> Path:
+        """Draw the page that shows what was learned, kept and lost.
+
+        Returns:
+            The HTML file; it loads nothing from elsewhere.
+        """
+        return write_report(self.folder)
+
+    def export(
+        self, output: str | Path | None = None, *, after: int | str | None = None, **options: Any
+    ) -> Export:
+        """Write what was learned as a folder that loads without kifuse: the adapter, or a merged model.
+
+        With its tokenizer, chat template and model card; nothing in it names a place on this machine.
+
+        Args:
+            output: Where to; None: `export` in the learner's folder.
+            after: Number of tasks, or the name of the last one, whose state is exported; None: the last.
+            options: `merged`, `precision`, `may_differ`, `model`, `base`, `licence`, `push_to_hub`,
+                `private`, `trust_remote_code`; see `kifuse.export`.
+
+        Raises:
+            KifuseError: See `kifuse.export`.
+        """
+        return export(self.folder, output, after=after, say=self._log.say, **options)
+
+    def rollback(self, to: int | str) -> None:
+        """Go back to the model as it was after an earlier task, bit for bit.
+
+        What came later is moved into `rolled-back/` inside the folder, never deleted.
+
+        Args:
+            to: Number of tasks, or the name of the last task to keep.
+
+        Raises:
+            RunError: There is no such task.
+        """
+        to = count_up_to(to, self.tasks, "rollback")
+        with self._opened.alone():
+            self._place.back_to(self._engine, to, "rolled back")
+            self._engine.tell_saved()
+
+    def forget(self, task: str, *, retrain: Sequence[Any] | None = None) -> ForgetReport:
+        """Remove a task's examples, and what was answered to them, from the folder and its history, for good.
+
+        The model still has learned from them: what remains is said in the report. A kill in the midst is
+        finished when the folder is opened next.
+
+        Args:
+            task: Name of a task that was learned, refused, rolled back or watched.
+            retrain: Data of each task learned after it, in their order. The learner then goes back to the
+                state before the task and learns them again, as if it had never been there.
+
+        Returns:
+            What was removed, what remains, and the command that retrains.
+
+        Raises:
+            RunError: No such task is known, or a state is damaged.
+            DataError: `retrain` is not the data that the later tasks were learned with.
+        """
+        return forget(self._opened, task, retrain, self._gates)

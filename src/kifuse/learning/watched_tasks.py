@@ -1,0 +1,96 @@
+"""A learner's watched tasks: scored after each task that it learns, and never trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from kifuse.errors import DataError
+from kifuse.io.file_names import name_key
+from kifuse.io.storage import sha256_file
+from kifuse.learning.open_learner import OpenLearner
+from kifuse.running.progress import Plan
+from kifuse.running.watched_tasks import put_on_watch, refuse_learned, score_watched, tell_trained, unscored
+from kifuse.tasks.learned_task import keep_task
+from kifuse.tasks.task import Task
+from kifuse.tasks.watched import watched_tasks
+
+
+def put_under_watch(opened: OpenLearner, given: Iterable[Any], learns: str | None = None) -> dict[str, float]:
+    """Watch more tasks from now on, as `ContinualLearner.watch` says.
+
+    Args:
+        opened: The learner.
+        given: The tasks, as `watched_tasks` takes them.
+        learns: Name of the task that is learned next; none of this name can be watched.
+
+    Raises:
+        DataError: The data is wrong, or a learned task has the name.
+        RunError: A task of the name is watched with other examples.
+    """
+    record, place, engine = opened.record, opened.place, opened.engine
+    data, seed = engine.config.data, engine.config.training.seed
+    tasks = [task for each in given for task in watched_tasks(each, data.test_examples, seed)]
+    if learns is not None:
+        refuse_watched(opened, learns)
+        refuse_learned([learns], tasks)
+    with opened.alone():
+        engine.settle(opened.learned)
+        for task in put_on_watch(record, tasks):
+            index = next(i for i, entry in enumerate(record.watched) if entry.name == task.name)
+            keep_task(place.kept_watched(index), task)
+            record.watched[index].kept = sha256_file(place.kept_watched(index))
+        engine.save()
+        answers = answers_to_watch(opened)
+        if answers:
+            engine.progress.begin("watched tasks", Plan(0, answers), Plan(0, 0))
+        score_watched_now(opened)
+        engine.tell_saved()
+    scores = record.watch_row(opened.learned)
+    return {task.name: scores[task.name] for task in tasks}
+
+
+def watched_in(opened: OpenLearner) -> list[Task]:
+    """The watched tasks, with the examples that were kept of them, in the order of the record.
+
+    Raises:
+        RunError: They are not as they were written.
+    """
+    places = [i for i, entry in enumerate(opened.record.watched) if entry.forgotten is None]
+    return [opened.place.watched(i, opened.record) for i in places]
+
+
+def answers_to_watch(opened: OpenLearner) -> int:
+    """Number of answers of watched tasks that are not scored yet as the learner is now."""
+    return sum(len(task.test) for _, task in unscored(opened.record, opened.learned, watched_in(opened)))
+
+
+def refuse_watched(opened: OpenLearner, name: str) -> None:
+    """Refuse to learn a task of the name of one that is watched.
+
+    Raises:
+        DataError: There is one.
+    """
+    watched = {name_key(entry.name): entry.name for entry in opened.record.watched if not entry.forgotten}
+    there = watched.get(name_key(name))
+    if there is not None:
+        raise DataError(
+            f"{opened.place.path}: found {name!r} to be learned, which is the name of a task that is watched "
+            "and so never trained on. Give this one another name (--name), or stop watching that one: kifuse "
+            f"forget {opened.place.path} {there}"
+        )
+
+
+def score_watched_now(opened: OpenLearner) -> None:
+    """Score the watched tasks as the learner is now, unless they are scored.
+
+    Raises:
+        RunError: Their examples are not as they were written.
+    """
+    if opened.record.watched:
+        score_watched(opened.engine, opened.learned, watched_in(opened))
+
+
+def tell_shared(opened: OpenLearner, task: Task) -> None:
+    """Say which watched inputs a task trains on."""
+    tell_trained(opened.record, watched_in(opened), [task], opened.engine.progress.say)

@@ -1,0 +1,388 @@
+"""A model in a run's folder that learns, is scored, kept and put back; it does not know what comes next."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from kifuse.adapters.kinds import new_adapter
+from kifuse.answering.evaluator import Cell, Evaluator, place_of
+from kifuse.config import RunConfig
+from kifuse.driving.refusals import nothing_learned
+from kifuse.errors import RunError
+from kifuse.methods.base import Method, OldData, TaskInfo
+from kifuse.models.loading import Backbone, shrink_frozen
+from kifuse.record.run_record import RunRecord
+from kifuse.registry import build_method
+from kifuse.running.environment import is_main_process, peak_memory_mb, process_count
+from kifuse.running.importance_probe import ImportanceProbe, probe_of
+from kifuse.running.interrupt import Patience
+from kifuse.running.memory_source import general_inputs, sources, writes_memory
+from kifuse.running.mid_task_checkpoint import Middle
+from kifuse.running.one_task import TaskTraining, train_task, training_arguments
+from kifuse.running.progress import Progress
+from kifuse.running.prompt_form import Reading
+from kifuse.running.run_start import check_method, other_source
+from kifuse.running.snapshot import Snapshots
+from kifuse.running.start_from import attach, earlier_than_first, weights_as_loaded
+from kifuse.running.task_texts import TaskTexts
+from kifuse.running.tracking import Tracking, steps_before
+from kifuse.running.trainer_listener import Watcher, matrix_row
+from kifuse.running.work_ahead import empty_memory, passes
+from kifuse.streams import own_steps
+from kifuse.tasks.data_findings import Findings, look_through
+from kifuse.tasks.encoding import Encoded
+from kifuse.tasks.leaks import check_memory, check_training
+from kifuse.tasks.overlaps import Inputs
+from kifuse.tasks.task import Task
+from kifuse.tasks.token_cache import TokenCache
+
+REMEMBERED: tuple[OldData, ...] = ("mixed", "steps")
+"""Ways of meeting old data that need a memory buffer."""
+
+
+class Engine:
+    """Model, method, memory and record of one run.
+
+    Args:
+        config: Of the run.
+        record: Of the run; what is learned and scored goes into it.
+        method: The method.
+        backbone: The model; it is given its adapter here.
+        progress: Told what is going on.
+        tokens: Where token ids are kept for other runs in this process.
+        writes: Whether anything is written; only the main process ever does.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        record: RunRecord,
+        method: Method,
+        backbone: Backbone,
+        progress: Progress,
+        *,
+        tokens: TokenCache | None = None,
+        writes: bool = True,
+    ) -> None:
+        if config.training.threads:
+            torch.set_num_threads(config.training.threads)
+        self.config, self.record, self.method = config, record, method
+        self.backbone, self.progress = backbone, progress
+        self.folder = Path(config.output)
+        self.writes = writes and is_main_process()
+        self.snapshots = Snapshots(self.folder)
+        self.adapter = new_adapter(config.model.adapter, method)
+        self.model = attach(self.adapter, backbone, config, record, progress.say)
+        self._earlier = earlier_than_first(config)
+        shrink_frozen(self.model, backbone.precision)
+        check_method(config.method.name, method, self.model)
+        self._sources = sources(method, config.memory)
+        self.memory = empty_memory(self.config)
+        self.tracking = self._trackers()
+        self._untrained = self._small_start()
+        self._cut_short = self._unsaved = False
+        self._saved = (0.0, 0.0)
+        self.reading = Reading(
+            config,
+            record,
+            backbone,
+            progress.say,
+            tokens=tokens,
+            folder=self.folder / "tokens",
+            writes=self.writes,
+        )
+        self.encoder = self.reading.encoder
+        self.evaluator = Evaluator(
+            self.model,
+            backbone,
+            self.encoder,
+            folder=self.folder / "predictions" if self.writes else None,
+            max_new_tokens=config.evaluation.max_new_tokens or config.data.max_target,
+            batch_tokens=config.evaluation.batch_tokens,
+            place=partial(place_of, record),
+            tells=method.data_class == "task id given",
+        )
+
+    def look_through(self, tasks: Sequence[Task], earlier: Mapping[str, Inputs] | None = None) -> Findings:
+        """Find out what there is to know about tasks before they are trained on; see `look_through`."""
+        limit = self.config.evaluation.max_new_tokens
+        known = {**(earlier or {}), **general_inputs(self._sources)}
+        return look_through(tasks, self.encoder, earlier=known, max_new_tokens=limit)
+
+    def _trackers(self) -> Tracking | None:
+        training = self.config.training
+        if not training.report_to or not self.writes:
+            return None
+        return Tracking(
+            training.report_to,
+            self.folder,
+            self.record,
+            arguments=partial(
+                training_arguments, training, self.backbone, self.folder / "checkpoint", training.seed, 1
+            ),
+            model=self.model,
+            say=self.progress.say,
+        )
+
+    @contextlib.contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Keep the trackers of `training.report_to` open for as long as the block runs.
+
+        Raises:
+            RunError: One cannot be begun.
+        """
+        if self.tracking is None:
+            yield
+            return
+        self.tracking.open()
+        try:
+            yield
+        finally:
+            self.tracking.close()
+
+    def _small_start(self) -> dict[str, Tensor] | None:
+        """Copies of what holds all that is learned, before any training, unless it is most of the model."""
+        learned = self.adapter.learned()
+        if 2 * sum(p.numel() for p in learned.values()) > sum(p.numel() for p in self.model.parameters()):
+            return None
+        return {n: p.detach().cpu().clone() for n, p in learned.items()}
+
+    @property
+    def writers(self) -> list[Method]:
+        """The method, and what else has a say in what is trained on and kept."""
+        return [self.method, *self._sources]
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the method is handed examples of earlier tasks; no other method ever is."""
+        return self.method.old_data in REMEMBERED
+
+    def learned(self, k: int) -> bool:
+        """Whether the model as it was after k tasks is on disk."""
+        return k == 0 or (self.record.tasks[k - 1].train_steps is not None and self.snapshots.has(k))
+
+    def restore(self, k: int) -> None:
+        """Put back the model, the method's state and the memory after k tasks.
+
+        Raises:
+            RunError: A file is damaged; or k is 0, and most weights are trained of a model that was given.
+        """
+        if k:
+            self.memory = self.snapshots.load(k, self.adapter, self.method, self.record.tasks[k - 1].seal)
+            self._cut_short = False
+            return
+        untrained = self._untrained
+        if untrained is None:
+            untrained = weights_as_loaded(self.config, self.record, self.adapter.learned())
+        self.method = build_method(self.config.method.name, self.config.method.settings)
+        self.memory = empty_memory(self.config)
+        self.adapter.method = self.method
+        self.adapter.restart(untrained)
+        self._cut_short = False
+
+    def settle(self, k: int) -> None:
+        """Put the state after k tasks back if a training in this process did not come to its end.
+
+        Raises:
+            RunError: As `restore`.
+        """
+        if self._cut_short:
+            self.restore(k)
+
+    def cut_short(self) -> None:
+        """Note that weights, method and memory are no longer those on record: `settle` puts them back."""
+        self._cut_short = True
+
+    def passes(self, index: int, task: Task) -> int:
+        """Forward and backward passes that training on a task will take, at its place from 0 and alone."""
+        settings, [size] = self.config.training, self.reading.sizes([task])
+        steps = own_steps(size, settings.epochs, settings.batch_size)
+        info = TaskInfo(index + self._earlier, task.name, steps, batch_size=settings.batch_size)
+        return passes(self.config, self.writers, [info], [size])
+
+    def learn(self, k: int, task: Task, earlier: Sequence[Task], *, jointly: bool = False) -> None:
+        """Train on the k-th task (1-based), then keep adapter, state, memory and record, in this order.
+
+        Args:
+            k: The record's k-th entry is filled.
+            task: The task; goes into the memory if the method uses one.
+            earlier: The tasks before it whose training examples are at hand.
+            jointly: Train on all of them at once.
+
+        Raises:
+            RunError: Anything but training examples would be trained on or is in the memory.
+        """
+        self.settle(k - 1)
+        entry = self.record.tasks[k - 1]
+        as_before = entry.model_copy()
+        sources = [*earlier, task] if jointly else [task]
+        name = "all tasks" if jointly else task.name
+        examples = [e for t in sources for e in t.train]
+        at_hand = {t.name for t in earlier}
+        check_training(examples, sources, earlier)
+        unchecked = {n for n in self.memory.tasks if n not in at_hand or writes_memory(self.writers)}
+        check_memory(self.memory, earlier, gone=unchecked)
+        texts = TaskTexts.of(self, k, task)
+        current = self.reading.training(texts.trained_on(self.writers, examples))
+        old = self.encoder.encode_pieces(self.memory.examples()) if self.remembers else []
+        kept = []
+        if self.remembers and "kept" in self.method.needs:
+            kept = self.encoder.encode_pieces(self.memory.draw(task))
+        patience = Patience(self.progress.say)
+        seconds = 60.0 * self.config.training.checkpoint_minutes
+        middle = Middle(self.folder / "checkpoint", seconds, patience, self.progress.say)
+        self._cut_short = True
+        self.adapter.begin_task(k - 1 + self._earlier, self.config.training.seed)
+        # several processes keep nothing of a task's middle: they stop at once, as by themselves
+        with patience.listening() if process_count() == 1 else contextlib.nullcontext():
+            probe = probe_of(self.config, self.backbone, self.encoder, [*earlier, task])
+            done = self._train(k, name, current, old, kept, middle, probe)
+        if not done.taken:
+            if self.writes:
+                middle.forget()
+            raise RunError(nothing_learned(name, done.steps))
+        self.adapter.end_task()
+        # with what a method did after the last step
+        self.progress.passes(done.steps + done.extra_passes)
+        # the record changes when the task is learned, not before: a training cut short leaves it as it was
+        for key, value in {
+            "train_steps": done.steps,
+            "examples_seen": done.examples_seen,
+            "replayed_examples": done.replayed,
+            "extra_forward_backward": done.extra_passes,
+            "seconds_train": done.seconds,
+            "loss": [list(pair) for pair in done.losses],
+            "learning_rate": [list(pair) for pair in done.rates],
+            "events": [*texts.events, *done.events],
+            "per_tensor": done.per_tensor,
+        }.items():
+            setattr(entry, key, value)
+        try:
+            self.keep(k, task)
+        except BaseException:
+            self.record.tasks[k - 1] = as_before
+            raise
+        self._cut_short = False
+        if self.writes:
+            middle.forget()
+        patience.check_task(name)
+
+    def _train(
+        self,
+        k: int,
+        name: str,
+        current: list[Encoded],
+        old: list[Encoded],
+        kept: list[Encoded],
+        middle: Middle,
+        probe: ImportanceProbe | None,
+    ) -> TaskTraining:
+        settings, watcher = self.config.training, Watcher(self.progress, name, self.method.shown)
+        mixed = old if self.method.old_data == "mixed" else []
+        steps = own_steps(len(current) + len(mixed), settings.epochs, settings.batch_size)
+        index = k - 1 + self._earlier
+        info = TaskInfo(index, name, steps, batch_size=settings.batch_size, examples=len(current))
+        extra = self.method.extra_passes(info, -(-len(old) // settings.batch_size))
+        self.progress.training(name, steps + extra)
+        before = steps_before(self.record, k - 1)
+        return train_task(
+            self.model,
+            self.backbone,
+            self.method,
+            settings,
+            index=index,
+            name=name,
+            current=current,
+            mixed=mixed,
+            memory=old if self.method.old_data == "steps" else [],
+            kept=kept,
+            folder=self.folder / "checkpoint",
+            listener=partial(self._tell, name),
+            heard=watcher.heard,
+            callbacks=[watcher, *([self.tracking.callback(k, before)] if self.tracking else [])],
+            middle=middle if self.writes else None,
+            ends=self.encoder.stops,
+            probe=probe,
+        )
+
+    def _tell(self, name: str, step: int, steps: int, loss: float | None, passes: int) -> None:
+        self.progress.passes(passes)
+        self.progress.step(name, step, steps, loss)
+
+    def keep(self, k: int, task: Task) -> None:
+        """Remember examples of the k-th task and write everything as it is now; the record comes last."""
+        if self.remembers:
+            texts = TaskTexts.of(self, k, task)
+            self.memory.add(task, texts.remembered(self.writers, self.memory.quota(len(task.train))))
+            self.record.tasks[k - 1].events += texts.events
+        self.record.tasks[k - 1].kept_parameters = self._kept_parameters()
+        if self.writes:
+            self.record.tasks[k - 1].seal = self.snapshots.save(k, self.adapter, self.method, self.memory)
+        self.save()
+
+    def _kept_parameters(self) -> int:
+        """Scalars of the adapter and of the method's state, as they are kept after a task."""
+        adapter = [*self.adapter.learned().values(), *self.adapter.frozen().values()]
+        kept = [*adapter, *self.method.state().tensors.values()]
+        return sum(t.numel() for t in kept)
+
+    def take_over(self, k: int, adapter: Path, task: Task) -> None:
+        """Make an adapter from elsewhere the outcome of the k-th task, as if it had been trained here."""
+        self.adapter.load(adapter)
+        self.keep(k, task)
+
+    def score(self, after: int, index: int, task: Task) -> Cell | None:
+        """Score a task (0-based index) after some tasks were learned, unless the record has it already.
+
+        Scores are written in at most a twentieth of the time, and at the latest by `tell_row`.
+        """
+        if any((s.after, s.task) == (after, index) for s in self.record.scores):
+            return None
+        changed = other_source(task, self.record.tasks[index])
+        if changed is not None and changed not in self.record.warnings:
+            self.record.warnings.append(changed)
+            self.progress.say(changed)
+        cell = self.evaluator.score(
+            task, after, lambda done, total: self.progress.scoring(task.name, done, total)
+        )
+        self.record.tasks[index].cut_test_inputs = cell.cut
+        self.record.scores.append(cell.on_record(after, index))
+        ended, took = self._saved
+        self._unsaved = monotonic() - ended < 20 * took
+        if not self._unsaved:
+            self.save()
+        self.progress.scored(after, task.name, cell)
+        return cell
+
+    def tell_row(self, after: int, tasks: Sequence[int] | None = None) -> None:
+        """Tell the row of the score matrix after so many tasks, or of it those tasks alone (0-based)."""
+        if self._unsaved:
+            self.save()
+        names = None if tasks is None else {self.record.tasks[i].name for i in tasks}
+        row = [s for s in matrix_row(self.record, after) if names is None or s.task in names]
+        self.progress.row(after, row)
+        if self.tracking is not None:
+            self.tracking.scores(after, row)
+
+    def tell_saved(self) -> None:
+        """Tell that the folder holds something new to look at; what a listener could not do is said."""
+        if self.writes:
+            problem = self.progress.saved(self.folder)
+            if problem:
+                self.progress.say(problem)
+
+    def save(self) -> None:
+        """Write the record."""
+        began = monotonic()
+        self.record.peak_memory_mb = max(self.record.peak_memory_mb or 0.0, peak_memory_mb())
+        self.record.memory = {"examples": len(self.memory), "tasks": list(self.memory.tasks)}
+        if self.writes:
+            self.record.save(self.folder)
+        self._unsaved, self._saved = False, (monotonic(), monotonic() - began)

@@ -1,0 +1,234 @@
+"""Going on in the middle of a task: everything that training needs, written now and then, without pickle.
+
+    <run>/checkpoint/middle/   state.json; weights, optimizer, method, training, random (safetensors)
+
+It is written before a step, when the step before it is complete to its last log line. Whoever goes on from it
+takes the very same steps, bit for bit, on the same machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from kifuse.driving.callback import MethodCallback
+from kifuse.driving.optimizer_moments import load_moments, moments
+from kifuse.driving.state_folder import StateFolder, describe, read_state, write_state
+from kifuse.errors import KifuseError, RunError
+from kifuse.methods.base import MethodState
+from kifuse.running.interrupt import Patience
+from kifuse.tasks.encoding import Encoded
+
+
+def refuse_file_for_middle(folder: Path) -> None:
+    """Refuse a run's folder in which a file has the name of the folder for the middle of a task.
+
+    Raises:
+        RunError: It is so.
+    """
+    if (folder / "checkpoint").is_file():
+        raise RunError(
+            f"{folder / 'checkpoint'}: is a file, expected a folder for the middle of a task, or nothing; "
+            "move the file elsewhere."
+        )
+
+
+@dataclass(frozen=True)
+class Middle:
+    """Where and how often the middle of a task is kept.
+
+    Attributes:
+        folder: Of the run's checkpoint.
+        seconds: Least time between two; 0: before every step.
+        patience: Whether the user wants to stop.
+        say: Told when training goes on from one.
+    """
+
+    folder: Path
+    seconds: float
+    patience: Patience
+    say: Callable[[str], None] = lambda _: None
+
+    @property
+    def place(self) -> Path:
+        """Folder of the files."""
+        return self.folder / "middle"
+
+    def read(self, identity: dict[str, Any]) -> StateFolder | None:
+        """What was kept of this very training; None if there is nothing, or of another one, or damaged.
+
+        Training anew from the task's start comes to the same, so that nothing is lost but time.
+        """
+        if not (self.place / "state.json").is_file():
+            return None
+        try:
+            found = read_state(self.place)
+        except KifuseError as error:
+            self.say(f"{error} The task begins anew.")
+            return None
+        return found if found.values.get("identity") == identity else None
+
+    def forget(self) -> None:
+        """Remove it: the task is over."""
+        shutil.rmtree(self.place, ignore_errors=True)
+
+
+def identity_of(driver: MethodCallback, examples: Sequence[Encoded], steps: int, seed: int) -> dict[str, Any]:
+    """What must be the same for training to go on: task, data, memory, method, length and seed."""
+    memory = driver.memory.encoded if driver.memory else ()
+    digest = hashlib.sha256()
+    for part in (examples, memory):
+        for example in part:
+            for ids in (example.input_ids, example.target_ids):
+                digest.update(f"{len(ids)}:".encode() + array("q", ids).tobytes())
+        digest.update(b"|")
+    name = {"index": driver.index, "task": driver.name, "steps": steps, "seed": seed}
+    return {**name, "data": digest.hexdigest(), **describe(driver.method)}
+
+
+class MiddleKeeper(TrainerCallback):
+    """Writes the middle of a task as training goes, and puts one back as it begins.
+
+    Args:
+        driver: The method's callback; what was kept of the method goes through it.
+        middle: Where to.
+        identity: From `identity_of`.
+        found: What to go on from, or None.
+    """
+
+    def __init__(
+        self, driver: MethodCallback, middle: Middle, identity: dict[str, Any], found: StateFolder | None
+    ) -> None:
+        self.driver, self.middle, self.identity, self.found = driver, middle, identity, found
+        self.trainer: Any = None
+        self.started = self.kept = time.monotonic()
+        self.seconds = 0.0
+        self._random: dict[str, Any] | None = None
+        if found is not None:
+            driver.resume = (_state(found, "method"), _state(found, "training"))
+
+    @property
+    def done(self) -> int:
+        """Steps taken before; 0 for a fresh start."""
+        return 0 if self.found is None else int(self.found.values["step"])
+
+    @property
+    def _scaler(self) -> Any:
+        return getattr(self.trainer.accelerator, "scaler", None)
+
+    def on_train_begin(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put weights, moments, schedule and counts back; comes before the method's own callback."""
+        self.started = self.kept = time.monotonic()
+        if self.found is None:
+            return
+        values, tensors = self.found.values, self.found.tensors
+        state.global_step = values["step"]
+        # the Trainer's running mean of the loss since its last log line
+        self.trainer._globalstep_last_logged = values["last_logged"]
+        self.trainer._tr_loss.fill_(values["loss_sum"])
+        named = {n: p for n, p in kwargs["model"].named_parameters() if p.requires_grad}
+        with torch.no_grad():
+            for name, p in named.items():
+                p.copy_(tensors["weights"][name])
+        load_moments(optimizer, named.items(), tensors["optimizer"])
+        lr_scheduler.load_state_dict({**lr_scheduler.state_dict(), **values["schedule"]})
+        for group, rate in zip(optimizer.param_groups, values["schedule"]["_last_lr"], strict=True):
+            group["lr"] = rate
+        self.driver.losses = [(int(step), float(loss)) for step, loss in values["losses"]]
+        self.driver.rates = [(int(step), float(rate)) for step, rate in values["rates"]]
+        self.seconds = values["seconds"]
+        if self._scaler is not None and values.get("scaler") is not None:
+            self._scaler.load_state_dict(values["scaler"])
+        self._random = {**values["random"], **tensors["random"]}
+        self.found = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore the random numbers before the first step; afterwards keep the middle when it is time."""
+        if self._random is not None:
+            _set_random(self._random)
+            self._random = None
+            return
+        due = time.monotonic() - self.kept >= self.middle.seconds
+        if state.global_step and (due or self.middle.patience.asked):
+            self._keep(state, **kwargs)
+            self.kept = time.monotonic()
+        self.middle.patience.check(state.global_step)
+
+    def _keep(self, state: Any, model: Any, optimizer: Any, lr_scheduler: Any, **kwargs: Any) -> None:
+        method, training = self.driver.method.state(), self.driver.running().state()
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        schedule = lr_scheduler.state_dict()
+        numbers, states = _get_random()
+        values = {
+            "identity": self.identity,
+            "step": state.global_step,
+            "last_logged": self.trainer._globalstep_last_logged,
+            "loss_sum": float(self.trainer._tr_loss),
+            "schedule": {k: schedule[k] for k in ("last_epoch", "_step_count", "_last_lr") if k in schedule},
+            "losses": self.driver.losses,
+            "rates": self.driver.rates,
+            "seconds": self.total_seconds(),
+            "random": numbers,
+            # of fp16: the scale, and how long it has held
+            "scaler": None if self._scaler is None else self._scaler.state_dict(),
+            "method": method.values,
+            "training": training.values,
+        }
+        tensors = {
+            "weights": {n: p.detach() for n, p in named},
+            "optimizer": moments(optimizer, named),
+            "method": method.tensors,
+            "training": training.tensors,
+            "random": states,
+        }
+        write_state(self.middle.place, StateFolder(values, tensors))
+
+    def total_seconds(self) -> float:
+        """Time spent on the task, in earlier starts too."""
+        return self.seconds + time.monotonic() - self.started
+
+
+def _state(found: StateFolder, name: str) -> MethodState:
+    return MethodState(found.tensors.get(name, {}), found.values[name])
+
+
+def _get_random() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    kind, keys, place, has_gauss, gauss = np.random.get_state()
+    numbers = {
+        "python": random.getstate(),
+        "numpy": [kind, np.asarray(keys).tolist(), place, has_gauss, gauss],
+    }
+    states = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return numbers, states
+
+
+def _set_random(kept: dict[str, Any]) -> None:
+    version, internal, gauss = kept["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, place, has_gauss, cached = kept["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), place, has_gauss, cached))
+    torch.set_rng_state(kept["torch"])
+    if "cuda" in kept and torch.cuda.is_available():
+        torch.cuda.set_rng_state(kept["cuda"])

@@ -1,0 +1,56 @@
+"""What the record holds of files beside it, so that one that was swapped, edited or emptied is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kifuse.io.sealed_json import read_sealed
+from kifuse.io.storage import sha256_file
+from kifuse.models.identity import identity, refuse_another
+from kifuse.models.loading import Backbone
+from kifuse.record.run_record import FILE, RunRecord
+
+
+def check_base(record: RunRecord, backbone: Backbone) -> None:
+    """Make sure that a base model is the one on record, and put on record which it is.
+
+    Raises:
+        ModelError: It is another one.
+    """
+    if record.model.get("given"):
+        return
+    before = {key: record.model[key] for key in ("files", "commit") if key in record.model}
+    name = record.config["model"]["name"]
+    found = identity(name, backbone.source, backbone.model.config, before)
+    refuse_another(name, found, before)
+    record.model.update(found)
+
+
+def seal_if_unsealed(folder: Path, record: RunRecord) -> bool:
+    """Put the hashes of a folder's files on record if an earlier kifuse has written it without.
+
+    Args:
+        folder: The run's.
+        record: Of the run; changed in place, not saved.
+
+    Returns:
+        Whether it was so.
+    """
+    if not (folder / FILE).is_file() or read_sealed(folder / FILE)[1]:
+        return False
+    for k, task in enumerate(record.tasks, start=1):
+        task.seal = task.seal or _hash(folder / "state" / f"after-{k}" / "manifest.json")
+        task.kept = task.kept or _hash(folder / "tasks" / f"{k}.json")
+    for cell in record.scores:
+        name = f"{record.tasks[cell.task].name}.jsonl"
+        file = folder / "predictions" / f"after-{cell.after}" / name
+        cell.predictions = cell.predictions or _hash(file)
+    return True
+
+
+SEALED_NOW = "written by an earlier kifuse: its files are taken as they are, and sealed from now on"
+"""What is said of such a folder, once, behind its path."""
+
+
+def _hash(file: Path) -> str | None:
+    return sha256_file(file) if file.is_file() else None

@@ -1,0 +1,135 @@
+"""A run or a learner that begins from an adapter made elsewhere: its copy, its hashes, and what is said."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kifuse.adapters.base import Adapter
+from kifuse.adapters.elsewhere import FILES
+from kifuse.adapters.folder import read_config
+from kifuse.config import RunConfig
+from kifuse.config.start_from import own_copy, start_of
+from kifuse.errors import ModelError, RunError
+from kifuse.io.storage import sha256_file
+from kifuse.io.whole_folders import check_file, replace_folder
+from kifuse.models.loading import Backbone, load_backbone
+from kifuse.record.run_record import FILE, RunRecord
+
+KEY = "adapter"
+"""Of a record's `model`: the adapter that it began from; `files` are their SHA-256 by name."""
+
+
+def earlier_than_first(config: RunConfig) -> int:
+    """How many tasks the adapter that a run begins from stands for: 1, or 0 without one."""
+    return int(config.model.adapter.from_ is not None)
+
+
+def refuse_another_start(config: RunConfig, record: RunRecord) -> bool:
+    """Make sure that the adapter that is named is the one that a run began from.
+
+    Returns:
+        Whether it is there, and is that one, wherever it lies now.
+
+    Raises:
+        ModelError: It is another one.
+        RunError: The copy of it is damaged.
+    """
+    folder, known = config.model.adapter.from_, record.model.get(KEY, {}).get("files")
+    if folder is None or known is None or not folder.is_dir():
+        return False
+    for name in FILES:
+        if folder == own_copy(config.output):
+            check_file(folder / name, known[name], FILE)
+        elif not (folder / name).is_file() or sha256_file(folder / name) != known[name]:
+            raise ModelError(
+                f"model.adapter.from: {folder / name} is not the file that {config.output} began from "
+                "(SHA-256 differs). Name that adapter, or begin a new folder."
+            )
+    return True
+
+
+def attach(
+    adapter: Adapter, backbone: Backbone, config: RunConfig, record: RunRecord, say: Callable[[str], None]
+) -> Any:
+    """Put an adapter on a model, with what was learned elsewhere in it.
+
+    Args:
+        adapter: Not yet on a model.
+        backbone: The model.
+        config: Of the run or learner.
+        record: Of the same; the adapter's hashes go into it.
+        say: Told from what it begins.
+
+    Returns:
+        The model to train.
+
+    Raises:
+        ModelError: The adapter is of another model.
+        RunError: The copy of it is damaged.
+    """
+    model = adapter.attach(
+        backbone.model, encoder_decoder=backbone.encoder_decoder, seed=config.training.seed
+    )
+    folder = start_of(config)
+    if folder is None:
+        return model
+    known = record.model.get(KEY, {}).get("files")
+    for name in FILES if known and folder == own_copy(config.output) else ():
+        check_file(folder / name, known[name], FILE)
+    adapter.start_from(folder)
+    if known is None:
+        record.model[KEY] = {"files": {name: sha256_file(folder / name) for name in FILES}}
+        say(
+            f"begins from the adapter in {config.model.adapter.from_}: {config.model.adapter.summary}. It "
+            "counts as what was learned before the first task. None of its training data is known here: a "
+            "method that needs examples or importance of earlier tasks has those of the tasks to come."
+        )
+        made_for, name = read_config(folder).get("base_model_name_or_path"), config.model.name
+        if made_for and Path(made_for).name.lower() != Path(name).name.lower():
+            say(f"it was made for {made_for}, and is put on {name}")
+    return model
+
+
+def keep_start(config: RunConfig) -> None:
+    """Copy the adapter that a run begins from into its folder, unless it is there; call it with a record.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    folder, copy = config.model.adapter.from_, own_copy(config.output)
+    if folder is None or copy.is_dir():
+        return
+
+    def fill(partial: Path) -> None:
+        for name in FILES:
+            shutil.copyfile(folder / name, partial / name)
+
+    replace_folder(copy, fill)
+
+
+def weights_as_loaded(config: RunConfig, record: RunRecord, names: Iterable[str]) -> dict[str, Tensor]:
+    """Weights of the model itself before any training, of which no copy is kept: out of its files, once more.
+
+    Args:
+        config: Of the run.
+        record: Of the run.
+        names: Of the weights.
+
+    Raises:
+        RunError: The model was given as an object, or what is trained is not what its files hold.
+    """
+    model = config.model
+    if not record.model.get("given"):
+        trust, precision = model.trust_remote_code, model.precision
+        fresh = load_backbone(model.name, precision=precision, trust_remote_code=trust).model.state_dict()
+        if fresh.keys() >= set(names):
+            return {name: fresh[name] for name in names}
+    raise RunError(
+        f"{config.output}: most weights are trained, and none is kept as it was before the first task. "
+        "A new learner in another folder begins there."
+    )

@@ -1,0 +1,126 @@
+"""Tasks that are scored beside the stream and never trained on: on record, and scored at their moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from kifuse.config import RunConfig
+from kifuse.errors import DataError, RunError
+from kifuse.io.file_names import name_key
+from kifuse.record.run_record import RunRecord, WatchedRecord
+from kifuse.running.engine import Engine
+from kifuse.tasks.task import Task, check_different
+from kifuse.tasks.watched import also_trained, watched_tasks
+
+
+def open_watched(config: RunConfig) -> list[Task]:
+    """Read the tasks that a run's configuration names under `watch`; none while settings are chosen on dev.
+
+    Raises:
+        DataError: The data is wrong, or two tasks have one name.
+    """
+    if config.data.scored_on == "dev":
+        return []
+    most, seed = config.data.test_examples, config.training.seed
+    tasks = [task for path in config.watch.tasks for task in watched_tasks(path, most, seed)]
+    check_different([task.name for task in tasks], "watch")
+    return tasks
+
+
+def put_on_watch(record: RunRecord, tasks: Sequence[Task]) -> list[Task]:
+    """Put watched tasks on record that are not there yet.
+
+    Args:
+        record: Of the run; changed in place, not saved.
+        tasks: To be watched.
+
+    Returns:
+        Those that are new.
+
+    Raises:
+        RunError: A task of the name is watched with other examples.
+        DataError: It has the name of a task of the stream.
+    """
+    refuse_learned([entry.name for entry in record.tasks], tasks)
+    names = list(dict.fromkeys([*(entry.name for entry in record.watched), *(task.name for task in tasks)]))
+    check_different(names, "watch")
+    new = []
+    for task in tasks:
+        place = names.index(task.name)
+        there = record.watched[place] if place < len(record.watched) else None
+        if there is None or there.forgotten:
+            record.watched[place : place + 1] = [_entry(task)]
+            record.watch_scores = [score for score in record.watch_scores if score.task != place]
+            new.append(task)
+        elif (there.hash, there.metric) != (task.split_hash("test"), task.metric):
+            raise RunError(
+                f"watch: task {task.name!r} was watched with other examples or another metric before; put "
+                "them back, or give this one another name."
+            )
+    return new
+
+
+def refuse_learned(learned: Sequence[str], tasks: Sequence[Task]) -> None:
+    """Refuse to watch tasks that have the name of one that is learned.
+
+    Raises:
+        DataError: One has.
+    """
+    names = {name_key(name): name for name in learned}
+    for task in tasks:
+        if name_key(task.name) in names:
+            raise DataError(
+                f"watch: found {task.name!r}, which is the name of a task that is learned "
+                f"({names[name_key(task.name)]!r}) and scored anyway. Leave it out; or, if these are other "
+                "examples, rename the file or folder to watch."
+            )
+
+
+def unscored(record: RunRecord, after: int, tasks: Sequence[Task]) -> list[tuple[int, Task]]:
+    """The watched tasks without a score after some tasks of the stream, with their place on record."""
+    places = {entry.name: i for i, entry in enumerate(record.watched)}
+    done = {score.task for score in record.watch_scores if score.after == after}
+    return [(places[task.name], task) for task in tasks if places[task.name] not in done]
+
+
+def tell_trained(
+    record: RunRecord, watched: Sequence[Task], tasks: Sequence[Task], say: Callable[[str], None]
+) -> None:
+    """Say, and put on record, which watched inputs are trained on in tasks of the stream."""
+    for each in watched:
+        for said in filter(None, (also_trained(each, task) for task in tasks)):
+            if said not in record.warnings:
+                record.warnings.append(said)
+                say(f"note: {said}")
+
+
+def _entry(task: Task) -> WatchedRecord:
+    return WatchedRecord(
+        name=task.name,
+        metric=task.metric,
+        labels=list(task.labels) if task.labels else None,
+        n=len(task.test),
+        hash=task.split_hash("test"),
+        metric_source=task.metric_source,
+    )
+
+
+def score_watched(engine: Engine, after: int, tasks: Sequence[Task]) -> None:
+    """Score watched tasks after some tasks were learned, and keep the answers beside those of the stream.
+
+    The model is told no task, and a score that is on record is not made again.
+    """
+    record = engine.record
+    said = []
+    for i, task in unscored(record, after, tasks):
+        cell = engine.evaluator.score(task, after, partial(engine.progress.scoring, task.name))
+        last = max((s for s in record.watch_scores if s.task == i), key=lambda s: s.after, default=None)
+        record.watch_scores.append(cell.on_record(after, i))
+        said.append(
+            f"{task.name} {cell.score:.1f}" + ("" if last is None else f" ({cell.score - last.score:+.1f})")
+        )
+    if said:
+        engine.save()
+        moment = f"after task {after}" if after else "before any task"
+        engine.progress.say(f"watched {moment}: {', '.join(said)}")

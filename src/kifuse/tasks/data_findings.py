@@ -1,0 +1,348 @@
+"""What there is to know about tasks before they are trained on; the same for `validate`, a run and a learner.
+
+Without a tokenizer: examples that stand twice, inputs whose answers contradict each other, inputs that stand
+in two splits, test examples that are also trained on. With one: inputs and answers that are too long, the
+limits that would hold them all, and one example of each task as the very text that is trained.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kifuse.tasks.encoded import is_text
+from kifuse.tasks.encoding import Encoder
+from kifuse.tasks.overlaps import Inputs, Overlap, find_overlaps
+from kifuse.tasks.rendered_example import Rendered, render_example
+from kifuse.tasks.task import SPLITS, Example, Task
+
+_PORTION = 2000
+"""Examples that are tokenised at once, so that progress can be told and memory stays small."""
+
+_NAMED = 8
+"""Most places that one sentence names."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths in tokens over the training and test examples of a task, and what does not fit.
+
+    Args:
+        longest_input: Of the longest input, uncut.
+        longest_target: Of the longest answer, uncut, with its end token.
+        cut_inputs: Training inputs that lose their middle.
+        cut_test_inputs: Test inputs that do.
+        cut_answers: Training answers that lose their end.
+        cut_test_answers: Test answers that would.
+        unknown: Examples of both splits with characters that the tokenizer has no token for.
+    """
+
+    longest_input: int = 0
+    longest_target: int = 0
+    cut_inputs: int = 0
+    cut_test_inputs: int = 0
+    cut_answers: int = 0
+    cut_test_answers: int = 0
+    unknown: int = 0
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """An input with two answers, of which neither is accepted by the other example."""
+
+    input: str
+    answers: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class TaskFindings:
+    """What there is to know about one task.
+
+    Args:
+        task: The task.
+        repeated: Examples of each split that repeat an earlier one: same input, same answers.
+        contradictions: Training inputs that are given answers which contradict each other.
+        contradiction: The first of them.
+        also_trained: Test examples whose input is also trained on, in this task or another.
+        trained_in: Names of the tasks where.
+        lengths: None without a tokenizer.
+        rendered: The first training example as it is trained.
+        rendered_test: The first test example in the same form, for what is kept of a task: training examples
+            are not.
+    """
+
+    task: Task
+    repeated: dict[str, int]
+    contradictions: int
+    contradiction: Contradiction | None
+    also_trained: int
+    trained_in: tuple[str, ...]
+    lengths: Lengths | None
+    rendered: Rendered | None
+    rendered_test: Rendered | None
+
+    def facts(self) -> dict[str, Any]:
+        """What a record keeps of it: numbers and names, no text of the data."""
+        found: dict[str, Any] = {
+            "repeated": dict(self.repeated),
+            "contradictions": self.contradictions,
+            "also_trained": self.also_trained,
+        }
+        return found | (asdict(self.lengths) if self.lengths else {})
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What there is to know about tasks that are learned together or one after another.
+
+    Args:
+        tasks: One entry a task, in their order.
+        overlaps: Inputs that stand in two splits, also those of tasks learned earlier.
+        max_input: The limit that inputs are cut at; None without a tokenizer.
+        max_target: The limit of answers.
+        max_new_tokens: The limit of generated answers; None: as many as `max_target`.
+    """
+
+    tasks: tuple[TaskFindings, ...]
+    overlaps: tuple[Overlap, ...]
+    max_input: int | None = None
+    max_target: int | None = None
+    max_new_tokens: int | None = None
+
+    def notes(self, most: int | None = _NAMED) -> list[str]:
+        """Say all of it, one sentence for each kind of finding.
+
+        Args:
+            most: Most places that a sentence names; None: all.
+        """
+        contradicting = [
+            f"{each.task.name} {each.contradictions:,}" for each in self.tasks if each.contradictions
+        ]
+        found = [
+            ("No test examples, and so no score", [e.task.name for e in self.tasks if not e.task.test]),
+            ("Examples that repeat another one of their split (same input, same answers)", self._repeated()),
+            ("Inputs that are trained with answers which contradict each other", contradicting),
+            ("Test examples whose input is also trained on", self._also_trained()),
+            ("Inputs that stand in two splits", self._shared()),
+            (
+                "Examples with characters that the tokenizer replaces, as it has no token for them",
+                self._unknown(),
+            ),
+        ]
+        said = [f"{what}: {_listed(places, most)}." for what, places in found if places]
+        advice = (self.input_advice(most), self.target_advice(most), self.generation_advice(most))
+        return said + [line for line in advice if line]
+
+    def input_advice(self, most: int | None = _NAMED) -> str:
+        """Say which inputs are too long, and the limit that would hold all; empty where none is."""
+        longest = (each.lengths.longest_input for each in self.tasks if each.lengths)
+        cut = self._cut("cut_inputs", "cut_test_inputs")
+        return _too_long("Inputs", "data.max_input", self.max_input, "middle", cut, longest, most)
+
+    def target_advice(self, most: int | None = _NAMED) -> str:
+        """Say which answers are too long, and the limit that would hold all; empty where none is."""
+        longest = (each.lengths.longest_target for each in self.tasks if each.lengths)
+        cut = self._cut("cut_answers", "cut_test_answers")
+        return _too_long("Answers", "data.max_target", self.max_target, "end", cut, longest, most)
+
+    def generation_advice(self, most: int | None = _NAMED) -> str:
+        """Say which tasks have answers that are longer than what is generated; empty where none has."""
+        limit = self.max_new_tokens
+        short = [
+            f"{each.task.name} {each.lengths.longest_target:,}"
+            for each in self.tasks
+            if limit is not None and each.lengths and each.lengths.longest_target > limit
+        ]
+        if not short:
+            return ""
+        return (
+            f"Longest answers that cannot be generated whole, as evaluation.max_new_tokens is {limit:,}: "
+            f"{_listed(short, most)} tokens; null generates as many as data.max_target."
+        )
+
+    def _cut(self, train: str, test: str) -> list[str]:
+        return [
+            f"{each.task.name}/{split} {getattr(each.lengths, key):,} of {len(each.task.split(split)):,}"
+            for each in self.tasks
+            for split, key in (("train", train), ("test", test))
+            if each.lengths and getattr(each.lengths, key)
+        ]
+
+    def _repeated(self) -> list[str]:
+        return [
+            f"{each.task.name}/{split} {count:,} of {len(each.task.split(split)):,}"
+            for each in self.tasks
+            for split, count in each.repeated.items()
+        ]
+
+    def _unknown(self) -> list[str]:
+        return [
+            f"{each.task.name} {each.lengths.unknown:,} of {len(each.task.train) + len(each.task.test):,}"
+            for each in self.tasks
+            if each.lengths and each.lengths.unknown
+        ]
+
+    def _also_trained(self) -> list[str]:
+        names = {each.task.name for each in self.tasks}
+        earlier = [
+            f"{test} {overlap.count:,} input{'s' if overlap.count > 1 else ''} (in {train}/train)"
+            for overlap in self.overlaps
+            for test, train in _test_and_train(overlap)
+            if test not in names and train in names
+        ]
+        return earlier + [
+            f"{each.task.name} {each.also_trained:,} of {len(each.task.test):,} "
+            f"(in {_listed([f'{name}/train' for name in each.trained_in], 3)})"
+            for each in self.tasks
+            if each.also_trained
+        ]
+
+    def _shared(self) -> list[str]:
+        """Pairs of splits of these tasks that share inputs; those of training and test are told apart."""
+        names = {each.task.name for each in self.tasks}
+        return [
+            f"{each.task_a}/{each.split_a} and "
+            f"{'' if each.task_a == each.task_b else f'{each.task_b}/'}{each.split_b} {each.count:,}"
+            for each in self.overlaps
+            if {each.task_a, each.task_b} & names and not _test_and_train(each)
+        ]
+
+
+def look_through(
+    tasks: Sequence[Task],
+    encoder: Encoder | None = None,
+    *,
+    earlier: Mapping[str, Inputs] | None = None,
+    max_new_tokens: int | None = None,
+    done: Callable[[int], None] | None = None,
+) -> Findings:
+    """Find out what there is to know about tasks.
+
+    Args:
+        tasks: The tasks.
+        encoder: Of the run; None: lengths are not known, and examples are shown as they are in the data.
+        earlier: Hashes of the inputs of tasks that were learned before, by name.
+        max_new_tokens: `evaluation.max_new_tokens` of the run.
+        done: Told how many examples have been tokenised since it was last told; then they are tokenised in
+            portions. None: each split at once, as training does, so that a cache is of use to both.
+
+    Returns:
+        The findings.
+
+    Raises:
+        DataError: As `Encoder.encode_many`.
+    """
+    inputs: dict[str, Inputs] = {**(earlier or {}), **{task.name: task.input_hashes() for task in tasks}}
+    trained: dict[str, list[str]] = defaultdict(list)
+    for name, found in inputs.items():
+        for each in set(found.get("train", ())):
+            trained[each].append(name)
+    return Findings(
+        tuple(_look(task, inputs[task.name], trained, encoder, done) for task in tasks),
+        tuple(find_overlaps(inputs)),
+        encoder.max_input if encoder else None,
+        encoder.max_target if encoder else None,
+        max_new_tokens,
+    )
+
+
+def _too_long(
+    what: str,
+    key: str,
+    limit: int | None,
+    loses: str,
+    cut: Sequence[str],
+    longest: Iterable[int],
+    most: int | None,
+) -> str:
+    """Say what loses tokens at a limit, and the limit that would hold all; empty where nothing does."""
+    if not cut:
+        return ""
+    return (
+        f"{what} longer than {key} ({limit:,} tokens) lose their {loses}: {_listed(cut, most)}; "
+        f"{key}: {holding(max(longest))} would hold all."
+    )
+
+
+def holding(tokens: int) -> int:
+    """A round limit that holds so many tokens."""
+    step = 64 if tokens > 128 else 8
+    return -(-tokens // step) * step
+
+
+def _look(
+    task: Task,
+    inputs: Inputs,
+    trained: Mapping[str, list[str]],
+    encoder: Encoder | None,
+    done: Callable[[int], None] | None,
+) -> TaskFindings:
+    contents = {split: [example.content_hash() for example in task.split(split)] for split in SPLITS}
+    repeated = {split: len(found) - len(set(found)) for split, found in contents.items()}
+    clashes = _contradictions(task.train, list(inputs["train"]))
+    tested = list(inputs["test"])
+    rendered, rendered_test = (
+        render_example(split[0], encoder) if split else None for split in (task.train, task.test)
+    )
+    return TaskFindings(
+        task,
+        {split: count for split, count in repeated.items() if count},
+        len(clashes),
+        clashes[0] if clashes else None,
+        sum(each in trained for each in tested),
+        tuple(dict.fromkeys(name for each in tested for name in trained.get(each, ()))),
+        _lengths(task, encoder, done) if encoder else None,
+        rendered,
+        rendered_test,
+    )
+
+
+def _contradictions(examples: Sequence[Example], inputs: Sequence[str]) -> list[Contradiction]:
+    """Inputs with two examples that accept no answer in common."""
+    first: dict[str, Example] = {}
+    found: dict[str, Contradiction] = {}
+    for example, key in zip(examples, inputs, strict=True):
+        other = first.setdefault(key, example)
+        if key not in found and set(other.references).isdisjoint(example.references):
+            found[key] = Contradiction(example.input, (other.target, example.target))
+    return list(found.values())
+
+
+def _lengths(task: Task, encoder: Encoder, done: Callable[[int], None] | None) -> Lengths:
+    counts: dict[str, int] = defaultdict(int)
+    longest = {"longest_input": 0, "longest_target": 0}
+    for split, inputs, answers in (
+        ("train", "cut_inputs", "cut_answers"),
+        ("test", "cut_test_inputs", "cut_test_answers"),
+    ):
+        examples = task.split(split)
+        at_once = _PORTION if done else max(len(examples), 1)
+        for start in range(0, len(examples), at_once):
+            portion = examples[start : start + at_once]
+            encoded = encoder.encode_many(portion)
+            counts[inputs] += sum(each.cut for each in encoded)
+            counts[answers] += sum(each.target_cut for each in encoded)
+            counts["unknown"] += sum(map(encoder.unknown, portion, encoded))
+            cut = [e for e, each in zip(portion, encoded, strict=True) if each.cut or each.target_cut]
+            # a text to continue is parted, so that nothing of it is too long
+            asked = [each for e, each in zip(portion, encoded, strict=True) if not is_text(e)]
+            for each in [*asked, *encoder.uncut().encode_many(cut)]:
+                longest["longest_input"] = max(longest["longest_input"], len(each.input_ids))
+                longest["longest_target"] = max(longest["longest_target"], len(each.target_ids))
+            if done:
+                done(len(portion))
+    return Lengths(**longest, **counts)
+
+
+def _test_and_train(overlap: Overlap) -> list[tuple[str, str]]:
+    """The task whose test split it is and the one whose training split it is; empty for other pairs."""
+    sides = [(overlap.split_a, overlap.task_a), (overlap.split_b, overlap.task_b)]
+    found = dict(sides)
+    return [(found["test"], found["train"])] if found.keys() == {"train", "test"} else []
+
+
+def _listed(places: Sequence[str], most: int | None) -> str:
+    named = ", ".join(places[:most])
+    return named if most is None or len(places) <= most else f"{named} and {len(places) - most} more"

@@ -1,0 +1,1 @@
+"""What a terminal shows. Text from files never steers it."""
