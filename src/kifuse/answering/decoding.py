@@ -22,26 +22,21 @@ class Guesses:
     A guess never decides anything: a token counts only where it is the argmax of the logits before it, so
     the answers are those of decoding one token at a time (speculative decoding, Leviathan et al. 2023,
     arXiv 2211.17192, for greedy decoding). The likely answers are a task's labels: along their trie, the
-    label that was the answer most often is tried.
+    most frequent one is tried. What is tried in one batch does not depend on others, so that batches are
+    computed alike wherever and in whichever order.
 
     Args:
-        answers: Token ids of each, without an end token.
+        answers: Token ids of each, without an end token; the more often, the likelier.
     """
 
     def __init__(self, answers: Sequence[Sequence[int]] = ()) -> None:
-        self._answers = [list(answer) for answer in dict.fromkeys(map(tuple, answers))]
-        self._seen: Counter[tuple[int, ...]] = Counter()
+        counts = Counter(map(tuple, answers))
+        self._answers = [list(answer) for answer, _ in counts.most_common()]
 
     def after(self, start: list[int]) -> list[int]:
         """The tokens that may follow `start`; none if no likely answer begins so."""
-        fits = [a for a in self._answers if len(a) > len(start) and a[: len(start)] == start]
-        if not fits:
-            return []
-        return max(fits, key=lambda answer: self._seen[tuple(answer)])[len(start) :]
-
-    def saw(self, answer: list[int]) -> None:
-        """Count an answer that was given."""
-        self._seen[tuple(answer)] += 1
+        fits = (a for a in self._answers if len(a) > len(start) and a[: len(start)] == start)
+        return next(fits, start)[len(start) :]
 
 
 def decode(session: Session, rows: CausalRows | EncoderDecoderRows, guesses: Guesses) -> list[list[int]]:
@@ -82,9 +77,6 @@ def decode(session: Session, rows: CausalRows | EncoderDecoderRows, guesses: Gue
         right = min((len(answer) - 1 for answer in going), default=done + width)
         rows.take_back(done + width - right)
         done = right
-        for place in alive:
-            if session.ended(answers[running[place]]):
-                guesses.saw(session.without_end(answers[running[place]]))
     return [session.without_end(answer) for answer in answers]
 
 

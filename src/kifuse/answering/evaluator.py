@@ -16,6 +16,7 @@ from kifuse.answering.generation import greedy_generate
 from kifuse.answering.perplexity import METRIC, losses, perplexity
 from kifuse.io.storage import sha256_text, write_text
 from kifuse.models.loading import Backbone
+from kifuse.processes import ALONE, Processes
 from kifuse.record.run_record import RunRecord, ScoreRecord
 from kifuse.scoring.scores import score_all
 from kifuse.tasks.encoding import Encoded, Encoder
@@ -63,6 +64,7 @@ class Evaluator:
         batch_tokens: Token budget of a batch.
         place: The 0-based position of a task by its name.
         tells: Whether the adapter is told which task test examples are of.
+        processes: Those that score together, each a share of the prompts; the first one writes.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Evaluator:
         batch_tokens: int,
         place: Callable[[str], int | None] = lambda name: None,
         tells: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
         self.model = model
         self.backbone = backbone
@@ -83,7 +86,7 @@ class Evaluator:
         self.folder = folder
         self.max_new_tokens = max_new_tokens
         self.batch_tokens = batch_tokens
-        self._place, self._tells = place, tells
+        self._place, self._tells, self._processes = place, tells, processes
 
     @contextlib.contextmanager
     def told(self, task: str | None) -> Iterator[None]:
@@ -113,7 +116,8 @@ class Evaluator:
         with self.told(task.name):
             score = self._continue if task.metric == METRIC else self._answered
             cell = score(task, after, progress, keep=keep)
-        place, total = self._place(task.name), taken.total()
+        place, taken = self._place(task.name), sum(self._processes.gathered(taken), Counter())
+        total = taken.total()
         if not total or place is None or place >= after:
             return cell
         return replace(cell, identified=100.0 * taken[place] / total)
@@ -125,6 +129,14 @@ class Evaluator:
         start = time.monotonic()
         encoded = self.encoder.encode_many(task.test)
         predictions = self.answers(task, encoded, progress)
+        return self._processes.of_first(
+            lambda: self._marked(task, after, predictions, sum(item.cut for item in encoded), start, keep)
+        )
+
+    def _marked(
+        self, task: Task, after: int, predictions: Sequence[str], cut: int, start: float, keep: bool
+    ) -> Cell:
+        """Mark answers, and write them down."""
         scored = score_all(
             predictions,
             task.test,
@@ -151,7 +163,7 @@ class Evaluator:
             valid=100.0 * sum(scored.valid) / max(n, 1) if scored.valid is not None else None,
             n=n,
             seconds=time.monotonic() - start,
-            cut=sum(item.cut for item in encoded),
+            cut=cut,
             predictions=written,
         )
 
@@ -163,11 +175,18 @@ class Evaluator:
         pieces = [self.encoder.encode_pieces([example]) for example in task.test]
         flat = [piece for parts in pieces for piece in parts]
         found = iter(
-            losses(self.model, self.backbone, flat, batch_tokens=self.batch_tokens, progress=progress)
+            losses(
+                self.model,
+                self.backbone,
+                flat,
+                batch_tokens=self.batch_tokens,
+                progress=progress,
+                processes=self._processes,
+            )
         )
         by_example = [[next(found) for _ in parts] for parts in pieces]
         rows = [_continued(*each) for each in zip(task.test, by_example, strict=True)]
-        written = self._write(after, task, rows) if keep else None
+        written = self._processes.of_first(lambda: self._write(after, task, rows) if keep else None)
         return Cell(
             score=100.0 / perplexity([part for parts in by_example for part in parts]),
             valid=None,
@@ -191,7 +210,11 @@ class Evaluator:
         """The model's answers to a task's test examples, given as token ids, in their order."""
         likely = [self.encoder.without_end(item.target_ids) for item in encoded] if task.labels else []
         return self.generate(
-            [item.input_ids for item in encoded], self.limit(task), likely=likely, progress=progress
+            [item.input_ids for item in encoded],
+            self.limit(task),
+            likely=likely,
+            progress=progress,
+            processes=self._processes,
         )
 
     def generate(
@@ -201,6 +224,7 @@ class Evaluator:
         *,
         likely: Sequence[Sequence[int]] = (),
         progress: Callable[[int, int], None] | None = None,
+        processes: Processes = ALONE,
     ) -> list[str]:
         """Answer prompts greedily, without what a chat template adds to answers; see `greedy_generate`."""
         with self.backbone.autocast():
@@ -214,6 +238,7 @@ class Evaluator:
                 likely=likely,
                 ends=self.encoder.stops,
                 progress=progress,
+                processes=processes,
             )
         return [self.encoder.answered(text) for text in found]
 

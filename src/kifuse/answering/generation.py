@@ -15,6 +15,7 @@ from kifuse.answering.running_batch import CausalRows, EncoderDecoderRows
 from kifuse.answering.session import OtherCacheError, Session, eval_mode
 from kifuse.answering.shared_starts import Starts, families, stems
 from kifuse.errors import ConfigError, DataError
+from kifuse.processes import ALONE, Processes
 
 
 def greedy_generate(
@@ -28,6 +29,7 @@ def greedy_generate(
     likely: Sequence[Sequence[int]] = (),
     ends: Sequence[Sequence[int]] = (),
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> list[str]:
     """Continue every prompt greedily, in batches that do not influence each other's rows.
 
@@ -49,6 +51,8 @@ def greedy_generate(
         ends: Token ids of what ends an answer beside the end tokens of model and tokenizer, such as the
             end-of-turn marker of a chat template.
         progress: Called with (prompts done, prompts in all) after every batch.
+        processes: Those among which the batches are shared out. All call this with the same arguments. The
+            batches are those of one process, so that nothing in them is computed otherwise.
 
     Returns:
         The decoded text for each prompt, in their order, stripped and without special tokens.
@@ -77,11 +81,18 @@ def greedy_generate(
         grouped_attention(session.base) as cache_type,
     ):
         session = replace(session, cache_type=cache_type)
+        own: dict[int, list[int]] | None
         try:
-            outputs = _run(session, prompts, batch_tokens, likely, progress)
+            own = _run(session, prompts, batch_tokens, likely, progress, processes)
         except OtherCacheError:
-            outputs = _run(replace(session, plain=True), prompts, batch_tokens, likely, progress)
-    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in outputs]
+            own = None
+        parts = processes.gathered(own)
+        # one without a batch of its own has seen no cache
+        if any(part is None for part in parts):
+            session = replace(session, plain=True)
+            parts = processes.gathered(_run(session, prompts, batch_tokens, likely, progress, processes))
+    found = {place: ids for part in parts if part is not None for place, ids in part.items()}
+    return [tokenizer.decode(found[i], skip_special_tokens=True).strip() for i in range(len(prompts))]
 
 
 def _keep_memory() -> None:
@@ -99,8 +110,9 @@ def _run(
     batch_tokens: int,
     likely: Sequence[Sequence[int]],
     progress: Callable[[int, int], None] | None,
-) -> list[list[int]]:
-    """Generate for all prompts, batch by batch; returns the new ids without their end id."""
+    processes: Processes,
+) -> dict[int, list[int]]:
+    """Generate for this process's batches; returns the new ids by place, without their end id."""
     starts = None if session.plain or session.encoder_decoder else Starts.read(session, prompts)
     family = list(range(len(prompts))) if starts is None else families(prompts, starts.tokens[0])
     guesses = Guesses(likely)
@@ -118,12 +130,15 @@ def _run(
 
     # Without position ids a model may count its positions from the padding, so its rows get none.
     padded = not session.plain and (session.encoder_decoder or "position_ids" in session.accepts)
+    batches = _batches([len(prompt) for prompt in prompts], batch_tokens, family, ragged=padded)
+    mine = processes.shared_out([max(len(prompts[i]) for i in batch) * len(batch) for batch in batches])
+    todo = sum(len(batches[place]) for place in mine)
     found: dict[int, list[int]] = {}
-    for members in _batches([len(prompt) for prompt in prompts], batch_tokens, family, ragged=padded):
-        found |= generate(members)
-        if progress is not None:
-            progress(len(found), len(prompts))
-    return [found[place] for place in range(len(prompts))]
+    for place in mine:
+        found |= generate(batches[place])
+        if progress is not None:  # the others are as far with theirs
+            progress(len(found) * len(prompts) // todo, len(prompts))
+    return found
 
 
 def _read(

@@ -12,6 +12,7 @@ from torch.nn import functional
 from kifuse.adapters.base import adapter_on
 from kifuse.answering.session import eval_mode
 from kifuse.models.loading import Backbone
+from kifuse.processes import ALONE, Processes
 from kifuse.tasks.collator import IGNORED, Collator
 from kifuse.tasks.encoded import Encoded
 
@@ -29,6 +30,7 @@ def losses(
     *,
     batch_tokens: int,
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> list[tuple[float, int]]:
     """Compute the loss of every target.
 
@@ -38,6 +40,7 @@ def losses(
         encoded: Prompts and targets.
         batch_tokens: Most tokens of a batch, padding included.
         progress: Called with (targets done, targets in all) after every batch.
+        processes: Those among which the batches are shared out; all call this with the same arguments.
 
     Returns:
         For each the sum of the losses of its tokens (nats), and their number.
@@ -51,8 +54,11 @@ def losses(
     found: dict[int, tuple[float, int]] = {}
     vocabulary = int(getattr(model.config, "vocab_size", 1))
     most = max(1, min(batch_tokens, _MOST_LOGITS // vocabulary))
+    batches = list(_batches([each.length for each in encoded], most))
+    mine = processes.shared_out([encoded[places[0]].length * len(places) for places in batches])
+    todo = sum(len(batches[number]) for number in mine)
     with torch.inference_mode(), eval_mode(model), backbone.autocast():
-        for places in _batches([each.length for each in encoded], most):
+        for places in map(batches.__getitem__, mine):
             batch = {k: v.to(backbone.device) for k, v in collate([encoded[i] for i in places]).items()}
             labels = batch["labels"]
             if backbone.encoder_decoder:
@@ -69,7 +75,8 @@ def losses(
             for place, total, count in zip(places, each.double().sum(dim=1).tolist(), counts, strict=True):
                 found[place] = (total, count)
             if progress is not None:
-                progress(len(found), len(encoded))
+                progress(len(found) * len(encoded) // todo, len(encoded))
+    found = processes.joined(found)
     return [found[place] for place in range(len(encoded))]
 
 

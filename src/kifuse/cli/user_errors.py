@@ -11,6 +11,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from kifuse.errors import ConfigError, KifuseError
+from kifuse.processes import ToldByFirst
 from kifuse.terminal.safe_console import SafeConsole
 
 EPILOG_GAP = "\n\n"
@@ -34,7 +35,8 @@ class KifuseGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KifuseError as error:
-            print_error(str(error))
+            if not isinstance(error, ToldByFirst):
+                print_error(str(error))
             raise typer.Exit(USER_ERROR) from error
         except OSError as error:
             if error.errno not in _OF_THE_DISK:

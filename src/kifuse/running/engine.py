@@ -18,6 +18,7 @@ from kifuse.driving.refusals import nothing_learned
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, OldData, TaskInfo
 from kifuse.models.loading import Backbone, shrink_frozen
+from kifuse.processes import Processes
 from kifuse.record.run_record import RunRecord
 from kifuse.registry import build_method
 from kifuse.running.environment import is_main_process, peak_memory_mb, process_count
@@ -77,6 +78,7 @@ class Engine:
         self.backbone, self.progress = backbone, progress
         self.folder = Path(config.output)
         self.writes = writes and is_main_process()
+        self.processes = Processes.of_launcher()
         self.snapshots = Snapshots(self.folder)
         self.adapter = new_adapter(config.model.adapter, method)
         self.model = attach(self.adapter, backbone, config, record, progress.say)
@@ -108,6 +110,7 @@ class Engine:
             batch_tokens=config.evaluation.batch_tokens,
             place=partial(place_of, record),
             tells=method.data_class == "task id given",
+            processes=self.processes,
         )
 
     def look_through(self, tasks: Sequence[Task], earlier: Mapping[str, Inputs] | None = None) -> Findings:

@@ -14,6 +14,7 @@ from kifuse.io.lock import exclusive
 from kifuse.io.storage import write_text
 from kifuse.io.whole_folders import remove_temporaries
 from kifuse.own_method import name_method
+from kifuse.processes import Processes
 from kifuse.record.run_record import RunRecord
 from kifuse.running.data_on_record import is_looked_through, put_on_record, tell
 from kifuse.running.engine import Engine
@@ -72,20 +73,28 @@ def run(
     name_method(config.method.name)
     config = with_start(config)
     folder = Path(config.output)
-    record = open_run(folder, config)
+    processes = Processes.of_launcher()
+    # the first process reads for all: what it writes later changes what the others would find
+    record = processes.of_first(lambda: open_run(folder, config))
     if record is not None and record.status == "finished":
         _check_finished(config, record, shared, progress)
         return record
     require_trackers(config)
-    with exclusive(folder) if is_main_process() else contextlib.nullcontext():
-        record = open_run(folder, config)  # again, now that nobody else can change it
-        if is_main_process():
-            remove_temporaries(folder, ("adapters", "state", "predictions"))
-            refuse_file_for_middle(folder)
+    with contextlib.ExitStack() as held:
+        processes.of_first(lambda: held.enter_context(exclusive(folder)))
+        # again, now that nobody else can change it
+        record = processes.of_first(lambda: _opened(folder, config))
         others = [reuse] if isinstance(reuse, Path) else reuse or ()
         log = RunLog(folder, progress, writes=is_main_process())
         with log.writing(*opening_lines(config, record)):
             return _run(config, record, log, others, shared, trained)
+
+
+def _opened(folder: Path, config: RunConfig) -> RunRecord | None:
+    record = open_run(folder, config)
+    remove_temporaries(folder, ("adapters", "state", "predictions"))
+    refuse_file_for_middle(folder)
+    return record
 
 
 def _check_finished(config: RunConfig, record: RunRecord, shared: Shared, progress: Progress) -> None:
@@ -157,7 +166,7 @@ class _StreamRun:
         if trained is None:
             self._take_over_first_task(reuse)
         elif not self.engine.learned(len(self.tasks)):
-            take_over_training(engine.folder, trained, self.config, self.record)
+            self._take_over_training(trained)
         if findings is not None:
             put_on_record(self.record, findings, engine.folder if engine.writes else None)
             engine.save()
@@ -229,6 +238,15 @@ class _StreamRun:
         """Train on the k-th task; joint training is done once, on all of them, at the last."""
         if not self.joint or k == len(self.tasks):
             self.engine.learn(k, self.tasks[k - 1], self.tasks[: k - 1], jointly=self.joint)
+
+    def _take_over_training(self, trained: Path) -> None:
+        """Let the first process copy another run's training, and all have it on record."""
+
+        def taken() -> RunRecord:
+            take_over_training(self.engine.folder, trained, self.config, self.record)
+            return self.record
+
+        vars(self.record).update(vars(self.engine.processes.of_first(taken)))
 
     def _take_over_first_task(self, others: Sequence[Path]) -> None:
         """Use another run's first task where it must come out the same."""
