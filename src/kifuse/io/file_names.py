@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# What Windows allows in no name, control characters, line ends, reversed text, halves of surrogate pairs.
+# Characters that Windows forbids in names, control characters, line ends, marks that reverse text, and halves
+# of surrogate pairs.
 _NOT_IN_NAMES = re.compile('[<>:"/\\\\|?*\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 _DEVICES = re.compile(r"(?:con|prn|aux|nul|(?:com|lpt)[0-9\u00b9\u00b2\u00b3])[ ]*(?:\.|\Z)", re.IGNORECASE)
 _LONGEST_NAME = 200
@@ -36,10 +37,10 @@ def name_fault(name: object) -> str | None:
 
 
 def leads_out(name: str) -> bool:
-    """Tell whether a name, put behind a folder, could name something outside of it."""
+    """Tell whether a name, joined to a folder's path, could name something outside of that folder."""
     return name in (".", "..") or any(mark in name for mark in "/\\\0")
 
 
 def name_key(name: str) -> str:
-    """Give what two names share when some file systems take them for one: letter case, composed accents."""
+    """Give a key that is equal for names that some file systems confuse: by letter case or accents."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())

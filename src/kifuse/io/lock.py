@@ -17,14 +17,14 @@ from kifuse.errors import RunError
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold a run's folder for as long as the block runs.
 
-    The operating system gives the lock back when the process ends, however it ends: after a crash or a
-    reboot nothing is in the way. The lock file itself stays, and means nothing.
+    The operating system gives the lock back when the process ends, however it ends: a crash or a reboot
+    blocks no later process. The lock file itself stays; that it exists means nothing.
 
     Args:
-        folder: The run's folder; made if it is not there.
+        folder: The run's folder; it is made if it does not exist.
 
     Raises:
-        RunError: Another process holds it, or the folder cannot be written to.
+        RunError: Another process holds the folder, or the folder cannot be written to.
     """
     lock, owner = folder / ".lock", folder / ".lock.owner"
     try:
@@ -40,7 +40,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"output: {folder} cannot be written to: {reason}; name another folder.") from error
     try:
-        with contextlib.suppress(OSError):  # only tells the others who it is
+        with contextlib.suppress(OSError):  # the file only tells others who holds the folder
             owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:

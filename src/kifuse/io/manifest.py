@@ -1,4 +1,4 @@
-"""A list of files with their sizes and hashes, written last: what it lists is whole, or named as damaged."""
+"""A list of files with their sizes and hashes, written last: a file that differs from it is damaged."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ def write_manifest(file: Path, folders: Sequence[Path]) -> None:
     """Write sizes and SHA-256 hashes of all files in some folders.
 
     Args:
-        file: The manifest; the folders are kept relative to its folder's parent's parent, the run.
-        folders: Read recursively; the manifest itself and what training does not read back are left out.
+        file: The manifest. It names files relative to the run's folder, which is `file.parents[2]`.
+        folders: The folders whose files are listed, at any depth. The manifest itself, model cards and
+            temporary files are left out.
     """
     root = _root(file)
     files = sorted(p for folder in folders for p in folder.rglob("*") if p.is_file() and _counts(p, file))
@@ -32,13 +33,13 @@ def check_manifest(file: Path, folders: Sequence[Path], seal: str | None = None)
 
     Args:
         file: The manifest.
-        folders: Those it was written for; it must list files of each of them, and of no other.
-        seal: Its own SHA-256, which the record holds; None: not known.
+        folders: The folders it was written for. It must list files of each of them and of no other folder.
+        seal: The manifest's own SHA-256, as the record holds it; None if it is not known.
 
     Raises:
-        RunError: A file is missing, or of another size or content, or the manifest is not the one that the
-            record holds, or lists other files than its own; the message names it.
-        KifuseError: The manifest itself is missing or no JSON.
+        RunError: A file is missing or has another size or content; or the manifest is not the one that the
+            record knows, or lists files of other folders. The message names the file.
+        KifuseError: The manifest itself is missing or is not JSON.
     """
     if seal is not None and file.is_file() and sha256_file(file) != seal:
         raise RunError(
@@ -65,7 +66,7 @@ def check_manifest(file: Path, folders: Sequence[Path], seal: str | None = None)
 
 
 def _counts(path: Path, file: Path) -> bool:
-    """A model card is its reader's to edit, and what a crash left of a write is nobody's."""
+    """Whether to list a file: not the manifest, a model card (users may edit it) or a temporary file."""
     return path != file and path.name != "README.md" and path.suffix != ".tmp"
 
 

@@ -1,6 +1,6 @@
-"""JSON files that hold their own hash as their last key, so that one which was edited or cut is known.
+"""JSON files that hold their own hash as their last key, so that an edited or cut file is noticed.
 
-It tells accidents and careless edits, not forgery: whoever can write the file can write another hash.
+The hash shows accidents and careless edits, not forgery: whoever can write the file can write another hash.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def write_sealed(path: str | os.PathLike[str], text: str) -> None:
 
     Args:
         path: The file to write.
-        text: The JSON, by two spaces a level; the object has a key, but none called `seal`.
+        text: The JSON of the object, indented by two spaces a level. The object must have at least one key,
+            and none called `seal`.
 
     Raises:
         KifuseError: If the file cannot be written.
@@ -32,17 +33,17 @@ def write_sealed(path: str | os.PathLike[str], text: str) -> None:
 
 
 def read_sealed(path: str | os.PathLike[str]) -> tuple[Any, bool]:
-    """Read a JSON file and hold it against its seal.
+    """Read a JSON file and check it against its seal.
 
     Args:
         path: The file to read.
 
     Returns:
-        The value without the seal, and whether it had one; an earlier kifuse wrote none.
+        The value without the seal, and whether the file had a seal; earlier versions of kifuse wrote none.
 
     Raises:
         RunError: If the content is not what was sealed.
-        KifuseError: If the file is missing, unreadable or no JSON.
+        KifuseError: If the file is missing, unreadable or not JSON.
     """
     found = read_json(path)
     if not isinstance(found, dict) or SEAL not in found:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 DEEPEST = 100
-"""Most levels of lists and objects inside one another that are read."""
+"""JSON in which lists and objects are nested more levels deep than this is refused."""
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -77,10 +77,10 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
 
 
 def json_text(path: str | os.PathLike[str], obj: Any) -> str:
-    """An object as indented JSON, as `write_json` writes it to a file.
+    """Return an object as indented JSON, the text that `write_json` writes to a file.
 
     Raises:
-        KifuseError: If the object is no JSON value; names the file.
+        KifuseError: If the object is no JSON value; the message names the file.
     """
     try:
         text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
@@ -91,7 +91,7 @@ def json_text(path: str | os.PathLike[str], obj: Any) -> str:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Read a file whole. A link is followed; a pipe or a device, which may never end, is refused.
+    """Read a whole file. A link is followed; a pipe or a device is refused because it may never end.
 
     Args:
         path: The file to read.
@@ -114,7 +114,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def check_plain(path: str | os.PathLike[str]) -> None:
-    """Refuse what is no plain file, without opening it.
+    """Refuse a path that is not a plain file, without opening it.
 
     Args:
         path: The file to look at; links are followed.
@@ -141,7 +141,7 @@ def decode_utf8(raw: bytes, path: str | os.PathLike[str]) -> str:
         The text.
 
     Raises:
-        KifuseError: If it is not UTF-8; names the line.
+        KifuseError: If it is not UTF-8; the message names the line.
     """
     try:
         return raw.decode("utf-8-sig")
@@ -153,7 +153,7 @@ def decode_utf8(raw: bytes, path: str | os.PathLike[str]) -> str:
 
 
 def parse_json(text: str, path: str | os.PathLike[str], first_line: int = 1) -> Any:
-    """Decode JSON of which every key stands once.
+    """Decode JSON, and refuse an object that has the same key twice.
 
     Args:
         text: The JSON text.
@@ -229,10 +229,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         path: The file to read.
 
     Returns:
-        The decoded value; its texts can be written out again.
+        The decoded value. None of its texts holds half a surrogate pair, so all can be written out again.
 
     Raises:
-        KifuseError: If the file is missing, unreadable, not UTF-8, or not JSON; names file and line.
+        KifuseError: If the file is missing, unreadable, not UTF-8, or not JSON; the message names file and
+            line.
     """
     text = decode_utf8(read_bytes(path), path)
     value = parse_json(text, path)
@@ -301,7 +302,7 @@ def write_tensors(
     def fill(temporary: Path) -> None:
         try:
             save_file(plain, temporary, metadata=kept)
-        except SafetensorError as error:  # how it says that the disk is full
+        except SafetensorError as error:  # safetensors raises this when the disk is full
             raise OSError(str(error)) from error
 
     _replace(Path(path), fill)
@@ -331,7 +332,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         with safe_open(os.fspath(path), framework="pt", device="cpu") as stream:
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
             metadata = dict(stream.metadata() or {})
-    except Exception as error:  # what a damaged header makes torch raise is of any kind
+    except Exception as error:  # a damaged header makes torch raise errors of many kinds
         raise KifuseError(f"{path}: not a readable safetensors file: {error}.") from error
     return tensors, metadata
 

@@ -18,8 +18,8 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Fill a folder that appears under its name only when it is complete and on disk.
 
     Args:
-        folder: Where; one of that name is replaced, and stays until the new one is complete.
-        fill: Writes the files into the folder it is given.
+        folder: The folder to write. An existing one is replaced, and stays until the new one is complete.
+        fill: A function that writes the files into the folder that it is given.
 
     Raises:
         OSError: The folder cannot be written.
@@ -41,13 +41,13 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def remove_temporaries(folder: Path, parts: Iterable[str] = ()) -> None:
-    """Remove what a kill left of a single write that never took its place.
+    """Remove the temporary files that a killed process left behind.
 
-    Call it while the folder is held.
+    Call it while this process holds the folder's lock.
 
     Args:
-        folder: A run's, a learner's or a comparison's.
-        parts: Names of folders in it whose own files, and those of the folders in them, are looked through.
+        folder: The folder of a run, a learner or a comparison.
+        parts: Names of subfolders that are searched too, each together with the folders directly in it.
     """
     inside = [folder / part for part in parts]
     for place in [folder, *inside, *(each for part in inside for each in part.glob("*"))]:
@@ -57,16 +57,16 @@ def remove_temporaries(folder: Path, parts: Iterable[str] = ()) -> None:
 
 
 def check_file(path: Path, sha256: object, list_name: str, *, size: object = None) -> None:
-    """Make sure that a file is as it was written.
+    """Make sure that a file still is what was written.
 
     Args:
         path: The file.
         sha256: The hash it was written with.
         list_name: The file that lists it, for the message.
-        size: Its bytes, which are looked at first; None: not known.
+        size: Its expected size in bytes, which is checked first; None if it is not known.
 
     Raises:
-        RunError: It is missing, or of another size or content.
+        RunError: The file is missing, or has another size or content.
     """
     remedy = "restore it from a copy."
     if not path.is_file():
