@@ -1,4 +1,4 @@
-"""What the names in older records mean: records of kifuse 0.1.0 from before methods declared it themselves.
+"""What the names mean in records of kifuse 0.1.0 from before methods declared it themselves.
 
 Newer records carry their method's own declaration, see `kifuse.methods.shown`. Nothing is added here.
 """

@@ -11,7 +11,7 @@ from kifuse.errors import RunError, did_you_mean
 from kifuse.record.run_record import RunRecord, TaskRecord
 
 UNDOING = ("rolled back", "refused")
-"""Entries of the history after which a task is no longer learned."""
+"""The kinds of history entries that undo the learning of a task."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,17 @@ class LearnReport:
     """What learning one task gained and cost.
 
     Attributes:
-        task: Its name.
+        task: Name of the task.
         accepted: Whether it was kept; False if it was rolled back.
-        before: Score (0 to 100) of each task before it was learned, by name; its own is the zero-shot score.
-        after: The same after it was learned.
-        seconds: Time of training.
-        adapter: Folder of the standard PEFT adapter after it.
-        reason: Why it was not accepted.
-        watched_before: Score of each watched task before it was learned, by name.
-        watched_after: The same after it was learned.
-        repaired: How the weights were pulled back towards those before it; None: they were not.
+        before: Score (0 to 100) of each task by name, before this task was learned; this task's own is the
+            zero-shot score.
+        after: The same scores after this task was learned.
+        seconds: Training time in seconds.
+        adapter: Folder of the standard PEFT adapter after this task.
+        reason: Why it was not accepted; empty if it was.
+        watched_before: Score of each watched task by name, before this task was learned.
+        watched_after: The same scores after this task was learned.
+        repaired: How the weights were pulled back towards those before this task; None if they were not.
     """
 
     task: str
@@ -44,7 +45,7 @@ class LearnReport:
 
     @classmethod
     def of(cls, record: RunRecord, index: int, adapter: Path) -> LearnReport:
-        """Read it off a record for the task at an index from 0."""
+        """Read the report of a task from a record; `index` counts the tasks from 0."""
         names = [entry.name for entry in record.tasks]
 
         def row(after: int) -> dict[str, float]:
@@ -64,12 +65,12 @@ class LearnReport:
         )
 
     def judged(self, max_forgetting: float | None, min_score: float | None, aside: Path) -> LearnReport:
-        """The same, or not accepted where it cost another task too much or was not learned well enough.
+        """Return the report, as not accepted if the task cost another one too much or scored too low itself.
 
         Args:
-            max_forgetting: Most points that a task may cost an earlier or watched one; None: no limit.
-            min_score: Least score that a task must reach itself; None: no limit.
-            aside: Where the adapter then is.
+            max_forgetting: Most points that a task may cost an earlier or watched one; None for no limit.
+            min_score: Least score that a task must reach itself; None for no limit.
+            aside: The folder of the adapter if the task is not accepted.
         """
         own, reasons = self.after.get(self.task), []
         if max_forgetting is not None and self.over(max_forgetting):
@@ -105,7 +106,7 @@ class LearnReport:
         return {n: before[n] - s for n, s in after.items() if n in before and s < before[n]}
 
     def over(self, max_forgetting: float) -> dict[str, float]:
-        """Points that earlier and watched tasks lost beyond what is allowed, by name."""
+        """Points lost by those earlier and watched tasks that lost more than is allowed, by name."""
         return {n: p for n, p in {**self.lost, **self.watched_lost}.items() if p > max_forgetting}
 
     @property
@@ -114,7 +115,7 @@ class LearnReport:
         return max(self.lost.items(), key=lambda each: each[1], default=None)
 
     def facts(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """Return the report as JSON values."""
         return {
             "task": self.task,
             "accepted": self.accepted,
@@ -148,7 +149,7 @@ class LearnReport:
 
 
 def event(kind: str, when: str, **facts: Any) -> dict[str, Any]:
-    """An entry of the history."""
+    """Make an entry of the history."""
     return {"event": kind, "when": when, **facts}
 
 
@@ -160,7 +161,7 @@ def is_settled(record: RunRecord, name: str) -> bool:
 
 
 def last_event(record: RunRecord) -> tuple[Any, Any]:
-    """Task, and hash of its training examples, that the history's last entry is about."""
+    """The task of the history's last entry, and the hash of its training examples; None where absent."""
     last = record.lineage[-1] if record.lineage else {}
     return last.get("task"), last.get("data")
 
@@ -169,9 +170,9 @@ def put_next(record: RunRecord, k: int, entry: TaskRecord) -> None:
     """Put a task on record as the next one, unless it waits there already.
 
     Args:
-        record: It loses what a crash left of another task that never was learned.
+        record: The record to change. What a crash left in it of another, never learned task is removed.
         k: Number of tasks learned.
-        entry: The task's.
+        entry: The entry of the task.
     """
     waiting = record.tasks[k:]
     if not waiting or (waiting[0].name, waiting[0].hashes) != (entry.name, entry.hashes):
@@ -204,16 +205,17 @@ def refused_before(
     adapter: Callable[[int], Path],
     repair: bool = False,
 ) -> LearnReport | None:
-    """The report of a task that was refused and would be again, since nothing has changed.
+    """The report of a task that was refused and would be refused again, since nothing has changed.
 
     Args:
-        record: Of the learner.
+        record: The record of the learner.
         name: The task's name.
         data: Hash of its training examples.
         max_forgetting: Most points that a task may cost now.
         min_score: Least score that it must reach now.
-        adapter: Where the adapter of a task is that was undone; given the number of the undoing, from 1.
-        repair: Whether its weights would be pulled back now, which they may not have been.
+        adapter: Gives the folder of an undone task's adapter, for the number of the rollback or refusal,
+            counted from 1.
+        repair: Whether the weights would be pulled back now; the last time they may not have been.
 
     Returns:
         The report; None where the task may be tried.
@@ -226,7 +228,7 @@ def refused_before(
             return None
         if (entry.get("task"), entry.get("data")) == (name, data):
             repaired = entry.get("repair", False)
-            # whether it is repaired changes what it reaches, and another limit changes that
+            # a repair changes the scores, and another limit changes the repair
             other_limit = bool(repaired) and entry.get("max_forgetting") != max_forgetting
             if other_limit or (repair and not repaired) or (isinstance(repaired, dict) and not repair):
                 return None
@@ -241,12 +243,12 @@ def refused_before(
 
 
 def count_up_to(to: int | str, names: list[str], what: str) -> int:
-    """How many of the learned tasks there are up to a named one.
+    """Count the learned tasks up to and including a given one.
 
     Args:
         to: Their number, or the name of the last one.
-        names: Of the learned tasks.
-        what: For which argument, for the message.
+        names: Names of the learned tasks, in order.
+        what: Name of the argument, for the message.
 
     Raises:
         RunError: There is no such task.

@@ -21,14 +21,14 @@ def _finite(value: Any) -> Any:
 
 
 def _file_name(value: str) -> str:
-    """Refuse a task's name that would lead out of the run's folder: its predictions are read by it."""
+    """Refuse a task's name that leads out of the run's folder: it is part of the path of its predictions."""
     if leads_out(value):
         raise ValueError(f"{value!r} is a path, expected a plain name")
     return value
 
 
 def checked_event(entry: dict[str, Any]) -> dict[str, Any]:
-    """Refuse an entry of a learner's history that lacks what is read of it, or has it otherwise."""
+    """Refuse an entry of a learner's history where a value that is read is missing or of another type."""
     undone, watched = entry.get("event") == "rolled back", entry.get("watched", {"before": {}, "after": {}})
     if entry.get("event") == "forgotten":
         if not (isinstance(entry.get("when"), str) and isinstance(entry.get("task"), str)):
@@ -58,7 +58,7 @@ def _are_numbers(values: Iterable[Any]) -> bool:
 
 
 def _repair(found: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what is on record of a repair where what is read of it is missing."""
+    """Refuse the record of a repair where a value that is read is missing or of another type."""
     if not (type(found.get("steps")) is int and type(found.get("pull")) is float):
         raise ValueError("steps and pull: not what a learner writes there")
     rows = [found.get("best"), *(found.get("perplexity") or [None])]
@@ -79,7 +79,7 @@ _OF_A_MODEL = {
 
 
 def checked_model(found: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what is on record of the base model where it is of another kind than what is written there."""
+    """Refuse facts about the base model whose types differ from those that are written there."""
     for key, kind in _OF_A_MODEL.items():
         if key in found and not isinstance(found[key], kind):
             raise ValueError(f"{key}: not what is written there")
@@ -90,7 +90,7 @@ def checked_model(found: dict[str, Any]) -> dict[str, Any]:
 
 
 class Part(BaseModel):
-    """A part of a record: no unknown keys, and checked whenever it is changed."""
+    """A part of a record. It refuses unknown keys and is checked whenever it is changed."""
 
     model_config = ConfigDict(
         extra="forbid", validate_assignment=True, allow_inf_nan=False, protected_namespaces=()
@@ -113,26 +113,27 @@ class MethodRecord(Part):
 
 
 class TaskRecord(Part):
-    """One task: its data, and what training on it was. Fields are None until it has been trained on.
+    """One task: its data, and what happened in training. Fields are None until it has been trained on.
 
     `loss` holds (step, training loss); a loss that was no finite number is None. `events` are what the method
-    had to say, in its own words. `per_tensor` holds what it measured of each trainable tensor: `names`,
-    `sizes` (scalars) and `series` of as many numbers by name. `learning_rate` holds (step, rate).
-    `kept_parameters` is what the task left: scalars of the adapter and of the method's state after it.
+    reported, in its own words. `per_tensor` holds what the method measured of each trainable tensor: the
+    tensors' `names`, their `sizes` (number of scalars), and in `series` by name one number for each tensor.
+    `learning_rate` holds (step, rate). `kept_parameters` is the number of scalars in the adapter and in the
+    method's state after the task.
 
-    Known before training, and None where an older kifuse did not look: `format` and `metric_why` in the
-    reader's words; `metric_source`, the SHA-256 of the source of the user's own function that scores it;
-    `comparison`, how answers are compared with references; `passed_over`, what stands in the data and was not
+    These are known before training, and None where an older kifuse did not look: `format` and `metric_why` in
+    the reader's words; `metric_source`, the SHA-256 of the source of the user's own function that scores it;
+    `comparison`, how answers are compared with references; `passed_over`, what is in the data and was not
     read; `repeated`, examples that repeat another one, by split; `contradictions`, training inputs whose
     answers contradict each other; `also_trained`, test examples whose input is also trained on;
-    `longest_input` and `longest_target` in tokens; `cut_...`, how many inputs lost their middle and answers
-    their end; `unknown`, examples with characters that the tokenizer replaces.
+    `longest_input` and `longest_target` in tokens; `cut_...`, how many inputs lost their middle and how many
+    answers their end; `unknown`, examples with characters that the tokenizer replaces.
 
-    `seal` is the SHA-256 of the list of the task's files, `state/after-<k>/manifest.json`; `kept` that of a
-    learner's `tasks/<k>.json`. Records of an earlier kifuse have neither. `forgotten` is when a learner's
-    examples of the task were removed on request. `repaired` is how a learner's weights were pulled back
-    towards those before the task: `steps`, `pull`, and `perplexity` of earlier tasks before the first step
-    and after each.
+    `seal` is the SHA-256 of the list of the task's files, `state/after-<k>/manifest.json`; `kept` is the
+    SHA-256 of a learner's `tasks/<k>.json`. Records of an earlier kifuse have neither. `forgotten` is when a
+    learner's examples of the task were removed on request. `repaired` is how a learner's weights were pulled
+    back towards those before the task: `steps`, `pull`, and `perplexity` of earlier tasks before the first
+    step and after each.
     """
 
     name: Annotated[str, AfterValidator(_file_name)]
@@ -177,8 +178,8 @@ class ScoreRecord(Part):
 
     `score` and `valid` (outputs that are a label of the task) are percentages; `valid` is None for a task
     without labels. `n` is the number of test examples. `predictions` is the SHA-256 of the file with them.
-    `identified` is the percentage of inputs that a method which finds out their task took for the right one;
-    None for others, and where that task was not learned yet.
+    `identified` is for methods that find out themselves which task an input is of: the percentage of inputs
+    for which they found the right task. It is None for other methods, and where the task was not learned yet.
     """
 
     after: int = Field(ge=0)
@@ -195,7 +196,7 @@ class WatchedRecord(Part):
     """A task that is scored and never trained on; `hash` is that of its `n` test examples.
 
     `kept` is the SHA-256 of a learner's `watched/<n>.json`; `forgotten` is when these examples were removed
-    on request, from when on it is not watched.
+    on request; from then on the task is not watched.
     """
 
     name: Annotated[str, AfterValidator(_file_name)]

@@ -1,4 +1,4 @@
-"""The record of a run: one JSON with a schema version, the only thing that tables and pictures read."""
+"""The record of a run: one JSON file with a schema version. Tables and pictures read nothing else."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from kifuse.record.score_matrix import Metric, ScoreMatrix
 SCHEMA_VERSION = 1
 FILE = "record.json"
 RENDERED = "rendered.json"
-"""File beside the record: of each task a test example as the model reads it."""
+"""File beside the record. It holds a test example of each task as the model reads it."""
 
 
 class RunRecord(Part):
-    """Everything a run was; see the field names.
+    """Everything that is known about a run; most field names say what they hold.
 
     `watched` are the tasks that are scored beside the stream, and `watch_scores` their scores; `task` there
     is a place in `watched`.
@@ -40,9 +40,9 @@ class RunRecord(Part):
     `lineage` is the history of a learner's folder, oldest first: what was learned, refused or rolled back,
     when, from which data (hash), with the scores of all tasks before and after. `max_forgetting` is the most
     points that a task may cost an earlier one there, and `min_score` the least that it must reach;
-    `repair` is whether weights are pulled back before a task is taken back.
-    `rendering` says in which `form` the model reads examples (``chat template`` or ``plain``) and `why`; a
-    record without it is of an older kifuse.
+    `repair` says whether weights are pulled back before a task is taken back. `rendering` says in which
+    `form` the model reads examples (``chat template`` or ``plain``) and `why`; a record without it is of an
+    older kifuse.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -83,8 +83,8 @@ class RunRecord(Part):
             The record.
 
         Raises:
-            RunError: There is none, it is of another schema, or a field is not as it must be.
-            KifuseError: The file is no JSON.
+            RunError: There is no record, it has another schema version, or a field has a wrong value.
+            KifuseError: The file is not JSON.
         """
         file = Path(folder) / FILE
         if not os.path.lexists(file):
@@ -176,7 +176,7 @@ class RunRecord(Part):
         """Count the tasks that have been trained on.
 
         Returns:
-            All of them for a finished run.
+            Their number; all tasks for a finished run.
         """
         return (
             len(self.tasks)
@@ -204,7 +204,7 @@ class RunRecord(Part):
             reason = "needs the scores in between, which evaluation.full_matrix: true adds"
             metrics["forgetting"] = Metric(None, reason)
         if self.method.data_class == "all data":
-            # There is no order of learning, hence no before and after, when all tasks are trained at once.
+            # When all tasks are trained at once, there is no before and after.
             reason = "all tasks are trained at once"
             metrics.update({name: Metric(None, reason) for name in ("FWT", "BWT", "forgetting")})
         return metrics
@@ -227,15 +227,15 @@ class RunRecord(Part):
         return sum(task.seconds_train or 0.0 for task in self.tasks)
 
     def replayed(self) -> int:
-        """Add up what went through a step from the memory buffer.
+        """Count the examples from the memory buffer that went through a step.
 
         Returns:
-            Examples, each time it was used.
+            Their number; an example counts each time it was used.
         """
         return sum(task.replayed_examples or 0 for task in self.tasks)
 
     def kept_at_end(self) -> int | None:
-        """Find what the last task left.
+        """Count the scalars that are kept after the last task.
 
         Returns:
             Scalars of the adapter and of the method's state; None where it is not on record.

@@ -51,10 +51,10 @@ class ScoreMatrix:
 
         Args:
             tasks: The names of the tasks in the order of learning.
-            untested: Indices of those without test examples, which no metric counts.
+            untested: Indices of the tasks without test examples; no metric counts them.
 
         Raises:
-            RunError: If there are no tasks, or two of one name.
+            RunError: If there are no tasks, or two have the same name.
         """
         self.tasks: tuple[str, ...] = tuple(tasks)
         if not self.tasks:
