@@ -1,1 +1,1 @@
-"""What a terminal shows. Text from files never steers it."""
+"""What a terminal shows. Text from files never controls it."""

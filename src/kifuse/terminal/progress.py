@@ -55,11 +55,12 @@ class ConsoleProgress(Progress):
 
     Args:
         console: Where to print. Only a terminal that can move its cursor gets the live view.
-        prefix: What stands before the method's name.
+        prefix: Text before the method's name.
         runs_left: Runs of the same size that follow this one; they count into the time left.
         title: What the run is called in the first line, in place of the method's name.
-        label: What the live view calls it.
-        later: Work of runs of any size that follow; the time left for all runs is shown beside the run's own.
+        label: What the live view calls the run.
+        later: Work of all the runs that follow, of any size; if given, the time left for all runs is shown
+            too.
         pace: How long the runs before took. This run's own time is added to it.
     """
 
@@ -149,7 +150,7 @@ class ConsoleProgress(Progress):
         taken = max(step, self.taken)
         if self.from_work is None:
             self.from_work = (now, taken)
-            # what an earlier start did of the task took no time in this one
+            # steps that an earlier process took are not part of this one's time
             self.at_start += taken - 1 if step > 1 else 0
         self.done = self.base + taken
         self._task_left(now, taken, max(self.work, steps))
@@ -221,7 +222,7 @@ class ConsoleProgress(Progress):
 
 
 def listener(progress: bool | Progress) -> Progress:
-    """Choose who is told what is going on: the given listener, the terminal, or nobody."""
+    """Choose the listener: the given one, the terminal for True, or one that shows nothing for False."""
     if isinstance(progress, Progress):
         return progress
     return ConsoleProgress(SafeConsole()) if progress else Progress()

@@ -1,4 +1,4 @@
-"""A terminal to print on that text from files cannot steer."""
+"""A terminal that text from files cannot control."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _STEERS = re.compile(
 
 
 def without_control(text: str) -> str:
-    r"""Write what a terminal would act upon as an escape such as `\x1b`; tabs and line breaks stay.
+    r"""Replace characters that a terminal would act upon by escapes such as `\x1b`; tabs and line ends stay.
 
-    Such are control characters and escape sequences, what turns the direction of text, and what is no
-    character.
+    These are control characters (escape sequences begin with one), marks that change the direction of text,
+    and code points that are no characters.
     """
     return _STEERS.sub(_escape, text)
 
@@ -29,9 +29,9 @@ def _escape(found: re.Match[str]) -> str:
 
 
 class SafeConsole(Console):
-    """A console of rich that prints what text from files holds, and never does it.
+    """A console of rich that prints text from files and never acts upon it.
 
-    Colours, links and movements of the cursor come from kifuse alone: in texts they are written as escapes.
+    Only kifuse sets colours and links and moves the cursor. Codes for these in texts are printed as escapes.
     """
 
     def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:

@@ -21,14 +21,14 @@ UNCHANGED = 0.05
 
 @dataclass
 class View:
-    """The live part: everything that is known of the run just now.
+    """The live view: everything that is known about the run at this moment.
 
     Attributes:
-        method: The method's name, with what stands before it.
+        method: The method's name, with the text before it.
         tasks: Names, in the order of the stream.
         learned: How many tasks were learned.
         current: Name of the task that is trained or scored.
-        doing: What happens to it, e.g. `step 3 of 40`.
+        doing: What happens to that task, e.g. `step 3 of 40`.
         loss: The loss logged last.
         rate: The learning rate logged last.
         share: Part of all work that is done, 0 to 1.
@@ -52,7 +52,7 @@ class View:
     news: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """One line or two for each thing, none wider than the terminal."""
+        """Give the lines of the view, none wider than the terminal."""
         yield Text(self.method, style="bold", no_wrap=True, overflow="ellipsis")
         table = Table.grid(padding=(0, 1))
         table.add_column(style="dim", no_wrap=True)
@@ -112,7 +112,7 @@ def clock(seconds: float) -> str:
 
 
 def left(seconds: float | None) -> str:
-    """The time left for the whole."""
+    """The time left for the run, in words."""
     return "time left: measuring" if seconds is None else f"about {clock(seconds)} left"
 
 
