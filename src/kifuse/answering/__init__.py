@@ -1,1 +1,1 @@
-"""What a model answers: greedy and sampled generation, and the evaluator that scores the answers."""
+"""Greedy and sampled generation of answers, and the evaluator that scores them."""

@@ -12,21 +12,23 @@ from kifuse.answering.session import Session
 
 # Rows that have ended are dropped once they are at least this share of the running batch.
 _DROP_SHARE = 0.25
-# The most logits, rows times columns times vocabulary, that trying out may ask for: 256 MiB in float32.
+# The most logits (rows times columns times vocabulary) of a pass that tries likely answers: 256 MiB in
+# float32.
 _MOST_LOGITS = 2**26
 
 
 class Guesses:
-    """Answers that are likely: how a row might go on, so that several tokens go through the model at once.
+    """Likely answers, tried out so that several tokens of a row go through the model at once.
 
     A guess never decides anything: a token counts only where it is the argmax of the logits before it, so
     the answers are those of decoding one token at a time (speculative decoding, Leviathan et al. 2023,
-    arXiv 2211.17192, for greedy decoding). The likely answers are a task's labels: along their trie, the
-    most frequent one is tried. What is tried in one batch does not depend on others, so that batches are
-    computed alike wherever and in whichever order.
+    arXiv 2211.17192, for greedy decoding). The likely answers are a task's labels: along their trie, the most
+    frequent one is tried. What is tried in one batch does not depend on other batches, so a batch is computed
+    alike on any process and in any order.
 
     Args:
-        answers: Token ids of each, without an end token; the more often, the likelier.
+        answers: Token ids of each likely answer, without an end token. An answer given more often is
+            likelier.
     """
 
     def __init__(self, answers: Sequence[Sequence[int]] = ()) -> None:
@@ -34,7 +36,7 @@ class Guesses:
         self._answers = [list(answer) for answer, _ in counts.most_common()]
 
     def after(self, start: list[int]) -> list[int]:
-        """The tokens that may follow `start`; none if no likely answer begins so."""
+        """The tokens that may follow `start`; none if no likely answer begins with it."""
         fits = (a for a in self._answers if len(a) > len(start) and a[: len(start)] == start)
         return next(fits, start)[len(start) :]
 
@@ -43,9 +45,9 @@ def decode(session: Session, rows: CausalRows | EncoderDecoderRows, guesses: Gue
     """Extend all rows until each has ended or has `max_new` tokens.
 
     Args:
-        session: Of this generation.
-        rows: The running batch, its prompts read; it is used up.
-        guesses: Likely answers, for speed alone.
+        session: The session of this generation.
+        rows: The running batch, which has read its prompts. It cannot be used afterwards.
+        guesses: Likely answers; they change nothing but the speed.
 
     Returns:
         The new token ids of each row, without an end token.
@@ -73,7 +75,7 @@ def decode(session: Session, rows: CausalRows | EncoderDecoderRows, guesses: Gue
         for place in alive:
             _accept(session, answers[running[place]], fed[place], found[place], done)
         going = [answers[row] for row in running if not session.ended(answers[row])]
-        # every row that goes on has these columns right; the others are read again with what was found
+        # these columns are right in every row that goes on; later ones are read again with the tokens found
         right = min((len(answer) - 1 for answer in going), default=done + width)
         rows.take_back(done + width - right)
         done = right
@@ -81,7 +83,7 @@ def decode(session: Session, rows: CausalRows | EncoderDecoderRows, guesses: Gue
 
 
 def _most_columns(session: Session, rows: CausalRows | EncoderDecoderRows, running: int, done: int) -> int:
-    """How many tokens of a row may go through the model at once; what is known always may."""
+    """How many tokens of a row may go through the model at once; known tokens are fed even beyond that."""
     if not rows.takes_back:
         return 1
     room = _MOST_LOGITS // (running * rows.logits.shape[-1])
@@ -89,13 +91,13 @@ def _most_columns(session: Session, rows: CausalRows | EncoderDecoderRows, runni
 
 
 def _accept(session: Session, answer: list[int], fed: list[int], found: list[int], done: int) -> None:
-    """Take what the model says as long as it read what it says.
+    """Append the model's tokens to an answer, up to the first that differs from the token that was fed.
 
     Args:
-        session: Of this generation.
-        answer: The row's tokens so far; grows.
-        fed: What was read: tokens `done` onwards of the answer, then guesses.
-        found: The token that follows each of them.
+        session: The session of this generation.
+        answer: The row's tokens so far; the new ones are appended.
+        fed: The tokens that were fed: those of the answer from token `done` on, then guesses.
+        found: The model's token after each token that was fed.
         done: Tokens of the answer that were read before.
     """
     column = len(answer) - 1 - done

@@ -1,9 +1,10 @@
-"""Linear layers whose products take less time, for generation on a CPU, with answers that stay the same.
+"""Faster products of linear layers for generation on a CPU, with the same answers.
 
-oneDNN keeps weights packed, in the order in which it multiplies them. Given them plain it packs them in every
-product anew, which takes longer than the product where rows are few; in bf16 the result is the same to the
-bit. In float32 torch multiplies with MKL, which takes about twice as long on AMD's processors; there the last
-bits differ, as they do with another batch, and no more.
+oneDNN multiplies packed weights: weights stored in the order in which it reads them. Given plain weights, it
+packs them again in every product, which takes longer than the product itself if there are few rows. Here
+weights are packed once. In bf16 the result is the same to the bit. In float32 torch multiplies with MKL,
+which takes about twice as long on AMD's processors; with oneDNN only the last bits differ, as they do in
+another batch.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from torch import Tensor, nn
 
 from kifuse.answering.merged_adapters import adapted_layers, dense_on_cpu, mark_merged, merged_weight
 
-# Below so many tokens of prompts, or inputs or outputs of a layer, preparing takes longer than it saves.
+# With fewer prompt tokens, or fewer inputs or outputs of a layer, preparing takes longer than it saves.
 _LEAST_TOKENS, _LEAST_WIDTH = {torch.float32: 1024, torch.bfloat16: 8192}, 64
-# What may be held twice meanwhile: the weights that are packed, and those that adapters are added to.
+# The most bytes of packed copies of weights, and the most bytes of copies with adapters added.
 _MOST_BYTES = 2**31
 
 
 @contextmanager
 def quick_products(model: nn.Module, prompts: Sequence[Sequence[int]]) -> Iterator[None]:
-    """Let linear layers multiply with packed weights, adapters added, while the block lasts.
+    """Let linear layers multiply with packed weights that include the adapters, while the block lasts.
 
-    Afterwards the model is what it was: no parameter is written to, a layer's ``forward`` or, where only the
-    adapter is added, its parameter is another one meanwhile. Left alone is a layer that is not plain (PEFT's
-    own kinds, quantised, parametrised, sharded, on another device, with a hook before it), and a model whose
-    weights would take too much memory twice.
+    Afterwards the model is what it was: no parameter is written to. Meanwhile a layer has another
+    ``forward``, or another parameter where only the adapter is added. A layer that is not plain stays as it
+    is (PEFT's own kinds, quantised, parametrised, sharded, on another device, with a hook before it). Weights
+    are not packed, and adapters not added, where the copies would take too much memory.
 
     Args:
         model: A model, or a PEFT wrapper of one.
-        prompts: What it will read, as token ids.
+        prompts: The prompts that the model will read, as token ids.
     """
     with ExitStack() as undo:
         _prepare(model, sum(map(len, prompts)), undo)
@@ -50,7 +51,7 @@ def _prepare(model: nn.Module, tokens: int, undo: ExitStack) -> None:
     linears = [module for module in model.modules() if type(module) is nn.Linear]
     kept = {linear: dtype for linear in linears if (dtype := _dtype(linear)) is not None and dtype in quicker}
     packs = sum(linear.weight.numel() * dtype.itemsize for linear, dtype in kept.items()) <= _MOST_BYTES
-    if not packs:  # plain weights in bf16: torch multiplies them with oneDNN, too
+    if not packs:  # torch itself multiplies plain bf16 weights with oneDNN, so only float32 gains
         kept = {linear: dtype for linear, dtype in kept.items() if dtype == torch.float32}
     layers = adapted_layers(model, _MOST_BYTES) if torch.float32 in worth else []
     adapted = {layer.get_base_layer(): layer for layer in layers}
@@ -68,7 +69,7 @@ def _prepare(model: nn.Module, tokens: int, undo: ExitStack) -> None:
 
 
 def _dtype(linear: nn.Linear) -> torch.dtype | None:
-    """What a plain layer multiplies in; None for one that is to be left alone."""
+    """The precision in which a plain layer multiplies; None for a layer that must stay as it is."""
     if linear._forward_pre_hooks or "forward" in vars(linear) or min(linear.weight.shape) < _LEAST_WIDTH:
         return None
     if not all(dense_on_cpu(each) for each in (linear.weight, linear.bias) if each is not None):
@@ -78,7 +79,7 @@ def _dtype(linear: nn.Linear) -> torch.dtype | None:
 
 
 def _dtypes() -> frozenset[torch.dtype]:
-    """What oneDNN multiplies quicker than torch does with plain weights, by what processor this is."""
+    """The precisions in which oneDNN, on this processor, is faster than torch with plain weights."""
     about: dict[str, Any] = dict(torch.cpu.get_capabilities())
     if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
         return frozenset()
@@ -94,7 +95,7 @@ def _product(
     linear: nn.Linear, weight: Tensor, dtype: torch.dtype, packs: bool
 ) -> Callable[[Tensor], Tensor]:
     """A layer's forward, x W' + b, in one precision."""
-    # torch has them by underscore only; its own compiler calls them so
+    # torch has these functions under private names only; its own compiler uses these names
     multiply = torch.ops.mkldnn._linear_pointwise.default
     bias = None if linear.bias is None else linear.bias.detach().to(dtype)
     held = weight.detach().to(dtype)
@@ -103,7 +104,7 @@ def _product(
     autocast = torch.is_autocast_enabled("cpu")
 
     def forward(input: Tensor) -> Tensor:
-        if autocast and not torch.is_autocast_enabled("cpu"):  # the model wants full precision here
+        if autocast and not torch.is_autocast_enabled("cpu"):  # the model turned autocast off here
             return nn.Linear.forward(linear, input)
         return multiply(input.to(dtype), held, bias, "none", [], "")
 

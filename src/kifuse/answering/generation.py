@@ -35,9 +35,9 @@ def greedy_generate(
 
     The text is that of ``model.generate(do_sample=False, num_beams=1)`` on each prompt alone. Prompts are
     batched by length. When all prompts of a decoder-only model start alike (the instruction of a task), or
-    some of them do (questions about one text), the keys and values of that start are computed once. Of
-    answers that are likely, several tokens go through the model at once, and count where they are what the
-    model says. Precision, and autocast, are the caller's.
+    some of them do (questions about one text), the keys and values of that start are computed once. Several
+    tokens of a likely answer go through the model at once, and count where they are the model's own choice.
+    The caller sets precision and autocast.
 
     Args:
         model: A transformers model, or a PEFT wrapper of one; its train/eval modes are restored.
@@ -47,9 +47,9 @@ def greedy_generate(
         max_new_tokens: The most tokens to produce for a prompt.
         batch_tokens: The most prompt tokens in a batch, padding included; a single longer prompt still runs.
         likely: Token ids of answers that are likely, such as a task's labels, without an end token. They
-            change how long it takes, and not what comes out.
-        ends: Token ids of what ends an answer beside the end tokens of model and tokenizer, such as the
-            end-of-turn marker of a chat template.
+            change how long generation takes, not the answers.
+        ends: Token ids of further markers that end an answer, beside the end tokens of model and tokenizer,
+            such as the end-of-turn marker of a chat template.
         progress: Called with (prompts done, prompts in all) after every batch.
         processes: Those among which the batches are shared out. All call this with the same arguments. The
             batches are those of one process, so that nothing in them is computed otherwise.
@@ -96,10 +96,11 @@ def greedy_generate(
 
 
 def _keep_memory() -> None:
-    """Let the C library keep what a layer frees for the next one.
+    """Let the C library keep the memory that a layer frees for the next layer.
 
-    glibc hands free memory back to the system beyond twice the size of the largest block that it has seen
-    freed, 32 MiB at most (mallopt(3), M_MMAP_THRESHOLD); the system then clears it anew in every layer.
+    glibc keeps free memory up to twice the size of the largest block freed so far, where a block counts up to
+    32 MiB (mallopt(3), M_MMAP_THRESHOLD). It hands the rest back to the system, which then clears it again in
+    every layer. Freeing one block of 31 MiB raises that limit.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
@@ -148,7 +149,7 @@ def _read(
     starts: Starts | None,
     family: Sequence[int],
 ) -> tuple[list[int], CausalRows]:
-    """Read the prompts of a batch, what a family shares once; returns their places, as the rows have them."""
+    """Read a batch's prompts, shared starts once; returns the place of each row's prompt, and the rows."""
     batch = [prompts[place] for place in members]
     if starts is None:
         return members, CausalRows(session, batch, None)
@@ -166,7 +167,7 @@ def _batches(lengths: Sequence[int], budget: int, family: Sequence[int], *, ragg
     """Split indices into batches, longest first, each of at most ``budget`` tokens when padded.
 
     The longest come first so that a lack of memory shows at once, and a family, named by its longest member,
-    stays together. ``ragged=False`` keeps lengths apart.
+    stays together. With ``ragged=False`` a batch has prompts of one length only.
     """
     order = sorted(
         range(len(lengths)),
@@ -186,7 +187,7 @@ def _batches(lengths: Sequence[int], budget: int, family: Sequence[int], *, ragg
 
 
 def _check_positions(session: Session, prompts: Sequence[list[int]]) -> None:
-    """Refuse prompts that run past a table of learned positions; rotary models have no such end."""
+    """Refuse prompts that run past a table of learned positions; rotary models have no such limit."""
     config = session.model.config
     limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int) or getattr(config, "rope_parameters", None) is not None:

@@ -1,10 +1,10 @@
 """Grouped-query attention that reads each key once, for generation on a CPU.
 
 With fewer key than query heads (GQA, Ainslie et al. 2023, arXiv 2305.13245), transformers' plain attention
-first copies every key and value once for each query head of its group. In a decoding step that copy, of all
-that the cache holds, takes longer than the layer's own products. Here the query heads of a group are rows of
-one product instead, with the same sums. What lies between the two products is done in parts that stay in the
-processor's caches, with the same steps.
+first copies every key and value once for each query head of its group. In a decoding step this copies the
+whole cache, which takes longer than the layer's own products. Here the query heads of a group are rows of one
+product instead, with the same sums. The steps between the two products are the same as well, but done in
+parts that stay in the processor's caches.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 _NAME = "kifuse_grouped"
-# Columns that attend at once, so that few of their weights are masked; weights of rows that attend at once,
-# and of those the ones that are masked and normalised at once: what is larger than a processor's caches also
-# has to be asked of the system anew in each layer.
+# How many columns attend at once: few, so that few of their weights are masked. The most attention weights
+# that are computed at once, and how many of these are masked and normalised at once: a block that is larger
+# than the processor's caches is also requested from the system again in each layer.
 _COLUMNS, _WEIGHTS, _PART = 96, 2**22, 2**19
 
 
@@ -29,15 +29,15 @@ _COLUMNS, _WEIGHTS, _PART = 96, 2**22, 2**19
 def grouped_attention(model: Any) -> Iterator[torch.dtype | None]:
     """Let a model attend without copies of its keys; afterwards it attends as before.
 
-    A model that is not on a CPU, whose heads have keys of their own, or whose attention is not the plain one
-    of transformers' LLaMA to the letter, is left alone.
+    A model stays as it is if it is not on a CPU, if every query head has keys of its own, or if its attention
+    is not exactly the plain one of transformers' LLaMA.
 
     Args:
         model: A transformers model, without PEFT's wrapper.
 
     Yields:
-        The type to which keys and values may be rounded once, when they are cached, since every product with
-        them would round them so; None if they should stay as they are.
+        The type to which keys and values may be rounded once, when they are cached, because every product
+        would round them to it anyway; None if they should stay as they are.
     """
     if not _can_be_grouped(model):
         yield None
@@ -62,12 +62,12 @@ def attend(
     """softmax(scaling · Q Kᵀ + mask) V, where query head h goes with key head h // (heads / groups).
 
     Args:
-        module: The attention, not looked at.
+        module: The attention module; not used.
         query: (rows, heads, columns, size).
         key: (rows, groups, length, size).
         value: As `key`.
         attention_mask: (rows, 1, columns, length), added to the products; None for none.
-        scaling: Of the products.
+        scaling: Factor of the products.
 
     Returns:
         The attended values, (rows, columns, heads, size); the weights are not kept.
@@ -78,7 +78,7 @@ def attend(
     for row in range(0, rows, some):
         part = slice(row, row + some)
         mask = None if attention_mask is None else attention_mask.expand(rows, 1, columns, length)[part]
-        # a part of a larger cache would be copied with its axes changed places, which takes twice as long
+        # the product would copy a part of a larger cache with its axes swapped, which takes twice as long
         keys, values = key[part].contiguous(), value[part]
         done = []
         for column in range(0, columns, _COLUMNS):
@@ -95,7 +95,7 @@ def attend(
 def _seen(mask: Tensor | None, block: slice, length: int) -> int:
     """How many keys some columns attend to: those up to their own, if the mask hides all that come later.
 
-    What is hidden has a weight of exactly zero wherever a column sees anything.
+    A hidden key has a weight of exactly zero, provided that the column sees any key.
     """
     if mask is None or block.stop >= mask.shape[2]:
         return length
@@ -129,7 +129,7 @@ def _can_be_grouped(model: Any) -> bool:
     configs = [module.config for module in model.modules() if hasattr(module, "config")]
     if heads == groups or any(getattr(one, "_attn_implementation", None) != "eager" for one in configs):
         return False
-    # a family keeps its plain attention in the module of its layers, most of them a copy of LLaMA's
+    # each model family has its plain attention in the module of its layers; most are a copy of LLaMA's
     files = (sys.modules.get(type(module).__module__) for module in model.modules())
     plain = {getattr(file, "eager_attention_forward", None) for file in files} - {None}
     return bool(plain) and all(_is_llamas(function) for function in plain)

@@ -1,6 +1,6 @@
-"""Caches of keys and values in which rows have room to grow, so that few new tokens copy the old ones.
+"""Caches of keys and values with spare room, so that most new tokens need no copy of the old ones.
 
-transformers' own cache joins old and new keys to a new tensor in every step. Here each layer has one tensor
+transformers' own cache joins old and new keys into a new tensor in every step. Here each layer has one tensor
 for all rows and columns of a batch: the prompts are read into it piece by piece, the answers after them.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kifuse.answering.session import OtherCacheError
 
-# Columns that a cache gets at once: room for answers as long as they may be would mostly stay empty.
+# How many columns a cache grows by: room for the longest allowed answers would mostly stay empty.
 _ROOM = 16
 
 
@@ -61,8 +61,8 @@ def with_room(like: Any, rows: int, columns: int, kind: torch.dtype | None) -> A
 
     Args:
         like: A cache that shows the layers, their heads, sizes and types.
-        rows: Of the batch.
-        columns: Of the prompts.
+        rows: Rows of the batch.
+        columns: Columns of the prompts.
         kind: The type that keys and values are rounded to; None for those of `like`.
     """
 
@@ -76,22 +76,23 @@ def with_room(like: Any, rows: int, columns: int, kind: torch.dtype | None) -> A
 
 
 def part_of(cache: Any, rows: slice, first: int, starts: Any, which: Tensor, columns: slice) -> Any:
-    """Some rows of a cache with room, from column `first` on, where columns of `starts` are written.
+    """Take some rows of a cache with room, from column `first` on, and write columns of `starts` into them.
 
-    What is added to it later stands in the whole cache, too, and zeros in the columns before.
+    The result shares its memory with the whole cache: what is added later is there too. The columns before
+    `first` are set to zero.
 
     Args:
-        cache: With room.
-        rows: Of it.
+        cache: A cache with room.
+        rows: The rows to take.
         first: The first column that they use.
         starts: A cache whose rows are starts.
-        which: The start of each of the rows.
-        columns: Of `starts`; there may be none.
+        which: For each of these rows, the row of `starts` with its start.
+        columns: The columns of `starts` to write; there may be none.
     """
     made = _layer_with_room()
     layers = []
     for layer, begun in zip(cache.layers, starts.layers, strict=True):
-        # a masked column still counts nothing times what is in it
+        # a masked column is still multiplied, by a weight of zero, so it must hold finite numbers
         layer.all_keys[rows, :, :first] = layer.all_values[rows, :, :first] = 0
         part = made(layer.all_keys[rows, :, first:], layer.all_values[rows, :, first:])
         if columns.stop > columns.start:
@@ -101,7 +102,7 @@ def part_of(cache: Any, rows: slice, first: int, starts: Any, which: Tensor, col
 
 
 def use(cache: Any, columns: int) -> None:
-    """Take the first columns of a cache with room as what is cached."""
+    """Let the first columns of a cache with room count as cached."""
     for layer in cache.layers:
         layer.use(columns)
 
@@ -118,7 +119,7 @@ def _layer_with_room() -> Any:
     from transformers.cache_utils import DynamicLayer
 
     class LayerWithRoom(DynamicLayer):
-        """One layer's keys and values, the first columns of tensors that have more."""
+        """One layer's keys and values: the first columns of tensors that have more columns."""
 
         def __init__(self, keys: Tensor, values: Tensor) -> None:
             super().__init__()
@@ -127,7 +128,7 @@ def _layer_with_room() -> Any:
             self.use(0)
 
         def use(self, columns: int) -> tuple[Tensor, Tensor]:
-            """Take the first columns as what is cached; returns them."""
+            """Let the first columns count as cached; returns them."""
             self.columns = columns
             self.keys, self.values = self.all_keys[:, :, :columns], self.all_values[:, :, :columns]
             return self.keys, self.values
@@ -148,7 +149,7 @@ def _layer_with_room() -> Any:
             return self.use(new.stop)
 
         def crop(self, tokens_to_remove: int) -> None:
-            """Forget the last columns, given as a number below zero."""
+            """Forget the last columns; their number is given with a minus sign."""
             self.use(self.columns + tokens_to_remove)
 
         def batch_select_indices(self, indices: Tensor) -> None:

@@ -1,8 +1,8 @@
-"""Adapters added to the weights that they adapt, for generation, where that is as exact as a batch is.
+"""For generation, adapters are added to the weights that they adapt, where that is exact enough.
 
-In float32, W + s B A instead of W x + s B (A x) changes the last bits of a logit, as another batch does, and
-no more; a layer then costs what it costs without an adapter. In bf16 the sum would be rounded to the weights'
-few digits, and some answers in a hundred would change, so there adapters stay beside their layers.
+In float32, (W + s B A) x instead of W x + s B (A x) changes only the last bits of a logit, as another batch
+does too. A layer then takes no more time than without an adapter. In bf16 the sum would be rounded to the few
+digits of the weights, and some answers in a hundred would change, so there adapters stay beside their layers.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 def adapted_layers(model: nn.Module, most_bytes: int) -> list[Any]:
     """The layers whose adapters may be added to their weights; none unless all may.
 
-    None are there where a model is not on a CPU or runs under autocast, has other layers of PEFT than plain
-    LoRA in float32, or somebody watches what the adapter does.
+    The list is empty if the model is not on a CPU or runs under autocast, if it has other layers of PEFT than
+    plain LoRA in float32, or if a hook observes what an adapter does.
 
     Args:
         model: A PEFT wrapper of a model, or a model without an adapter.
-        most_bytes: What the adapted weights may take.
+        most_bytes: The most bytes that the adapted weights may take.
     """
     if not hasattr(model, "peft_config") or torch.is_autocast_enabled("cpu"):
         return []
@@ -43,7 +43,7 @@ def merged_weight(layer: Any) -> Tensor:
 
 
 def mark_merged(layer: Any, undo: ExitStack) -> None:
-    """Let PEFT multiply with a layer's weight alone, until ``undo``."""
+    """Let PEFT multiply with a layer's weight alone, until ``undo`` is closed."""
     undo.callback(setattr, layer, "merged_adapters", [])
     layer.merged_adapters = _active(layer)
 
@@ -58,10 +58,10 @@ def _can_be_merged(layer: Any) -> bool:
     if type(layer) is not Linear or layer.merged or layer.disable_adapters:
         return False
     active = _active(layer)
-    # DoRA and its like; PEFT cannot add a bias where there is none
+    # DoRA and similar variants, and biases: PEFT cannot add a bias to a layer without one
     if any(name in layer.lora_variant or layer.lora_bias[name] for name in active):
         return False
-    # somebody watches what the adapter does
+    # a hook observes what the adapter does
     if any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules()):
         return False
     weights = [layer.get_base_layer().weight, *(layer.lora_B[name].weight for name in active)]

@@ -36,14 +36,14 @@ def losses(
 
     Args:
         model: The adapted model; its train and eval modes are restored.
-        backbone: What it was made from.
+        backbone: The backbone that the model was made from.
         encoded: Prompts and targets.
         batch_tokens: Most tokens of a batch, padding included.
         progress: Called with (targets done, targets in all) after every batch.
         processes: Those among which the batches are shared out; all call this with the same arguments.
 
     Returns:
-        For each the sum of the losses of its tokens (nats), and their number.
+        For each target the sum of the losses of its tokens (nats), and the number of its tokens.
     """
     adapter = adapter_on(model)
     collate = Collator(
@@ -84,14 +84,14 @@ def perplexity(parts: Sequence[tuple[float, int]]) -> float:
     """Perplexity over texts: e to the mean loss of all their tokens, 1 or more.
 
     Args:
-        parts: Sum of losses and number of tokens of each, as `losses` gives them.
+        parts: Sum of losses and number of tokens of each text, as `losses` gives them.
     """
     mean = math.fsum(total for total, _ in parts) / max(sum(count for _, count in parts), 1)
     return math.exp(mean) if mean < math.log(1e300) else math.inf
 
 
 def _batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Places in batches, longest first; one that is longer than allowed is alone."""
+    """Group places into batches, longest first; a text that is longer than allowed is alone in its batch."""
     order = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
     batch: list[int] = []
     for place in order:

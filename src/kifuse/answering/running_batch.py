@@ -1,4 +1,4 @@
-"""A running batch: what it has in its cache, and how tokens are appended to its rows or taken back."""
+"""A running batch: its cache, and how tokens are appended to its rows or taken back."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class CausalRows:
         """Read prompts.
 
         Args:
-            session: Of this generation.
-            prompts: Token ids; those with the most beyond their start first.
-            starts: What has been read of them; None if their cache is to be the model's own.
-            which: The start of each prompt; the first of `starts` if not given.
+            session: The session of this generation.
+            prompts: Token ids of the prompts; those with the most tokens beyond their start come first.
+            starts: The starts of the prompts, which have been read; None if the model is to make its own
+                cache.
+            which: For each prompt the index of its start; if not given, all have the first of `starts`.
         """
         self._session, self._starts = session, starts
         self._which = list(which or [0] * len(prompts))
@@ -46,13 +47,13 @@ class CausalRows:
         self._cache: Any = None if starts is None else starts.room(session, rows, self._length)
         pieces = [slice(0, rows)] if starts is None else session.pieces([len(rest) for rest in rests])
         self.logits = torch.cat([self._read(ids[part], seen[part], part) for part in pieces])
-        self._starts = None  # what they hold is in the rows now
+        self._starts = None  # the rows' cache now holds what the starts held
         if starts is not None:
             use(self._cache, self._length)
         self.takes_back = not slides(self._cache)
 
     def _read(self, ids: Tensor, seen: Tensor, part: slice) -> Tensor:
-        """Read the prompts of some rows, without columns that are padding in all of them; the last logits."""
+        """Read the prompts of some rows, without columns that are all padding; returns the last logits."""
         width = int(seen.sum(dim=-1).max())
         mask, cache, first = self._mask[part, : self._length], None, self._length - width
         mask[:, first:] = seen[:, -width:]
@@ -68,13 +69,13 @@ class CausalRows:
         return logits[:, 0]
 
     def as_starts(self) -> Starts:
-        """What was read, for prompts that go on from it."""
+        """Use the prompts that were read as the starts of longer ones."""
         return Starts(self._mask[:, : self._length], self._cache)
 
     def _forward(
         self, columns: int, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
     ) -> tuple[Tensor, Any]:
-        """Logits of the last columns, and the cache with all."""
+        """Return the logits of the last columns, and the cache with all columns."""
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if "position_ids" in self._session.accepts:
             inputs["position_ids"] = positions
@@ -149,7 +150,7 @@ class EncoderDecoderRows:
 def pad_rows(
     rows: Sequence[list[int]], pad: int, *, left: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Ids (rows, width) and mask (rows, width; 1 where there is text)."""
+    """Pad rows to one width; returns ids (rows, width) and mask (rows, width; 1 where there is text)."""
     width = max(len(row) for row in rows)
     ids, mask = [], []
     for row in rows:

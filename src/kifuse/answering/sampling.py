@@ -1,4 +1,4 @@
-"""Sampled generation: the same texts from the same seed."""
+"""Sampled generation that gives the same texts for the same seed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from kifuse.answering.session import Session, eval_mode
 
 
 class SeededChoice(LogitsProcessor):
-    """Makes the likeliest token a drawn one: each row adds Gumbel noise of its own seed to its logits.
+    """Turns the greedy choice into sampling: adds Gumbel noise to each row's logits, from the row's own seed.
 
     The largest of z / T + g, with g = -log(-log u) and u uniform, is a draw from softmax(z / T). So a row's
     answer depends on its own seed, and not on the rows beside it.
 
     Args:
-        seeds: One for each row.
-        top_k: Tokens that one is drawn from.
+        seeds: One seed for each row.
+        top_k: How many of the likeliest tokens one is drawn from.
         temperature: T, what the logits z are divided by.
-        device: Of the logits.
+        device: The device of the logits.
     """
 
     def __init__(self, seeds: Sequence[int], top_k: int, temperature: float, device: torch.device) -> None:
@@ -53,14 +53,14 @@ def draw(
     """Sample a continuation of every prompt, all of them in one batch.
 
     Args:
-        session: Of the model, which is at rest.
-        prompts: Token ids of each, padded here where they are of unlike lengths.
-        seeds: One for each prompt.
-        top_k: Tokens that one is drawn from.
+        session: The session of the model, which is in eval mode.
+        prompts: Token ids of each prompt; prompts of different lengths are padded here.
+        seeds: One seed for each prompt.
+        top_k: How many of the likeliest tokens one is drawn from.
         temperature: What the logits are divided by.
 
     Returns:
-        The new ids of each, with what ends it.
+        The new token ids of each prompt, with the tokens that end it.
     """
     choice = SeededChoice(seeds, top_k, temperature, session.device)
     return session.generate(prompts, do_sample=False, logits_processor=LogitsProcessorList([choice]))
@@ -81,8 +81,8 @@ def sample(
 ) -> list[str]:
     """Sample a continuation of every prompt with the model's own `generate`.
 
-    Prompts of one length go through the model together, so that nothing is padded. Random numbers of others
-    are left as they are.
+    Prompts of one length go through the model together, so that nothing is padded. No other random number
+    generator is touched.
 
     Args:
         model: A transformers model, or a PEFT wrapper of one; its train/eval modes are restored.
@@ -90,11 +90,11 @@ def sample(
         prompts: Token ids, one non-empty list for each prompt.
         encoder_decoder: Whether the prompts go to an encoder.
         max_new_tokens: The most tokens to produce for a prompt.
-        top_k: Tokens that one is drawn from.
+        top_k: How many of the likeliest tokens one is drawn from.
         temperature: What the logits are divided by.
-        seed: Of the draws.
-        batch_tokens: The most tokens in a batch, those to come included.
-        ends: Token ids of what ends an answer beside the end tokens of model and tokenizer.
+        seed: The seed of the draws.
+        batch_tokens: The most tokens in a batch, including those to be generated.
+        ends: Token ids of further markers that end an answer, beside the end tokens of model and tokenizer.
 
     Returns:
         The decoded text for each prompt, in their order, stripped and without special tokens.

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from kifuse.adapters.base import adapter_on
 
-# Tokens of prompts that a CPU reads at once: more, and what a layer hands to the next leaves its caches. Of
-# long prompts up to four, within the second number: fewer rows leave its matrix products short of work. One
-# more pass takes as long as some tokens more.
+# The most prompt tokens that a CPU reads at once: with more, the activations no longer fit its caches. Up to
+# four long prompts (third number) may have more tokens together (second number), because with fewer rows the
+# matrix products have too little work. The last number is what one more pass costs, in tokens.
 _CPU_TOKENS, _CPU_MOST_TOKENS, _CPU_ROWS, _CPU_PASS = 640, 1440, 4, 80
-# Settings of a generation config that make `generate` more than an argmax, and where they have no effect.
+# Settings of a generation config that make `generate` more than an argmax; `_NEUTRAL`: values without effect.
 # fmt: off
 _SHAPING = (
     "bad_words_ids", "begin_suppress_tokens", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
@@ -30,7 +30,7 @@ _NEUTRAL = {"encoder_repetition_penalty": 1.0, "guidance_scale": 1.0, "repetitio
 
 
 class OtherCacheError(Exception):
-    """The model keeps its past in something other than per-row keys and values."""
+    """The model caches something other than keys and values for each row."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Session:
         max_new: int,
         ends: Sequence[Sequence[int]] = (),
     ) -> Session:
-        """Look up what the model and its tokenizer say; `ends` end an answer as well, each by its tokens."""
+        """Collect what model and tokenizer say; `ends` are further token sequences that end an answer."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         config = getattr(base, "generation_config", None) or base.config
         eos = _ids(getattr(config, "eos_token_id", None)) + _ids(getattr(tokenizer, "eos_token_id", None))
@@ -81,7 +81,7 @@ class Session:
             eos=tuple(sorted(set(eos))),
             start=starts[0],
             max_new=max_new,
-            # Virtual prompt tokens need PEFT's own preparation of the inputs.
+            # With virtual prompt tokens, PEFT itself must prepare the inputs.
             plain=shaped
             or bool(getattr(adapter, "is_prompt_learning", False))
             or bool(own and own.plain_generation),
@@ -90,21 +90,21 @@ class Session:
 
     @property
     def cache_name(self) -> str:
-        """What the model's forward pass calls its cache; the older name is deprecated since 5.24."""
+        """What the model's forward pass calls its cache; transformers 5.24 deprecates the older name."""
         return "cache" if "cache" in self.accepts else "past_key_values"
 
     def pieces(self, lengths: Sequence[int]) -> list[slice]:
-        """Which of a batch's prompts are read together, so that padding and passes take the least time.
+        """Split a batch's prompts into pieces that are read together, so that padding and passes cost least.
 
         Args:
-            lengths: Tokens of each, longest first.
+            lengths: Tokens of each prompt, longest first.
 
         Returns:
-            Their places, in order: all of them but on a CPU.
+            The places of each piece, in order; one piece with all prompts unless the device is a CPU.
         """
         if self.device.type != "cpu":
             return [slice(0, len(lengths))]
-        cost, begin = [0.0], [0]  # the least for so many prompts, and where their last piece begins
+        cost, begin = [0.0], [0]  # least cost of so many prompts; where their last piece begins
         for end in range(1, len(lengths) + 1):
             found = []
             for first in range(end - 1, -1, -1):
@@ -133,21 +133,21 @@ class Session:
         return out.logits[:, -columns:], out
 
     def cached(self, **inputs: Tensor) -> Any:
-        """The output after some tokens whose logits nobody needs: the model's head is left out."""
+        """Return the output for tokens whose logits nobody needs: the model's head is left out."""
         body = getattr(self.base, "base_model", self.base)
         takes = inspect.signature(body.forward).parameters
         model = body if all(name in takes for name in inputs) else self.model
         return model(**inputs, use_cache=True, return_dict=True)
 
     def generate(self, prompts: Sequence[Sequence[int]], **how: Any) -> list[list[int]]:
-        """Let the model's own ``generate`` continue prompts; those of unlike lengths are padded.
+        """Let the model's own ``generate`` continue prompts; prompts of different lengths are padded.
 
         Args:
-            prompts: Token ids of each.
+            prompts: Token ids of each prompt.
             how: Further arguments of ``generate``.
 
         Returns:
-            The new ids of each, up to what ends it.
+            The new token ids of each prompt, up to and including the tokens that end it.
         """
         width = max(map(len, prompts))
         ids, mask = [], []
@@ -177,7 +177,7 @@ class Session:
         return answer[: len(answer) - self._end(answer)]
 
     def _through_end(self, answer: list[int]) -> list[int]:
-        """An answer with what first ends it, and nothing that comes after that."""
+        """An answer up to and including the first tokens that end it."""
         ends = (length for length in range(1, len(answer) + 1) if self._end(answer[:length]))
         return answer[: next(ends, len(answer))]
 

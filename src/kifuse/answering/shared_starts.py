@@ -1,7 +1,7 @@
-"""What prompts start with and share: read once, and copied to the rows that go on from it.
+"""Starts that prompts share: each is read once, and copied to the rows of the prompts that have it.
 
-All prompts of a task start with its instruction. Beyond that, several may ask about one text, as the
-questions of a reading test do: prompts with a longer start of their own in common are a family.
+All prompts of a task start with its instruction. Some may share a longer start, as the questions about one
+text do in a reading test. Such prompts are called a family.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from kifuse.answering.session import Session
 
 # A start of all prompts that is shorter than this is not worth a forward pass of its own.
 _MIN_START = 8
-# What reading a family's start apart costs beside its tokens, in tokens; the most prompts in a family, which
-# bounds the search; and the share of all tokens that families must save to be worth a second pass, and the
-# memory of what they start with beside that of their rows.
+# What it costs to read a family's start in a pass of its own, in tokens, beside the start's tokens. The most
+# prompts in a family, which bounds the search. The share of all tokens that families must save: with less,
+# the second pass and the memory for the starts are not worth it.
 _APART, _MOST, _LEAST_SAVED = 32, 64, 0.25
 
 
 @dataclass(frozen=True)
 class Starts:
-    """Some starts of prompts, and how the model caches them.
+    """Some starts of prompts, and the model's cache of them.
 
     Attributes:
-        mask: (starts, columns), 1 where there is text, whose last token is in the last column; nothing but 0
-            where the prompts share too few tokens.
-        cache: Their keys and values, a row for each.
+        mask: (starts, columns), 1 where there is text. The last token of a start is in the last column. All
+            is 0 if the prompts share too few tokens.
+        cache: Keys and values of the starts, a row for each.
     """
 
     mask: Tensor
@@ -41,7 +41,7 @@ class Starts:
 
     @cached_property
     def tokens(self) -> list[int]:
-        """How many each has."""
+        """How many tokens each start has."""
         return self.mask.sum(dim=1).tolist()
 
     @cached_property
@@ -51,12 +51,12 @@ class Starts:
         return [span if count else 0 for span, count in zip(spans.tolist(), self.tokens, strict=True)]
 
     def widest(self, which: Sequence[int]) -> int:
-        """How many columns some starts take, all ending together."""
+        """How many columns some starts take; they all end in the same column."""
         return max(self._columns[one] for one in which)
 
     @classmethod
     def read(cls, session: Session, prompts: Sequence[list[int]]) -> Starts | None:
-        """Run the start of all prompts once; None where rows cannot have room of their own in a cache."""
+        """Run the start of all prompts once; None if the model's cache cannot have room for each row."""
         if "position_ids" not in session.accepts:
             return None
         length = _common_prefix(prompts)
@@ -77,14 +77,14 @@ class Starts:
         """Write starts into some rows of a cache with room.
 
         Args:
-            which: The start of each of these rows.
-            cache: Of all rows.
-            rows: Which rows.
-            end: The column before which all their starts end.
+            which: For each of these rows the index of its start.
+            cache: The cache of all rows.
+            rows: The rows to write to.
+            end: The column right after the starts, which all end together.
 
         Returns:
-            What these rows have of the cache, from the first column of the widest start on, and the mask of
-            what was written.
+            These rows of the cache, from the first column of the widest start on, and the mask of the starts
+            written.
         """
         index = torch.tensor(which, device=self.mask.device)
         last = slice(self.mask.shape[1] - self.widest(which), self.mask.shape[1])
@@ -93,20 +93,20 @@ class Starts:
 
 
 def families(prompts: Sequence[list[int]], shared: int) -> list[int]:
-    """Which prompts are read together from a start that they share, so that the fewest tokens are read.
+    """Group prompts that share a start into families, so that the fewest tokens are read.
 
     Args:
         prompts: Token ids.
-        shared: Tokens that all of them start with, read already.
+        shared: How many tokens all prompts start with; these have been read already.
 
     Returns:
-        The family of each prompt, named by the place of its longest member; a prompt of no family is its
-        own. All are if sharing would save too little.
+        The family of each prompt, named by the place of its longest member. A prompt that shares nothing is a
+        family of its own; so is every prompt if sharing would save too little.
     """
     order = sorted(range(len(prompts)), key=lambda place: prompts[place])
     rows = [prompts[place] for place in order]
     same = [0, *(_common_prefix(pair) for pair in pairwise(rows))]
-    cost, begin = [0], [0]  # the least for so many prompts, and where their last family begins
+    cost, begin = [0], [0]  # the least cost of the first so many prompts, and where their last family begins
     for end in range(1, len(rows) + 1):
         common = own = len(rows[end - 1])
         best = (cost[end - 1] + own - shared, end - 1)
@@ -135,18 +135,18 @@ def families(prompts: Sequence[list[int]], shared: int) -> list[int]:
 def stems(
     prompts: Sequence[list[int]], family: Sequence[int], shared: int
 ) -> tuple[list[list[int]], list[int]] | None:
-    """The starts of the families among some prompts.
+    """Find the starts of the families among some prompts.
 
-    A prompt whose family is elsewhere has all but its last token for a start, so that all rows go on alike.
+    If only one prompt of a family is here, its start is all but its last token, so that all rows go on alike.
 
     Args:
         prompts: Token ids.
-        family: The name of each one's family.
-        shared: Tokens that all prompts start with, read already.
+        family: The name of each prompt's family.
+        shared: How many tokens all prompts start with; these have been read already.
 
     Returns:
-        Every start's token ids, longest first, and which of them each prompt has; None if no two prompts are
-        of one family, or one has a single token beyond `shared`.
+        The token ids of every start, longest first, and for each prompt the index of its start; None if no
+        two prompts are of one family, or a start is no longer than `shared`.
     """
     members: dict[int, list[list[int]]] = {}
     for prompt, number in zip(prompts, family, strict=True):
