@@ -1,1 +1,1 @@
-"""Adapters: what is trained of a model, and how it meets the forward pass."""
+"""Adapters: the part of a model that is trained, and how it takes part in the forward pass."""

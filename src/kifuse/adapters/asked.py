@@ -1,9 +1,10 @@
-"""Adapters whose forward pass depends on the whole input: on what is asked of the model, never on its answer.
+"""Adapters whose forward pass depends on the whole prompt (what the model is asked), never on its answer.
 
-A decoder-only model reads both in one sequence. What is asked is known from, in this order: the argument
-`prompt_mask`, which kifuse's own batches bring along and which is taken out before the model sees it; the
-labels, of which every target is answer; in `generate`, the prompt that it was given. Otherwise all of the
-input is asked. The encoder of an encoder-decoder model reads nothing else.
+A decoder-only model reads the prompt and the answer in one sequence. To tell them apart, the adapter looks at
+the following, in this order: the argument `prompt_mask`, which kifuse's own batches carry and which the
+adapter takes out before the model sees it; the labels, since every token that is a target belongs to the
+answer; in `generate`, the prompt that the call was given. If it has none of these, it takes the whole input
+as the prompt. The encoder of an encoder-decoder model reads only the prompt.
 """
 
 from __future__ import annotations
@@ -22,35 +23,36 @@ IGNORED = -100
 
 
 class ReadsAsked(Adapter):
-    """Base of adapters that look at what is asked."""
+    """Base of adapters that look at the prompt."""
 
     plain_generation = True
     reads = frozenset({"prompt_mask"})
     caches: ClassVar[bool] = False
-    """Whether what was found in the prompt holds for the tokens after it, so that `generate` may cache."""
+    """Whether what the adapter found in the prompt also holds for the tokens after it, so that `generate` may
+    use a cache."""
 
     embed: Any
     """The model's input embeddings."""
     _encoder_decoder = False
     _own: Any = None
-    """Tokens of the input that are no answer, `(rows, tokens)`."""
+    """Mask of the input tokens that are not part of the answer, `(rows, tokens)`."""
     _labels: Any = None
-    """Of the batch that is trained on next, from `before_batch`."""
+    """Labels of the next training batch, set by `before_batch`."""
     _asked: int | None = None
-    """While it generates: how many tokens were asked."""
+    """During `generate`: the number of tokens in the prompt; otherwise None."""
     _asked_read = False
     goes_on = False
-    """Whether `generate` has read what it was asked before, so that what was found in it holds."""
+    """Whether `generate` has already read the prompt, so that what the adapter found in it still holds."""
 
     def listen(self, model: Any, *, encoder_decoder: bool) -> Any:
-        """Find out from now on what is asked.
+        """Watch every forward pass from now on, to know which tokens are the prompt.
 
         Args:
             model: A transformers model.
-            encoder_decoder: The kind of model.
+            encoder_decoder: Whether the model is an encoder-decoder model.
 
         Returns:
-            What reads the input: its encoder, or all of a decoder-only model but its head.
+            The module that reads the input: the encoder, or a decoder-only model without its head.
         """
         self.embed, self._encoder_decoder = model.get_input_embeddings(), encoder_decoder
         model.register_forward_pre_hook(self._find_own, with_kwargs=True)
@@ -60,7 +62,7 @@ class ReadsAsked(Adapter):
         return model.base_model
 
     def _by_prompt(self, generate: Callable[..., Any]) -> Callable[..., Any]:
-        """Let a decoder-only model generate by what it was asked alone."""
+        """Make a decoder-only model's `generate` tell the adapter how long the prompt is."""
 
         def whole(inputs: Tensor | None = None, **kwargs: Any) -> Any:
             ids = kwargs.pop("input_ids", inputs)
@@ -73,11 +75,11 @@ class ReadsAsked(Adapter):
         return whole
 
     def before_batch(self, batch: Mapping[str, Any]) -> None:
-        """Keep the labels for the forward pass, since a Trainer's loss function may take them out."""
+        """Keep the labels for the forward pass, since a Trainer's loss may take them out of the batch."""
         self._labels = batch.get("labels")
 
     def _find_own(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Find out which tokens of a decoder-only model are asked: those that are no targets."""
+        """Find the prompt tokens of a decoder-only model: those that are not targets."""
         given, labels, ids = kwargs.pop("prompt_mask", None), kwargs.get("labels"), kwargs.get("input_ids")
         labels = self._labels if labels is None else labels
         self._own = self._labels = None
@@ -95,17 +97,17 @@ class ReadsAsked(Adapter):
         return args, kwargs
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """What the reader is given.
+        """Return what the reading module gets as its input.
 
         Returns:
-            Token ids, mask and which tokens are asked, each `(rows, tokens)`. Where `generate` goes on from a
-            cache these are none of those that it was asked, see `goes_on`.
+            Token ids, attention mask, and the mask of the prompt tokens, each `(rows, tokens)`. When
+            `generate` continues from a cache, the ids hold no prompt tokens; see `goes_on`.
 
         Raises:
-            ModelError: A cache is used outside of `generate`.
+            ModelError: A cache is used outside of `generate`, or by an adapter that allows none.
         """
         ids: Any = args[0] if args else kwargs.get("input_ids")
-        # the older name is deprecated since transformers 5.24
+        # transformers 5.24 deprecates the older name
         cached = any(kwargs.get(name) is not None for name in ("cache", "past_key_values"))
         if cached and not self._encoder_decoder and (not self.caches or self._asked is None):
             raise ModelError(
@@ -118,11 +120,11 @@ class ReadsAsked(Adapter):
 
 
 def mean_of(values: Tensor, counted: Tensor) -> Tensor:
-    """The mean over the tokens that count.
+    """The mean over the tokens that are counted.
 
     Args:
-        values: Of each token, `(rows, tokens, d)`.
-        counted: Which tokens count, `(rows, tokens)`.
+        values: One vector for each token, `(rows, tokens, d)`.
+        counted: Which tokens are counted, `(rows, tokens)`.
 
     Returns:
         float32, `(rows, d)`.
@@ -132,16 +134,16 @@ def mean_of(values: Tensor, counted: Tensor) -> Tensor:
 
 
 def largest_of(values: Tensor, counted: Tensor) -> Tensor:
-    """The largest value of each dimension over the tokens that count; float32, `(rows, d)`."""
+    """The largest value of each dimension over the counted tokens; float32, `(rows, d)`."""
     return values.detach().float().masked_fill(~counted[..., None], -torch.inf).amax(dim=1)
 
 
 def in_full(tensor: Tensor) -> torch.autocast:
-    """A context in which matrix products are not rounded, for what decides between tasks."""
+    """A context that turns autocast off, so that decisions between tasks are not rounded."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 def put_on(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Give a model a module of an adapter's own, where its embeddings are."""
+    """Add an adapter's own module to a model, on the device of the model's embeddings."""
     embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
     model.add_module(name, module.to(embeddings.weight.device))

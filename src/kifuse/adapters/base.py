@@ -1,16 +1,16 @@
-"""What is trained of a model, and how it meets the forward pass: the interface of every adapter.
+"""The interface of every adapter: the part of a model that is trained, and how it changes the forward pass.
 
-A method says which adapter it trains (`Method.adapter`). Most train whatever `model.adapter.kind` names; one
-that changes the forward pass brings an adapter class of its own, in its own file.
+A method names the adapter that it trains (`Method.adapter`). Most methods train whatever `model.adapter.kind`
+names. A method that changes the forward pass brings its own adapter class, in its own file.
 
 | call | when |
 | --- | --- |
 | `attach` | once, when the model has been loaded |
 | `begin_task` | before the optimizer of a task is made |
-| `before_batch` | before the forward pass of each micro-batch of a training |
-| `end_task` | after its last step, before anything is scored or saved |
+| `before_batch` | before the forward pass of each training micro-batch |
+| `end_task` | after the last step of a task, before anything is scored or saved |
 | `save`, `load` | between tasks |
-| `restart` | the model is to be as it was before its first task |
+| `restart` | when the model must return to its state before its first task |
 """
 
 from __future__ import annotations
@@ -27,35 +27,36 @@ from kifuse.adapters.folder import AdapterFolder, read_adapter, refuse_other_ten
 from kifuse.errors import ModelError
 
 SETTINGS = ("rank", "alpha", "dropout", "target_modules")
-"""Settings of `model.adapter` that are saved with an adapter that only kifuse knows."""
+"""Settings of `model.adapter` that are saved with an adapter that only kifuse can load."""
 
 
 class Adapter:
-    """Base of every adapter. As it stands it keeps the model's trainable parameters.
+    """Base of every adapter. On its own, this class saves and loads the model's trainable parameters.
 
     Args:
         settings: The section `model.adapter`: `rank`, `alpha`, `dropout`, `target_modules` and more.
-        method: The method that trains it, whose settings an adapter of its own may read; None without one.
+        method: The method that trains the adapter; the adapter may read the method's settings. None without
+            one.
     """
 
     plain_generation: ClassVar[bool] = False
-    """Whether generation is left to the model's own `generate`, since the forward pass depends on the whole
-    input. Evaluation then computes every prompt from its first token, and keeps no cache of its own."""
+    """Whether the model's own `generate` must be used, because the forward pass depends on the whole input.
+    Evaluation then computes every prompt from its first token and keeps no cache of its own."""
 
     reads: ClassVar[frozenset[str]] = frozenset()
-    """Arguments of the forward pass that the adapter takes out: `prompt_mask` `(rows, tokens)` is 1 at the
-    tokens of a decoder-only model's input that are asked, 0 at those of the answer and of padding."""
+    """Arguments of the forward pass that the adapter takes out. `prompt_mask` `(rows, tokens)` is 1 at the
+    prompt tokens of a decoder-only model's input, and 0 at the tokens of the answer and of the padding."""
 
     told: int | None = None
-    """0-based index of the task that the inputs to come are of; None: not known. Only ever set for a method
-    whose class is "task id given"."""
+    """0-based index of the task that the next inputs belong to; None when it is not known. It is set only for
+    a method whose class is "task id given"."""
 
     taken: Counter[int] | None = None
-    """Of an adapter that finds out itself which task an input is of: how many inputs were read as of each, by
-    its 0-based index. Whoever counts empties it."""
+    """For an adapter that decides itself which task an input belongs to: how many inputs it assigned to each
+    task, by the task's 0-based index. The code that counts sets it and empties it."""
 
     model: Any
-    """What `attach` gave."""
+    """The model that `attach` returned."""
 
     def __init__(self, settings: Any, method: Any = None) -> None:
         self.settings, self.method, self.model = settings, method, None
@@ -69,91 +70,92 @@ class Adapter:
             method: The method's name, for the message.
 
         Raises:
-            ModelError: It cannot.
+            ModelError: The adapter cannot work with the settings.
         """
         refuse_start(settings, method)
 
     def attach(self, model: Any, *, encoder_decoder: bool, seed: int) -> Any:
-        """Make ready what is trained, and freeze everything else.
+        """Prepare the parameters to train, and freeze everything else.
 
         Args:
             model: A transformers model; changed in place.
-            encoder_decoder: The kind of model.
-            seed: Of everything that is drawn.
+            encoder_decoder: Whether the model is an encoder-decoder model.
+            seed: Seed of all random draws.
 
         Returns:
-            The model to train, which is `model` itself or wraps it.
+            The model to train: `model` itself, or a model that wraps it.
         """
         raise NotImplementedError
 
     def start_from(self, folder: Path) -> None:
-        """Take a LoRA adapter that was made elsewhere as what was learned before the first task.
+        """Load a LoRA adapter that was made elsewhere as the start of the first task.
 
         Args:
-            folder: Of a PEFT adapter with the kind, rank, alpha and layers of the settings.
+            folder: Folder of a PEFT adapter with the kind, rank, alpha and layers of the settings.
 
         Raises:
-            ModelError: It is of another model; or this class of adapter cannot.
+            ModelError: The adapter belongs to another model, or this class of adapter cannot start from one.
         """
         raise ModelError(f"model.adapter.from: {type(self).__name__} cannot begin from an adapter.")
 
     def begin_task(self, index: int, seed: int) -> None:
-        """Get ready for a task; what the model computes stays as it is, or a task's own part comes into it.
+        """Prepare for a task. The model computes the same as before, unless the task adds a part of its own.
 
         Args:
-            index: 0-based position of the task; what was learned elsewhere before it counts as one.
-            seed: Of the run.
+            index: 0-based position of the task; an adapter that was trained elsewhere before it counts as one
+                task.
+            seed: Seed of the run.
         """
 
     def before_batch(self, batch: Mapping[str, Any]) -> None:
-        """See a micro-batch of a training before its forward pass, which may not be given the labels.
+        """Look at a training micro-batch before its forward pass, which may not be given the labels.
 
         Args:
-            batch: As the Trainer has it, with `labels`.
+            batch: The batch as the Trainer holds it, with `labels`.
         """
 
     def end_task(self) -> None:
-        """Make final what was trained; what the model computes must stay as it is."""
+        """Finish the training of a task; the model must compute the same as before."""
 
     def frozen(self) -> dict[str, Tensor]:
-        """What is kept of earlier tasks and not trained, by names of trained parameters; for methods.
+        """Tensors kept from earlier tasks and not trained, by names of trained parameters.
 
-        Adapters that a method brings itself give it names of its own.
+        Methods use them. Adapters that a method brings itself choose their own names.
         """
         return {}
 
     def learned(self) -> dict[str, nn.Parameter]:
-        """What holds all that was learned on a first task, by name."""
+        """The parameters that hold everything learned on a first task, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def set_learned(self, values: Mapping[str, Tensor]) -> None:
-        """Overwrite what `learned` names, in place.
+        """Overwrite the parameters that `learned` returns, in place.
 
         Args:
-            values: By name.
+            values: The new values, by name.
         """
         with torch.no_grad():
             for name, weight in self.learned().items():
                 weight.copy_(values[name])
 
     def restart(self, values: Mapping[str, Tensor]) -> None:
-        """Make the model what it was before its first task.
+        """Return the model to its state before its first task.
 
         Args:
-            values: What `learned` named then.
+            values: The values that `learned` had at that time.
         """
         self.set_learned(values)
 
     def save(self, folder: Path) -> None:
-        """Write what was learned; the folder appears under its name only when complete.
+        """Write what was learned; the folder appears under its name only when it is complete.
 
         Args:
-            folder: Where; replaced if it is there.
+            folder: Where to write; an existing folder is replaced.
         """
         write_own(folder, self.description(), self.learned(), self.model)
 
     def description(self) -> dict[str, Any]:
-        """What `kifuse.load_adapter` needs to put a saved adapter on a model again; for JSON."""
+        """The facts that `kifuse.load_adapter` needs to put a saved adapter on a model again; for JSON."""
         kind = type(self.method)
         own = {name: getattr(self.settings, name) for name in SETTINGS if hasattr(self.settings, name)}
         return {
@@ -164,13 +166,13 @@ class Adapter:
         }
 
     def load(self, folder: Path) -> None:
-        """Put what was saved back.
+        """Load what `save` wrote.
 
         Args:
-            folder: What `save` wrote, of an adapter with the same settings.
+            folder: A folder that `save` wrote, for an adapter with the same settings.
 
         Raises:
-            ModelError: The folder holds no adapter, or another one.
+            ModelError: The folder holds no adapter, or a different one.
         """
         found, own = self.read_own(folder), self.learned()
         refuse_other_tensors(
@@ -181,10 +183,10 @@ class Adapter:
         self.set_learned(found.tensors)
 
     def read_own(self, folder: Path) -> AdapterFolder:
-        """Read what an adapter of this class saved.
+        """Read the folder that an adapter of this class saved.
 
         Raises:
-            ModelError: The folder holds no adapter, or one of another class.
+            ModelError: The folder holds no adapter, or an adapter of another class.
         """
         found, name = read_adapter(folder), type(self).__name__
         if found.config.get("adapter") != name:
@@ -194,7 +196,7 @@ class Adapter:
 
 
 def refuse_start(settings: Any, method: str) -> None:
-    """Refuse to begin from a LoRA adapter that was made elsewhere, for what is trained otherwise.
+    """Refuse to start from a LoRA adapter that was made elsewhere, for adapters that are not LoRA.
 
     Raises:
         ModelError: The settings name one.
@@ -214,7 +216,7 @@ def adapter_on(model: nn.Module) -> Adapter | None:
 
 
 def attached(adapter: Adapter, model: Any) -> Any:
-    """Remember on a model which adapter it has, for `adapter_on`; returns the model."""
+    """Note on a model which adapter it has, for `adapter_on`; returns the model."""
     adapter.model = model
     vars(model)["kifuse_adapter"] = adapter
     return model

@@ -1,4 +1,4 @@
-"""Adapters with something of its own for each task: the last task's is trained, the others are frozen."""
+"""Adapters with separate tensors for each task: the current task's are trained, earlier ones are frozen."""
 
 from __future__ import annotations
 
@@ -16,37 +16,41 @@ PAST = "past_"
 
 
 class ByTask(nn.Module):
-    """Tensors of which each task has its own: `x` is trained, `past_x` has one more dimension in front."""
+    """A module with separate tensors for each task.
+
+    The current task's tensor `x` is trained. `past_x` holds the earlier tasks' tensors, along one more
+    dimension in front.
+    """
 
     passing: ClassVar[tuple[str, ...]] = ()
-    """What is trained and serves the present task alone, so that it is not saved: beginnings of names."""
+    """Beginnings of the names of trained tensors that serve the current task alone and are not saved."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
 
     def add(self, name: str, start: Tensor) -> None:
-        """Begin a tensor that each task has its own of."""
+        """Add a tensor that each task has its own copy of."""
         self.names.append(name)
         self.register_parameter(name, nn.Parameter(start.clone()))
         self.register_buffer(PAST + name, start.new_empty(0, *start.shape))
 
     @property
     def earlier(self) -> int:
-        """Number of earlier tasks whose tensors are here."""
+        """Number of earlier tasks whose tensors are held here."""
         return len(getattr(self, PAST + self.names[0])) if self.names else 0
 
     def all_of(self, name: str) -> Tensor:
-        """The tensors of all tasks, the present one's last: `(t, ...)`."""
+        """The tensors of all tasks, with the current task's last: `(t, ...)`."""
         return torch.cat([getattr(self, PAST + name), getattr(self, name)[None]])
 
     def grow(self) -> None:
-        """Freeze the present task's tensors among the earlier ones; the present ones stay as they are."""
+        """Append a frozen copy of the current task's tensors to those of the earlier tasks."""
         for name in self.names:
             setattr(self, PAST + name, self.all_of(name).detach())
 
     def drop(self) -> None:
-        """Forget all earlier tasks."""
+        """Remove the tensors of all earlier tasks."""
         for name in self.names:
             setattr(self, PAST + name, getattr(self, PAST + name)[:0])
 
@@ -61,34 +65,34 @@ class GrowsByTask(ReadsAsked):
 
     @property
     def earlier(self) -> int:
-        """Number of earlier tasks whose tensors are in the model, frozen."""
+        """Number of earlier tasks whose frozen tensors are in the model."""
         return max(part.earlier for part in self.parts.values())
 
     def count(self, tasks: Tensor) -> None:
-        """Count in `taken`, where nothing is trained, of which task each row was read; `(rows,)` from 0."""
+        """Count in `taken` which task each row was assigned to, outside of training; `(rows,)`, from 0."""
         if self.taken is not None and not self.model.training:
             self.taken.update(tasks.tolist())
 
     def renew(self, part: ByTask, draw: torch.Generator) -> None:
-        """Overwrite a part's trained tensors, in place, with what a task begins with."""
+        """Overwrite a part's trained tensors, in place, with the values that a task starts from."""
         raise NotImplementedError
 
     @torch.no_grad()
     def begin_task(self, index: int, seed: int) -> None:
-        """After the first task: freeze what it trained among the earlier ones, and begin anew beside it."""
-        # of each task its own, and within what every generator takes
+        """Freeze the tensors of the task before and start new ones; the first task needs neither."""
+        # each task has its own seed, within the range that every generator accepts
         draw = torch.Generator().manual_seed((seed * 1000 + index) % 2**32)
         for part in self.parts.values() if index else ():
             part.grow()
             self.renew(part, draw)
 
     def frozen(self) -> dict[str, Tensor]:
-        """What is kept of earlier tasks, and whatever else the adapter keeps and does not train."""
+        """The earlier tasks' tensors, and any other buffers that the adapter keeps and does not train."""
         buffers = {f"{n}.{b}": t for n, part in self.parts.items() for b, t in part.named_buffers()}
         return {name: tensor for name, tensor in buffers.items() if len(tensor)}
 
     def kept(self) -> dict[str, Tensor]:
-        """What is saved of the trained tensors, by name."""
+        """The trained tensors that are saved, by name."""
         found: dict[str, Tensor] = {}
         for name, part in self.parts.items():
             found |= {
@@ -97,7 +101,7 @@ class GrowsByTask(ReadsAsked):
         return found
 
     def restart(self, values: Mapping[str, Tensor]) -> None:
-        """Forget all tasks, and set what the first one begins with."""
+        """Remove all tasks, and set the values that the first task starts from."""
         for part in self.parts.values():
             part.drop()
         super().restart(values)
@@ -108,10 +112,10 @@ class GrowsByTask(ReadsAsked):
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Put what was saved back, of however many tasks it is.
+        """Load what `save` wrote, for any number of tasks.
 
         Raises:
-            ModelError: The folder holds no adapter, or another one.
+            ModelError: The folder holds no adapter, or a different one.
         """
         found, own = self.read_own(folder), self.kept()
         buffers = {f"{n}.{b}": (part, b) for n, part in self.parts.items() for b, _ in part.named_buffers()}

@@ -1,4 +1,4 @@
-"""A LoRA adapter that was made elsewhere, to be gone on with: what it says of itself."""
+"""Read the settings of a LoRA adapter that was made elsewhere, so that training can continue from it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kifuse.adapters.folder import CONFIG, WEIGHTS, is_full, is_own, read_config
 from kifuse.errors import ModelError
 
 FILES = (CONFIG, WEIGHTS)
-"""What an adapter is made of; nothing else in its folder is read."""
+"""The files of an adapter; nothing else in its folder is read."""
 
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of PEFT's `init_lora_weights` that leave the base's own weights alone."""
+"""Values of PEFT's `init_lora_weights` that do not change the base model's own weights."""
 
 BESIDE = {
     "modules_to_save": "whole modules are trained beside LoRA",
@@ -33,21 +33,21 @@ BESIDE = {
     "velora_config": "its inputs are compressed",
     "monteclora_config": "its factors are drawn at random",
 }
-"""Settings of PEFT's `LoraConfig` beyond LoRA as kifuse trains it, and what each means."""
+"""Settings of PEFT's `LoraConfig` that go beyond the LoRA that kifuse trains, and what each means."""
 
 
 def lora_settings(folder: Path) -> dict[str, Any]:
-    """What `model.adapter` says of the same adapter: kind, rank, alpha and the layers.
+    """Return the `model.adapter` settings of a PEFT adapter: kind, rank, alpha and the layers.
 
     Args:
-        folder: A PEFT adapter.
+        folder: Folder of a PEFT adapter.
 
     Returns:
         `kind`, `rank`, `alpha` and `target_modules`.
 
     Raises:
-        ModelError: The folder holds no adapter, or one that tasks cannot go on with; says why, and what can
-            be done.
+        ModelError: The folder holds no adapter, or one that tasks cannot continue from; the message says why,
+            and what to do.
     """
     if not folder.is_dir():
         raise ModelError(f"model.adapter.from: {folder}: no such folder, expected one with a LoRA adapter.")
@@ -74,7 +74,7 @@ def lora_settings(folder: Path) -> dict[str, Any]:
 
 
 def _why_not(config: Mapping[str, Any]) -> str:
-    """Why tasks cannot go on with an adapter of this configuration; empty where they can."""
+    """Say why tasks cannot continue from an adapter with this configuration; empty if they can."""
     merge = (
         "Merge it into its base (PEFT's merge_and_unload, then save_pretrained) and name that folder as the "
         "model."
@@ -105,7 +105,7 @@ def _why_not(config: Mapping[str, Any]) -> str:
 
 
 def _targets(config: Mapping[str, Any], file: Path, tensors: Iterable[str]) -> list[str]:
-    """The layers by name: as the configuration lists them, or each by its path where it has other rules."""
+    """The adapted layers: the names in the configuration, or each layer's path if it has other rules."""
     named, ruled = config.get("target_modules"), ("layers_to_transform", "exclude_modules")
     if isinstance(named, list) and named and not any(config.get(key) for key in ruled):
         return sorted(map(str, named))
@@ -116,7 +116,7 @@ def _targets(config: Mapping[str, Any], file: Path, tensors: Iterable[str]) -> l
 
 
 def _shapes(file: Path) -> dict[str, list[int]]:
-    """The shapes of the tensors in a file, which are not read."""
+    """The shapes of the tensors in a file; the tensors themselves are not read."""
     try:
         with safe_open(file, framework="np") as tensors:
             return {name: tensors.get_slice(name).get_shape() for name in list(tensors.keys())}

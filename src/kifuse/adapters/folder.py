@@ -1,16 +1,18 @@
-"""An adapter on disk: the folder that a task leaves behind, read and written without any model.
+"""An adapter on disk: the folder that a task leaves behind. Reading and writing it needs no model.
 
 A folder holds `adapter_config.json` and `adapter_model.safetensors`. For the PEFT kinds it is a standard PEFT
-adapter, which `PeftModel.from_pretrained(base, folder)` loads. For full fine-tuning, and for `osf`, which
-puts all that was learned into the adapted weights, the JSON says `"format": "kifuse full weights"` and the
-other file holds the trained weights under the names they have in the model, so that they load with
+adapter, which `PeftModel.from_pretrained(base, folder)` loads. Full fine-tuning changes the model's own
+weights, and `osf` puts all that it learned into the adapted weights. For these two the JSON says `"format":
+"kifuse full weights"`, and the other file holds the trained weights under their names in the model. They load
+with
 
     model.load_state_dict(safetensors.torch.load_file(folder / "adapter_model.safetensors"), strict=False)
 
-`strict=False`, since weights that stayed frozen, and second names of tied weights, are not in the file.
+`strict=False` is needed because the file does not hold the weights that stayed frozen, nor the second names
+of tied weights.
 
-An adapter that a method brings itself, and PEFT does not know, says `"format": "kifuse adapter"` with the
-name of its class; `kifuse.load_adapter(model, folder)` puts it on a model.
+If a method brings its own adapter, which PEFT does not know, the JSON says `"format": "kifuse adapter"` and
+names the adapter's class; `kifuse.load_adapter(model, folder)` puts it on a model.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """What an adapter folder holds.
+    """The contents of an adapter folder.
 
     Attributes:
         path: The folder.
@@ -55,17 +57,17 @@ class AdapterFolder:
 
     @property
     def weights(self) -> Path:
-        """The file of the weights."""
+        """The file that holds the weights."""
         return self.path / WEIGHTS
 
 
 def is_full(config: Mapping[str, Any]) -> bool:
-    """Whether an `adapter_config.json` is that of full fine-tuning."""
+    """Whether an `adapter_config.json` belongs to full fine-tuning."""
     return config.get("format") == FULL_FORMAT
 
 
 def is_own(config: Mapping[str, Any]) -> bool:
-    """Whether an `adapter_config.json` is that of an adapter that only kifuse knows."""
+    """Whether an `adapter_config.json` belongs to an adapter that only kifuse can load."""
     return config.get("format") == OWN_FORMAT
 
 
@@ -76,7 +78,7 @@ def read_adapter(folder: Path) -> AdapterFolder:
         folder: A folder that kifuse or PEFT wrote.
 
     Raises:
-        ModelError: There is no such folder, no adapter in it, or it is damaged or of a later version.
+        ModelError: The folder does not exist, holds no adapter, is damaged, or comes from another version.
     """
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder. Expected a folder with an adapter in it.")
@@ -95,7 +97,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read and check an `adapter_config.json`.
 
     Raises:
-        ModelError: It is no adapter's configuration, or of a later version.
+        ModelError: The file is not an adapter's configuration, or comes from another version of kifuse.
     """
     file = folder / CONFIG
     try:
@@ -117,11 +119,11 @@ def write_files(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
     """Write the two files of an adapter into a folder.
 
     Args:
-        folder: The folder.
-        config: For `adapter_config.json`.
-        tensors: The weights by the names they have in the file.
+        folder: The folder to write into.
+        config: The contents of `adapter_config.json`.
+        tensors: The weights, by their names in the file.
     """
-    # the metadata that transformers and PEFT write, which some readers look for
+    # transformers and PEFT write this metadata, and some readers look for it
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     write_json(folder / CONFIG, dict(config))
 
@@ -129,13 +131,13 @@ def write_files(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
 def write_own(
     folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], model: Any
 ) -> None:
-    """Write an adapter that only kifuse knows.
+    """Write an adapter that only kifuse can load.
 
     Args:
-        folder: Where; replaced if it is there.
-        description: What it is, for JSON.
+        folder: Where to write; an existing folder is replaced.
+        description: What the adapter is, for JSON.
         tensors: What was learned, by name.
-        model: The model, which tells what its base is called.
+        model: The model; it tells the name of its base.
     """
     config = {
         "format": OWN_FORMAT,
@@ -150,20 +152,21 @@ def write_own(
 
 
 def base_name(model: Any) -> str:
-    """What a model's base is called, or an empty text."""
+    """The name of a model's base, or an empty text."""
     return getattr(getattr(model, "config", None), "name_or_path", "") or ""
 
 
 def refuse_sizes(file: Path, settings: Any, shapes: Iterable[Iterable[int]]) -> None:
-    """Refuse whole numbers among the settings of an adapter that are larger than its tensors, and no size.
+    """Refuse adapter settings with a whole number that is negative or larger than any size of its tensors.
 
     Args:
-        file: That holds them.
+        file: The file that holds the settings.
         settings: The settings.
-        shapes: Of the weights beside them.
+        shapes: Shapes of the weights beside them.
 
     Raises:
-        ModelError: There is one; a model of that size would be built before the weights are looked at.
+        ModelError: There is such a number. It is refused because a model of that size would be built before
+            the weights are looked at.
     """
     largest = max([1024, *(size for shape in shapes for size in shape)])
     for number in _whole_numbers(settings):
@@ -187,10 +190,10 @@ def _whole_numbers(value: Any) -> Iterator[int]:
 def refuse_other_tensors(
     file: Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
 ) -> None:
-    """Refuse a file whose tensors are not those that are expected, by name and shape.
+    """Refuse a file whose tensors differ from the expected ones in name or shape.
 
     Raises:
-        ModelError: They are not; one that differs is named.
+        ModelError: They differ; the message names one that does.
     """
     for name, shape in expected.items():
         if name not in found:

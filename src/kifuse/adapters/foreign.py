@@ -1,4 +1,4 @@
-"""A saved adapter from elsewhere, looked at before it is put on a model: nothing that it names is run."""
+"""Check a saved adapter from elsewhere before it is put on a model; no code that it names is run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kifuse.adapters.lora import peft_asking_transformers
 from kifuse.errors import ModelError
 
 READ = ("LORA", "IA3", "ADALORA", "LOHA", "LOKR", "OFT", "BOFT", "VERA")
-"""Kinds of PEFT that read nothing but their own two files."""
+"""Kinds of PEFT adapter that read no files but their own two."""
 
 REFUSED = {
     "megatron_config": "it imports the module that megatron_core names",
@@ -25,11 +25,11 @@ REFUSED = {
 """Keys of a LoRA configuration that do more than say where the weights belong."""
 
 SECONDS = 10.0
-"""Longest time that the patterns of a configuration may take to be held against the model's modules."""
+"""Longest time, in seconds, for matching a configuration's patterns with the names of the model's modules."""
 
 _PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
 _PLAIN = re.compile(r"[\w.-]*\Z")
-# as PEFT does, in a process that can be ended: nothing else stops a search
+# matches as PEFT does, in a process that can be ended: nothing else stops a search
 _SEARCH = r"""
 import json, re, sys
 patterns, names = json.load(sys.stdin)
@@ -44,15 +44,15 @@ def put_on(model: Any, folder: Path, config: Mapping[str, Any]) -> Any:
 
     Args:
         model: A transformers model.
-        folder: Of the adapter.
+        folder: Folder of the adapter.
         config: Its `adapter_config.json`.
 
     Returns:
         The PEFT model.
 
     Raises:
-        ModelError: The folder holds no weights in safetensors, an adapter of another kind or for another
-            model, or a configuration that asks for more than its weights hold, or for code.
+        ModelError: The folder holds no weights in safetensors, or an adapter of another kind or for another
+            model, or its configuration asks for code or for sizes beyond its weights.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -75,7 +75,7 @@ def put_on(model: Any, folder: Path, config: Mapping[str, Any]) -> Any:
             warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # refused below
             made = PeftModel.from_pretrained(model, str(folder))
         missing = get_peft_model_state_dict(made, save_embedding_layers=False).keys() - tensors.keys()
-    except Exception as error:  # of any kind, at a configuration that is none
+    except Exception as error:  # any kind of error, raised at a malformed configuration
         said = str(error).strip().splitlines() or [""]
         raise ModelError(
             f"{folder}: cannot be put on this model: {type(error).__name__}: {said[0]}"
@@ -89,16 +89,16 @@ def put_on(model: Any, folder: Path, config: Mapping[str, Any]) -> Any:
 
 
 def _refuse_endless(file: Path, config: Mapping[str, Any], names: list[str]) -> None:
-    """Refuse patterns that take too long to be held against the names of a model's modules."""
+    """Refuse patterns that take too long to match with the names of a model's modules."""
     found = [config.get(key) for key in _PATTERNS]
-    # the keys of a mapping are patterns, and so is a text; a list holds names, but for that of layers
+    # a text is a pattern, and so are a mapping's keys; a list holds names, except that of the layers
     texts = [each for value in found if isinstance(value, (dict, list)) for each in value]
     texts += [value for value in found if isinstance(value, str)]
     patterns = [text for text in texts if isinstance(text, str) and not _PLAIN.match(text)]
     if not patterns:
         return
     try:
-        subprocess.run(  # noqa: S603 - a program of ours
+        subprocess.run(  # noqa: S603 - this program is part of kifuse
             [sys.executable, "-I", "-c", _SEARCH],
             input=json.dumps([patterns, names]),
             text=True,

@@ -1,4 +1,4 @@
-"""Full fine-tuning: the model's own weights are trained, all of them or chosen ones, and kept as they are."""
+"""Full fine-tuning: all or chosen weights of the model itself are trained, and saved as they are."""
 
 from __future__ import annotations
 
@@ -24,39 +24,40 @@ from kifuse.io.whole_folders import replace_folder
 
 
 class Full(Adapter):
-    """The model's own weights, all of them or those of `target_modules`.
+    """Trains the model's own weights: all of them, or those of `target_modules`.
 
     See `kifuse.adapters.folder` for how to load them elsewhere.
     """
 
     def attach(self, model: Any, *, encoder_decoder: bool, seed: int) -> Any:
-        """Mark what is trained; the model itself is returned, since nothing is wrapped."""
+        """Mark the weights to train, and return the model itself, since nothing wraps it."""
         chosen = self.settings.target_modules
         return attached(self, train_weights(model, target_modules(model, chosen) if chosen else None))
 
     def save(self, folder: Path) -> None:
-        """Write the trained weights, tied ones once."""
+        """Write the trained weights; tied weights are written once."""
         everything = all(p.requires_grad for p in self.model.parameters())
         write_weights(folder, self.learned(), self.model, "all weights" if everything else "chosen weights")
 
     def load(self, folder: Path) -> None:
-        """Put saved weights back in place, so that tied weights stay tied."""
+        """Load saved weights in place, so that tied weights stay tied."""
         self.set_learned(read_weights(folder, self.learned()))
 
 
 def train_weights(model: nn.Module, chosen: Sequence[str] | None) -> nn.Module:
-    """Mark the weights that full fine-tuning trains; everything else is frozen.
+    """Mark the weights that full fine-tuning trains, and freeze everything else.
 
     Args:
         model: A transformers model; changed in place.
-        chosen: Names of modules, whole or their ends, of which all weights are trained; None trains the
-            model. A weight that two modules share is trained if either is chosen.
+        chosen: Names of modules, whole names or their ends, whose weights are all trained; None trains the
+            whole model. A weight that two modules share is trained if either module is chosen.
 
     Returns:
         The model itself: full fine-tuning wraps nothing.
 
     Raises:
-        ModelError: The weights are quantised, so that no gradient reaches them, or the choice holds none.
+        ModelError: The weights are quantised, so that no gradient reaches them, or the chosen modules have no
+            weights.
     """
     if getattr(model, "is_quantized", False):
         raise ModelError(
@@ -73,13 +74,13 @@ def train_weights(model: nn.Module, chosen: Sequence[str] | None) -> nn.Module:
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module, trained: str) -> None:
-    """Write weights of a model under the names they have in it.
+    """Write weights of a model under their names in it.
 
     Args:
-        folder: Where; replaced if it is there.
+        folder: Where to write; an existing folder is replaced.
         tensors: The weights by name.
-        model: The model, which tells what its base is called.
-        trained: What they are, in words.
+        model: The model; it tells the name of its base.
+        trained: Which weights these are, in words.
     """
     config: dict[str, Any] = {
         "format": FULL_FORMAT,
@@ -95,17 +96,17 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module,
 
 
 def read_weights(folder: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read saved weights that are to be put into a model's own.
+    """Read saved weights, to be loaded into a model.
 
     Args:
-        folder: What `write_weights` wrote.
-        own: The model's, by name.
+        folder: A folder that `write_weights` wrote.
+        own: The model's own weights, by name.
 
     Returns:
-        The saved ones by name, in the shapes of the model's.
+        The saved weights by name, with the shapes of the model's own.
 
     Raises:
-        ModelError: The folder holds no such weights, or those of another model.
+        ModelError: The folder holds no such weights, or weights of another model.
     """
     saved = read_adapter(folder)
     if not saved.full:

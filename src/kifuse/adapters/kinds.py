@@ -1,4 +1,4 @@
-"""The adapters that `model.adapter.kind` and methods name, and how one is chosen for a method."""
+"""The adapters that `model.adapter.kind` and methods can name, and the choice of one for a method."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from kifuse.adapters.stack import Stack
 from kifuse.errors import ModelError
 
 KINDS: dict[str, type[Adapter]] = {**dict.fromkeys((*SWITCHES, "ia3"), Peft), "full": Full, "osf": Osf}
-"""By the values of `model.adapter.kind`."""
+"""Adapter classes, by the values of `model.adapter.kind`."""
 
 OF_METHODS: dict[str, type[Adapter]] = {"stack": Stack, "osf": Osf}
-"""Adapters that kifuse has for methods that name them."""
+"""kifuse's own adapter classes, by the names that methods use."""
 
 
 def adapter_class(settings: Any, method: Any = None) -> type[Adapter]:
-    """The class of adapter that a method trains.
+    """Return the class of adapter that a method trains.
 
     Args:
-        settings: The section `model.adapter`; its kind is `lora` if it has none.
-        method: The method, or its class; None takes the kind alone.
+        settings: The section `model.adapter`; without a `kind`, the kind is `lora`.
+        method: The method, or its class; with None the kind alone decides.
 
     Raises:
-        ModelError: There is no such kind, or the method names no adapter that there is.
+        ModelError: The kind does not exist, or the method names an adapter that does not exist.
     """
     wanted = getattr(method, "adapter", None)
     if isinstance(wanted, type):
@@ -57,7 +57,7 @@ def refuse_pairing(settings: Any, method: Any, name: str) -> None:
         name: The method's name, for the message.
 
     Raises:
-        ModelError: They do not.
+        ModelError: They do not go together.
     """
     found = adapter_class(settings, method)
     found.refuse(settings, name)
@@ -70,25 +70,25 @@ def refuse_pairing(settings: Any, method: Any, name: str) -> None:
 
 
 def new_adapter(settings: Any, method: Any = None) -> Adapter:
-    """The adapter that a method trains, not yet on a model; see `adapter_class`."""
+    """Make the adapter that a method trains, not yet on a model; see `adapter_class`."""
     return adapter_class(settings, method)(settings, method)
 
 
 def add_adapter(
     model: nn.Module, settings: Any, *, encoder_decoder: bool, seed: int, method: Any = None
 ) -> Any:
-    """Make ready what is trained, and freeze everything else.
+    """Prepare the parameters to train, and freeze everything else.
 
     Args:
         model: A transformers model.
         settings: The section `model.adapter`, with `rank`, `alpha`, `dropout`, `target_modules`, for `osf`
-            `preserve`, and `kind` (`lora` if it has none).
-        encoder_decoder: The kind of model.
-        seed: Of everything that is drawn.
-        method: The method that trains it.
+            also `preserve`, and `kind` (`lora` if it is absent).
+        encoder_decoder: Whether the model is an encoder-decoder model.
+        seed: Seed of all random draws.
+        method: The method that trains the adapter.
 
     Returns:
-        The model to train, on which `kifuse.adapters.base.adapter_on` finds the adapter.
+        The model to train; `kifuse.adapters.base.adapter_on` finds the adapter on it.
 
     Raises:
         ModelError: See `adapter_class` and each adapter's `attach`.
@@ -97,6 +97,6 @@ def add_adapter(
 
 
 def add_empty_adapter(model: Any, settings: Any, *, encoder_decoder: bool) -> Any:
-    """`add_adapter` for a model without weights, on the meta device; leaves the random numbers alone."""
+    """Do `add_adapter` for a model without weights, on the meta device; the random state stays as it was."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         return add_adapter(model, settings, encoder_decoder=encoder_decoder, seed=0)

@@ -1,4 +1,4 @@
-"""LoRA and its kin, and (IA)3, through PEFT: W0 stays frozen (KIF Eq. 2), and a standard adapter is saved."""
+"""LoRA, its variants and (IA)3 through PEFT: W0 stays frozen (KIF Eq. 2), and standard adapters are saved."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "rslora": {"use_rslora": True},
     "dora": {"use_dora": True},
 }
-"""The kinds that are LoRA with a switch of PEFT's."""
+"""The kinds that are LoRA with one of PEFT's switches on."""
 
 FEED_FORWARD = {"wo", "down_proj", "mlp.c_proj", "fc2", "w2", "dense_4h_to_h"}
-"""Second feed-forward matrices: (IA)3 scales their inputs, of all other layers the outputs."""
+"""Second feed-forward matrices. (IA)3 scales the inputs of these, and the outputs of all other layers."""
 
 
 @contextlib.contextmanager
 def peft_asking_transformers() -> Iterator[None]:
-    """Keep back what transformers 5.24 says to PEFT 0.21, which asks for a name that is soon to go."""
+    """Hide the warning of transformers 5.24 when PEFT 0.21 asks for a deprecated name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
@@ -43,24 +43,24 @@ class Peft(Adapter):
 
     @classmethod
     def refuse(cls, settings: Any, method: str) -> None:
-        """Refuse nothing: LoRA goes on from LoRA, and (IA)3 has its own kind refused before."""
+        """Refuse nothing: LoRA can start from LoRA, and the kind (IA)3 was already refused elsewhere."""
 
     def start_from(self, folder: Path) -> None:
-        """Put the weights into those that the first task trains."""
+        """Load the weights into those that the first task trains."""
         self.load(folder)
 
     def attach(self, model: Any, *, encoder_decoder: bool, seed: int) -> Any:
         """Wrap the model with a PEFT adapter.
 
         Raises:
-            ModelError: See `target_modules`; or PEFT has no adapter for a chosen module; or the kind cannot
+            ModelError: See `target_modules`; or PEFT has no adapter for a chosen module; or this kind cannot
                 be trained on quantised weights.
         """
         from peft import TaskType, get_peft_model
 
         kind = getattr(self.settings, "kind", "lora")
         if kind == "dora" and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
-            # PEFT 0.21 loses the scales of 8-bit weights on a CPU when it takes their norms
+            # PEFT 0.21 loses the scales of 8-bit weights on a CPU when it computes their norms
             raise ModelError(
                 "model.adapter.kind: 'dora' on 8-bit weights needs a GPU; use model.quantization '4bit', or "
                 "another kind of adapter."
@@ -106,10 +106,10 @@ class Peft(Adapter):
         replace_folder(folder, lambda partial: write(str(partial), safe_serialization=True))
 
     def load(self, folder: Path) -> None:
-        """Put saved weights into the model's trainable ones.
+        """Load saved weights into the model's trainable ones.
 
         Raises:
-            ModelError: The folder holds no adapter, or one of another kind, shape or model.
+            ModelError: The folder holds no adapter, or an adapter of another kind, shape or model.
         """
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
         from safetensors import SafetensorError
@@ -127,7 +127,7 @@ class Peft(Adapter):
             raise ModelError(f"{file}: cannot be loaded as the adapter of this model: {error}") from error
         own = get_peft_model_state_dict(self.model, save_embedding_layers=False)
         trained = {name: tuple(t.shape) for name, t in own.items()}
-        # an adapted embedding is kept with its frozen base, which is not looked at here
+        # an adapted embedding is saved with its frozen base, which is not checked here
         found = {name: tuple(t.shape) for name, t in tensors.items() if "base_layer" not in name}
         refuse_other_tensors(file, found, trained)
         try:
@@ -137,7 +137,7 @@ class Peft(Adapter):
 
 
 def in_order(config: Any) -> None:
-    """Put a PEFT configuration's sets of names in order, or its file would differ from process to process."""
+    """Sort the sets of names in a PEFT configuration, so that every process writes the same file."""
     for name, value in vars(config).items():
         if isinstance(value, set):
             setattr(config, name, sorted(value))

@@ -1,10 +1,10 @@
-"""LoRA pairs of all tasks, weighed for each input by what is asked.
+"""LoRA pairs of all tasks, weighted for each input by its prompt.
 
     y = W x + s sum_i a_i B_i A_i x,        s = alpha/r
 
-with one a for the whole network, which the input embeddings of what is asked decide: it is found once for an
-input, and holds for every layer and every token of its answer. The last task's pair is trained, those of
-earlier tasks are frozen. Neither padding nor the other rows of a batch change what a row gets.
+There is one vector a for the whole network. The input embeddings of the prompt decide it. It is computed once
+for an input and holds for every layer and every token of the answer. The current task's pair is trained, the
+pairs of earlier tasks are frozen. Neither padding nor the other rows of a batch change what a row gets.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from kifuse.adapters.places import linear_layers, target_modules
 
 
 class OwnPair(ByTask):
-    """The pair of the present task in one layer, and those of the earlier ones.
+    """The current task's pair in one layer, and the pairs of earlier tasks.
 
     Args:
-        inputs: Columns of W.
-        outputs: Rows of W.
+        inputs: Number of columns of W.
+        outputs: Number of rows of W.
         rank: r.
         scale: s.
-        dropout: Share of the pairs' inputs zeroed in training.
-        draw: Of the first A.
+        dropout: Share of the pairs' inputs that is set to zero in training.
+        draw: Random generator for the first A.
     """
 
     a: nn.Parameter
@@ -47,19 +47,19 @@ class OwnPair(ByTask):
 
     @torch.no_grad()
     def renew(self, draw: torch.Generator) -> None:
-        """Begin a task's pair as PEFT does: A Kaiming-uniform, B 0."""
+        """Start a task's pair as PEFT does: A is Kaiming-uniform, B is 0."""
         # drawn on the CPU, so that it is the same on every device
         self.a.copy_(nn.init.kaiming_uniform_(torch.empty(self.a.shape), a=math.sqrt(5), generator=draw))
         self.b.zero_()
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """S sum_i a_i B_i A_i x.
+        """Compute s sum_i a_i B_i A_i x.
 
         Args:
             x: `(rows, tokens, in)`.
             weights: a, `(rows, t)`.
         """
-        if len(weights) != len(x):  # beams are rows that are there several times
+        if len(weights) != len(x):  # beam search repeats each row several times
             weights = weights.repeat_interleave(len(x) // len(weights), dim=0)
         inner = torch.einsum("...i,tri->...tr", self.dropout(x), self.all_of("a").to(x.dtype))
         weighed = inner * weights[:, None, :, None].to(inner.dtype)
@@ -67,16 +67,16 @@ class OwnPair(ByTask):
 
 
 class MixedLora(GrowsByTask):
-    """A pair for each task beside every adapted linear layer."""
+    """A LoRA pair for each task beside every adapted linear layer."""
 
     caches = True
     place: ClassVar[str] = "router"
-    """Name of the module on the model that decides about a."""
+    """Name of the module on the model that computes a."""
     weights: Any = None
     """a of the last input, `(rows, t)`."""
 
     def attach(self, model: Any, *, encoder_decoder: bool, seed: int) -> Any:
-        """Put a pair beside each layer of `model.adapter.target_modules`, and a router on the model."""
+        """Put a pair beside each layer of `model.adapter.target_modules`, and the router on the model."""
         model.requires_grad_(False)
         settings, draw = self.settings, torch.Generator().manual_seed(seed)
         for layer in [*linear_layers(model, target_modules(model, settings.target_modules))]:
@@ -95,23 +95,23 @@ class MixedLora(GrowsByTask):
         return attached(self, model)
 
     def router(self, width: int, draw: torch.Generator) -> ByTask:
-        """What decides about a; `width` is that of the input embeddings."""
+        """Make the module that computes a; `width` is the size of the input embeddings."""
         raise NotImplementedError
 
     def weigh(self, embedded: Tensor, asked: Tensor) -> Tensor:
-        """Decide about a.
+        """Compute a.
 
         Args:
             embedded: The input's embeddings, `(rows, tokens, d)`.
-            asked: Which of its tokens are asked, `(rows, tokens)`.
+            asked: Which of the input's tokens are the prompt, `(rows, tokens)`.
 
         Returns:
-            float32 `(rows, t)`, differentiable in what the router trains.
+            a as float32 `(rows, t)`, differentiable in the tensors that the router trains.
         """
         raise NotImplementedError
 
     def renew(self, part: Any, draw: torch.Generator) -> None:
-        """Begin the next task's pair, or its part of the router."""
+        """Start the next task's pair, or its part of the router."""
         part.renew(draw)
 
     def _weigh(self, reader: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

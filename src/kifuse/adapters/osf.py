@@ -1,18 +1,19 @@
-"""Orthogonal subspace fine-tuning through PEFT's tuner, with the boundary between tasks that it leaves open.
+"""Orthogonal subspace fine-tuning (OSF) through PEFT's tuner; PEFT leaves out what happens between tasks.
 
 Each adapted weight W (out, in) is decomposed into its singular directions,
 
     W = U_h S_h V_h + U_l S_l V_l,        U_h (out, k), V_h (k, in), U_l (out, r), V_l (r, in),
 
-the k largest of which (h) are frozen; the factors of the other r = min(out, in) - k (l) are trained.
+The k largest directions (h) are frozen; the factors of the other r = min(out, in) - k directions (l) are
+trained.
 
-- **Open**, while a task is trained, a layer computes (W + U_l S_l V_l - U_l0 S_l0 V_l0) x, with the factors
-  that the task began with behind the minus sign.
-- **Closed**, between tasks, the difference is in W itself, the layer computes W x and nothing else. That is
-  what is scored, saved and loaded, so that what was learned does not depend on any factors.
-- Opened again, it is the *updated* W that is decomposed, so that its largest directions are frozen.
+- **Open**: while a task is trained, a layer computes (W + U_l S_l V_l - U_l0 S_l0 V_l0) x. The factors behind
+  the minus sign are those that the task started with.
+- **Closed**: between tasks, the difference is merged into W, and the layer computes W x and nothing else.
+  This W is scored, saved and loaded, so what was learned does not depend on any factors.
+- When the layer is opened again, the *updated* W is decomposed, so that its largest directions are frozen.
 
-PEFT's own `unload` gives back the W that was loaded, without anything learned; it is never called here.
+PEFT's own `unload` gives back the W that was loaded, without anything learned; kifuse never calls it.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from kifuse.errors import ModelError
 KIND = "osf"
 
 SINCE = (0, 21)
-"""First release of PEFT whose layers keep the factors that a task began with."""
+"""First release of PEFT whose layers keep the factors that a task started with."""
 
 
 class Osf(Peft):
-    """The smaller singular directions of the adapted weights, decomposed anew at each task."""
+    """Trains the smaller singular directions of the adapted weights; each task decomposes them anew."""
 
     _fresh = False
-    """Whether the factors are those of the weights, and were not trained since."""
+    """Whether the factors come from the present weights and were not trained since."""
 
     @classmethod
     def refuse(cls, settings: Any, method: str) -> None:
-        """Refuse another kind, and a PEFT that is too old."""
+        """Refuse another kind of adapter, and a PEFT that is too old."""
         refuse_start(settings, method)
         _refuse_old_peft()
         if settings.kind != KIND:
@@ -69,7 +70,7 @@ class Osf(Peft):
 
         names, share = shared["target_modules"], self.settings.preserve
         _refuse_layers(model, names)
-        # one direction where the share is none of some weight
+        # freeze one direction if the share would freeze none of some weight
         sizes = [min(module.weight.shape) for _, module in _adapted(model, names)]
         return OSFConfig(effective_rank=share if all(int(size * share) for size in sizes) else 1, **shared)
 
@@ -79,13 +80,13 @@ class Osf(Peft):
         self.open(min(1.0, self.settings.preserve + growth * index))
 
     def open(self, share: float) -> None:
-        """Decompose the weights as they are now; the function stays as it is.
+        """Decompose the weights as they are now; the model computes the same as before.
 
-        Factors that an earlier training has left, and has not put into the weights, are dropped.
+        Factors that an earlier training left, and that were not merged into the weights, are dropped.
 
         Args:
-            share: Of each weight's singular directions, the largest ones, that is frozen; 0 to 1. At least
-                one direction is frozen and one is trained.
+            share: Share of each weight's singular directions, the largest ones, that is frozen; 0 to 1. At
+                least one direction is frozen and at least one is trained.
         """
         fresh, self._fresh = self._fresh, False
         for _, layer in self._layers():
@@ -98,23 +99,23 @@ class Osf(Peft):
 
     @torch.no_grad()
     def end_task(self) -> None:
-        """Put what was trained into the weights: W <- W + U_l S_l V_l - U_l0 S_l0 V_l0, in place."""
+        """Merge what was trained into the weights: W <- W + U_l S_l V_l - U_l0 S_l0 V_l0, in place."""
         self._fresh = False
         for _, layer in self._layers():
             _remove_hooks(layer)
             if not layer.merged_adapters:
                 layer.get_base_layer().weight.copy_(_merged(layer))
-                # from here on PEFT leaves the factors out of the forward pass
+                # from here on, PEFT leaves the factors out of the forward pass
                 layer.merged_adapters.append(CURRENT)
 
     def frozen(self) -> dict[str, Tensor]:
-        """What says where each trained factor may move, by the parameter's name.
+        """The tensors that restrict how each trained factor may move, by the parameter's name.
 
         Returns:
-            For U_l (out, r): where out > in U_h (out, k), which it must stay orthogonal to; otherwise U_l0
-            (out, r), whose columns span all that is orthogonal to U_h. For V_l the same of rows: where
-            in > out V_h (k, in), otherwise V_l0 (r, in). These are the tensors that PEFT keeps; none while it
-            is closed.
+            For U_l (out, r): if out > in, U_h (out, k), to which U_l must stay orthogonal; otherwise U_l0
+            (out, r), whose columns span everything orthogonal to U_h. For V_l the same holds for rows: if in
+            > out, V_h (k, in); otherwise V_l0 (r, in). These are the tensors that PEFT keeps. Empty while the
+            layers are closed.
         """
         found: dict[str, Tensor] = {}
         for name, layer in self._layers():
@@ -128,14 +129,14 @@ class Osf(Peft):
         return found
 
     def learned(self) -> dict[str, nn.Parameter]:
-        """The adapted weights W, by the names they have in the model without factors."""
+        """The adapted weights W, by their names in the model without factors."""
         return {
             f"{name.removeprefix('base_model.model.')}.weight": layer.get_base_layer().weight
             for name, layer in self._layers()
         }
 
     def set_learned(self, values: Mapping[str, Tensor]) -> None:
-        """Overwrite the adapted weights, and close the model: its factors are of other weights."""
+        """Overwrite the adapted weights, and close the layers, whose factors belong to the old weights."""
         self._fresh = False
         super().set_learned(values)
         for _, layer in self._layers():
@@ -143,7 +144,7 @@ class Osf(Peft):
             layer.merged_adapters[:] = [CURRENT]
 
     def save(self, folder: Path) -> None:
-        """Write the adapted weights with all that was learned, in the format of full fine-tuning."""
+        """Write the adapted weights, with all that was learned, in the format of full fine-tuning."""
         values = {
             name: layer.get_base_layer().weight if layer.merged_adapters else _merged(layer)
             for name, (_, layer) in zip(self.learned(), self._layers(), strict=True)
@@ -151,10 +152,10 @@ class Osf(Peft):
         write_weights(folder, values, self.model, "chosen weights")
 
     def load(self, folder: Path) -> None:
-        """Put saved weights back, and close the model.
+        """Load saved weights, and close the layers.
 
         Raises:
-            ModelError: The folder holds no such weights, or those of another model.
+            ModelError: The folder holds no such weights, or weights of another model.
         """
         self.set_learned(read_weights(folder, self.learned()))
 
@@ -165,7 +166,7 @@ class Osf(Peft):
 
 
 def _refuse_old_peft() -> None:
-    """Refuse a release that decomposes weights otherwise.
+    """Refuse a release of PEFT that decomposes weights differently.
 
     Raises:
         ModelError: PEFT is older than `SINCE`.
@@ -185,10 +186,11 @@ def _adapted(model: nn.Module, names: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _refuse_layers(model: nn.Module, names: list[str]) -> None:
-    """Refuse weights that cannot be decomposed or would lose what is merged into them.
+    """Refuse weights that cannot be decomposed, or that would lose what is merged into them.
 
     Raises:
-        ModelError: A weight is quantised, not of a linear layer, shared with another one or not float32.
+        ModelError: A weight is quantised, is not a linear layer's, is shared with another layer, or is not
+            float32.
     """
     where = f"model.adapter.kind: {KIND!r}"
     if getattr(model, "is_quantized", False):
@@ -220,7 +222,7 @@ def _refuse_layers(model: nn.Module, names: list[str]) -> None:
 
 
 def _frozen(layer: Any, share: float) -> int:
-    """k, rounded down as PEFT does."""
+    """The number k of frozen directions, rounded down as PEFT does."""
     directions = min(layer.in_features, layer.out_features)
     return max(1, min(int(directions * share), directions - 1))
 
@@ -232,7 +234,7 @@ def _merged(layer: Any) -> Tensor:
 
 
 def _remove_hooks(layer: Any) -> None:
-    """Take PEFT's projection of gradients off the factors; `update_layer` puts it on the new ones."""
+    """Remove PEFT's gradient projection from the factors; `update_layer` puts it on the new ones."""
     for handle in layer.hook_handles:
         handle.remove()
     layer.hook_handles.clear()

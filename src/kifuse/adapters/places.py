@@ -1,4 +1,4 @@
-"""Where adapters go: the layers that the papers adapt, by the names that each family of models gives them."""
+"""Where adapters go: the layers that the papers adapt, by their names in each model family."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUERY_VALUE: dict[str, tuple[str, ...]] = {
 }
 """Query and value projections of model families that do not call them `q_proj` and `v_proj`.
 
-GPT-2 has query, key and value in one matrix.
+GPT-2 has query, key and value in one matrix, `c_attn`.
 """
 
 USUAL = ("q_proj", "v_proj")
@@ -29,13 +29,13 @@ IA3_PLACES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("t5", "mt5", "umt5", "longt5"), ("k", "v", "wo")),
     "gpt2": ("c_attn", "mlp.c_proj"),
 }
-"""Where (IA)3 scales by default: keys, values, and what goes into the second feed-forward matrix."""
+"""Where (IA)3 scales by default: the keys, the values, and the input of the second feed-forward matrix."""
 
 USUAL_IA3 = ("k_proj", "v_proj", "down_proj")
 
 
 def adaptable_modules(model: nn.Module) -> Counter[str]:
-    """Last name parts of the model's linear layers, with how often each occurs."""
+    """Count the model's linear layers by the last part of their names."""
     from transformers.pytorch_utils import Conv1D
 
     return Counter(
@@ -46,16 +46,16 @@ def adaptable_modules(model: nn.Module) -> Counter[str]:
 
 
 def target_modules(model: nn.Module, chosen: Sequence[str] | None, kind: str = "lora") -> list[str]:
-    """The modules to adapt: the user's choice, or the default of the kind for the family.
+    """Return the modules to adapt: the user's choice, or the default of the kind for this model family.
 
     Args:
         model: A transformers model.
-        chosen: Names of modules, whole or their ends; None for the papers' query and value projections, or
-            for (IA)3's own places.
+        chosen: Names of modules, whole names or their ends; None for the query and value projections that the
+            papers adapt, or for the places that (IA)3 scales.
         kind: The kind of adapter.
 
     Raises:
-        ModelError: A chosen name matches no module, or the family's projections are unknown.
+        ModelError: A chosen name matches no module, or the projections of this family are not known.
     """
     present = adaptable_modules(model)
     family = getattr(getattr(model, "config", None), "model_type", "?")
@@ -84,14 +84,14 @@ def target_modules(model: nn.Module, chosen: Sequence[str] | None, kind: str = "
 
 
 def linear_layers(model: nn.Module, names: Sequence[str]) -> Iterator[Any]:
-    """The linear layers of given names, for an adapter that stands beside them.
+    """Yield the linear layers with the given names, for an adapter that is put beside them.
 
     Args:
         model: A transformers model.
         names: From `target_modules`.
 
     Raises:
-        ModelError: A module of such a name is no linear layer of torch's.
+        ModelError: A module with such a name is not one of torch's linear layers.
     """
     for name, module in model.named_modules():
         if any(name == each or name.endswith(f".{each}") for each in names):
@@ -104,17 +104,17 @@ def linear_layers(model: nn.Module, names: Sequence[str]) -> Iterator[Any]:
 
 
 KEY_VALUE = (("k_proj", "v_proj"), ("k", "v"))
-"""What attention layers call the projections to keys and values: most families, and T5's."""
+"""Names of the projections to keys and values in attention layers: most families, then T5."""
 
 
 def keys_and_values(reader: nn.Module) -> list[tuple[Any, Any]]:
-    """The projections to keys and values of each self-attention layer, in their order.
+    """The projections to keys and values of each self-attention layer, in the order of the layers.
 
     Args:
         reader: An encoder, or a decoder-only model.
 
     Raises:
-        ModelError: There are none, or not of one width.
+        ModelError: No such projections are found, or their widths differ.
     """
     found = [
         (getattr(module, key), getattr(module, value))

@@ -1,12 +1,13 @@
-"""Prefixes: keys and values of a task's own, which every attention layer reads beside those of its input.
+"""Prefixes: each task's own keys and values, which every attention layer reads beside those of its input.
 
-With a prefix of L places, P_K and P_V (L, width) of its own in each layer, a layer attends over
+A prefix has L places. Each layer has its own P_K and P_V (L, width), and attends over
 
     K = [P_K; W_k h],        V = [P_V; W_v h]
 
-(prefix tuning, arXiv 2101.00190). L empty vectors before the input hold the places; what is computed for them
-goes no further. Of an encoder-decoder model the encoder's layers have prefixes, and the decoder sees the
-states of the input alone. Neither padding nor the other rows of a batch change what a row gets.
+(prefix tuning, arXiv 2101.00190). L empty vectors in front of the input hold the places; what the layers
+compute for them is dropped afterwards. In an encoder-decoder model only the encoder's layers have prefixes,
+and the decoder sees only the states of the input. Neither padding nor the other rows of a batch change what a
+row gets.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from kifuse.adapters.places import keys_and_values
 from kifuse.adapters.prompts import SoftPrompts
 
 SPREAD = 0.02
-"""Standard deviation of what a prefix begins as."""
+"""Standard deviation of a prefix's starting values."""
 
 
 class OwnPrefix(ByTask):
-    """The prefix of the present task, and those of the earlier ones.
+    """The current task's prefix, and those of the earlier tasks.
 
     Args:
-        start: What the first begins as, `(layers, 2, L, width)`: keys, then values.
+        start: Starting values of the first prefix, `(layers, 2, L, width)`: keys, then values.
     """
 
     prefix: nn.Parameter
@@ -43,19 +44,19 @@ class OwnPrefix(ByTask):
 
 
 class TaskPrefixes(GrowsByTask, SoftPrompts):
-    """Prefixes of which each task has its own; `method.length` places each."""
+    """Prefixes of all tasks, one for each task; each has `method.length` places."""
 
     place = "prefixes"
     decoder_sees_them = False
     bare = False
-    """Whether the model reads without a prefix."""
+    """Whether the model reads the input without a prefix."""
     reader: Any
-    """What reads the input."""
+    """The module that reads the input: the encoder, or a decoder-only model without its head."""
     _layers = 0
     _width = 0
 
     def attach(self, model: Any, *, encoder_decoder: bool, seed: int) -> Any:
-        """Put prefixes beside the keys and values of what the encoder, or a decoder-only model, reads.
+        """Put prefixes beside the keys and values of the encoder's, or the decoder-only model's, layers.
 
         Raises:
             ModelError: The model's keys and values are not found.
@@ -70,7 +71,7 @@ class TaskPrefixes(GrowsByTask, SoftPrompts):
         return model
 
     def make(self, embeddings: Tensor, seed: int) -> OwnPrefix:
-        """The first task's prefix."""
+        """Make the first task's prefix."""
         return OwnPrefix(self._drawn(torch.Generator().manual_seed(seed)))
 
     def _drawn(self, draw: torch.Generator) -> Tensor:
@@ -78,20 +79,20 @@ class TaskPrefixes(GrowsByTask, SoftPrompts):
         return SPREAD * torch.randn(shape, generator=draw, device="cpu")
 
     def renew(self, part: Any, draw: torch.Generator) -> None:
-        """Begin the next task's prefix."""
+        """Start the next task's prefix."""
         part.prefix.copy_(self._drawn(draw))
 
     def vectors(self, ids: Tensor, embedded: Tensor, asked: Tensor) -> Tensor:
-        """Empty vectors, in whose places the prefix stands."""
+        """Return empty vectors, which hold the places of the prefix."""
         self.choose(ids, embedded, asked)
         return embedded.new_zeros(len(ids), self.method.length, embedded.shape[-1])
 
     def choose(self, ids: Tensor, embedded: Tensor, asked: Tensor) -> None:
-        """Find out which prefix each row gets; see `vectors` of `SoftPrompts`."""
+        """Decide which prefix each row gets; see `vectors` of `SoftPrompts`."""
         raise NotImplementedError
 
     def of_rows(self, layer: int, which: int) -> Tensor:
-        """Keys (`which` 0) or values (1) of a layer, for the rows of the present input.
+        """Return the keys (`which` 0) or values (1) of a layer's prefix, for the rows of the present input.
 
         Returns:
             `(L, width)` for all rows, or `(rows, L, width)`.
@@ -100,7 +101,7 @@ class TaskPrefixes(GrowsByTask, SoftPrompts):
 
     @contextlib.contextmanager
     def without(self) -> Iterator[None]:
-        """Have the model read without a prefix."""
+        """A context in which the model reads the input without a prefix."""
         self.bare = True
         try:
             yield

@@ -1,6 +1,6 @@
-"""Soft prompts: learned vectors before the input, or behind it; the model's own weights stay frozen.
+"""Soft prompts: learned vectors before or after the input; the model's own weights stay frozen.
 
-A decoder-only model reads `[P; x; y]`, or with prompts behind the input `[x; P; y]`; an encoder reads
+A decoder-only model reads `[P; x; y]`, or `[x; P; y]` when the prompts come after the input. An encoder reads
 `[P; x]` or `[x; P]`. Neither padding nor the other rows of a batch change what a row gets.
 """
 
@@ -23,31 +23,31 @@ class SoftPrompts(ReadsAsked):
     place: ClassVar[str] = "soft_prompts"
     """Name of the module on the model."""
     behind: ClassVar[bool] = False
-    """Whether the vectors stand behind what is asked, and not before it."""
+    """Whether the vectors stand after the prompt instead of before it."""
     decoder_sees_them: ClassVar[bool] = True
-    """Whether a decoder attends to what its encoder has computed for the vectors, too."""
+    """Whether a decoder also attends to the encoder's states at the vectors' places."""
 
     _added = 0
-    """Vectors that were put beside the last input."""
+    """Number of vectors that were put beside the last input."""
     _mask: Any = None
     _places: Any = None
 
     def make(self, embeddings: Tensor, seed: int) -> nn.Module:
-        """What is put on the model.
+        """Make the module that is put on the model.
 
         Args:
             embeddings: The model's input embeddings, `(vocabulary, d)`.
-            seed: Of everything that is drawn.
+            seed: Seed of all random draws.
         """
         raise NotImplementedError
 
     def vectors(self, ids: Tensor, embedded: Tensor, asked: Tensor) -> Tensor:
-        """The vectors of each row.
+        """Return the vectors of each row.
 
         Args:
-            ids: Tokens, `(rows, tokens)`.
+            ids: Token ids, `(rows, tokens)`.
             embedded: Their embeddings, `(rows, tokens, d)`.
-            asked: Which of them are asked, `(rows, tokens)`.
+            asked: Which of the tokens are the prompt, `(rows, tokens)`.
 
         Returns:
             `(rows, n, d)`.
@@ -55,7 +55,7 @@ class SoftPrompts(ReadsAsked):
         raise NotImplementedError
 
     def attach(self, model: Any, *, encoder_decoder: bool, seed: int) -> Any:
-        """Put prompts beside what the encoder, or a decoder-only model, reads."""
+        """Put prompts beside the input of the encoder, or of a decoder-only model."""
         model.requires_grad_(False)
         reader = self.listen(model, encoder_decoder=encoder_decoder)
         put_on(model, self.place, self.make(self.embed.weight.detach(), seed))
@@ -86,10 +86,10 @@ class SoftPrompts(ReadsAsked):
         return (), kwargs
 
     def _move_behind(self, asked: Tensor, kwargs: dict[str, Any]) -> None:
-        """Move the vectors from the front to behind what is asked.
+        """Move the vectors from the front to the place after the prompt.
 
-        With n vectors in front of T tokens, of which a row is asked up to the e-th, column c of the new
-        input is token c for c < e, vector c - e for e <= c < e + n, and token c - n beyond.
+        n vectors stand in front of T tokens. With the prompt of a row ending at its e-th token, column c of
+        the new input is token c for c < e, vector c - e for e <= c < e + n, and token c - n beyond.
         """
         n, tokens = self._added, asked.shape[1]
         column = torch.arange(n + tokens, device=asked.device)[None]
@@ -102,21 +102,21 @@ class SoftPrompts(ReadsAsked):
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = (kwargs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         column = column[:, :tokens]
-        # the first token of the answer is said by the last vector, in the place of the last token asked
+        # the last vector predicts the first token of the answer, in the place of the prompt's last token
         self._places = torch.where(column < end - 1, column, column + n)
 
     def _widen(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Let a decoder look at the prompts, too."""
+        """Let a decoder attend to the prompts, too."""
         mask = kwargs.get("encoder_attention_mask")
         states = kwargs.get("encoder_hidden_states")
         if mask is not None and states is not None and mask.shape[1] < states.shape[1]:
-            # beams are rows that are there several times
+            # beam search repeats each row several times
             times = len(states) // len(self._mask)
             kwargs["encoder_attention_mask"] = self._mask.repeat_interleave(times, dim=0)
         return args, kwargs
 
     def _cut(self, reader: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Leave out what was computed for the vectors, so that places are those of the input again."""
+        """Remove the states of the vectors, so that positions are those of the input again."""
         states = output.last_hidden_state
         if self.behind:
             states = states.gather(1, self._places[..., None].expand(-1, -1, states.shape[-1]))
@@ -127,10 +127,10 @@ class SoftPrompts(ReadsAsked):
 
 
 class OwnPrompts(ByTask):
-    """The prompt of the present task, and those of the earlier ones.
+    """The current task's prompt, and those of the earlier tasks.
 
     Args:
-        start: What the first begins as, `(L, d)`.
+        start: Starting values of the first prompt, `(L, d)`.
     """
 
     prompt: nn.Parameter
@@ -142,24 +142,24 @@ class OwnPrompts(ByTask):
 
 
 class TaskPrompts(GrowsByTask, SoftPrompts):
-    """Prompts of which each task has its own; `method.length` vectors each."""
+    """Prompts of all tasks, one for each task, with `method.length` vectors each."""
 
     def make(self, embeddings: Tensor, seed: int) -> OwnPrompts:
-        """The first task's prompt: embeddings of random tokens."""
+        """Make the first task's prompt from the embeddings of random tokens."""
         draw = torch.Generator().manual_seed(seed)
         return OwnPrompts(embeddings_of_tokens(embeddings, (self.method.length,), draw))
 
     def renew(self, part: Any, draw: torch.Generator) -> None:
-        """Begin the next task's prompt as embeddings of other random tokens."""
+        """Start the next task's prompt from the embeddings of other random tokens."""
         part.prompt.copy_(embeddings_of_tokens(self.embed.weight.detach(), (self.method.length,), draw))
 
     @property
     def prompts(self) -> Tensor:
-        """All prompts, the present task's last, `(t, L, d)`."""
+        """The prompts of all tasks, the current task's last, `(t, L, d)`."""
         return self.model.soft_prompts.all_of("prompt")
 
 
 def embeddings_of_tokens(embeddings: Tensor, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    """Embeddings of random tokens, to begin prompts with; float32, `(*shape, d)`."""
+    """Embeddings of random tokens, as starting values of prompts; float32, `(*shape, d)`."""
     tokens = torch.randint(len(embeddings), shape, generator=draw)
     return embeddings[tokens.to(embeddings.device)].float()

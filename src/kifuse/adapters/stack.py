@@ -1,13 +1,14 @@
-"""One pair of LoRA factors for each task: those of earlier tasks frozen and active, the last one trained.
+"""One pair of LoRA factors for each task: earlier tasks' pairs are frozen and active, the last is trained.
 
-With t tasks behind it, a layer computes
+After t earlier tasks, a layer computes
 
     y = W x + s B_past (A_past x) + s B (A x),        s = alpha/r (alpha/sqrt(r) for rank-stabilised LoRA)
 
 where A_past (t r, in) holds the stored A one below the other and B_past (out, t r) the stored B side by side,
 so that B_past A_past is the sum of the earlier updates. r is the rank of one task: s does not change as the
-stack grows. In the model this is a second PEFT adapter, `past`, beside `default`, the one that is trained; on
-disk it is one standard adapter of rank (t + 1) r, whose last r ranks are the last task's.
+stack grows. In the model, the earlier pairs are a second PEFT adapter, `past`, beside the trained adapter,
+`default`. On disk they are one standard adapter of rank (t + 1) r, whose last r ranks belong to the last
+task.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ PAST = "past"
 """Name of the PEFT adapter that holds the earlier tasks' pairs."""
 
 STACKABLE = ("lora", "rslora")
-"""Kinds of adapter whose updates add up to one of a higher rank."""
+"""Kinds of adapter whose updates can be added into one adapter of a higher rank."""
 
 Factors = dict[str, Tensor]
-"""A and B of every layer, by the names that PEFT saves them under."""
+"""A and B of every layer, by the names under which PEFT saves them."""
 
 
 class Stack(Peft):
@@ -42,7 +43,7 @@ class Stack(Peft):
 
     @classmethod
     def refuse(cls, settings: Any, method: str) -> None:
-        """Refuse a kind that has no updates that add up."""
+        """Refuse a kind of adapter whose updates cannot be added."""
         if settings.kind not in STACKABLE:
             raise ModelError(
                 f"model.adapter.kind: found {settings.kind!r}, expected one of {', '.join(STACKABLE)}: "
@@ -53,7 +54,7 @@ class Stack(Peft):
         """Put the first pair on the model.
 
         Raises:
-            ModelError: An embedding or a convolution is to be adapted, whose factors are no two matrices.
+            ModelError: A chosen module is an embedding or a convolution, whose factors are not two matrices.
         """
         adapted = super().attach(model, encoder_decoder=encoder_decoder, seed=seed)
         for name, layer in adapted.named_modules():
@@ -66,24 +67,24 @@ class Stack(Peft):
 
     @property
     def count(self) -> int:
-        """Number of earlier tasks whose pairs are in the model, frozen."""
+        """Number of earlier tasks whose frozen pairs are in the model."""
         configs = self.model.peft_config
         return configs[PAST].r // configs[CURRENT].r if PAST in configs else 0
 
     def begin_task(self, index: int, seed: int) -> None:
-        """After the first task: freeze the trained pair among the earlier ones, and begin a new one."""
+        """After the first task: freeze the trained pair beside the earlier ones, and start a new one."""
         if index:
-            # of each task its own, and within what every generator takes
+            # each task has its own seed, within the range that every generator accepts
             self.grow((seed * 1000 + index) % 2**32)
 
     def grow(self, seed: int) -> None:
-        """Freeze the trained pair among the earlier ones, and begin a new one; the function stays as it is.
+        """Freeze the trained pair beside the earlier ones, and start a new one; the function stays the same.
 
-        A of the new pair is drawn as PEFT draws it (Kaiming-uniform), B is 0. They take the place of the old
-        ones in the same parameters.
+        A of the new pair is drawn as PEFT draws it (Kaiming-uniform), B is 0. Both are written into the
+        parameters of the old pair.
 
         Args:
-            seed: Of the new A.
+            seed: Seed of the new A.
         """
         self._set_past(self._all_pairs())
         draw = torch.Generator().manual_seed(seed)
@@ -96,10 +97,10 @@ class Stack(Peft):
                 b.zero_()
 
     def frozen(self) -> dict[str, Tensor]:
-        """What is stored of the earlier tasks, by the name of the trained parameter that it stands beside.
+        """Return the factors of the earlier tasks, by the name of the trained parameter that they belong to.
 
         Returns:
-            (t r, in) for each A, (out, t r) for each B; empty where nothing is stacked.
+            (t r, in) for each A, (out, t r) for each B; empty if there is no earlier task.
         """
         if PAST not in self.model.peft_config:
             return {}
@@ -115,7 +116,7 @@ class Stack(Peft):
     def save(self, folder: Path) -> None:
         """Write all pairs as one standard PEFT adapter.
 
-        Its rank is the sum of the ranks, and its alpha such that alpha/rank is the scale of one task.
+        Its rank is the sum of the ranks. Its alpha is such that alpha/rank is the scale of one task.
         """
         if not self.count:
             return super().save(folder)
@@ -125,18 +126,18 @@ class Stack(Peft):
         in_order(config)
 
         def fill(partial: Path) -> None:
-            # the metadata that PEFT writes
+            # PEFT writes this metadata
             write_tensors(partial / WEIGHTS, tensors, {"format": "pt"})
             config.save_pretrained(str(partial))
 
         replace_folder(folder, fill)
 
     def load(self, folder: Path) -> None:
-        """Put saved pairs back: the last one is trained, those before it are frozen.
+        """Load saved pairs: the last one is trained, those before it are frozen.
 
         Raises:
-            ModelError: The folder holds no adapter, or its rank is no multiple of one task's, or it is of
-                another model.
+            ModelError: The folder holds no adapter, its rank is not a multiple of one task's rank, or it
+                belongs to another model.
         """
         from peft import set_peft_model_state_dict
 
@@ -176,7 +177,7 @@ class Stack(Peft):
         return get_peft_model_state_dict(self.model, adapter_name=adapter, save_embedding_layers=False)
 
     def _all_pairs(self) -> Factors:
-        """The earlier pairs and the trained one, as one: A (t r + r, in), B (out, t r + r)."""
+        """The earlier pairs and the trained pair joined into one: A (t r + r, in), B (out, t r + r)."""
         last = self._pair(CURRENT)
         if not self.count:
             return {name: t.detach().clone() for name, t in last.items()}
@@ -184,7 +185,7 @@ class Stack(Peft):
         return {name: torch.cat([past[name], t.detach()], _across(name)) for name, t in last.items()}
 
     def _config_of(self, rank: int) -> Any:
-        """The configuration of a stack of this rank: as one task's, at one task's scale, without dropout."""
+        """The configuration of a stack of this rank: one task's configuration with the scale of one task."""
         config = copy.deepcopy(self.model.peft_config[CURRENT])
         one, alpha = config.r, config.lora_alpha
         # s = alpha / one must be config.lora_alpha / rank
@@ -209,13 +210,13 @@ class Stack(Peft):
     def _drop_past(self) -> None:
         """Remove the pairs of earlier tasks, if there are any."""
         if PAST in self.model.peft_config:
-            # first, so that PEFT needs to choose no other active adapter
+            # do this first, so that PEFT need not choose another active adapter
             self.model.base_model.set_adapter([CURRENT])
             self.model.delete_adapter(PAST)
         self._freeze()
 
     def _freeze(self) -> None:
-        """PEFT makes every active adapter trainable; only the last pair is to be."""
+        """Freeze all pairs but the last: PEFT makes every active adapter trainable."""
         for layer in self._layers():
             for factors in (layer.lora_A, layer.lora_B):
                 for name, factor in factors.items():
@@ -227,7 +228,7 @@ def _is_factor(name: str) -> bool:
 
 
 def _across(name: str) -> int:
-    """The dimension of a factor that counts ranks: A (rank, in), B (out, rank)."""
+    """The dimension of a factor that is the rank: A (rank, in), B (out, rank)."""
     return 0 if ".lora_A." in name else 1
 
 
