@@ -19,12 +19,12 @@ class Benchmark:
     """A published or built-in stream of tasks.
 
     Args:
-        name: What the user calls it.
+        name: The name by which the user chooses it.
         summary: One line about it.
         layout: The layout in which its data is published.
-        orders: Task names in order, by the number the papers give the order.
-        paper: Where orders and protocol come from.
-        bundled: Folder inside kifuse that holds the data, None when the user brings it.
+        orders: Task names in order, by the number that the papers give the order.
+        paper: The paper that the orders and the protocol come from.
+        bundled: The folder inside kifuse that holds the data; None when the user brings the data.
     """
 
     name: str
@@ -103,16 +103,16 @@ def load_benchmark(
 
     Args:
         name: A key of :data:`BENCHMARKS`.
-        order: Number of the order as the papers count, a list of task names, or None for the first order.
-        data: The folder with its data, or a folder that holds it under the name of its layout; not needed for
-            a built-in one. The classification benchmarks also load from O-LoRA's layout.
+        order: Number of the order as in the papers, a list of task names, or None for the first order.
+        data: The folder with the benchmark's data, or a folder that holds it under the name of its layout;
+            not needed for a built-in benchmark. The classification benchmarks also load from O-LoRA's layout.
         superni_metric: As in `kifuse.tasks.read_stream`.
 
     Returns:
         The stream of tasks.
 
     Raises:
-        DataError: If there is no such benchmark, order or data.
+        DataError: The benchmark, the order or the data does not exist.
     """
     if name not in BENCHMARKS:
         raise DataError(

@@ -1,4 +1,4 @@
-"""The configuration of a run: its schema, reading it from YAML with line numbers, and writing it back."""
+"""The configuration of a run: its schema, reading it from YAML with line numbers, and writing it as YAML."""
 
 from kifuse.config.loading import load_config, missing_trackers, parse_overrides, to_yaml
 from kifuse.config.schema import (

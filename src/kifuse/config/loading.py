@@ -1,4 +1,4 @@
-"""Turns a YAML file and the command line's settings into a checked RunConfig or a list of all problems."""
+"""Turns a YAML file and the command line's settings into a checked RunConfig, or lists all problems."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kifuse.tasks.readers.hub import hub_id
 
 _MOST_PROBLEMS = 50
 _LONGEST_PART = 255
-"""Bytes in one part of a path: what file systems allow."""
+"""Most bytes that file systems allow in one part of a path."""
 _SECTIONS = [name for name in RunConfig.model_fields if name != "output"]
 
 
@@ -37,20 +37,23 @@ def load_config(
 ) -> RunConfig:
     """Reads and checks the configuration of a run.
 
-    The method, and with it torch, is imported only if the configuration sets something of the method's own.
+    The method, and torch with it, is imported only if the configuration sets one of the method's own
+    settings.
 
     Args:
         path: The YAML file; None when everything is given in ``overrides``.
         overrides: Values that replace the file's, by dotted key: ``{"training.epochs": 2}``.
-        flags: The command line's options that stand for a key, by dotted key; ``--set KEY`` for the others.
-        check_files: Whether the data must be there.
-        without: Sections of the file that are not looked at.
+        flags: For each dotted key that has its own command-line option, that option; the others have ``--set
+            KEY``.
+        check_files: Whether the data must exist.
+        without: Sections of the file that are ignored.
 
     Returns:
         The checked configuration.
 
     Raises:
-        ConfigError: Something is wrong; the message holds every problem, one on a line, with file and line.
+        ConfigError: Something is wrong; the message lists every problem on a line of its own, with file and
+            line.
     """
     document = read_yaml(path) if path is not None else Document(Path())
     source = _Source(document, path, dict(flags or {}))
@@ -81,7 +84,7 @@ def load_config(
     if config is None:
         raise ConfigError(f"{path}: cannot be read as a configuration.")
     start = start_of(config)
-    # what a finished run began from may be gone
+    # the adapter that a finished run started from may be gone
     return with_start(config) if check_files or (start is not None and start.is_dir()) else config
 
 
@@ -95,8 +98,8 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
         The values by dotted key.
 
     Raises:
-        ConfigError: A setting has no ``=``, no key, a value that is no YAML or unfolds to absurdly many, or
-            is given twice.
+        ConfigError: A setting has no ``=`` or no key, is given twice, or has a value that is not YAML or
+            unfolds to far too many values.
     """
     found: dict[str, Any] = {}
     problems = []
@@ -124,7 +127,7 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted key as sections: ``{"training.epochs": 2}`` is ``{"training": {"epochs": 2}}``."""
+    """Turn dotted keys into sections: ``{"training.epochs": 2}`` becomes ``{"training": {"epochs": 2}}``."""
     data: dict[str, Any] = {}
     for key, value in overrides.items():
         _override(data, tuple(key.split(".")), value)
@@ -132,7 +135,7 @@ def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The configuration as YAML with every default written out; reading it gives an equal configuration."""
+    """Write the configuration as YAML with every default; reading that gives an equal configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -155,7 +158,7 @@ class _Source:
         return f"{self.path}:1" if self.path is not None else ""
 
     def line(self, key: Key) -> int:
-        """The line to sort by; what the command line gave comes last."""
+        """The line to sort by; values from the command line come last."""
         for length in range(len(key), 0, -1):
             if key[:length] in self.overridden:
                 return 1 << 30
@@ -165,7 +168,7 @@ class _Source:
 
 
 def _name_option(problem: Problem, flags: Mapping[str, str]) -> Problem:
-    """Without a file, a missing value is given by its option."""
+    """Without a file, name the option that gives a missing value."""
     flag = flags.get(".".join(problem.key))
     if problem.found != NOTHING or flag is None:
         return problem
@@ -182,7 +185,7 @@ def _override(data: dict[str, Any], key: Key, value: Any) -> None:
 
 
 def _open_empty_sections(data: dict[str, Any]) -> None:
-    """A section whose keys are all commented out is YAML's null; it means the defaults."""
+    """Replace empty sections by defaults: a section whose keys are all commented out is null in YAML."""
     for name in _SECTIONS:
         if name in data and data[name] is None:
             data[name] = {}
@@ -193,14 +196,14 @@ def _open_empty_sections(data: dict[str, Any]) -> None:
 
 def _validate(data: dict[str, Any]) -> tuple[list[Problem], RunConfig | None]:
     try:
-        # A section that is not there is checked as an empty one, so that the key it needs is named.
+        # A missing section is checked as an empty one, so that the problem names the key that is needed.
         return [], RunConfig.model_validate({"model": {}, "method": {}, **data})
     except ValidationError as error:
         return from_pydantic(error.errors(include_url=False), RunConfig.model_fields, data), None
 
 
 def _check_paths(data: dict[str, Any]) -> list[Problem]:
-    """What no operating system would take for a path; reading or making it would fail in odd ways."""
+    """Find paths that no operating system would accept; using them would fail with confusing errors."""
     section = data.get("data")
     paths: dict[Key, Any] = {("output",): data.get("output")}
     if isinstance(section, dict):
@@ -224,12 +227,12 @@ def _check_paths(data: dict[str, Any]) -> list[Problem]:
 def _bytes(part: str) -> bytes:
     try:
         return part.encode("utf-8")
-    except UnicodeEncodeError:  # half a surrogate pair has no bytes: longer than allowed, whatever its length
+    except UnicodeEncodeError:  # half a surrogate pair cannot be encoded: treat it as longer than allowed
         return b" " * (_LONGEST_PART + 1)
 
 
 def _without(data: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
-    """The values with a stand-in for paths that are refused already."""
+    """The values with a placeholder for each path that was already refused."""
     found = dict(data)
     for problem in problems:
         if len(problem.key) == 1:
@@ -258,14 +261,14 @@ def _check_method(method: dict[str, Any]) -> list[Problem]:
 
 
 def missing_trackers(names: Iterable[str]) -> list[str]:
-    """The packages of `training.report_to` that are not installed; their names are those of the trackers."""
+    """The packages of `training.report_to` that are not installed; each is named like its tracker."""
     installed = {name: _installed(name) for name in names}
     return [name for name, found in installed.items() if not found]
 
 
 def _installed(package: str) -> bool:
     try:
-        # not by looking for a module: a folder of this name, which wandb leaves, would do for one
+        # a search for a module would not do: wandb leaves a folder of this name, which would count as one
         version(package)
     except PackageNotFoundError:
         return False
@@ -288,7 +291,7 @@ def _check_folder(section: Any) -> list[Problem]:
     try:
         if Path(text).expanduser().exists() or hub_id(text) is not None:
             return []
-    except OSError:  # what may not be looked at is refused with the reason when it is read
+    except OSError:  # a path that may not be looked at is refused with the reason when it is read
         return []
     found = f"{show_value(text)}, which is not there"
     advice = "Correct the path; it is taken from the folder that the command runs in."
@@ -296,7 +299,7 @@ def _check_folder(section: Any) -> list[Problem]:
 
 
 def _check_across(data: dict[str, Any], wrong: set[Key]) -> list[Problem]:
-    """The rules between keys; those that touch a key which is wrong by itself say nothing."""
+    """Check the rules between keys; a rule about a key that is already wrong reports nothing."""
 
     def get(section: str, key: str, default: Any = None) -> Any:
         values = data.get(section, {})

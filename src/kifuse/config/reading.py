@@ -1,4 +1,4 @@
-"""Reads a YAML file so that every key keeps its line number and no key is given twice."""
+"""Reads a YAML file, keeps the line number of every key, and finds keys that are given twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kifuse.problems import Key, Problem, show_value
 
 @dataclass
 class Document:
-    """What a YAML file holds.
+    """The contents of a YAML file.
 
     Attributes:
         path: The file.
@@ -42,7 +42,7 @@ def read_yaml(path: Path) -> Document:
         Its data, the line of each key, and the keys given twice.
 
     Raises:
-        ConfigError: The file cannot be read, is no YAML, is empty, or holds no mapping.
+        ConfigError: The file cannot be read, is not YAML, is empty, or does not hold a mapping.
     """
     with _yaml(_read_text(path), path) as loader:
         node = loader.get_single_node()
@@ -57,7 +57,7 @@ def read_yaml(path: Path) -> Document:
 
 
 def read_setting(text: str) -> Any:
-    """Reads the value of one setting of the command line, by the rules of the file.
+    """Reads the value of one command-line setting by the same rules as a file.
 
     Args:
         text: A value in YAML; empty text means null.
@@ -66,8 +66,8 @@ def read_setting(text: str) -> Any:
         The value, as plain dicts, lists and scalars.
 
     Raises:
-        ConfigError: The text is no YAML, gives a key twice, or unfolds to too much; the message is the reason
-            without its place.
+        ConfigError: The text is not YAML, gives a key twice, or unfolds to too many values; the message gives
+            the reason without a place.
     """
     with _yaml(text, None) as loader:
         node = loader.get_single_node()
@@ -83,7 +83,7 @@ def read_setting(text: str) -> Any:
 
 @contextmanager
 def _yaml(text: str, path: Path | None) -> Iterator[yaml.SafeLoader]:
-    """Opens a YAML text, and words what PyYAML makes of it when it is damaged."""
+    """Opens a YAML text, and puts PyYAML's errors about damaged text into plain words."""
     if len(text) > _MOST_CHARACTERS:
         why = f"it holds {len(text)} characters, more than the {_MOST_CHARACTERS} that a configuration may"
         raise _refusal(path, 1, why)
@@ -100,7 +100,7 @@ def _yaml(text: str, path: Path | None) -> Iterator[yaml.SafeLoader]:
         why = ", ".join(part for part in (error.context, error.problem) if part)
         column = f" (column {mark.column + 1})" if mark and path else ""
         raise _refusal(path, mark.line + 1 if mark else 1, why + column, _ADVICE) from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the scanner trusts \U and %YAML
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the scanner does not check \U and %YAML
         line = loader.line + 1 if loader is not None else 1
         raise _refusal(path, line, " ".join(str(error).split()), "Correct this line.") from error
     except RecursionError as error:
@@ -112,7 +112,7 @@ def _yaml(text: str, path: Path | None) -> Iterator[yaml.SafeLoader]:
 
 
 def _refusal(path: Path | None, line: int, why: str, advice: str = "") -> ConfigError:
-    """The error for a text that is no YAML: of a file with its place, of a setting the bare reason."""
+    """The error for a text that is not YAML: with the place for a file, only the reason for a setting."""
     return ConfigError(why if path is None else f"{path}:{line}: is not YAML: {why}. {advice}".rstrip())
 
 
@@ -169,11 +169,11 @@ class _Reader:
         self.sizes: dict[int, int] = {}
 
     def measure(self, node: yaml.Node) -> int:
-        """Count the values that a node unfolds to when every alias and merge is written out.
+        """Count the values that a node contains when every alias and merge is written out.
 
         Raises:
-            ConstructorError: An alias contains itself, a collection has a tag, or the count is absurd, as in
-                the "billion laughs": nine lines of aliases of aliases that unfold to a billion values.
+            ConstructorError: An alias contains itself, a collection has a tag, or the count is far too large,
+                as in the "billion laughs": nine lines of aliases of aliases that unfold to a billion values.
         """
         if isinstance(node, yaml.ScalarNode):
             return 1
@@ -214,12 +214,12 @@ class _Reader:
             raise
         except (
             Exception
-        ) as error:  # e.g. the date 2024-13-45, or !!bool before what is none: PyYAML trusts a tag
+        ) as error:  # e.g. the date 2024-13-45, or !!bool on a value that is not one: PyYAML trusts a tag
             kind = node.tag.rpartition(":")[2]
             raise _fault(f"{node.value[:_LONGEST_NUMBER]!r} is no {kind}", node) from error
 
     def mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
-        if id(node) not in self.checked:  # before merging: a key may well override one from "<<"
+        if id(node) not in self.checked:  # check before merging: a key may override one from "<<"
             self.checked.add(id(node))
             self.check_twice(node, key)
             self.loader.flatten_mapping(node)

@@ -1,7 +1,7 @@
-"""What a run's configuration may hold: every key with its type, range, default and meaning.
+"""The schema of a run's configuration: every key with its type, range, default and meaning.
 
-A description names the paper's symbol where there is one, the unit, and what a larger value does.
-The defaults are those of the papers for T5 (arXiv 2408.05200 and 2502.17510).
+A description names the paper's symbol if there is one, the unit, and the effect of a larger value.
+The defaults are those that the papers use for T5 (arXiv 2408.05200 and 2502.17510).
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def _filled(value: Any) -> Any:
 
 
 MOST = 10**9
-"""More steps, tokens or examples are a slip of the keyboard, which libraries fail at in their own words."""
+"""Largest number of steps, tokens or examples. More is a typing error, which libraries report confusingly."""
 
 Float = Annotated[float, BeforeValidator(_number)]
 Text = Annotated[str, Field(min_length=1)]
-# Lax here means only that text is accepted for a path; an empty text becomes None and is refused as such.
+# strict=False only lets a text stand for a path; an empty text becomes None and is then refused.
 Folder = Annotated[Path, Field(strict=False), BeforeValidator(_filled), AfterValidator(Path.expanduser)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: no unknown keys, no silent conversion between types, not changed later."""
+    """A part of the configuration: unknown keys are refused, types are not converted, values are fixed."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, serialize_by_alias=True
@@ -52,7 +52,7 @@ class Section(BaseModel):
 
 
 class AdapterConfig(Section):
-    """What is trained: an adapter, by default LoRA (KIF Eq. 2) with W0 frozen, or the model's own weights."""
+    """The part that is trained: by default LoRA (KIF Eq. 2) with W0 frozen; or the model's own weights."""
 
     kind: Literal["lora", "rslora", "dora", "ia3", "full", "osf"] = Field(
         default="lora",
@@ -99,7 +99,7 @@ class AdapterConfig(Section):
 
     @property
     def summary(self) -> str:
-        """What is trained, in a few words."""
+        """Say in a few words what is trained."""
         if self.kind == "full":
             chosen = self.target_modules or ["all weights"]
             return f"full fine-tuning of {', '.join(chosen)}"
@@ -229,7 +229,7 @@ class DataConfig(Section):
 
 
 class MethodConfig(Section):
-    """The method by its name; every other key of the section is a setting of that method."""
+    """The method's name; every other key of the section is a setting of that method."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -237,7 +237,7 @@ class MethodConfig(Section):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The method's settings that were given, by name."""
+        """The settings of the method that were given, by name."""
         return dict(self.model_extra or {})
 
 
@@ -349,7 +349,7 @@ class EvaluationConfig(Section):
 
 
 class WatchConfig(Section):
-    """Tasks that are scored beside the stream and never trained on: general ability, for example."""
+    """Tasks outside the stream that are scored and never trained on: general ability, for example."""
 
     tasks: list[Text] = Field(
         default_factory=list,
@@ -362,7 +362,7 @@ class WatchConfig(Section):
 
 
 class RecordConfig(Section):
-    """What is measured for the record alone, and changes no result."""
+    """Measurements that are only recorded and change no result."""
 
     probe_importance: list[Text] = Field(
         default_factory=list,
@@ -377,7 +377,7 @@ class RecordConfig(Section):
 
 
 class RunConfig(Section):
-    """Everything that a run is made of; see the sections."""
+    """The whole configuration of a run; see the sections."""
 
     model: ModelConfig = Field(description="The language model and its adapter.")
     data: DataConfig = Field(default_factory=DataConfig, description="The stream of tasks.")

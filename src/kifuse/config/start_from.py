@@ -1,4 +1,4 @@
-"""`model.adapter.from`: the settings of an adapter that was made elsewhere, which are its own."""
+"""`model.adapter.from`: takes the settings of an adapter that was made elsewhere from that adapter."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from kifuse.problems import show_value
 
 
 def own_copy(output: Path) -> Path:
-    """Where a run or a learner keeps the adapter that it began from."""
+    """The folder in which a run or a learner keeps a copy of the adapter that it started from."""
     return output / "adapters" / "after-0"
 
 
 def start_of(config: RunConfig) -> Path | None:
-    """The folder to read the adapter from: the copy of a run that has begun, or the one that is named."""
+    """The folder to read the adapter from: the copy in a run that has started, or the named folder."""
     copy = own_copy(config.output)
     return copy if config.model.adapter.from_ and copy.is_dir() else config.model.adapter.from_
 
 
 def with_start(config: RunConfig) -> RunConfig:
-    """The configuration with kind, rank, alpha and layers of the adapter that it begins from.
+    """Return the configuration with the kind, rank, alpha and layers of the adapter that it starts from.
 
     Raises:
-        ConfigError: It sets one of them to something else.
-        ModelError: There is no such adapter, or tasks cannot go on with it.
+        ConfigError: The configuration sets one of them to something else.
+        ModelError: There is no such adapter, or tasks cannot continue from it.
     """
     folder, adapter = start_of(config), config.model.adapter
     if folder is None:
