@@ -1,6 +1,6 @@
 """Knowledge identification and fusion: the mathematics of KIF and Recurrent-KIF, on plain tensors.
 
-Papers: KIF, arXiv 2408.05200; Recurrent-KIF, arXiv 2502.17510. Nothing here knows of models, data or
+Papers: KIF, arXiv 2408.05200; Recurrent-KIF, arXiv 2502.17510. Nothing here depends on models, data or
 training loops.
 """
 

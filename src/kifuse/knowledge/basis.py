@@ -1,13 +1,13 @@
-"""An orthonormal basis of a bounded number of directions, for gradients that must stay clear of them (OGD).
+"""An orthonormal basis with a limited number of directions, which gradients are made orthogonal to (OGD).
 
-Vectors are taken in one after another, each as a direction (its length does not count). While there is
-room, the basis spans all of them. Beyond that it keeps the best subspace of its size: the one that holds the
-most of the squared length of all unit vectors so far, as far as the earlier bases have kept them,
+Vectors are added one after another, each as a direction (its length does not count). While there is room, the
+basis spans all of them. Once it is full, it keeps the best subspace of its size: the one that holds the most
+of the squared length of all unit vectors so far, as far as the earlier bases have kept them,
 
     S = sum_j c_j c_j^T,  c_j the coordinates of vector j in the basis;  V <- W^T V,  S <- W^T S W,
 
-with W the leading eigenvectors of S. That is the truncated singular value decomposition of the matrix of all
-vectors, from a (k, k) matrix.
+where W holds the leading eigenvectors of S. This is the truncated singular value decomposition of the matrix
+of all vectors, computed from a (k, k) matrix.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 DEPENDENT = 1e-4
-"""A unit vector that leaves less than this beside the basis adds no direction, but noise of the rounding."""
-_MOST = 1 << 22  # scalars turned into float64 at once
+"""If less than this of a unit vector lies outside the basis, it is rounding noise and adds no direction."""
+_MOST = 1 << 22  # scalars that are turned into float64 at once
 
 
 class CappedBasis:
-    """At most `cap` orthonormal float32 rows of `size` scalars.
+    """Holds at most `cap` orthonormal float32 rows of `size` scalars.
 
     Args:
         size: Length of the vectors.
         cap: Most rows; 0 or more.
-        device: Where the rows are.
+        device: The device that holds the rows.
     """
 
     def __init__(self, size: int, cap: int, device: torch.device | str | None = None) -> None:
@@ -42,13 +42,13 @@ class CappedBasis:
         return len(self.rows)
 
     def extend(self, vectors: Iterable[Tensor]) -> float:
-        """Take vectors in; a zero vector has no direction and is passed over.
+        """Add vectors; a zero vector has no direction and is skipped.
 
         Args:
             vectors: `(size,)` each.
 
         Returns:
-            The share of the squared length of all unit vectors in the basis that it keeps: 1 while there is
+            The share of the squared length of all unit vectors in the basis that is kept: 1 while there is
             room.
         """
         fresh: list[Tensor] = []
@@ -73,8 +73,8 @@ class CappedBasis:
         values, directions = torch.linalg.eigh(self.spread)  # ascending
         last = len(values) - self.cap
         leading, kept = values[last:].flip(0), directions[:, last:].flip(1)
-        # the rows are orthonormal but for rounding, which must not build up from task to task:
-        # with W^T V V^T W = L L^T, the rows of L^-1 W^T V are
+        # the rows are orthonormal except for rounding errors, which must not build up from task to task:
+        # with W^T V V^T W = L L^T, the rows of L^-1 W^T V are orthonormal
         products = torch.zeros_like(self.spread, device=self.rows.device)
         for columns in _pieces(self.rows):
             wide = self.rows[:, columns].double()
@@ -90,7 +90,7 @@ class CappedBasis:
 
     @torch.no_grad()
     def project_(self, vector: Tensor) -> Tensor:
-        """Take what lies in the basis out of a vector, in place: v <- v - V^T V v.
+        """Remove from a vector, in place, its part that lies in the basis: v <- v - V^T V v.
 
         Args:
             vector: float32 `(size,)`.
@@ -98,14 +98,14 @@ class CappedBasis:
         return vector.sub_(self.rows.mT @ (self.rows @ vector)) if len(self.rows) else vector
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The rows and S."""
+        """Return the rows and S."""
         return {"rows": self.rows, "spread": self.spread}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state_dict` gave.
+        """Load what `state_dict` returned.
 
         Raises:
-            ValueError: The rows are of another length, or do not fit S.
+            ValueError: The rows have another length, or do not fit S.
         """
         rows, spread = state["rows"], state["spread"]
         if rows.ndim != 2 or rows.shape[1] != self.rows.shape[1] or spread.shape != (len(rows), len(rows)):
@@ -113,13 +113,13 @@ class CappedBasis:
                 f"the basis has shapes {tuple(rows.shape)} and {tuple(spread.shape)}, expected (k, "
                 f"{self.rows.shape[1]}) and (k, k); it is of another model."
             )
-        # a copy of its own: products of matrices depend on how their memory is aligned, in the last bit
+        # make a copy: the last bit of a matrix product depends on how the memory is aligned
         self.rows = rows.to(self.rows.device, torch.float32, copy=True)
         self.spread = spread.to("cpu", torch.float64, copy=True)
 
 
 def _without(rows: Tensor, more: list[Tensor], vector: Tensor) -> tuple[Tensor, Tensor]:
-    """Gram-Schmidt, twice: what a float64 vector has beside orthonormal rows, and its coordinates in them."""
+    """Gram-Schmidt, twice: a float64 vector's part outside orthonormal rows, and its coordinates in them."""
     coordinates = torch.zeros(len(rows) + len(more), dtype=torch.float64)
     for _ in range(2):
         parts = torch.zeros(len(rows), dtype=torch.float64, device=vector.device)
@@ -138,7 +138,7 @@ def _without(rows: Tensor, more: list[Tensor], vector: Tensor) -> tuple[Tensor, 
 
 
 def _pieces(rows: Tensor) -> Iterable[slice]:
-    """Ranges of columns, of which no more than some scalars are taken at once; none of no rows."""
+    """Ranges of columns that are small enough to be converted at once; empty if there are no rows."""
     count, size = rows.shape
     if not count:
         return []

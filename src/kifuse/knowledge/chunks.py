@@ -1,4 +1,4 @@
-"""Many tensors seen as one row of scalars, in chunks of bounded size, without joining them."""
+"""Treats many tensors as one row of scalars, in chunks of limited size, without joining them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 SMALLEST = 1 << 18
-"""Scalars that a chunk may always hold: 1 MiB of float32, which stays in a core's cache."""
+"""A chunk may always hold this many scalars: 1 MiB of float32, which stays in a core's cache."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A run of scalars of the row, `low` to `high`.
+    """A stretch of the row of scalars, from `low` to `high`.
 
     Attributes:
-        low: First scalar.
-        high: The one after the last.
-        pieces: (tensor, from, to) of each piece in it: scalars of a tensor that is flattened.
+        low: Index of the first scalar.
+        high: Index after the last scalar.
+        pieces: (tensor, from, to) for each piece in the chunk: a range of scalars of a flattened tensor.
     """
 
     low: int
@@ -29,11 +29,11 @@ class Chunk:
 
 
 class Window:
-    """A buffer through which a chunk's scalars of several tensors are looked at.
+    """A buffer that holds one chunk's scalars of a row of tensors.
 
     Args:
         chunk: The chunk.
-        buffer: `(at least high - low,)`; its start is used.
+        buffer: `(at least high - low,)`; its first part is used.
         shapes: The shape of every tensor of the row.
 
     Attributes:
@@ -48,12 +48,12 @@ class Window:
         for index, start, stop in chunk.pieces:
             piece, whole = self.flat[at : at + stop - start], stop - start == math.prod(shapes[index])
             at += stop - start
-            # a tensor that lies whole in the chunk is taken as it is, without a view of it in each step
+            # a tensor that lies completely in the chunk is used as it is, without a new view in each step
             self._parts.append((index, None if whole else slice(start, stop)))
             self._views.append(piece.view(shapes[index]) if whole else piece)
 
     def load(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """Copy the chunk's scalars of some tensors into the buffer, zeros where there is no tensor."""
+        """Copy the chunk's scalars of some tensors into the buffer, with zeros where a tensor is None."""
         views, found = self._present(tensors)
         if len(views) < len(self._views):
             self.flat.zero_()
@@ -83,11 +83,11 @@ class FlatCopy:
     """A copy of tensors in one row, at least float32.
 
     Args:
-        tensors: What is copied.
+        tensors: The tensors to copy.
 
     Attributes:
         row: All scalars, `(scalars,)`.
-        views: The row in the tensors' shapes.
+        views: Views of the row in the tensors' shapes.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -100,7 +100,7 @@ class FlatCopy:
         self.take(tensors)
 
     def take(self, tensors: Sequence[Tensor]) -> None:
-        """Copy the tensors anew."""
+        """Copy the tensors again."""
         torch._foreach_copy_(self.views, [tensor.detach() for tensor in tensors])
 
 
@@ -111,16 +111,16 @@ def split(row: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 
 
 def chunk_size(total: int, device: torch.device) -> int:
-    """Scalars a chunk: what fits in a cache on a CPU, a sixteenth of all on other devices."""
+    """Number of scalars in a chunk: on a CPU as many as fit in a cache, elsewhere a sixteenth of all."""
     return SMALLEST if device.type == "cpu" else max(SMALLEST, -(-total // 16))
 
 
 def cut(sizes: Sequence[int], most: int) -> list[Chunk]:
-    """Cut tensors of these sizes into chunks of at most `most` scalars, as few as there can be.
+    """Cut tensors of these sizes into as few chunks as possible, with at most `most` scalars each.
 
     Args:
         sizes: Scalars of each tensor.
-        most: At least 1.
+        most: Most scalars in a chunk; at least 1.
     """
     chunks: list[Chunk] = []
     pieces: list[tuple[int, int, int]] = []

@@ -1,7 +1,7 @@
 """Knowledge fusion: per-unit weights (KIF), masked task vectors (Recurrent-KIF), running averages.
 
-In KIF's rules a weight is the share of the *previous* value, in [0, 1]; in Recurrent-KIF's there is one for
-each of the two task vectors.
+In KIF's rules a weight is the share of the *previous* value, in [0, 1]. In Recurrent-KIF's rules each of the
+two task vectors has a weight.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from kifuse.knowledge.selection import quantile_threshold
 def static_weights(previous: Tensor, current: Tensor, *, gamma: float = 0.7, quantile: float = 0.8) -> Tensor:
     """Weight the previous value of each unit by which tasks need the unit (KIF Eq. 15).
 
-    A unit is important when its value lies *strictly* above the quantile of its own history, so a unit
-    at the threshold, and every unit of an all-equal vector, is unimportant. With ``n`` units at most
+    A unit is important when its value lies *strictly* above the quantile of all units' values. So a unit
+    exactly at the threshold is unimportant, and so is every unit if all values are equal. With ``n`` units at
+    most
     ``floor((1 - quantile) * n)`` are important; ``quantile=0`` makes every unit important and
     ``quantile=1`` none.
 
     Args:
         previous: Normalised importance for all earlier tasks, ``(units,)``.
         current: Normalised importance for the task just learned, ``(units,)``.
-        gamma: Weight where both find the unit important.
-        quantile: Threshold of importance, taken of ``previous`` and of ``current`` separately.
+        gamma: Weight if both find the unit important.
+        quantile: Quantile that is the threshold, computed for ``previous`` and for ``current`` separately.
 
     Returns:
         ``(units,)``: gamma where both are important, 1 where only the history is, 0 where only the
@@ -45,7 +46,7 @@ def case_weights(needed_before: Tensor, needed_now: Tensor, *, gamma: float = 0.
     Args:
         needed_before: Whether the earlier tasks need the unit, boolean ``(units,)``.
         needed_now: Whether the task just learned needs it, boolean ``(units,)``.
-        gamma: Weight where both do.
+        gamma: Weight if both do.
 
     Returns:
         float32 ``(units,)``: gamma where both do, 1 where only the earlier tasks do, 0 where only the
@@ -68,7 +69,7 @@ def adaptive_weights(previous: Tensor, current: Tensor, *, tau: float = 0.15) ->
         tau: Temperature, above 0; small values choose one side, large values give the mean.
 
     Returns:
-        ``sigmoid((previous - current) / tau)``, ``(units,)``: 0.5 where the two agree.
+        ``sigmoid((previous - current) / tau)``, ``(units,)``: 0.5 where the two are equal.
 
     Raises:
         ValueError: If ``tau`` is not above 0.
@@ -102,7 +103,7 @@ def blend(previous: Sequence[Tensor], current: Sequence[Tensor], weights: Sequen
 
 @torch.no_grad()
 def blend_into(current: Sequence[Tensor], previous: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    """Do the same as `blend` in place, with little memory beyond what is there.
+    """Do the same as `blend` in place, with little extra memory.
 
     Args:
         current: Values after the task; overwritten with the blend.
@@ -179,7 +180,7 @@ def _factors(
     only_out: float,
     neither: tuple[float, float],
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Turn masks into the factors of tau_in and tau_out; soft masks weigh the four cases."""
+    """Turn masks into the factors of tau_in and tau_out; soft masks weight the four cases."""
     shared = torch._foreach_mul(mask_in, mask_out)
     alone_in, alone_out = torch._foreach_sub(mask_in, shared), torch._foreach_sub(mask_out, shared)
     factors = []
@@ -196,10 +197,10 @@ def _factors(
 
 
 def soft_masks(inner: Tensor, outer: Tensor, *, tau: float = 0.15) -> tuple[Tensor, Tensor]:
-    """Weigh two task vectors scalar by scalar, by a softmax over their normalised importances.
+    """Weight two task vectors scalar by scalar, by a softmax over their normalised importances.
 
-    This is the formula that was published for Recurrent-KIF's variant with soft masks: KIF's adaptive fusion
-    (its Eq. 16-17) with a scalar as the unit.
+    This is the formula that was published for the variant of Recurrent-KIF with soft masks: KIF's adaptive
+    fusion (its Eq. 16-17) with single scalars as units.
 
     Args:
         inner: Importance of each scalar for the current task, finite, any shape.
@@ -207,8 +208,8 @@ def soft_masks(inner: Tensor, outer: Tensor, *, tau: float = 0.15) -> tuple[Tens
         tau: Temperature, above 0; small values give everything to one side, large values half to each.
 
     Returns:
-        The weights of tau_in and of tau_out, in [0, 1] and with sum 1, same shape:
-        ``sigmoid((Norm(inner) - Norm(outer)) / tau)`` and its complement, Norm being `min_max`.
+        The weights of tau_in and of tau_out, in [0, 1] and with sum 1, same shape: ``sigmoid((Norm(inner) -
+        Norm(outer)) / tau)`` and its complement, where Norm is `min_max`.
 
     Raises:
         ValueError: If ``tau`` is not above 0 or an importance is not finite.
@@ -218,15 +219,15 @@ def soft_masks(inner: Tensor, outer: Tensor, *, tau: float = 0.15) -> tuple[Tens
 
 
 def total_weights(inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
-    """Weigh two whole task vectors by their total importances.
+    """Weight two whole task vectors by their total importances.
 
     Args:
         inner: Importance of each scalar for the current task, at least 0, any shape.
         outer: Importance of each scalar for the earlier tasks.
 
     Returns:
-        0-dim float32 weights of tau_in and of tau_out: ``s_in / (s_in + s_out)`` and its complement, where
-        s is the sum of the importances; a half each where both are 0.
+        0-dim float32 weights of tau_in and of tau_out: ``s_in / (s_in + s_out)`` and its complement, where s
+        is the sum of the importances; one half each if both sums are 0.
     """
     sum_in, sum_out = (scores.sum(dtype=torch.float64) for scores in (inner, outer))
     total = sum_in + sum_out
@@ -258,7 +259,7 @@ class ParameterAverage:
 
     @torch.no_grad()
     def update(self, params: Sequence[Tensor]) -> None:
-        """Take the parameters after an optimizer step into the average."""
+        """Add the parameters after an optimizer step to the average."""
         self.steps += 1
         if not self._average:
             return
@@ -278,7 +279,7 @@ class ParameterAverage:
         return {"steps": torch.tensor(self.steps), **state}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` returned for parameters of the same shapes."""
+        """Load what `state_dict` returned for parameters of the same shapes."""
         names = [f"average.{index}" for index in range(len(self._average))]
         if set(state) != {"steps", *names}:
             raise ValueError(f"Found a state of {len(state) - 1} parameters, expected {len(names)}.")

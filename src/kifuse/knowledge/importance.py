@@ -41,17 +41,17 @@ def sensitivity(
 class ImportanceTracker:
     """Running importance of every trainable scalar over the steps of a task (KIF Eq. 10-12).
 
-    The state is held in flat float32 buffers, one or two scalars for each trainable one, and worked on in
-    chunks of bounded size: an update is a handful of operations a chunk whatever the number of parameters,
-    needs next to no other memory, and reads nothing back from the device.
+    The state is held in flat float32 buffers, one or two scalars for each trainable scalar. It is processed
+    in chunks of limited size: an update takes a few operations for each chunk, whatever the number of
+    parameters, needs almost no extra memory, and reads nothing back from the device.
 
     Args:
         params: Trainable parameters; only their shapes and the first one's device are used.
         order: Kind of sensitivity, see `sensitivity`.
         alpha1: Weight of the past in the smoothed sensitivity, in [0, 1).
         alpha2: Weight of the past in the smoothed uncertainty, in [0, 1); unused without uncertainty.
-        smoothing: Average over the steps. Without it only the last step counts and there is no
-            uncertainty either, since the last value never differs from itself.
+        smoothing: Average over the steps. Without it only the last step counts, and there is no uncertainty,
+            because the last value never differs from itself.
         uncertainty: Multiply the smoothed sensitivity by its smoothed variation.
     """
 
@@ -84,19 +84,19 @@ class ImportanceTracker:
         self._ubar = self._buffer(total) if self.uncertainty else None
         self._chunks = cut(self._sizes, chunk_size(total, self._device))
         self._windows: list[list[Window]] = []
-        for _ in range(2):  # the sensitivity, and what it is made of or compared with
+        for _ in range(2):  # one for the sensitivity, one for its second factor or the deviation
             self._add_window()
         self._steps = torch.zeros((), dtype=torch.int64, device=self._device)
         self._skipped = torch.zeros_like(self._steps)
 
     @property
     def steps(self) -> int:
-        """Number of updates taken in since the last reset (reads from the device)."""
+        """Number of steps that were counted since the last reset (reads from the device)."""
         return int(self._steps)
 
     @property
     def skipped(self) -> int:
-        """Number of steps left out as non-finite over the tracker's whole life (reads from the device)."""
+        """Number of steps skipped as non-finite over the tracker's whole life (reads from the device)."""
         return int(self._skipped)
 
     @torch.no_grad()
@@ -107,10 +107,10 @@ class ImportanceTracker:
         *,
         fisher: Sequence[Tensor | None] | None = None,
     ) -> None:
-        """Take in one optimizer step; call it before the optimizer moves the parameters.
+        """Add one optimizer step; call this before the optimizer changes the parameters.
 
-        A step with a non-finite gradient (or one so large that squares are beyond float32) changes nothing
-        but the count of skipped steps.
+        A step with a non-finite gradient (or one so large that its square overflows float32) changes only the
+        number of skipped steps.
 
         Args:
             params: Parameters, in the constructor's order, at the value where the gradient was taken.
@@ -137,7 +137,7 @@ class ImportanceTracker:
         self._skipped += ~finite
 
     def _latest(self, windows: Sequence[Window], rows: Sequence[Sequence[Any]]) -> Tensor:
-        """The step's sensitivity over a chunk, in the first window."""
+        """Compute the step's sensitivity over a chunk, in the first window."""
         if self.order in ("first", "second") and len(rows) == 2:
             windows[0].load(rows[1])
             return _size_of_change(windows[0].multiply(rows[0]), self.order)
@@ -145,20 +145,20 @@ class ImportanceTracker:
         return _sensitivity_into(loaded[0], loaded[0], loaded[1], self.order, (*loaded, None)[2])
 
     def _bounds(self, rows: Sequence[Sequence[Tensor | None]]) -> Tensor:
-        """What no sensitivity of a parameter is above, `(parameters,)`: |w g| <= ||w|| ||g||, and so on.
+        """Bound each parameter's sensitivities from above, `(parameters,)`: |w g| <= ||w|| ||g||, and so on.
 
-        NaN or infinite where a weight or gradient is, so that one look at each tells before anything moves.
+        The bound is NaN or infinite where a weight or gradient is, so that checking the bound is enough.
         """
         weight, grad, *fisher = (self._norms(row) for row in rows)
         bound = weight * grad
         if self.order == "second":
             return bound + (fisher[0] * weight.square() if fisher else bound.square())
-        # |w| alone would hide a broken gradient, |g| alone a broken weight
+        # |w| alone would hide a non-finite gradient, |g| alone a non-finite weight
         return bound + weight + grad
 
     def _norms(self, row: Sequence[Tensor | None]) -> Tensor:
         present = [tensor.detach() for tensor in row if tensor is not None]
-        # the norm of halves would be a half itself, and infinite beyond 65504
+        # the norm of a float16 tensor would itself be float16, and infinite beyond 65504
         half = any(tensor.dtype == torch.float16 for tensor in present)
         wide = torch.float32 if half and all(t.dtype != torch.float64 for t in present) else None
         found = iter(torch._foreach_norm(present, 2, dtype=wide) if present else ())
@@ -166,7 +166,7 @@ class ImportanceTracker:
         return torch.stack([zero if t is None else next(found).to(zero) for t in row])
 
     def _take_in(self, chunk: Chunk, latest: Tensor, scratch: Tensor, taken: Tensor) -> None:
-        """Smooth a chunk's sensitivity and its variation (Eq. 10-11); `taken` 0 changes nothing."""
+        """Smooth a chunk's sensitivity and its variation (Eq. 10-11); if `taken` is 0, nothing changes."""
         ibar = self._ibar[chunk.low : chunk.high]
         ibar.lerp_(latest, taken * self._share1)
         if self._ubar is not None:
@@ -177,7 +177,7 @@ class ImportanceTracker:
         """Return the importance of every scalar: Ibar * Ubar (Eq. 12), or Ibar without uncertainty.
 
         Args:
-            last: The tracker is not needed any more, so that its own memory may hold the scores.
+            last: Whether the tracker is not needed any more, so that its own memory may hold the scores.
 
         Returns:
             One float32 tensor per parameter, of its shape; new unless `last`.
@@ -191,14 +191,14 @@ class ImportanceTracker:
         return self._views(self._ibar)
 
     def flat_scores(self) -> Tensor:
-        """Return the importance of every scalar in a row, `(scalars,)`; to be read only.
+        """Return the importance of every scalar in one row, `(scalars,)`; do not write to it.
 
-        Without uncertainty it is the tracker's own memory, which the next update changes.
+        Without uncertainty this is the tracker's own memory, which the next update changes.
         """
         return self._ibar if self._ubar is None else self._ibar * self._ubar
 
     def reset(self) -> None:
-        """Start anew: forget all importance and the steps, but not the count of skipped steps."""
+        """Clear the importance and the number of steps, but not the number of skipped steps."""
         self._ibar.zero_()
         if self._ubar is not None:
             self._ubar.zero_()
@@ -209,7 +209,7 @@ class ImportanceTracker:
         return {name: tensor.clone() for name, tensor in self._state().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` returned for parameters of the same shapes and the same settings.
+        """Load what `state_dict` returned for parameters of the same shapes and the same settings.
 
         Raises:
             ValueError: If an entry is missing, unknown or of another size.
@@ -225,7 +225,7 @@ class ImportanceTracker:
             tensor.copy_(state[name])
 
     def _state(self) -> dict[str, Tensor]:
-        """Name the tensors that make up the state."""
+        """The tensors that make up the state, by name."""
         state = {"ibar": self._ibar, "steps": self._steps, "skipped": self._skipped}
         return state if self._ubar is None else {**state, "ubar": self._ubar}
 
@@ -293,22 +293,23 @@ def important_units(
     share: float | None = None,
     scope: Scope = "global",
 ) -> Tensor:
-    """Mark the units that matter: those above the threshold of their scope (KIF Eq. 15).
+    """Mark the important units: those above the threshold of their scope (KIF Eq. 15).
 
     Args:
         units: The partition.
         values: Importance of each unit, ``(units.count,)``.
-        fraction: At most this fraction of a scope's units matters; see `top_fraction_threshold` for ties.
-        share: The fewest units that carry this share of a scope's total importance matter; see
-            `share_threshold`. Exactly one of the two is given.
-        scope: What a threshold is taken among: all units, or those of one linear or transformer layer. A
+        fraction: At most this fraction of a scope's units is important; see `top_fraction_threshold` for
+            ties.
+        share: The fewest units that carry this share of a scope's total importance are important; see
+            `share_threshold`. Exactly one of `fraction` and `share` is given.
+        scope: The units that share a threshold: all units, or those of one linear or transformer layer. A
             tensor outside the layers is a scope of its own.
 
     Returns:
         Boolean ``(units.count,)``.
 
     Raises:
-        ValueError: If a scope holds no more than one unit of this level, or as `masks`.
+        ValueError: If a scope holds at most one unit of this level, or for the reasons given in `masks`.
     """
     if tuple(values.shape) != (units.count,):
         raise ValueError(f"Found values of shape {tuple(values.shape)}, expected ({units.count},).")
@@ -345,7 +346,7 @@ def _sensitivity_into(
 
 
 def _size_of_change(change: Tensor, order: Order) -> Tensor:
-    """From w g to its size, or to that of w g - (w g)^2 / 2, in place."""
+    """Turn w g into its absolute value, or into that of w g - (w g)^2 / 2, in place."""
     if order == "second":  # F = g^2 turns F w^2 into (w g)^2
         change.addcmul_(change, change, value=-0.5)
     return change.abs_()

@@ -1,8 +1,8 @@
-"""Squared gradients of single examples, from the one backward pass of their batch (KIF Eq. 9, F).
+"""Squared gradients of single examples, from one backward pass of their batch (KIF Eq. 9, F).
 
 The weight gradient of a linear layer is a sum over examples j and positions t of outer products,
-g = sum_j g_j with g_j = sum_t dL/dy_jt x_jt^T. Both factors pass by during the ordinary forward and backward
-pass, so sum_j g_j^2 costs one more product of them per layer and no second pass.
+g = sum_j g_j with g_j = sum_t dL/dy_jt x_jt^T. The ordinary forward and backward pass computes both factors
+anyway, so sum_j g_j^2 costs one more product of them per layer and no second pass.
 
 The loss of a training step is a sum over its examples (target tokens divided by the step's token count), so
 g_j is the *share* of example j in the step's gradient: sum_j g_j = g, over micro-batches too. A single
@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_MOST = 1 << 24  # scalars of single examples' gradients held at once
+_MOST = 1 << 24  # scalars of single examples' gradients that are held at once
 
 
 class SquaredGradients:
     """Sum over examples of the squared gradient of each example, for the weights of linear layers.
 
-    Hooks on the layers that own the parameters take in every backward pass until `remove`. An example is a
-    row of the batch: the first dimension of the model's input and of each layer's.
+    Hooks on the layers that own the parameters see every backward pass until `remove` is called. An example
+    is a row of the batch: the first dimension of the model's input and of each layer's.
 
     Args:
         model: The model whose forward pass is called.
@@ -54,7 +54,8 @@ class SquaredGradients:
         """Return the sums since the last `clear`: float32 views of one buffer, in the parameters' shapes.
 
         Raises:
-            ValueError: A layer has a gradient that the hooks did not see as one of rows of the batch.
+            ValueError: A layer has a gradient that the hooks did not see, or whose examples are not the rows
+                of the batch.
         """
         self._finish()
         for layer in self._layers:
@@ -63,23 +64,23 @@ class SquaredGradients:
 
     @property
     def flat(self) -> Tensor:
-        """All sums as one float32 vector, of which `sums` are views; scale or reduce it in place."""
+        """All sums as one float32 vector, of which `sums` gives views; scale or reduce it in place."""
         return self._flat
 
     def clear(self) -> None:
-        """Start anew, for the next optimizer step."""
+        """Reset all sums, for the next optimizer step."""
         self._flat.zero_()
         for layer in self._layers:
             layer.clear()
 
     def remove(self) -> None:
-        """Take all hooks off the model."""
+        """Remove all hooks from the model."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def _new_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Note how many examples the batch has, before a forward pass of the whole model."""
+        """Note the number of examples in the batch, before a forward pass of the whole model."""
         self._finish()
         self._backward = False
         tensors = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim > 0)
@@ -88,7 +89,7 @@ class SquaredGradients:
 
     def _forward_hook(self, layer: _Layer) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
-            # calls inside of the backward pass are those of gradient checkpointing: a call seen before
+            # a call during the backward pass comes from gradient checkpointing, which repeats an earlier call
             layer.calls += not self._backward
             if not output.requires_grad:
                 return
@@ -106,14 +107,14 @@ class SquaredGradients:
         return hook
 
     def _finish(self) -> None:
-        """Square what waits for calls of a layer that no gradient came from."""
+        """Square the gradients that still wait, for layers with a call that got no gradient."""
         for layer in self._layers:
             layer.square()
             layer.calls = 0
 
 
 class _Layer:
-    """One linear layer: what its calls in the current pass left, and where the squares go."""
+    """One linear layer: what its calls in the current pass left behind, and where their squares are added."""
 
     def __init__(self, name: str, module: nn.Module, owned: Mapping[str, Tensor]) -> None:
         self.name = name
@@ -124,12 +125,12 @@ class _Layer:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything but the calls of a forward pass under way."""
+        """Forget everything except the number of calls in the present forward pass."""
         self.waiting: list[tuple[Tensor, Tensor]] = []
         self.seen = self.strange = False
 
     def check(self) -> None:
-        """Refuse a gradient that has not come by as rows of the batch."""
+        """Refuse a gradient that the hooks did not see as rows of the batch."""
         if self.strange:
             raise ValueError(
                 f"{self.name}: the examples are not the rows of its input, so that their gradients cannot be "
@@ -143,20 +144,20 @@ class _Layer:
 
     @torch.no_grad()
     def take(self, x: Tensor, grad: Tensor) -> None:
-        """Take in one call: inputs (rows, ..., in), gradients of the outputs (rows, ..., out)."""
+        """Add one call: inputs (rows, ..., in), gradients of the outputs (rows, ..., out)."""
         self.seen = True
         wide = torch.promote_types(x.dtype, torch.float32)
         rows = len(x)
         self.waiting.append(
             (x.reshape(rows, -1, x.shape[-1]).to(wide), grad.reshape(rows, -1, grad.shape[-1]).to(wide))
         )
-        # an example's gradient is the sum over all calls of the layer, and only then squared
+        # an example's gradient must be summed over all calls of the layer before it is squared
         if len(self.waiting) >= self.calls:
             self.square()
 
     @torch.no_grad()
     def square(self) -> None:
-        """Add the squares of the examples' gradients over the calls that wait."""
+        """Sum each example's gradient over the waiting calls, and add its square."""
         if not self.waiting:
             return
         inputs, outputs = self.waiting[0]
@@ -182,7 +183,8 @@ def _owners(
     """Find the layers that own the parameters.
 
     Returns:
-        Of each layer its name, the module, and where the sums of its `weight` and `bias` go.
+        For each layer its name, the module, and the tensors to which the sums of its `weight` and `bias` are
+        added.
 
     Raises:
         ValueError: See `SquaredGradients`.

@@ -1,4 +1,4 @@
-"""Orthogonality of the rank-level skill units, so that they hold separate knowledge (KIF Eq. 5)."""
+"""Orthogonality of the skill units at rank level, so that they hold separate knowledge (KIF Eq. 5)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def orthogonality_penalty(a: Tensor, b: Tensor, *, squared: bool = True) -> Tens
             (the authors' published code).
 
     Returns:
-        Penalty of each pair, of the leading dimensions (0-dim for one pair), at least float32.
+        Penalty of each pair, in the shape of the leading dimensions (0-dim for one pair), at least float32.
     """
     residual_a, residual_b = _residual(_wide(a)), _residual(_wide(b).mT)
     if squared:
@@ -34,8 +34,8 @@ def orthogonality_gradients(a: Tensor, b: Tensor, *, squared: bool = True) -> tu
         squared: As in `orthogonality_penalty`.
 
     Returns:
-        ``4 (A A^T - I) A`` and ``4 B (B^T B - I)``, in the shapes and dtypes of A and B. Without the
-        square each is divided by twice its norm, and is 0 where that norm is 0.
+        ``4 (A A^T - I) A`` and ``4 B (B^T B - I)``, in the shapes and dtypes of A and B. If not squared, each
+        is divided by twice its norm, and is 0 where that norm is 0.
     """
     wide_a, wide_b = _wide(a), _wide(b)
     residual_a, residual_b = _residual(wide_a), _residual(wide_b.mT)
@@ -56,7 +56,7 @@ def _residual(rows: Tensor) -> Tensor:
 
 
 def _scale(residual: Tensor, squared: bool) -> Tensor | float:
-    """Return the factor from the squared norm's gradient to the wanted one."""
+    """Return the factor that turns the squared norm's gradient into the wanted gradient."""
     if squared:
         return 1.0
     norm = torch.linalg.matrix_norm(residual, keepdim=True)

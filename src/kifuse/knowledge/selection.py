@@ -1,4 +1,4 @@
-"""Exact selection: which scalars are among the most important ones of the model, a module or a layer."""
+"""Exact selection of the most important scalars in the model, a module or a layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kifuse.knowledge.skill_units import SkillUnits
 from kifuse.knowledge.threshold import share_threshold, top_fraction_threshold
 
 Scope = Literal["global", "module", "layer"]
-"""What scalars are compared within: the whole model, one linear layer, or one transformer layer."""
+"""The set within which scalars are compared: the whole model, one linear layer, or one transformer layer."""
 
 
 def quantile_threshold(values: Tensor, quantile: float) -> Tensor:
@@ -28,7 +28,7 @@ def quantile_threshold(values: Tensor, quantile: float) -> Tensor:
         0-dim tensor, see `top_fraction_threshold`.
 
     Raises:
-        ValueError: As `top_fraction_threshold`.
+        ValueError: For the reasons given in `top_fraction_threshold`.
     """
     if not 0.0 <= quantile <= 1.0:
         raise ValueError(f"quantile: found {quantile}, expected a number between 0 and 1.")
@@ -36,10 +36,10 @@ def quantile_threshold(values: Tensor, quantile: float) -> Tensor:
 
 
 def interpolated_fraction(count: int, quantile: float) -> float:
-    """Give the fraction of scalars that lie above their interpolated quantile, as the authors' code takes it.
+    """Return the fraction of scalars above their interpolated quantile, which the authors' code uses.
 
-    ``torch.quantile(values, q)`` lies between the order statistics around place ``q (n - 1)``, so
-    ``n - 1 - floor(q (n - 1))`` scalars lie above it unless some are tied: 58 of 288 for q = 0.8, where
+    ``torch.quantile(values, q)`` lies between the two sorted values around position ``q (n - 1)``. So ``n - 1
+    - floor(q (n - 1))`` scalars lie above it unless some are equal: 58 of 288 for q = 0.8, while
     `quantile_threshold` selects 57, at most a fifth.
 
     Args:
@@ -47,7 +47,7 @@ def interpolated_fraction(count: int, quantile: float) -> float:
         quantile: q, in [0, 1].
 
     Returns:
-        The fraction to hand to `thresholds`.
+        The fraction to pass to `thresholds`.
 
     Raises:
         ValueError: If there is no scalar or the quantile is outside [0, 1].
@@ -73,7 +73,7 @@ def above(tensors: Sequence[Tensor], threshold: Tensor) -> list[Tensor]:
 def scope_groups(
     names: Sequence[str], shapes: Sequence[tuple[int, ...]], scope: Scope
 ) -> tuple[int, ...] | None:
-    """Number the groups of tensors that have a threshold of their own.
+    """Number the groups of tensors that have a common threshold.
 
     Args:
         names: Unique parameter names, as ``model.named_parameters()`` gives them.
@@ -85,7 +85,7 @@ def scope_groups(
         The group of each tensor, for `masks`; None for the global scope.
 
     Raises:
-        ValueError: If the scope is unknown, or as `SkillUnits.build`.
+        ValueError: If the scope is unknown, or for the reasons given in `SkillUnits.build`.
     """
     if scope not in get_args(Scope):
         raise ValueError(f"scope: found {scope!r}, expected one of {', '.join(get_args(Scope))}.")
@@ -102,23 +102,23 @@ def thresholds(
     share: float | None = None,
     groups: Sequence[int] | None = None,
 ) -> Tensor:
-    """Find what the most important scalars lie above, by their number or by what they carry of the total.
+    """Find the threshold of the most important scalars, by their number or by their share of the total.
 
     Args:
         scores: One tensor per parameter, of one floating dtype.
         fraction: Select at most this fraction of the scalars; see `top_fraction_threshold` for ties.
         share: Select the fewest scalars that carry this share of the total; see `share_threshold`.
             Exactly one of the two is given.
-        groups: The group of each tensor, see `scope_groups`; the rule holds within each group. None
-            takes all tensors together.
+        groups: The group of each tensor, see `scope_groups`; the rule is applied within each group. None
+            treats all tensors as one group.
 
     Returns:
         0-dim tensor without groups, else the threshold of each tensor, `(tensors,)`; of the scores' dtype, on
         the first tensor's device.
 
     Raises:
-        ValueError: If both or neither of ``fraction`` and ``share`` are given, the groups do not fit the
-            tensors, or as the threshold.
+        ValueError: If both or neither of ``fraction`` and ``share`` are given, the number of groups differs
+            from that of the tensors, or the threshold function refuses the scores.
     """
     if fraction is not None and share is None:
         threshold = partial(top_fraction_threshold, fraction=fraction)
@@ -148,15 +148,15 @@ def masks(
 
     Args:
         scores: One tensor per parameter, of one floating dtype.
-        fraction: As in `thresholds`, and so are the others.
-        share: Exactly one of the two is given.
+        fraction: As in `thresholds`.
+        share: As in `thresholds`; exactly one of the two is given.
         groups: The group of each tensor, or None.
 
     Returns:
         One boolean mask per tensor, of its shape and on its device.
 
     Raises:
-        ValueError: As `thresholds`.
+        ValueError: For the reasons given in `thresholds`.
     """
     limits = thresholds(scores, fraction=fraction, share=share, groups=groups)
     each = limits.expand(len(scores)) if limits.dim() == 0 else limits

@@ -1,4 +1,4 @@
-"""Skill units: the partition of the trainable parameters that importance and fusion work on."""
+"""Skill units: the groups of trainable parameters for which importance and fusion are computed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ FINER_THAN: dict[str, tuple[Level, ...]] = {
     "module": ("element", "rank", "matrix"),
     "layer": ("element", "rank", "matrix", "module"),
 }
-"""By scope, the levels of which it may hold several units, so that a threshold among them has a meaning."""
+"""For each scope, the levels at which it can hold several units, so that a threshold among them makes
+sense."""
 
 _LORA = re.compile(r"\.?\blora_(?P<kind>embedding_)?(?P<side>[AB])\b(?P<rest>.*)$")
 _LAYER = re.compile(r"(?:^|.*?\.)(?:layers|layer|blocks|block|h)\.\d+(?=\.|$)")
@@ -29,7 +30,7 @@ _WRAPPER = "base_model.model."
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where one parameter's scores go: its first unit, and the dimension that runs over ranks."""
+    """Position of one parameter's scores: its first unit, and the dimension that counts the ranks."""
 
     unit: int
     rank_dim: int | None = None
@@ -38,8 +39,8 @@ class _Slot:
 class SkillUnits:
     """A partition of named trainable parameters into skill units.
 
-    Build one with `SkillUnits.build`. Units are numbered in the order in which the parameters first
-    touch them; everything downstream sees a vector with one value per unit.
+    Build one with `SkillUnits.build`. Units are numbered in the order in which the parameters first touch
+    them. All later computations see a vector with one value per unit.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class SkillUnits:
 
     @cached_property
     def blocks(self) -> dict[str, slice]:
-        """Where the units are that a parameter is the first to touch, by its name, in the order of units."""
+        """For each parameter that is the first to touch some units: the position of these units, in order."""
         blocks: dict[str, slice] = {}
         roots, end = iter(self._roots), 0
         for name, slot in zip(self.names, self._slots, strict=True):
@@ -222,18 +223,18 @@ class SkillUnits:
 
 
 def _rank_dim(name: str) -> int:
-    """Return the dimension of a LoRA tensor that runs over ranks: rows of A, columns of B."""
+    """Return the dimension of a LoRA tensor that counts the ranks: rows of A, columns of B."""
     match = _LORA.search(name)
     return 0 if match and match["side"] == "A" else 1
 
 
 def _readable(name: str) -> str:
-    """Shorten a parameter name: no wrapper prefix, no default adapter name, no weight ending."""
+    """Shorten a parameter name: no wrapper prefix, no default adapter name, no `.weight` at the end."""
     return name.removeprefix(_WRAPPER).removesuffix(".weight").removesuffix(".default")
 
 
 def _owner(name: str, level: Level) -> str:
-    """Name the unit that a parameter, taken whole, belongs to."""
+    """Name the unit that holds a whole parameter."""
     if level == "module":
         lora = _LORA.search(name) or _LORA_EXTRA.search(name)
         module = name[: lora.start()] if lora else name.rpartition(".")[0]

@@ -1,8 +1,9 @@
 """Exact thresholds over any number of scalars in many tensors, without sorting them all.
 
-A threshold separates the most important scalars from the others, by their number (`top_fraction_threshold`)
-or by what they carry of the total (`share_threshold`). Many scalars are searched by counting, or summing,
-the leading bits of their sort keys; only those that share the leading bits are looked at again.
+A threshold separates the most important scalars from the others, either by their number
+(`top_fraction_threshold`) or by their share of the total (`share_threshold`). For many scalars, the search
+counts, or sums, the leading bits of their sort keys, and then looks only at those that share the leading
+bits.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 18  # scalars looked at together: bounds the temporary memory and fits in a cache
-_FEW = 1 << 12  # up to here sorting is quicker than counting
-_DIGIT = 16  # bits of the sort key looked at in one pass
+_CHUNK = 1 << 18  # scalars processed together: limits the temporary memory and fits in a cache
+_FEW = 1 << 12  # up to this number, sorting is quicker than counting
+_DIGIT = 16  # bits of the sort key that one pass looks at
 _BITS = {
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
     torch.float32: torch.int32,
     torch.float64: torch.int64,
 }
-_ROUNDING = 1e-12  # what a product or a sum may be off, as a share of the whole
+_ROUNDING = 1e-12  # largest rounding error of a product or sum, as a share of the whole
 _Amount = TypeVar("_Amount", int, float)
 
 
@@ -57,12 +58,12 @@ def top_fraction_threshold(tensors: Sequence[Tensor], fraction: float) -> Tensor
 
 
 def share_threshold(tensors: Tensor | Sequence[Tensor], share: float) -> Tensor:
-    """Find the value above which the fewest scalars lie that carry a given share of the total.
+    """Find the value such that the fewest scalars above it carry a given share of the total.
 
-    Scalars are taken from the largest down until their sum reaches ``share`` of the sum of all; the
-    smallest scalar taken is the edge, and ``x > threshold`` selects what is not below it. Scalars tied
-    with the edge are alike, so all of them are selected: the selection carries *at least* the share,
-    and without any value it selects it would not. Zeros carry nothing and are never selected.
+    Scalars are taken from the largest down until their sum reaches ``share`` of the sum of all. The smallest
+    scalar taken is the edge, and ``x > threshold`` selects the edge and all larger scalars. Scalars equal to
+    the edge cannot be told apart, so all of them are selected: the selection carries *at least* the share,
+    and without any one of its different values it would not. Zeros carry nothing and are never selected.
 
     | scores | selected |
     | --- | --- |
@@ -70,9 +71,9 @@ def share_threshold(tensors: Tensor | Sequence[Tensor], share: float) -> Tensor:
     | ``share`` 1 | every score above 0 |
     | all scores equal and above 0 | all of them, for any share above 0 |
 
-    Sums are taken in float64. A sum that misses the share by no more than rounding (1e-12 of the total)
-    has reached it. For float32 and half precision the result does not depend on the order of the
-    scalars or on how they are cut into tensors, up to that rounding.
+    Sums are computed in float64. A sum that misses the share only by rounding (1e-12 of the total) counts as
+    reaching it. For float32 and half precision, up to that rounding, the result does not depend on the order
+    of the scalars or on how they are split into tensors.
 
     Args:
         tensors: Scores, finite and not negative: one tensor (say, one score per unit), or several of one
@@ -95,7 +96,7 @@ def share_threshold(tensors: Tensor | Sequence[Tensor], share: float) -> Tensor:
         return torch.tensor(math.inf, dtype=dtype, device=device)
     if share == 1.0:
         return torch.zeros((), dtype=dtype, device=device)
-    # float64 scores may be too large to be summed
+    # float64 scores may be too large to sum
     scale = 2.0**-100 if largest > 2.0**900 else 1.0
     find = _carrier_by_sorting if total <= _FEW else _carrier_by_counting
     edge = find(tensors, share, scale)
@@ -104,7 +105,7 @@ def share_threshold(tensors: Tensor | Sequence[Tensor], share: float) -> Tensor:
 
 
 def _checked(tensors: Sequence[Tensor], name: str, value: float) -> int:
-    """Count the scalars; refuse tensors without any or of different kinds, and a value outside [0, 1]."""
+    """Count the scalars; refuse an empty list, mixed dtypes, or a value outside [0, 1]."""
     total = sum(tensor.numel() for tensor in tensors)
     if total == 0:
         raise ValueError("A threshold needs at least one scalar; found none.")
@@ -118,7 +119,7 @@ def _checked(tensors: Sequence[Tensor], name: str, value: float) -> int:
 
 
 def _floor(product: float, total: int) -> int:
-    """Round down, taking a product within rounding error of an integer as that integer."""
+    """Round down; a product within rounding error of an integer counts as that integer."""
     nearest = round(product)  # (1 - 0.8) * 10 is 1.9999999999999996 and means 2
     return nearest if abs(product - nearest) <= _ROUNDING * total else math.floor(product)
 
@@ -130,7 +131,7 @@ def _refuse_nan(values: Tensor) -> None:
 
 
 def _largest_score(tensors: Sequence[Tensor]) -> float:
-    """Find the largest score; refuse scores that have no sum, or of which no part is a share."""
+    """Find the largest score; refuse scores that are negative, infinite or NaN."""
     ends = [torch.stack(torch.aminmax(chunk)).to(tensors[0].device) for chunk in _chunks(tensors)]
     low, high = (float(end) for end in torch.aminmax(torch.stack(ends)))
     if math.isnan(high):
@@ -191,23 +192,23 @@ def _carrier_by_counting(tensors: Sequence[Tensor], share: float, scale: float) 
 
 
 def _to_carry(share: float, carried: Tensor) -> float:
-    """What the selected scores must sum to, given running sums; above 0, so that there is always one."""
+    """The sum that the selected scores must reach, given running sums; above 0, so that one is selected."""
     return max((share - _ROUNDING) * float(carried[-1]), math.ulp(0.0))
 
 
 def _chunks(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield all scalars as flat pieces of bounded size, many small tensors joined into one piece."""
+    """Yield all scalars as flat pieces of limited size; many small tensors are joined into one piece."""
     return _joined(piece for tensor in tensors for piece in tensor.detach().reshape(-1).split(_CHUNK))
 
 
 def _starting_with(tensors: Sequence[Tensor], prefix: int, shift: int) -> Iterator[Tensor]:
-    """Yield the keys whose bits from ``shift`` up are ``prefix``, in pieces of bounded size."""
-    # looked for anew in each pass: kept, they could be as many as the scalars themselves
+    """Yield the keys whose bits from ``shift`` up are ``prefix``, in pieces of limited size."""
+    # searched again in each pass: if kept, they could be as many as the scalars themselves
     return _joined(keys[(keys >> shift) == prefix] for keys in map(_keys, _chunks(tensors)))
 
 
 def _joined(pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Join pieces of a device as long as they stay small."""
+    """Join consecutive pieces on the same device as long as they stay small."""
     waiting: list[Tensor] = []
     size = 0
     for piece in pieces:
@@ -243,7 +244,7 @@ def _next_digit(keys: Tensor, prefix: int, shift: int) -> Tensor:
 
 
 def _indices(digits: Tensor) -> Tensor:
-    """Number the signed 16-bit digits from 0, the smallest."""
+    """Number the signed 16-bit digits from 0, which is the smallest."""
     return digits.to(torch.int32, copy=True).add_(1 << (_DIGIT - 1))
 
 
@@ -255,17 +256,17 @@ def _count(digits: Tensor) -> Tensor:
 def _sum(digits: Tensor, values: Tensor, scale: float) -> Tensor:
     """Sum the values of each signed 16-bit digit; index 0 is the smallest digit.
 
-    The highest digit of a float32 holds its exponent. Numbers of one exponent are multiples of one unit, so
-    their float64 sum is exact in whatever order a device takes them.
+    The highest digit of a float32 holds its exponent. Numbers with the same exponent are multiples of one
+    unit, so their float64 sum is exact, in whatever order a device adds them.
     """
     sums = torch.zeros(1 << _DIGIT, dtype=torch.float64, device=values.device)
     return sums.index_add_(0, _indices(digits), values.to(torch.float64), alpha=scale).cpu()
 
 
 def _locate(weights: Tensor, needed: _Amount) -> tuple[int, _Amount]:
-    """Find the digit at which the weights, summed from the top, reach what is needed; what it must add."""
+    """Find the digit at which the weights, summed from the top, reach `needed`, and how much it must add."""
     from_top = weights.flip(0).cumsum(0)
-    # a sum that was rounded otherwise before may miss by that rounding
+    # an earlier sum that was rounded differently may differ by that rounding
     most: Any = from_top[-1].item()
     needed = min(needed, most)
     index = int(torch.searchsorted(from_top, needed))

@@ -52,24 +52,24 @@ def fuse_adapters(
 ) -> AdapterFolder:
     """Fuse the adapter before a task with the adapter after it into a new adapter folder.
 
-    The result is what KIF itself makes at the end of a task, a standard PEFT adapter folder (or one of full
+    The result is what KIF itself makes at the end of a task: a standard PEFT adapter folder (or one of full
     fine-tuning) with the configuration of `current`.
 
     Args:
         previous: Folder of the adapter before the task.
         current: Folder of the adapter after it.
-        output: Folder to write; it must not be there, or be empty.
-        importance: As of `kifuse.fuse`, or a file for `kifuse.load_importance`.
+        output: Folder to write; it must not exist, or be empty.
+        importance: As in `kifuse.fuse`, or a file that `kifuse.load_importance` reads.
         force: Replace an adapter that is in the output folder.
         settings: `fusion`, `units`, `gamma`, `quantile`, `tau`, `average`, `unit_score` of `kifuse.fuse`.
 
     Returns:
-        What was written.
+        The folder that was written.
 
     Raises:
-        ModelError: A folder or file is not what it should be, the two adapters differ in more than their
-            weights, or the output folder is in use.
-        ConfigError: A setting is not what it can be.
+        ModelError: A folder or file is not as expected, the two adapters differ in more than their weights,
+            or the output folder is in use.
+        ConfigError: A setting has a wrong value.
     """
     output = Path(output)
     refuse_used(output, force=force)
@@ -92,14 +92,14 @@ def fuse_adapters(
 
 
 def refuse_used(output: Path, *, force: bool = False) -> None:
-    """Refuse an output folder that holds something, or is a file.
+    """Refuse an output path that is a file, or a folder that is not empty.
 
     Args:
         output: The folder.
         force: Whether it may hold an adapter; anything else is never replaced.
 
     Raises:
-        ModelError: It is in use.
+        ModelError: The path is in use.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
@@ -117,10 +117,10 @@ def refuse_used(output: Path, *, force: bool = False) -> None:
 
 
 def refuse_unlike_adapters(old: AdapterFolder, new: AdapterFolder) -> None:
-    """Refuse two adapters that are not of one model, kind, rank and place.
+    """Refuse two adapters that differ in model, kind, rank or places.
 
     Raises:
-        ModelError: They are not; every difference is named with both values.
+        ModelError: They differ; every difference is named with both values.
     """
     unlike = []
     for key in MATTERS:
@@ -135,7 +135,7 @@ def refuse_unlike_adapters(old: AdapterFolder, new: AdapterFolder) -> None:
 
 
 def _comparable(key: str, value: Any) -> Any:
-    """A value without what makes no difference: the order of modules, how a folder's path is written."""
+    """A value without differences that do not matter: the order of modules, the spelling of a path."""
     if isinstance(value, list) and key.endswith("modules"):
         return sorted(map(str, value))
     if key == "base_model_name_or_path" and isinstance(value, str) and Path(value).is_dir():

@@ -1,14 +1,14 @@
-"""Importance for a fusion: measured from gradients of any training, kept in a file, read from a run's state.
+"""Importance for a fusion: measured from any training's gradients, kept in a file, or read from a run.
 
 The file is safetensors; its metadata says `format: kifuse importance` and `version: 1`, and it holds either
 
-- one tensor of scores per trainable parameter: `previous/<name>` (what mattered to the earlier tasks) and
-  `current/<name>` (what mattered to the task just learned), in the parameter's shape or broadcastable to it,
-  higher for more important; names as in the model or in the adapter's file; or
+- one tensor of scores per trainable parameter: `previous/<name>` (its importance for the earlier tasks) and
+  `current/<name>` (its importance for the task just learned), in the parameter's shape or broadcastable to
+  it; a higher score means more important; names are those in the model or in the adapter's file; or
 - one value per skill unit: `history` and `current`, each `(units,)`, with the metadata `level` (of the units)
   and `order` (a JSON list of the parameters' names in the model's order, which numbers the units).
 
-Scores need no particular scale: each side is normalised to [0, 1] over the units before it is used.
+Scores need no particular scale: both sides are normalised to [0, 1] over the units before they are used.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _AFTER = re.compile(r"after-(\d+)")
 
 @dataclass(frozen=True)
 class Importance:
-    """What mattered to the earlier tasks, and to the task just learned.
+    """Importance for the earlier tasks, and for the task just learned.
 
     Attributes:
         previous: Scores by parameter name, in the parameters' shapes or broadcastable; or `(units,)`.
-        current: Likewise, of the same kind.
-        order: For one value per unit: the parameters' names in the model's order; None if not known.
-        level: For one value per unit: the level of the units; None if not known.
+        current: The same, of the same kind.
+        order: With one value per unit: the parameters' names in the model's order; None if not known.
+        level: With one value per unit: the level of the units; None if not known.
     """
 
     previous: Scores
@@ -53,21 +53,21 @@ class Importance:
 
     @property
     def by_unit(self) -> bool:
-        """Whether it is one value per skill unit."""
+        """Whether there is one value per skill unit instead of scores by parameter."""
         return isinstance(self.previous, Tensor)
 
     def names(self) -> tuple[str, ...]:
-        """The parameters that are scored, as an adapter's file names them, in the order that is known."""
+        """The scored parameters by their names in an adapter's file, in the model's order if it is known."""
         if not isinstance(self.previous, Tensor) and not isinstance(self.current, Tensor):
             current = by_file_name(self.current)
             return tuple(name for name in by_file_name(self.previous) if name in current)
         return tuple(file_name(name) for name in self.order or ())
 
     def __post_init__(self) -> None:
-        """Refuse two kinds of scores in one.
+        """Refuse two different kinds of scores.
 
         Raises:
-            ModelError: One side is by parameter, the other by unit.
+            ModelError: One side has scores by parameter, the other by unit.
         """
         if isinstance(self.previous, Tensor) != isinstance(self.current, Tensor):
             raise ModelError("importance: found scores by parameter and by unit, expected one kind for both.")
@@ -85,7 +85,7 @@ def identify(
 ) -> dict[str, Tensor]:
     """Measure the importance of every scalar from the gradients of any training (KIF Eq. 8-12).
 
-    With your own training loop, let a generator yield the gradients before the optimizer moves the weights:
+    In your own training loop, let a generator yield the gradients before the optimizer changes the weights:
 
         trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
 
@@ -99,14 +99,14 @@ def identify(
         current = identify(trainable, steps())
         save_importance("importance.safetensors", previous=history, current=current)
 
-    where `history` was measured in the same way on the earlier tasks. A loop that cannot be a generator
-    drives `kifuse.knowledge.ImportanceTracker` itself: `tracker.update(params, grads)` before each step,
-    then `tracker.scores()`.
+    where `history` was measured in the same way on the earlier tasks. If your loop cannot be a generator, use
+    `kifuse.knowledge.ImportanceTracker` directly: call `tracker.update(params, grads)` before each step, then
+    `tracker.scores()`.
 
     Args:
-        params: The weights by name; read anew at each step, so live parameters may be trained meanwhile.
-        grads: For each optimizer step its full gradient by name, at the weights of that moment; a name that
-            is missing or None counts as zero.
+        params: The weights by name; they are read again at each step, so you may train them meanwhile.
+        grads: For each optimizer step its full gradient by name, computed at the weights of that moment; a
+            gradient that is missing or None counts as zero.
         order: Kind of sensitivity: `first` (Eq. 8), `second` (Eq. 9), `gradient` or `magnitude`.
         alpha1: Weight of the past in the smoothed sensitivity (Eq. 10).
         alpha2: Weight of the past in the smoothed uncertainty (Eq. 11).
@@ -117,7 +117,8 @@ def identify(
         Scores by name, float32 in the shapes of the weights, on the first weight's device.
 
     Raises:
-        ModelError: There are no weights or no steps, or a gradient has no weight or another shape.
+        ModelError: There are no weights or no steps, or a gradient has no weight of its name or another
+            shape.
     """
     if not params:
         raise ModelError("params: holds no weights to measure.")
@@ -155,18 +156,18 @@ def save_importance(
     order: Sequence[str] | None = None,
     level: str | None = None,
 ) -> None:
-    """Write an importance file; the module says what is in it.
+    """Write an importance file; the module's text describes the file.
 
     Args:
-        path: The file; replaced if it is there.
-        previous: What mattered to the earlier tasks: scores by parameter name, or `(units,)`.
-        current: What mattered to the task just learned, likewise.
-        order: For one value per unit, and needed then: the parameters' names in the model's order.
-        level: For one value per unit, and needed then: the level of the units.
+        path: The file; an existing file is replaced.
+        previous: Importance for the earlier tasks: scores by parameter name, or `(units,)`.
+        current: Importance for the task just learned, of the same kind.
+        order: Required with one value per unit: the parameters' names in the model's order.
+        level: Required with one value per unit: the level of the units.
 
     Raises:
-        ModelError: The two are of different kinds, or score different parameters; or values per unit come
-            without order or level.
+        ModelError: The two are of different kinds, or score different parameters; or there is one value per
+            unit, but no order or level.
         KifuseError: The file cannot be written.
     """
     importance = Importance(previous, current, tuple(order) if order else None, level)
@@ -188,17 +189,17 @@ def save_importance(
 
 
 def load_importance(path: str | Path) -> Importance:
-    """Read an importance file, or the state that a kifuse run kept after a task.
+    """Read an importance file, or the state that a kifuse run saved after a task.
 
-    Of a run of KIF take `state/after-<k>/method.safetensors` for the fusion after task k. The current
-    importance is in it, the order and level of the units in `method.json` beside it, and the history as it
-    was before that fusion in the folder `after-<k-1>`.
+    For a run of KIF, give `state/after-<k>/method.safetensors` to get the importance for the fusion after
+    task k. This file holds the current importance. The order and level of the units are in `method.json`
+    beside it. The history as it was before that fusion is in the folder `after-<k-1>`.
 
     Args:
         path: The file.
 
     Raises:
-        ModelError: It is missing, damaged, of another version, or holds no importance.
+        ModelError: The file is missing, damaged, of another version, or holds no importance.
     """
     path = Path(path)
     tensors, metadata = _read(path)
@@ -236,7 +237,7 @@ def _order(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def by_file_name(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scores by the names that the parameters have in an adapter's file."""
+    """Scores by the parameters' names in an adapter's file."""
     return {file_name(name): tensor for name, tensor in scores.items()}
 
 
@@ -248,7 +249,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _of_run(path: Path, tensors: dict[str, Tensor]) -> Importance:
-    """The importance that a fusion of a run was made from (KIF Eq. 13: the history before the task)."""
+    """The importance that a run's fusion used (KIF Eq. 13: with the history before the task)."""
     state = path.absolute().parent
     if "current" not in tensors:
         raise ModelError(
@@ -270,7 +271,7 @@ def _of_run(path: Path, tensors: dict[str, Tensor]) -> Importance:
 
 
 def _units_of_run(file: Path) -> tuple[str, tuple[str, ...]]:
-    """The level of a run's skill units, and its parameters in the model's order."""
+    """The level of a run's skill units, and the names of its parameters in the model's order."""
     try:
         described = read_json(file)
     except KifuseError as error:

@@ -36,28 +36,32 @@ def fuse(
 ) -> dict[str, Tensor]:
     """Blend a model before a task with the model after it, skill unit by skill unit (KIF Eq. 14-17).
 
-    What KIF does at the end of a task, for weights from anywhere. A tensor without a score passes through if
-    it is the same on both sides; names that share one tensor (tied weights) share the fused one as well.
+    This is what KIF does at the end of a task, for weights from any source. A tensor without a score is
+    copied if it is the same on both sides. Names that share one tensor (tied weights) share the fused tensor
+    as well.
 
     Args:
         previous: Weights before the task, by name, any shapes and floating dtypes.
-        current: Weights after it: same names, shapes and dtypes.
-        importance: What mattered to the earlier tasks and to this one; None for `fusion="average"` only.
+        current: Weights after the task: same names, shapes and dtypes.
+        importance: Importance for the earlier tasks and for this one; may be None only for
+            `fusion="average"`.
         fusion: `static` (Eq. 15), `adaptive` (Eq. 16-17), or `average`, one weight for everything (Eq. 14).
-        units: Level of the skill units, see `SkillUnits.build`; None takes the level of an importance of one
-            value per unit, or `matrix`.
+        units: Level of the skill units, see `SkillUnits.build`; None takes the level of the importance if it
+            has one value per unit, otherwise `matrix`.
         gamma: Weight of the previous value where both tasks need a unit (static).
         quantile: Units above this quantile of importance are needed (static).
         tau: Temperature (adaptive).
         average: Weight of the previous value (average).
-        unit_score: How the scores of a LoRA rank become one, see `SkillUnits.reduce`; rank level only.
+        unit_score: How the scores of one LoRA rank become one value, see `SkillUnits.reduce`; rank level
+            only.
 
     Returns:
-        New tensors by the names of `current`; the same as KIF's own, bit for bit, for the same importance.
+        New tensors by the names of `current`; for the same importance they equal KIF's own bit for bit.
 
     Raises:
-        ModelError: Names, shapes or dtypes of the two differ, or the importance does not fit; says where.
-        ConfigError: A setting is not what it can be.
+        ModelError: Names, shapes or dtypes of the two differ, or the importance does not fit; the message
+            says where.
+        ConfigError: A setting has a wrong value.
     """
     check_choice("fusion", fusion, get_args(Fusion))
     level = _level(units, importance)
@@ -101,28 +105,28 @@ def fuse_masked(
     quantile: float = 0.8,
     rule: Literal["paper", "published"] = "paper",
 ) -> dict[str, Tensor]:
-    """Add what matters of two task vectors to a model (Recurrent-KIF Eq. 8-9).
+    """Add the important parts of two task vectors to a model (Recurrent-KIF Eq. 8-9).
 
-    One fusion of Recurrent-KIF, for weights from anywhere:
+    This is one fusion of Recurrent-KIF, for weights from any source:
     `base + m_in * (inner - base) + m_out * (outer - inner)`, where each mask marks the scalars whose score is
     among the most important of all scalars of the model.
 
     Args:
         base: Weights at the start, theta_b, by name.
         inner: Weights after training on the current task, theta_Q: same names, shapes and dtypes.
-        outer: Weights after training on earlier tasks' examples from there, theta_M.
-        inner_scores: Importance to the current task, by name, in the shapes of the weights or broadcastable.
-        outer_scores: Importance to the earlier tasks.
+        outer: Weights after training on earlier tasks' examples, starting from `inner`, theta_M.
+        inner_scores: Importance for the current task, by name, in the shapes of the weights or broadcastable.
+        outer_scores: Importance for the earlier tasks.
         quantile: Scalars above this quantile of all scores are important.
-        rule: `paper`, or `published` for the authors' code, which keeps a part where both or none are
-            important.
+        rule: `paper`, or `published` for the authors' code, which keeps a part of the changes where both or
+            neither are important.
 
     Returns:
-        New tensors by the names of `base`. A tensor without scores passes through if all three are the same.
+        New tensors by the names of `base`. A tensor without scores is copied if all three models agree on it.
 
     Raises:
-        ModelError: Names, shapes or dtypes differ, or scores are missing; says where.
-        ConfigError: A setting is not what it can be.
+        ModelError: Names, shapes or dtypes differ, or scores are missing; the message says where.
+        ConfigError: A setting has a wrong value.
     """
     check_choice("rule", rule, tuple(BOTH_AND_NEITHER))
     _check_share("quantile", quantile)
@@ -151,10 +155,10 @@ def refuse_unlike(states: Mapping[str, State]) -> None:
     """Refuse state dicts that differ in names, shapes or dtypes, or hold NaN or infinity.
 
     Args:
-        states: Two or more, by what they are called in the message; compared to the first.
+        states: Two or more state dicts, by the names that the message uses; all are compared with the first.
 
     Raises:
-        ModelError: It is so; the first tensor is named.
+        ModelError: They differ or hold such a number; the first tensor is named.
     """
     (first, expected), *others = states.items()
     if not expected:
@@ -186,10 +190,10 @@ def refuse_unlike(states: Mapping[str, State]) -> None:
 
 
 def check_choice(key: str, value: str, known: Sequence[str]) -> None:
-    """Refuse a name that is none of the known ones.
+    """Refuse a name that is not one of the known ones.
 
     Raises:
-        ConfigError: Names the known ones and the nearest.
+        ConfigError: The name is unknown; the message lists the known names and the most similar one.
     """
     if value not in known:
         raise ConfigError(
@@ -203,7 +207,7 @@ def _check_share(key: str, value: float) -> None:
 
 
 def _first_of_tied(state: State) -> dict[str, str]:
-    """For each name the first one that has the same memory: tied weights stand in a state dict twice."""
+    """Map each name to the first one with the same memory: a state dict holds tied weights twice."""
     seen: dict[object, str] = {}
     first: dict[str, str] = {}
     for name, tensor in state.items():
@@ -213,7 +217,7 @@ def _first_of_tied(state: State) -> dict[str, str]:
 
 
 def _level(units: str | None, importance: Importance | None) -> Level:
-    """The level that was asked for, which must be that of an importance by unit."""
+    """The requested level, which must match an importance with one value per unit."""
     known = importance.level if importance is not None else None
     level = units or known or "matrix"
     check_choice("units", level, get_args(Level))
@@ -236,7 +240,7 @@ def _with_scores(
     importance: Importance,
     also: State | None = None,
 ) -> list[str]:
-    """The names that take part in the fusion, in the order that numbers the units."""
+    """The names that take part in the fusion, in the order that gives the units their numbers."""
     if importance.by_unit and importance.order is None:
         return names
     order = importance.names()
@@ -260,7 +264,7 @@ def _with_scores(
 
 
 def _normalised(which: str, scores: Scores, names: list[str], partition: SkillUnits, how: str) -> Tensor:
-    """One value in [0, 1] per unit: Norm of Eq. 13."""
+    """Return one value in [0, 1] per unit: Norm of Eq. 13."""
     if isinstance(scores, Tensor):
         if tuple(scores.shape) != (partition.count,):
             raise ModelError(
@@ -278,7 +282,7 @@ def _normalised(which: str, scores: Scores, names: list[str], partition: SkillUn
 
 
 def _fitting(count: int, partition: SkillUnits) -> str:
-    """Say at which level as many units would be found."""
+    """Say at which level there would be this number of units."""
     fitting = [
         level
         for level in get_args(Level)
@@ -288,7 +292,7 @@ def _fitting(count: int, partition: SkillUnits) -> str:
 
 
 def _spread(which: str, scores: State, names: list[str], shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    """Scores as one float32 tensor per parameter, in its shape."""
+    """Return the scores as one float32 tensor per parameter, in its shape."""
     given = by_file_name(scores)
     spread = []
     for name, shape in zip(names, shapes, strict=True):
