@@ -1,1 +1,1 @@
-"""Continual learning methods: one short file each, none of which knows the training engine."""
+"""Continual learning methods: one short file each; no method knows the training engine."""

@@ -1,12 +1,12 @@
-"""AIMMerging, the variant of its published code (arXiv 2509.17348): merge inner and memory steps when due.
+"""AIMMerging as in its published code (arXiv 2509.17348): merges inner and memory steps when they are due.
 
-From the second task on, after each optimizer step, with theta_0 the weights at the last merge:
+From the second task on, this happens after each optimizer step, with theta_0 the weights at the last merge:
 
 1. probe: h = loss on a freshly drawn memory batch. With c probes since the last merge (from 0): up to
-   c = floor(2S/3) the h are collected, then delta = kappa mean(h); afterwards h >= delta is an alarm, f += 1,
-   and without one a step that comes S after the due step D raises f as well (forced).
-2. merge when step >= D and f >= 1, or f >= 3: so within 2S steps. Delta_in = theta - theta_0; M memory steps
-   from theta give Delta_out; theta <- theta_0 + w_in Delta_in + w_out Delta_out, which is the new theta_0.
+   c = floor(2S/3) the h are collected, then delta = kappa mean(h). After that, h >= delta is an alarm, and
+   f += 1. Without an alarm, a step that comes S after the due step D also gives f += 1 (forced).
+2. merge when step >= D and f >= 1, or f >= 3, and so within 2S steps. Delta_in = theta - theta_0; M memory
+   steps from theta give Delta_out; theta <- theta_0 + w_in Delta_in + w_out Delta_out, the new theta_0.
 
    | w_in / w_out | S <= 70 | S > 70 |
    | --- | --- | --- |
@@ -14,8 +14,8 @@ From the second task on, after each optimizer step, with theta_0 the weights at 
    | f = 1 | 0.6 / 0.4 | 0.5 / 0.5 |
 
 3. interval: Lambda_b = ||Delta_in||_1 / S, rho = Lambda_b / Lambda_{b-1}. After the first 4 merges,
-   rho >= 1: S <- max(2, floor(S / rho)), halved if it is still 64 or more;
-   rho < 1: S <- min(128, floor(S (1 / rho + 1))), with 0.5 in place of 1 from S = 64 on.
+   rho >= 1: S <- max(2, floor(S / rho)), then halved if it is still 64 or more;
+   rho < 1: S <- min(128, floor(S (1 / rho + 1))), with 0.5 instead of 1 from S = 64 on.
    M <- floor(S M_0 / S_0), D <- step + S.
 
 | symbol | setting |
@@ -23,14 +23,15 @@ From the second task on, after each optimizer step, with theta_0 the weights at 
 | S_0, M_0 | `interval`, `memory_steps` |
 | kappa | `threshold` |
 | bounds of S | `shortest`, `longest` |
-| merges that leave S | `cold_merges` |
+| merges that leave S unchanged | `cold_merges` |
 | dropout of the probe | `probe`: "train" (the code: on), "eval" (off) |
 
-The weights sum to 1: the merge is an average of the two displacements, not their sum. As in the code, nothing
-is merged at the end of a task, and the optimizer keeps its moments although the weights jump back. Not as in
-the code: a memory step's loss is the mean over its batch, not divided by the accumulation factor; and neither
-importance scores nor a second optimizer are made, which that code never uses. The paper has a trend in a
-sliding window, constant factors, and weights that a rehearsal-based module computes.
+The weights sum to 1: the merge averages the two displacements, it does not add them. As in the code, nothing
+is merged at the end of a task, and the optimizer keeps its moments although the weights jump back. Two things
+differ from the code: the loss of a memory step is the mean over its batch, not divided by the accumulation
+factor; and the importance scores and the second optimizer, which that code makes but never uses, are left
+out. The paper describes a trend in a sliding window, constant factors, and weights that a rehearsal-based
+module computes.
 """
 
 from __future__ import annotations
@@ -58,23 +59,23 @@ from kifuse.methods.kept import OfTask
 _log = logging.getLogger(__name__)
 
 SLOW = 70
-"""S above which a task is no longer learned fast."""
+"""If S is above this, the task is no longer learned fast."""
 LONG = 64
-"""S from which on an interval shrinks twice, and grows less."""
+"""From this S on, an interval shrinks twice and grows less."""
 ALARMS = 3
-"""Alarms that force a merge before it is due."""
+"""Number of alarms that force a merge before it is due."""
 
 
 class Intervals:
-    """Decides from the traces of h and Lambda alone when to merge, with which weights.
+    """Decides only from the traces of h and Lambda when to merge, and with which weights.
 
     Args:
         interval: S_0.
         memory_steps: M_0.
         threshold: kappa.
-        shortest: Least S.
+        shortest: Smallest S.
         longest: Largest S.
-        cold_merges: Merges that leave S as it is.
+        cold_merges: Number of merges that leave S unchanged.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Intervals:
 
     @property
     def memory_steps(self) -> int:
-        """M: memory steps of the next merge."""
+        """M: number of memory steps in the next merge."""
         return math.floor(self.interval * self._memory_first / self._first)
 
     @property
@@ -112,11 +113,11 @@ class Intervals:
         return (0.5, 0.5) if self.interval > SLOW else (0.6, 0.4)
 
     def probe(self, step: int, loss: float) -> bool:
-        """Take in h after a step; whether to merge now.
+        """Record h after a step; returns whether to merge now.
 
         Args:
             step: 1-based number of the step in the task; each one is probed.
-            loss: h; one that is not finite is neither collected nor an alarm.
+            loss: h; a value that is not finite is neither collected nor an alarm.
         """
         last = 2 * self.interval // 3
         self.forced = False
@@ -149,10 +150,10 @@ class Intervals:
         self.flags, self.probes, self.collected, self.limit = 0, 0, [], None
 
     def _next(self, signal: float) -> int:
-        """S for the trend of Lambda; a model that stood still before or now goes to a bound."""
+        """The next S for the trend of Lambda; S goes to a bound if the model did not move, before or now."""
         shortest, longest = self._bounds
         if signal >= self.signal:
-            # S / rho; two merges in which nothing moved show no trend
+            # S / rho; if nothing moved in either of two merges, there is no trend
             wanted = self.interval * (self.signal / signal if signal else 1.0)
             interval = max(shortest, math.floor(wanted))
             return max(shortest, interval // 2) if interval >= LONG else interval
@@ -162,11 +163,11 @@ class Intervals:
         return math.floor(min(longest, self.interval * (self.signal / signal + more)))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes, as JSON."""
+        """Return everything that changes, for JSON."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Load what `state_dict` returned."""
         for name, value in state.items():
             setattr(self, name, list(value) if isinstance(value, list) else value)
 
@@ -174,7 +175,7 @@ class Intervals:
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class AIMMerging(Method):
-    """Average of a task's steps and of memory steps, at intervals that follow learning and forgetting."""
+    """Averages a task's steps and memory steps, at intervals that follow learning and forgetting."""
 
     shortest: Annotated[int, Field(ge=2)] = 2
     longest: Annotated[int, Field(ge=2)] = 128
@@ -199,11 +200,11 @@ class AIMMerging(Method):
 
     @property
     def old_data(self) -> OldData:
-        """Memory batches, in steps of their own."""
+        """Memory batches, in separate steps."""
         return "steps"
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
-        """About M_0 / S_0 memory steps and a third of a pass for the probe, per step of a later task."""
+        """Per step of a later task, about M_0 / S_0 memory steps, and a third of a pass for the probe."""
         return 0 if task.first else round(task.steps * (self.memory_steps / self.interval + 1 / 3))
 
     def begin_task(self, ctx: Context) -> None:
@@ -222,7 +223,7 @@ class AIMMerging(Method):
         )
 
     def on_step(self, ctx: Context) -> None:
-        """Probe the memory, and merge when the controller says so."""
+        """Probe the memory, and merge when the controller says that it is time."""
         if self._intervals is None or not ctx.memory_size:
             return
         loss = ctx.memory_loss(train=self.probe == "train")
@@ -258,7 +259,7 @@ class AIMMerging(Method):
         self._start = params.clone()
 
     def end_task(self, ctx: Context) -> None:
-        """Record what was done; the last, unfinished interval stays as it is."""
+        """Record what was done; the last, unfinished interval is not merged."""
         if self._intervals is not None:
             now = self._intervals
             if not now.merges and ctx.memory_size:
@@ -274,6 +275,6 @@ class AIMMerging(Method):
 def _weighted(
     start: Sequence[Tensor], inner: Sequence[Tensor], outer: Sequence[Tensor], weights: tuple[float, float]
 ) -> list[Tensor]:
-    """theta_0 + w_in Delta_in + w_out Delta_out."""
+    """Compute theta_0 + w_in Delta_in + w_out Delta_out."""
     merged = torch._foreach_add(list(start), list(inner), alpha=weights[0])
     return list(torch._foreach_add(merged, list(outer), alpha=weights[1]))

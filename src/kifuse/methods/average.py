@@ -1,17 +1,17 @@
-"""Averages of weights that do not ask what matters: baselines of KIF's fusion (arXiv 2408.05200, Table V).
+"""Averages of weights that ignore importance: baselines of KIF's fusion (arXiv 2408.05200, Table V).
 
 - Weight ensemble (Eq. 14): after each task from the second on, one lambda for all parameters,
   u <- lambda u^ + (1 - lambda) u, with u^ the model before the task and u the model after it.
 - EMA: from the second task on, the model after a task is the running average of the parameters over its
-  steps, v_0 = u^ and v_t = d v_{t-1} + (1 - d) u_t. It starts at the model before the task, which so keeps
-  the weight d^steps, and is not blended with it a second time.
+    steps, v_0 = u^ and v_t = d v_{t-1} + (1 - d) u_t. It starts at the model before the task, which therefore
+    keeps the weight d^steps, so it is not blended with that model a second time.
 
 | symbol | setting |
 | --- | --- |
 | lambda (Eq. 14) | `average` |
 | d | `decay` (its value is not in the paper) |
 
-KIF with `fusion: average` or `fusion: ema` gives the same weights, and identifies importance as well.
+KIF with `fusion: average` or `fusion: ema` gives the same weights, and measures importance as well.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from kifuse.methods.shown import FUSION, MOVED, WEIGHT_OF_PREVIOUS, Shown
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class WeightEnsemble(Method):
-    """One weight for all parameters of the model before a task and the model after it (Eq. 14)."""
+    """Blends the model before a task and the model after it with one weight for all parameters (Eq. 14)."""
 
     average: Fraction = 0.5
 
@@ -48,11 +48,11 @@ class WeightEnsemble(Method):
     plain_first_task = True
 
     def begin_task(self, ctx: Context) -> None:
-        """Remember the model before the task."""
+        """Copy the model before the task."""
         self._previous = ctx.params.clone()
 
     def end_task(self, ctx: Context) -> None:
-        """Average the two models, from the second task on."""
+        """Blend the two models, from the second task on."""
         ctx.measure(moved=ctx.params.moved_from(self._previous))
         if not ctx.task.first:
             params = ctx.params
@@ -76,12 +76,12 @@ class EMA(Method):
     plain_first_task = True
 
     def begin_task(self, ctx: Context) -> None:
-        """Start the average at the model before the task; there is none before the first."""
+        """Start the average at the model before the task; there is no average in the first task."""
         self._previous = ctx.params.clone()
         self._running = None if ctx.task.first else ParameterAverage(ctx.params.tensors, self.decay)
 
     def on_update(self, ctx: Context) -> None:
-        """Take the step's parameters in."""
+        """Add the step's parameters to the average."""
         if self._running is not None:
             self._running.update(ctx.params.tensors)
 

@@ -1,13 +1,13 @@
-"""DER++, dark experience replay (arXiv 2004.07211): kept examples keep what the model said to them, too.
+"""DER++, dark experience replay (arXiv 2004.07211): stores the model's predictions with the kept examples.
 
-When a task ends, the model reads each example that the memory will keep, and what it says at every target
-position is stored: the log-probabilities of its K most probable tokens, and the probability of all others
-together. Later tasks replay these examples, mixed into their batches as by `replay`, and
+When a task ends, the model reads each example that the memory will keep. At every target position its
+prediction is stored: the log-probabilities of its K most probable tokens, and the total probability of all
+others. Later tasks mix these examples into their batches, as `replay` does, with the loss
 
     L = 1/N [ sum_(current) CE + beta sum_(memory) CE + lambda sum_(memory) KL(stored || present) ]
 
-with N the target tokens of the batch and the sums over target positions. KL is that of K + 1 outcomes: the K
-tokens, and any other token.
+where N is the number of target tokens in the batch and the sums run over target positions. KL has K + 1
+outcomes: the K tokens, and any other token.
 
 | symbol | setting |
 | --- | --- |
@@ -15,9 +15,10 @@ tokens, and any other token.
 | beta | `label_weight`; 0 is DER, which replays no labels |
 | K | `tokens` |
 
-The paper has images: it keeps all logits and takes their squared distance. For the tens of thousands of
-tokens of a language model the KL divergence takes its place, of distributions that are a few KiB an example.
-The paper fills its buffer during the task; here it is filled at its end, as for every method.
+The paper works on images: it keeps all logits and uses their squared distance. A language model has tens of
+thousands of tokens, so the KL divergence is used instead, between distributions that take a few KiB per
+example. The paper fills its buffer during the task; here it is filled at the end of the task, as for every
+method.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from kifuse.methods.context import Batch, Context
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class DERPP(Method):
-    """Replay with stored distributions beside the labels."""
+    """Replay with stored distributions in addition to the labels."""
 
     strength: NotNegative = 1.0
     label_weight: NotNegative = 1.0
@@ -52,11 +53,11 @@ class DERPP(Method):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The examples that will be kept are read once, at the task's end."""
+        """The method reads the examples that will be kept once, at the end of the task."""
         return frozenset({"kept"})
 
     def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
-        """Add the divergence from what is stored, on rows of the memory."""
+        """Add the divergence from the stored distributions, for rows of the memory."""
         total, terms = ctx.target_loss, []
         stored = ctx.stored(batch)
         if not any(stored):
@@ -71,7 +72,7 @@ class DERPP(Method):
 
     @torch.no_grad()
     def end_task(self, ctx: Context) -> None:
-        """Store what the model says to the examples that the memory will keep."""
+        """Store the model's predictions for the examples that the memory will keep."""
         count = 0
         for example in ctx.kept_examples():
             ((logits, _),) = ctx.targets(example, ctx.forward(example))
@@ -81,11 +82,11 @@ class DERPP(Method):
 
 
 def likeliest(logits: Tensor, count: int) -> dict[str, Tensor]:
-    """The most probable tokens of each position, and what is left.
+    """Return the most probable tokens of each position, and the probability of all others.
 
     Args:
         logits: `(positions, vocabulary)`, float32.
-        count: K; at most one less than the vocabulary is kept.
+        count: K; limited to one less than the vocabulary.
 
     Returns:
         `ids` int32 and `logs` float16, both `(positions, K)`, and `rest` float32 `(positions,)`, the
@@ -97,22 +98,22 @@ def likeliest(logits: Tensor, count: int) -> dict[str, Tensor]:
 
 
 def divergence(stored: dict[str, Tensor], logits: Tensor) -> Tensor:
-    """KL(stored || present) at each position, over the stored tokens and all others as one outcome.
+    """Compute KL(stored || present) at each position; all tokens that are not stored are one outcome.
 
     Args:
-        stored: From `likeliest`.
-        logits: The present ones, `(positions, vocabulary)`; the result is differentiable in them.
+        stored: Stored distributions, from `likeliest`.
+        logits: The present logits, `(positions, vocabulary)`; the result is differentiable in them.
 
     Returns:
         `(positions,)`.
     """
     logs, ids = functional.log_softmax(logits, dim=-1), stored["ids"].long()
     present = torch.cat([logs.gather(-1, ids), _rest(logs, ids)[:, None]], dim=-1)
-    # what half precision has rounded is made to sum to 1 again
+    # half precision rounds the probabilities; make them sum to 1 again
     kept = torch.cat([stored["logs"].float(), stored["rest"].float()[:, None]], dim=-1).log_softmax(dim=-1)
     return functional.kl_div(present, kept, reduction="none", log_target=True).sum(dim=-1)
 
 
 def _rest(logs: Tensor, ids: Tensor) -> Tensor:
-    """The logarithm of the probability of all tokens but some, `(positions,)`."""
+    """The logarithm of the total probability of all tokens except `ids`, `(positions,)`."""
     return logs.scatter(-1, ids, float("-inf")).logsumexp(dim=-1)

@@ -1,19 +1,20 @@
-"""ELLA (arXiv 2601.02232): a fresh LoRA pair for each task, kept off the entries that earlier tasks moved.
+"""ELLA (arXiv 2601.02232): a new LoRA pair for each task, kept off the entries that earlier tasks changed.
 
     L = L_t + lambda sum_layers ||Delta W_t * W_past||_F^2,  Delta W_t = B_t A_t,  W_past = sum_{i<t} B_i A_i
 
-with * entry by entry, from the second task on; the earlier pairs are frozen and active. W_past is made of the
-stored factors one layer at a time, and never kept.
+where * multiplies entry by entry. The penalty starts with the second task; the earlier pairs are frozen and
+active. W_past is computed from the stored factors for one layer at a time, and never kept.
 
 | symbol | setting |
 | --- | --- |
 | lambda | `strength` |
 | | `normalise`: W_past divided by the root mean square of its layer's entries |
 
-Whether the authors' Delta W contains the scale alpha/r is not established; here it does not. With it, lambda
-would be divided by (alpha/r)^4, or by (alpha/r)^2 where W_past is normalised.
+It is not known whether the authors' Delta W contains the scale alpha/r; here it does not. If it did, lambda
+would have to be divided by (alpha/r)^4, or by (alpha/r)^2 where W_past is normalised.
 
-The penalty's gradient is added after the loss's gradient was clipped, once a step, whatever the accumulation.
+The penalty's gradient is added once per step, after the loss's gradient was clipped, whatever the
+accumulation.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from kifuse.methods.parameters import Parameters
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class ELLA(PairPenalty):
-    """One pair a task, whose update is small where those before it are large."""
+    """One pair per task, whose update is kept small where the earlier updates are large."""
 
     strength: NotNegative = 1e4
     normalise: bool = False
@@ -46,12 +47,12 @@ class ELLA(PairPenalty):
         return self.strength
 
     def parts(self, params: Parameters) -> Iterator[Tensor]:
-        """||Delta W_t * W_past||_F^2 of each layer."""
+        """Yield ||Delta W_t * W_past||_F^2 of each layer."""
         for a, b, past, _ in self._layers(params):
             yield (b @ a).mul_(past).square_().sum()
 
     def _layers(self, params: Parameters) -> Iterator[tuple[Tensor, Tensor, Tensor, Pair]]:
-        """A, B and W_past (out, in) of each layer; W_past is made anew, so that there is one at a time."""
+        """Yield A, B and W_past (out, in) of each layer; only one W_past exists at a time."""
         for _, pair in named_pairs(params):
             if pair.past_a is not None and pair.past_b is not None:
                 past = pair.past_b.float() @ pair.past_a.float()

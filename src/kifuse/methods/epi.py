@@ -1,20 +1,20 @@
-"""EPI (ACL 2023), called EIP in KIF's tables: a prefix for each task, which is found out from the input.
+"""EPI (ACL 2023), called EIP in KIF's tables: a prefix for each task; the input decides which one is used.
 
-    task t learns a prefix P_t of its own,      L = cross-entropy; only P_t trains
+        task t learns its own prefix P_t,           L = cross-entropy; only P_t trains
     z(x)    = mean of the frozen model's last states over the tokens of x, read without a prefix
     mu_(t,c) = mean of z over the examples of task t with answer c
     Sigma_t = mean over c of the covariance of z around mu_(t,c);      Sigma = 1/T sum_t Sigma_t
     t(x)    = argmin_t min_c (z - mu_(t,c))^T Sigma^+ (z - mu_(t,c))
 
-and x is read with P_t(x) alone. Sigma^+ is the pseudo-inverse. A task with many different answers has one
-mean in place of one for each.
+and x is read with P_t(x) only. Sigma^+ is the pseudo-inverse. If a task has many different answers, it has
+one mean for all of them.
 
 | symbol | setting |
 | --- | --- |
 | places of P_t in each layer | `length` |
-| the most answers c that have means of their own | `answers` |
-| what P_t begins as: drawn, P_(t-1), or the mean of P_1 to P_(t-1) | `start` |
-| whether a test example's task is told instead of found out | `task_id` |
+| most answers c that have their own means | `answers` |
+| starting values of P_t: drawn, P_(t-1), or the mean of P_1 to P_(t-1) | `start` |
+| whether a test example's task is told instead of identified | `task_id` |
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ from kifuse.methods.kept import Kept
 from kifuse.methods.shown import Event, Shown
 
 LEAST = 1e-12
-"""Directions with less than this share of the largest variance count as none: what rounding leaves of 0."""
+"""Directions with less than this share of the largest variance are dropped: their variance is rounding
+noise."""
 
 
 class KnownPrefix(OwnPrefix):
-    """Prefixes, and what inputs are told apart by.
+    """Prefixes, and the statistics that identify the task of an input.
 
     Attributes:
         means: mu of all tasks one after another, `(means, d)`.
         owners: The task of each mean, from 0, `(means,)`.
-        spread: The sum of Sigma_t over the tasks, `(1, d, d)`; `(0, d, d)` before the first one's end.
+        spread: The sum of Sigma_t over the tasks, `(1, d, d)`; `(0, d, d)` before the end of the first task.
     """
 
     means: Tensor
@@ -62,16 +63,16 @@ class KnownPrefix(OwnPrefix):
         self.register_buffer("spread", torch.empty(0, width, width, **exact))
 
     def drop(self) -> None:
-        """Forget all tasks."""
+        """Remove all tasks."""
         super().drop()
         self.means, self.owners, self.spread = self.means[:0], self.owners[:0], self.spread[:0]
 
 
 class IdentifiedPrefixes(TaskPrefixes):
-    """Prefixes of which each input gets that of the task that it is most like."""
+    """Prefixes of all tasks; each input gets the prefix of the task that it is most similar to."""
 
     learning = False
-    """Whether a task is being learned, whose prefix every input gets then."""
+    """Whether a task is being learned; then every input gets the prefix of that task."""
     features: Any = None
     """z of the last input that was read without a prefix, `(rows, d)`."""
     _bare_asked: Any = None
@@ -84,17 +85,17 @@ class IdentifiedPrefixes(TaskPrefixes):
         self.taken = Counter[int]()
 
     def make(self, embeddings: Tensor, seed: int) -> KnownPrefix:
-        """The first task's prefix; nothing is known of any task yet."""
+        """Make the first task's prefix; the statistics are empty."""
         return KnownPrefix(super().make(embeddings, seed).prefix.detach(), embeddings.shape[-1])
 
     @property
     def known(self) -> KnownPrefix:
-        """The module on the model."""
+        """The module on the model that holds the prefixes."""
         found: KnownPrefix = self.model.prefixes
         return found
 
     def choose(self, ids: Tensor, embedded: Tensor, asked: Tensor) -> None:
-        """The present task's prefix while it is learned; then that of the task which is told or found out."""
+        """Choose the current task's prefix while it is learned, later that of the told or identified task."""
         if self.goes_on:
             return
         self._tasks = None
@@ -108,7 +109,7 @@ class IdentifiedPrefixes(TaskPrefixes):
         self._all = None if self._tasks is None else self.known.all_of("prefix")
 
     def _read(self, ids: Tensor, asked: Tensor) -> None:
-        """Have the frozen model read what is asked."""
+        """Let the frozen model read the prompt."""
         more: dict[str, Any] = {}
         if not self._encoder_decoder:
             more = {"use_cache": False, "position_ids": (asked.long().cumsum(dim=1) - 1).clamp(min=0)}
@@ -132,25 +133,25 @@ class IdentifiedPrefixes(TaskPrefixes):
         return super()._cut(reader, args, output)
 
     def identify(self, features: Tensor) -> Tensor:
-        """t(x), of z `(rows, d)`: `(rows,)` from 0, on the CPU."""
+        """Compute t(x) from z `(rows, d)`: `(rows,)` from 0, on the CPU."""
         known = self.known
         if self._whitening is None:
             self._whitening = whitening(known.spread[0].cpu() / (int(known.owners.max()) + 1))
         placed, means = (each.cpu().double() @ self._whitening for each in (features, known.means))
-        # in float64 and pair by pair: a large z and its mean must not cancel
+        # computed in float64 and pair by pair: otherwise a large z and its mean would cancel
         apart = torch.cdist(placed, means, compute_mode="donot_use_mm_for_euclid_dist")
         return known.owners.cpu()[apart.argmin(dim=1)]
 
     def get_to_know(self, features: Tensor, answers: Sequence[Hashable], most: int) -> int:
-        """Note what the present task's inputs are told by.
+        """Store the statistics by which the current task's inputs are identified.
 
         Args:
-            features: z of its examples, `(examples, d)`.
-            answers: c of each.
-            most: If there are more different ones, the task has one mean.
+            features: z of the task's examples, `(examples, d)`.
+            answers: c of each example.
+            most: If there are more different answers, the task gets one mean.
 
         Returns:
-            How many means it has.
+            The number of means.
         """
         known, z = self.known, features.double()
         places = {answer: place for place, answer in enumerate(dict.fromkeys(answers))}
@@ -165,34 +166,34 @@ class IdentifiedPrefixes(TaskPrefixes):
         return len(means)
 
     def renew(self, part: ByTask, draw: torch.Generator) -> None:
-        """Begin the next prefix as `start` says; the present one is as the last task has left it."""
+        """Start the next prefix as `start` says; with "last" it stays as the task before left it."""
         if self.method.start == "random":
             super().renew(part, draw)
         elif self.method.start == "mean":
             self.known.prefix.copy_(self.known.past_prefix.mean(dim=0))
 
     def begin_task(self, index: int, seed: int) -> None:
-        """Every input is the present task's from now on."""
+        """Give every input the current task's prefix from now on."""
         super().begin_task(index, seed)
         self.learning = True
 
     def end_task(self) -> None:
-        """Inputs are told apart again."""
+        """Identify the task of each input again."""
         self.learning = False
 
     def restart(self, values: Mapping[str, Tensor]) -> None:
-        """Forget all tasks."""
+        """Remove all tasks."""
         super().restart(values)
         self.learning, self._whitening = False, None
 
     def load(self, folder: Path) -> None:
-        """Put saved prefixes back, and what tells inputs apart."""
+        """Load saved prefixes and the statistics that identify tasks."""
         super().load(folder)
         self.learning, self._whitening = False, None
 
 
 def means_and_spread(z: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """mu_c, and the mean over c of the covariance around it.
+    """Compute mu_c, and the mean over c of the covariance around it.
 
     Args:
         z: `(examples, d)`.
@@ -208,7 +209,7 @@ def means_and_spread(z: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def whitening(spread: Tensor) -> Tensor:
-    """W with |W^T v|^2 = v^T Sigma^+ v; without any spread that is |v|^2.
+    """Compute W with |W^T v|^2 = v^T Sigma^+ v; if Sigma has no variance, that is |v|^2.
 
     Args:
         spread: Sigma, `(d, d)`, float64.
@@ -226,7 +227,7 @@ def whitening(spread: Tensor) -> Tensor:
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class EPI(Method):
-    """A prefix for each task, chosen for each input by what the frozen model makes of it."""
+    """A prefix for each task; the frozen model's states decide which prefix an input gets."""
 
     length: Annotated[int, Field(ge=1)] = 16
     answers: Annotated[int, Field(ge=1)] = 100
@@ -243,16 +244,16 @@ class EPI(Method):
             ),
         )
     )
-    _names: Kept[list[str] | None] = None  # of the tasks, as they were learned
+    _names: Kept[list[str] | None] = None  # the tasks' names, in the order of learning
 
     @property
     def data_class(self) -> DataClass:
-        """The task id, where it is told."""
+        """Depends on whether the task id is told."""
         return "task id given" if self.task_id else "replay-free"
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The task's examples are read once more at its end."""
+        """The method reads the task's examples once more at the end of the task."""
         return frozenset({"examples"})
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
@@ -260,7 +261,7 @@ class EPI(Method):
         return -(-task.examples // task.batch_size) // 3
 
     def end_task(self, ctx: Context) -> None:
-        """Find out by what the task's inputs are told."""
+        """Store the statistics by which the task's inputs are identified."""
         adapter: Any = ctx.adapter
         features, answers = [], []
         with adapter.without():

@@ -1,26 +1,28 @@
-"""FOREVER (arXiv 2601.03938): replay when the weights have moved far enough, in days of their own.
+"""FOREVER (arXiv 2601.03938): replays when the weights have moved far enough; distance is its own time.
 
-Over the trained weights Theta_t after optimizer step t of a task, from the second task on:
+Theta_t are the trained weights after optimizer step t of a task. From the second task on:
 
 - Delta_t = ||Theta_t - Theta_{t-1}||_2, tau_t = sum_{s<=t} Delta_s; the first S steps make a day, tau_day =
-  tau_S, and mu_0 = tau_day / S; then mu_t = (1 - lambda) mu_{t-1} + lambda Delta_t and r_t = mu_t / mu_0.
-- a replay event when tau_t >= d_j tau_day, d = 1, 2, 4, 7, 15, 30 days; tau starts anew with each task.
-- in an event, memory steps on L(memory) + beta_t ||Theta - Theta*||^2 with
-  beta_t = beta_base clip(1 + gamma (r_t - 1), low, high), Theta* the model before the task.
+    tau_S, and mu_0 = tau_day / S; after that mu_t = (1 - lambda) mu_{t-1} + lambda Delta_t and r_t = mu_t /
+    mu_0.
+- a replay event happens when tau_t >= d_j tau_day, d = 1, 2, 4, 7, 15, 30 days; tau restarts with each task.
+- an event takes memory steps on L(memory) + beta_t ||Theta - Theta*||^2 with
+  beta_t = beta_base clip(1 + gamma (r_t - 1), low, high), where Theta* is the model before the task.
 
 | symbol | setting |
 | --- | --- |
 | S | `day_steps` |
 | d_j | `schedule` |
 | beta_base | `anchor` |
-| gamma | `gamma` (not published; 1 is ours: the bounds of clip are then those of r_t) |
+| gamma | `gamma` (not published; 1 is our choice: clip's bounds are then the bounds of r_t) |
 | lambda | `smoothing` |
 | low, high | `clip` |
-| memory steps of an event | `event_steps` (not published; ours: one pass over the memory, at most S) |
+| memory steps of an event | `event_steps` (not published; our choice: one pass over the memory, at most S) |
 
-Not published either, and ours: memory steps do not count into tau and mu, as an event could trigger the next;
-they share the optimizer and the rate of the step before them; marks passed in one step are one event; there
-is none after the last mark. A step that moved nothing takes no time.
+The following are not published either, and are our choice: memory steps do not count in tau and mu, because
+an event could otherwise trigger the next one. They share the optimizer and the learning rate of the step
+before them. Marks that are passed in one step are one event. There is no event after the last mark. A step
+that changes no weight takes no time.
 """
 
 from __future__ import annotations
@@ -51,15 +53,15 @@ from kifuse.methods.parameters import Parameters
 _log = logging.getLogger(__name__)
 
 ROUNDING = 1e-9
-"""A mark is reached this much early, in parts of itself, so that a rounded sum is not a step late."""
+"""A mark is reached early by this share of itself, so that a rounded sum is not one step late."""
 
 
 class ModelTime:
-    """Tells from the sizes of updates alone when to replay, and how strong the anchor is.
+    """Decides only from the sizes of updates when to replay, and how strong the anchor is.
 
     Args:
         day_steps: S.
-        schedule: The marks d_j in days, from 1 on, growing.
+        schedule: The marks d_j in days, increasing, from 1 on.
         smoothing: lambda.
     """
 
@@ -72,7 +74,7 @@ class ModelTime:
         self.reached = 0
 
     def step(self, size: float) -> bool:
-        """Take in Delta_t; whether a mark was reached."""
+        """Add Delta_t; returns whether a mark was reached."""
         self.steps += 1
         self.elapsed += size
         if self.steps <= self.day_steps:
@@ -89,30 +91,30 @@ class ModelTime:
 
     @property
     def _first_day(self) -> bool:
-        """Whether the unit of time is not known yet: too few steps, or no movement in them."""
+        """Whether the length of a day is not known yet: too few steps, or no movement in them."""
         return self.steps < self.day_steps or not self.day
 
     @property
     def days(self) -> float:
-        """tau_t in days; within the first one, whose length is not known yet, the share of its steps."""
+        """tau_t in days; during the first day, whose length is not known yet, the share of its steps."""
         if self._first_day:
             return min(self.steps / self.day_steps, 1.0)
         return self.elapsed / self.day
 
     @property
     def ratio(self) -> float:
-        """r_t: the pace of late in that of the first day; 1 until that is over."""
+        """r_t: the recent pace relative to that of the first day; 1 until that day is over."""
         if self._first_day:
             return 1.0
         return self.pace * self.day_steps / self.day
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as JSON."""
+        """Return the whole state, for JSON."""
         names = ("steps", "elapsed", "day", "pace", "reached")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Load what `state_dict` returned."""
         for name, value in state.items():
             setattr(self, name, value)
 
@@ -152,20 +154,20 @@ class Forever(Method):
 
     @property
     def old_data(self) -> OldData:
-        """Memory batches, in steps of their own."""
+        """Memory batches, in separate steps."""
         return "steps"
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
-        """The events that updates of one size would bring, from the second task on."""
+        """The steps of the events that equally large updates would cause, from the second task on."""
         events = sum(mark * self.day_steps <= task.steps for mark in self.schedule)
         return 0 if task.first else events * self._size(memory_batches)
 
     def _size(self, memory_batches: int) -> int:
-        """Memory steps of an event."""
+        """Number of memory steps in an event."""
         return min(memory_batches, self.day_steps) if self.event_steps is None else self.event_steps
 
     def begin_task(self, ctx: Context) -> None:
-        """Set the anchor, and start the time anew; nothing is remembered in the first task."""
+        """Set the anchor and restart the time; the first task needs neither."""
         self._due = False
         first, task = self.schedule[0], ctx.task
         if not task.first and task.steps < first * self.day_steps:
@@ -180,17 +182,17 @@ class Forever(Method):
 
     @torch.no_grad()
     def on_update(self, ctx: Context) -> None:
-        """Take in how far the step went."""
+        """Measure how far the step moved the weights."""
         if self._time is None:
             return
         values = [p.detach() for p in ctx.params.tensors]
         moved = torch._foreach_norm(torch._foreach_sub(values, self._last))
         torch._foreach_copy_(self._last, values)
-        # whether to replay is decided here, by a number that only the device knows
+        # the decision to replay is made here, from a number that must be read from the device
         self._due = self._time.step(float(torch.stack(moved).float().norm()))
 
     def on_step(self, ctx: Context) -> None:
-        """Replay, when it is time."""
+        """Replay if it is time."""
         if self._time is not None and ctx.logging:
             ctx.log(days=self._time.days, pace=self._time.ratio)
         if self._due and self._time is not None and ctx.memory_size:
@@ -228,7 +230,7 @@ class Forever(Method):
         return list(torch._foreach_sub([p.detach() for p in params.tensors], self._anchor))
 
     def end_task(self, ctx: Context) -> None:
-        """Record how many days the task had."""
+        """Record how many days the task took."""
         if self._time is not None:
             if not self._time.reached and self._time.steps >= self.day_steps * self.schedule[0]:
                 _log.warning(

@@ -1,14 +1,14 @@
-"""General data beside the tasks: mixed into what each task is trained on, or kept in place of its examples.
+"""General data besides the tasks: mixed into each task's training, or kept instead of its examples.
 
-Mixing (`memory.generic_share` rho): of what a task is trained on, the share rho is of the general data,
+Mixing (`memory.generic_share` rho): a share rho of what a task is trained on is general data,
 
     D_k' = D_k + G_k,   |G_k| = round(rho / (1 - rho) |D_k|),
 
 with G_k drawn anew for each task. Keeping (`memory.source: generic`): the memory holds rows of the general
-data under the task's name, as many as it would keep of the task. Users report that a share of 1% is enough
-against collapse, and that general data helps the new task as well (arXiv 2603.04964).
+data under the task's name, as many as it would keep of the task. Users report that a share of 1% is enough to
+prevent collapse, and that general data helps the new task as well (arXiv 2603.04964).
 
-What is asked in a train, dev or test example of the task is never drawn; it is counted as a copy.
+A row with the same input as a train, dev or test example of the task is never drawn; it is counted as a copy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SHOWN = Shown(
 
 
 class GeneralData(Method):
-    """Rows of general data, in one use or the other.
+    """Base of the two uses of general data.
 
     Args:
         rows: The general data.
@@ -43,7 +43,7 @@ class GeneralData(Method):
         self.rows, self._of_file = rows, of_file
 
     def _drawn(self, ctx: Texts, count: int, kind: str) -> list[TextExample]:
-        """Draw examples, each of them once before any of them twice, and put the draw on record."""
+        """Draw examples, every one once before any is drawn twice, and record the draw."""
         asked = {normal(text) for text in ctx.inputs}
         able = [row for row in self.rows if normal(row.body) not in asked]
         found = ctx.draw(able, count)
@@ -65,7 +65,7 @@ class MixedIn(GeneralData):
     Args:
         rows: The general data.
         of_file: The file and its SHA-256, for the record.
-        share: Part of what a task is trained on that is general data, below 1.
+        share: Share of general data in what a task is trained on, below 1.
     """
 
     def __init__(self, rows: Sequence[Any], of_file: dict[str, str], share: float) -> None:
@@ -74,7 +74,7 @@ class MixedIn(GeneralData):
 
     @property
     def more_examples(self) -> float:
-        """General examples for each of the task's own: rho / (1 - rho)."""
+        """Number of general examples for each of the task's own: rho / (1 - rho)."""
         return self._share / (1.0 - self._share)
 
     def training_examples(self, ctx: Texts, rows: Sequence[TextExample]) -> list[TextExample]:
@@ -84,8 +84,8 @@ class MixedIn(GeneralData):
 
 
 class KeptInstead(GeneralData):
-    """Has the memory keep general data in place of a task's own examples."""
+    """Makes the memory keep general data instead of a task's own examples."""
 
     def remember(self, ctx: Texts, rows: Sequence[TextExample], count: int) -> list[TextExample]:
-        """Draw from the general data."""
+        """Draw the rows to keep from the general data."""
         return self._drawn(ctx, count, "general data kept")

@@ -1,18 +1,20 @@
-"""Generated replay: the model writes the examples that it will be reminded by (LAMOL, LFPT5, SAPT).
+"""Generated replay: the model itself writes the examples that are replayed later (LAMOL, LFPT5, SAPT).
 
-While a task is learned, some of its examples are lessons in writing as well: a prompt that names the task and
-its instruction, and as the answer the example's own input. When the task ends, the model is given such
-prompts, samples inputs, and answers each of them greedily, as it would answer a test example. What passes the
-filters goes into the memory in place of real examples; later tasks mix it in, as `replay` does.
+While a task is learned, some of its examples are also used as writing lessons: the prompt names the task and
+its instruction, and the answer is the example's own input. When the task ends, the model is given such
+prompts, samples inputs, and answers each of them greedily, as it would answer a test example. The examples
+that pass the filters go into the memory instead of real ones; later tasks mix them in, as `replay` does.
 
     memory of k = { (x, y) : x sampled from p(. | writing prompt of k), y = argmax p(. | x) }
 
-Not kept: empty inputs; inputs that a training, dev or test example of the task has; inputs that were written
-before; answers that are empty or none of the task's labels. With labels each has an equal place in the
-memory; what one of them leaves empty the others fill. What was asked, kept and dropped is on record.
+These are dropped: empty inputs; inputs that a training, dev or test example of the task has; inputs that were
+already written; answers that are empty or not one of the task's labels. If the task has labels, each gets an
+equal number of places in the memory; places that one label leaves empty are filled with examples of the
+others. The record says how many examples were requested, kept and dropped.
 
-Of SAPT this keeps that examples are written once, when their task ends, and the filters; its generator is a
-model of its own. Of LAMOL it keeps that one model learns the task and to write it.
+From SAPT this method takes the filters, and that examples are written once, when their task ends; SAPT's
+generator is a separate model. From LAMOL it takes that one model learns both the task and to write its
+examples.
 """
 
 from __future__ import annotations
@@ -50,27 +52,27 @@ class GeneratedReplay(Method):
 
     @property
     def old_data(self) -> OldData:
-        """What the model wrote is mixed into the current task's batches."""
+        """Examples that the model wrote are mixed into the current task's batches."""
         return "mixed"
 
     @property
     def data_class(self) -> DataClass:
-        """No real example of an earlier task is kept."""
+        """Generated replay: no real example of an earlier task is kept."""
         return "generated replay"
 
     @property
     def more_examples(self) -> float:
-        """The lessons."""
+        """The writing lessons, as a share of the task's examples."""
         return self.lessons
 
     def training_examples(self, ctx: Texts, rows: Sequence[TextExample]) -> list[TextExample]:
-        """Add the lessons in writing."""
+        """Add the writing lessons."""
         able = writable(rows)
         chosen = ctx.draw(able, round(self.lessons * len(able)))
         return [*rows, *(lesson(ctx, row, row.body.strip()) for row in chosen)]
 
     def remember(self, ctx: Texts, rows: Sequence[TextExample], count: int) -> list[TextExample]:
-        """Have the model write examples of the task."""
+        """Let the model write examples of the task."""
         able, chosen = writable(rows), Chosen(ctx, count)
         for _ in range(self.attempts if able else 0):
             if chosen.enough:
@@ -86,11 +88,11 @@ class GeneratedReplay(Method):
 
 
 class Chosen:
-    """Which of the examples that stand for a task are kept.
+    """Decides which of the examples that represent a task are kept.
 
     Args:
-        ctx: The context of texts, of the task.
-        count: How many at most.
+        ctx: The context of the task, for hooks that see texts.
+        count: Most examples to keep.
     """
 
     def __init__(self, ctx: Texts, count: int) -> None:
@@ -103,16 +105,16 @@ class Chosen:
 
     @property
     def enough(self) -> bool:
-        """Whether each label has its place."""
+        """Whether the places of all labels are filled."""
         return len(self._kept) >= self._count
 
     @property
     def found(self) -> list[TextExample]:
-        """Those that are kept."""
+        """The examples that are kept."""
         return [*self._kept, *self._spare][: self._count]
 
     def offer(self, row: TextExample, answer: str) -> None:
-        """Take an example with its answer, or count why not."""
+        """Keep an example with its answer, or count the reason for dropping it."""
         self._counts["asked"] += 1
         key = normal(row.body)
         if fault := _fault(key, answer, self._known, self._seen):
@@ -124,7 +126,7 @@ class Chosen:
         (self._spare if surplus else self._kept).append(self._ctx.example(row, answer=answer))
 
     def counted(self) -> dict[str, Any]:
-        """What was offered, kept and dropped, for the record."""
+        """Return how many examples were offered, kept and dropped, for the record."""
         found, labels, asked = self.found, self._ctx.labels, self._counts["asked"]
         return {
             "wanted": self._count,
@@ -138,12 +140,12 @@ class Chosen:
 
 
 class BroughtSamples(Method):
-    """Keeps of each task samples that the user brings, in place of real examples; see `memory.samples`.
+    """Keeps samples that the user brings instead of a task's real examples; see `memory.samples`.
 
     Args:
-        samples: By the name of a task: inputs and outputs.
+        samples: By the name of a task: pairs of input and output.
         where: The file that they were read from, for the record.
-        sha256: Of the file.
+        sha256: The file's SHA-256.
     """
 
     shown = Shown(
@@ -160,11 +162,11 @@ class BroughtSamples(Method):
 
     @property
     def data_class(self) -> DataClass:
-        """No real example of an earlier task is kept."""
+        """Generated replay: no real example of an earlier task is kept."""
         return "generated replay"
 
     def remember(self, ctx: Texts, rows: Sequence[TextExample], count: int) -> list[TextExample]:
-        """Choose among the task's samples, asked as its own examples are."""
+        """Choose among the task's samples, with the same prompt format as its own examples."""
         chosen, able = Chosen(ctx, count), writable(rows)
         for text, answer in self._samples.get(ctx.task.name, ()) if able else ():
             known = answer if ctx.labels is None or answer in ctx.labels else ""
@@ -174,18 +176,18 @@ class BroughtSamples(Method):
 
 
 def writable(rows: Sequence[Any]) -> list[Any]:
-    """The examples whose input has a text of its own, beside instruction and cue, and is no chat."""
+    """The examples that are no chat and whose input has text besides instruction and cue."""
     return [row for row in rows if row.body.strip() and row.conversation is None]
 
 
 def lesson(ctx: Texts, row: TextExample, text: str) -> TextExample:
-    """The prompt that asks for an input of the task, and the input."""
+    """Make the prompt that asks for an input of the task, with that input as the answer."""
     head = f"Write an input of the task '{ctx.task.name}'.\n{row.head}".strip()
     return ctx.example(row, head=head, body="", tail="\nInput:", answer=text)
 
 
 def normal(text: str) -> str:
-    """A text as it is compared: letter case and white space do not count."""
+    """A text in the form used for comparison: letter case and white space do not count."""
     return " ".join(text.split()).casefold()
 
 

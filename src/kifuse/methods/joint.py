@@ -1,7 +1,7 @@
 """Joint training (MTL): one adapter trained on the union of all tasks at once.
 
-Not continual learning, but the reference that the others are measured against. Each example is visited as
-often as in sequential training. The protocol scores it after all tasks, since there is no earlier moment.
+This is not continual learning, but the reference that other methods are compared with. Each example is seen
+as often as in sequential training. The protocol scores it after all tasks, since there is no earlier moment.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""State that a method declares in its class, and that is saved and resumed without another line of code.
+"""State that a method declares in its class; it is then saved and resumed without further code.
 
     class Anchor(Method):
         strength: float = 1.0
         _start: OfTask[list[Tensor] | None] = None   # saved in the middle of a task, forgotten at its end
-        _seen: Kept[int] = 0                         # outlives tasks
+                _seen: Kept[int] = 0                         # kept from task to task
 
-What may be declared, and where it stands in a `MethodState`; `<name>` is the attribute without underscores in
-front:
+The table lists what may be declared, and where it is stored in a `MethodState`. `<name>` is the attribute's
+name without the underscores in front:
 
 | declared as | tensors | values |
 | --- | --- | --- |
@@ -16,7 +16,7 @@ front:
 | a class with `state_dict` and `load_state_dict`, made in `begin_task` | `<name>.<key>` | `<name>` |
 | anything that JSON can hold | | `<name>` |
 
-What is None is not saved.
+An attribute that is None is not saved.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ from kifuse.methods.parameters import Parameters
 
 T = TypeVar("T")
 Kept = Annotated[T, "kept from task to task"]
-"""Declares an attribute that outlives tasks."""
+"""Declares an attribute that is kept from task to task."""
 OfTask = Annotated[T, "kept within a task"]
-"""Declares an attribute that is saved in the middle of a task; at its end it has its default again."""
+"""Declares an attribute that is saved in the middle of a task, and reset to its default when the task
+ends."""
 Unsaved = Annotated[T, "made anew by begin_task"]
-"""Declares an attribute that is not saved: `begin_task` makes it anew, in the middle of a task too."""
+"""Declares an attribute that is not saved: `begin_task` makes it anew, also in the middle of a task."""
 
 MIDDLE = "of_task"
-"""The value of a state that names what of the middle of a task it holds."""
+"""The key of the value that names the `OfTask` attributes in a state."""
 
 _WRITTEN = re.compile(r"^(?:\w+\.)*(Kept|OfTask|Unsaved)\[")
 
 
 @dataclass
 class MethodState:
-    """What a method must remember: `tensors` (by name) and JSON-serialisable `values`."""
+    """The state that a method must keep: `tensors` (by name) and JSON-serialisable `values`."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
@@ -57,7 +58,7 @@ class Declared:
     """One declared attribute.
 
     Attributes:
-        name: Of the attribute.
+        name: The attribute's name.
         within_task: Whether it is `OfTask`.
         written: Its type as text.
     """
@@ -83,10 +84,10 @@ class Declared:
 
 
 def declare(cls: Any) -> None:
-    """Take the declared attributes out of a new class's annotations, so that they are no settings.
+    """Remove the declared attributes from a new class's annotations, so that they are not settings.
 
     Raises:
-        TypeError: A default is of a kind that all objects of the class would share and change.
+        TypeError: A default is a mutable object, which all objects of the class would share.
     """
     written = cls.__annotations__
     found = {}
@@ -119,18 +120,18 @@ def _lifetime(annotation: Any) -> str | None:
 
 
 def forget(method: Any, *, all_of_it: bool) -> None:
-    """Set declared attributes back to their defaults: all of them, or those of a task."""
+    """Reset declared attributes to their defaults: all of them, or only those declared `OfTask`."""
     for each in _of(method):
         if all_of_it or each.within_task:
             setattr(method, each.name, getattr(type(method), each.name))
 
 
 def collect(method: Any, names: Sequence[str]) -> MethodState:
-    """Everything that a method has declared and that is not None.
+    """Return all declared attributes of a method that are not None.
 
     Args:
         method: The method.
-        names: Of the parameters.
+        names: Names of the parameters.
     """
     state, middle = MethodState(), []
     for each in _of(method):
@@ -163,17 +164,17 @@ def _add(state: MethodState, name: str, entries: Iterable[tuple[str, Any]]) -> N
 
 
 def put_back(method: Any, state: MethodState, params: Parameters, *, begun: bool) -> None:
-    """Set the declared attributes to what a state holds, on the parameters' devices.
+    """Set the declared attributes from a state, on the parameters' devices.
 
     Args:
         method: The method.
-        state: From `collect`, perhaps through files.
+        state: A state from `collect`, possibly written to files and read again.
         params: The parameters.
-        begun: Whether the state is of the middle of a task, whose `begin_task` was called again, so that the
-            objects are there that load their own state.
+        begun: Whether the state is from the middle of a task. Then `begin_task` was called again, so that
+            objects that load their own state exist.
 
     Raises:
-        ValueError: The state is of other parameters, or not of a task's middle.
+        ValueError: The state belongs to other parameters, or is not from the middle of a task.
     """
     device = params.tensors[0].device
     for each in _of(method):
@@ -199,7 +200,7 @@ def _named(value: Any) -> dict[str, Any]:
 
 
 def _absent(method: Any, each: Declared, state: MethodState) -> None:
-    """An attribute that `begin_task` has set and that the state does not hold was None when it was saved."""
+    """Reset an attribute that `begin_task` set but the state lacks: it was None when the state was saved."""
     if MIDDLE not in state.values:
         raise ValueError(
             f"the method's state holds nothing as {each.saved}: it is not of a task's middle, or of an "
@@ -217,10 +218,10 @@ def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def one_for_each(name: str, found: Mapping[str, Tensor], params: Parameters) -> list[Tensor]:
-    """One tensor for each parameter, on its device, out of tensors by the parameters' names.
+    """Find the tensor of each parameter by the parameter's name, and move it to the parameter's device.
 
     Args:
-        name: Of the attribute, for messages.
+        name: The attribute's name, for messages.
         found: The tensors.
         params: The parameters.
 

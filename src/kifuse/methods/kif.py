@@ -1,9 +1,10 @@
 """KIF, KIFLoRA and TaSL (arXiv 2408.05200): identify the knowledge of each task, then fuse.
 
-While a task trains, the importance of every parameter is read from each step's gradient (Eq. 8-12). At its
-end, skill units (Eq. 3-4) get one score each (Eq. 6), and the model before the task and the model after it
-are blended unit by unit, by what mattered to the history and what mattered to the task (Eq. 15, or 16-17).
-Only scores per unit outlive a task: the history's (Eq. 13), and the task's own, which enter no later task.
+While a task trains, each step's gradient updates the importance of every parameter (Eq. 8-12). At the end of
+the task, each skill unit (Eq. 3-4) gets one score (Eq. 6). Then the model before the task and the model after
+it are blended unit by unit, according to the units' importance for the history and for the task (Eq. 15, or
+16-17). Only scores per unit are kept after a task: those of the history (Eq. 13), and the task's own, which
+no later task uses.
 
 | symbol | setting |
 | --- | --- |
@@ -17,21 +18,22 @@ Only scores per unit outlive a task: the history's (Eq. 13), and the task's own,
 
 KIF = matrix units, first order, static fusion (the defaults). KIFLoRA = rank units, second order, adaptive
 fusion, orthogonality 0.1. With `replay_epochs` > 0 they become KIF-M and KIFLoRA-M: after fusion the memory
-is replayed while the units that mattered to the current task alone stay frozen.
+is replayed, while the units that are important only to the current task stay frozen.
 
-The authors' code reads the parameter after the optimizer has moved it (`reading="after"`); the papers' |w g|
-takes both at one point (`reading="before"`, the default).
+The authors' code reads the parameter after the optimizer has changed it (`reading="after"`). The papers' |w
+g| takes both factors at the same point (`reading="before"`, the default).
 
-Beyond the papers: `threshold="share"` calls important the fewest units that carry `importance_share` of all
-normalised importance, and `scope` takes the threshold within each linear or transformer layer.
-`threshold="interpolated"` is the authors' code: a quantile between two scores, so up to one unit
-more is marked.
+Beyond the papers: `threshold="share"` marks as important the fewest units that carry `importance_share` of
+all normalised importance, and `scope` computes the threshold within each linear or transformer layer.
+`threshold="interpolated"` is what the authors' code does: its quantile lies between two scores, so up to one
+more unit is marked.
 
-`fisher="per_example"` is of the same loss as g: the g_j are the examples' shares of the clipped gradient, so
-with one example a step it equals the batch's. The orthogonality term belongs to no example: it is in g alone.
+`fisher="per_example"` uses the same loss as g: the g_j are the examples' shares of the clipped gradient. So
+with one example per step it equals the batch's. The orthogonality term belongs to no example: only g contains
+it.
 
-`fusion="ema"` replaces the model after a task by the running average of the parameters over the task's steps,
-started at the model before the task; that one is in it by its start and is not blended in again.
+`fusion="ema"` replaces the model after a task by the running average of the parameters over the task's steps.
+The average starts at the model before the task and so contains it; it is not blended with that model again.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ from kifuse.methods.shown import (
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class KIF(Method):
-    """Knowledge identification during training, fusion of old and new weights after it."""
+    """Identifies knowledge during training, and fuses old and new weights after it."""
 
     units: Literal["matrix", "rank", "element", "module", "layer"] = "matrix"
     order: Literal["first", "second", "gradient", "magnitude"] = "first"
@@ -108,11 +110,11 @@ class KIF(Method):
     scope: Literal["global", "module", "layer"] = "global"
 
     _history: Kept[Tensor | None] = None
-    """Cumulative importance with the last task in it, `(units,)`."""
+    """Cumulative importance that includes the last task, `(units,)`."""
     _current: Kept[Tensor | None] = None
-    """The last task's own, `(units,)`."""
+    """Importance for the last task alone, `(units,)`."""
     _parameters: Kept[list[str] | None] = None
-    """Names of the parameters that the units were made of."""
+    """Names of the parameters that the units consist of."""
     _previous: OfTask[list[Tensor]]
     _tracker: OfTask[ImportanceTracker]
     _running: OfTask[ParameterAverage | None] = None
@@ -163,12 +165,12 @@ class KIF(Method):
 
     @property
     def old_data(self) -> OldData:
-        """Memory steps for the replay stage of the -M variants, otherwise nothing."""
+        """Memory steps for the replay stage of the -M variants, otherwise none."""
         return "steps" if self.replay_epochs else "none"
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The Fisher information of single examples is made of squares."""
+        """Squared gradients, if the Fisher information of single examples is used."""
         return frozenset({"squares"}) if self.fisher == "per_example" else frozenset()
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
@@ -176,7 +178,7 @@ class KIF(Method):
         return 0 if task.first else self.replay_epochs * memory_batches
 
     def begin_task(self, ctx: Context) -> None:
-        """Remember the model before the task, start identification anew."""
+        """Copy the model before the task, and start a new identification."""
         params = ctx.params
         self._parameters = list(params.names)
         self._units = SkillUnits.build(params.names, params.shapes, self.units)
@@ -195,11 +197,11 @@ class KIF(Method):
 
     @property
     def has_loss(self) -> bool:
-        """The orthogonality term is in the loss where it is clipped with it."""
+        """Whether the orthogonality term is part of the loss, and so is clipped with it."""
         return self.orthogonality > 0 and self.orthogonality_clipped
 
     def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
-        """Add the orthogonality term (Eq. 5), each micro-batch its share of it."""
+        """Add the orthogonality term (Eq. 5); each micro-batch adds its share of it."""
         if not self._pairs:
             return ctx.target_loss
         terms = [orthogonality_penalty(a, b, squared=self.orthogonality_squared) for a, b in self._pairs]
@@ -208,7 +210,7 @@ class KIF(Method):
 
     @property
     def _weight_of_pair(self) -> float:
-        """Weight of one pair's term: the mean over adapted layers (the paper), or over A and B apart."""
+        """Weight of one pair's term: mean over adapted layers (the paper), or over A and B separately."""
         return self.orthogonality / (len(self._pairs) * (2 if self.orthogonality_over == "matrices" else 1))
 
     def on_gradients(self, ctx: Context) -> None:
@@ -224,7 +226,7 @@ class KIF(Method):
             self._identify(ctx)
 
     def on_update(self, ctx: Context) -> None:
-        """Average the new parameters; the authors' timing: the new parameter with the old gradient."""
+        """Average the new parameters; with the authors' timing, use the new parameter and old gradient."""
         if self.reading == "after":
             self._identify(ctx)
         if self._running is not None:
@@ -236,7 +238,7 @@ class KIF(Method):
             ctx.log(orthogonality=self._penalty())
 
     def _penalty(self) -> float:
-        """The orthogonality term as it enters the loss, weight and all."""
+        """The orthogonality term as it enters the loss, including its weight."""
         terms = [
             orthogonality_penalty(a.detach(), b.detach(), squared=self.orthogonality_squared)
             for a, b in self._pairs
@@ -270,14 +272,14 @@ class KIF(Method):
         ctx.measure(history_after=self._per_tensor(self._history, ctx))
 
     def _note(self, ctx: Context) -> None:
-        """Record what identification left out, and the size of the orthogonality term."""
+        """Record the steps that identification skipped, and the size of the orthogonality term."""
         if self._tracker.skipped:
             ctx.event("importance", skipped_steps=self._tracker.skipped)
         if self._pairs:
             ctx.event("orthogonality", weighted_penalty=self._penalty())
 
     def _per_tensor(self, values: Tensor, ctx: Context) -> Tensor:
-        """Unit values as one number per trainable tensor, the mean over its scalars."""
+        """Turn unit values into one number per trainable tensor: the mean over its scalars."""
         return ctx.params.means(self._units.expand(values))
 
     def _fuse(self, history: Tensor, current: Tensor, ctx: Context) -> None:
@@ -302,7 +304,7 @@ class KIF(Method):
     def _weights(
         self, p: Tensor, c: Tensor, before: Tensor | None, now: Tensor | None
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The weight of each unit's previous value, and what to record of it."""
+        """Return the weight of each unit's previous value, and what to record about the weights."""
         if before is not None and now is not None and self.fusion == "static":
             cases = {
                 "kept": before & ~now,
@@ -317,12 +319,12 @@ class KIF(Method):
             low, high = torch.aminmax(weights)
             return weights, {"min_weight_of_previous": float(low), "max_weight_of_previous": float(high)}
         if self._running is not None:
-            # the running average began at the previous model
+            # the running average started at the previous model
             return torch.full_like(p, self.ema_decay**self._running.steps), {"steps": self._running.steps}
         return torch.full_like(p, self.average), {}
 
     def _important(self, values: Tensor) -> Tensor:
-        """Which units matter, by normalised importance: above the threshold of their scope (Eq. 15)."""
+        """Mark important units by normalised importance: above the threshold of their scope (Eq. 15)."""
         if self.threshold == "share":
             return important_units(self._units, values, share=self.importance_share, scope=self.scope)
         fraction = 1.0 - self.quantile
@@ -331,28 +333,28 @@ class KIF(Method):
         return important_units(self._units, values, fraction=fraction, scope=self.scope)
 
     def _replay(self, frozen: list[Tensor], ctx: Context) -> None:
-        """KIF-M: train the fused model on the memory; frozen units come out bit-identical."""
+        """KIF-M: train the fused model on the memory; frozen units stay bit-identical."""
         fixed = ctx.params.clone()
-        self._pairs = []  # this stage trains on the labels alone
+        self._pairs = []  # this stage trains only on the labels
 
         def hold(params: Parameters) -> None:
-            """No gradient enters the moments of a frozen parameter."""
+            """Keep gradients of frozen parameters out of the optimizer's moments."""
             for p, mask in zip(params.tensors, frozen, strict=True):
                 if p.grad is not None:
                     p.grad.masked_fill_(mask, 0.0)
 
-        # at the end of a task a schedule has brought the current rate to almost nothing
+        # at the end of a task, a schedule has lowered the current rate to almost 0
         rate = ctx.base_lr if self.replay_lr is None else self.replay_lr
         for _ in range(self.replay_epochs * ctx.memory_batches):
             ctx.memory_step(lr=rate, optimizer="own", before=hold)
-            # the value itself is put back, so that weight decay cannot move it either
+            # restore the value itself, so that weight decay cannot change it either
             values = [p.detach() for p in ctx.params.tensors]
             ctx.params.assign([torch.where(m, f, v) for m, f, v in zip(frozen, fixed, values, strict=True)])
         held = sum(int(m.expand(f.shape).sum()) for m, f in zip(frozen, fixed, strict=True))
         ctx.event("replay stage", epochs=self.replay_epochs, frozen_share=held / ctx.params.count)
 
     def state(self) -> MethodState:
-        """What is declared, and the level of the units that the scores are of."""
+        """Return the declared state, and the level of the units that the scores belong to."""
         state = super().state()
         if state.values.get("parameters"):
             state.values["units"] = self.units

@@ -1,10 +1,11 @@
 """L2P, learning to prompt (arXiv 2112.08654), for language models: each input picks its prompts from a pool.
 
     q(x) = mean of the frozen input embeddings of x
-    prompts of x: the N of M whose keys k_m have the largest cos(q(x), k_m), put before x, N L vectors
-    L = L_task - lambda mean over target tokens of sum_(m picked for x) cos(q(x), k_m)
+        prompts of x: those N of M prompts whose keys k_m have the largest cos(q(x), k_m), put before x: N L
+        vectors L = L_task - lambda mean over target tokens of sum_(m picked for x) cos(q(x), k_m)
 
-Only the pool trains: M prompts (L, d) and M keys (d). No task id is needed, in training or afterwards.
+Only the pool trains: M prompts (L, d) and M keys (d). No task id is needed, neither in training nor
+afterwards.
 
 | symbol | setting |
 | --- | --- |
@@ -13,10 +14,10 @@ Only the pool trains: M prompts (L, d) and M keys (d). No task id is needed, in 
 | N | `picked` |
 | lambda | `pull` |
 
-Prompts begin as embeddings of random tokens, keys as the means of their prompts with a little noise.
-Published ports to language models differ: in some the mean runs over padding, or the keys never learn. This
-is the paper's rule, but that its term is weighed by target tokens, as everything else in the loss is. In
-training q reads the prompt of an example and never its answer.
+A prompt starts as embeddings of random tokens, its key as the mean of the prompt with a little noise.
+Published ports to language models differ: in some the mean includes padding, or the keys are never trained.
+Here the paper's rule is used, except that its term is weighted by target tokens, like the rest of the loss.
+In training, q reads the prompt of an example and never its answer.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from kifuse.methods.parameters import Parameters
 
 
 class Pool(nn.Module):
-    """Prompts and their keys.
+    """The prompts and their keys.
 
     Args:
         embeddings: The model's input embeddings, `(vocabulary, d)`.
         pool: M.
         length: L.
-        seed: Of the random tokens.
+        seed: Seed of the random tokens.
     """
 
     def __init__(self, embeddings: Tensor, pool: int, length: int, seed: int) -> None:
@@ -55,14 +56,14 @@ class Pool(nn.Module):
         self.keys = nn.Parameter(start.mean(dim=1) + 0.1 * start.std() * noise)
 
     def pick(self, query: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The prompts of the nearest keys.
+        """Return the prompts with the nearest keys.
 
         Args:
             query: q, `(rows, d)`.
             count: N.
 
         Returns:
-            The prompts `(rows, N L, d)`, the most alike first, and the sum of their cosines `(rows,)`.
+            The prompts `(rows, N L, d)`, the most similar first, and the sum of their cosines `(rows,)`.
         """
         alike = functional.cosine_similarity(query[:, None], self.keys[None], dim=-1)
         best, places = alike.topk(count, dim=-1)
@@ -78,11 +79,11 @@ class PromptPool(SoftPrompts):
     """Sum of the cosines of each row of the last input, `(rows,)`."""
 
     def make(self, embeddings: Tensor, seed: int) -> Pool:
-        """The pool."""
+        """Make the pool."""
         return Pool(embeddings, self.method.pool, self.method.length, seed)
 
     def vectors(self, ids: Tensor, embedded: Tensor, asked: Tensor) -> Tensor:
-        """The prompts that each row picks by what is asked."""
+        """Return the prompts from the pool that fit each row's prompt best."""
         query = mean_of(embedded, asked)
         prompts, self.alike = self.model.prompt_pool.pick(query, self.method.picked)
         return prompts
@@ -91,7 +92,7 @@ class PromptPool(SoftPrompts):
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class L2P(Method):
-    """A pool of prompts that inputs choose from."""
+    """A pool of prompts; each input picks some of them."""
 
     pool: Annotated[int, Field(ge=1)] = 10
     length: Annotated[int, Field(ge=1)] = 5
@@ -102,7 +103,7 @@ class L2P(Method):
     plain_first_task = False
 
     def check(self, params: Parameters) -> None:
-        """Refuse to pick more prompts than there are.
+        """Refuse to pick more prompts than the pool has.
 
         Raises:
             ValueError: `picked` is larger than `pool`.
@@ -111,7 +112,7 @@ class L2P(Method):
             raise ValueError(f"method.picked: found {self.picked}, expected at most method.pool, {self.pool}")
 
     def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
-        """Pull the keys that were picked to what picked them."""
+        """Pull the picked keys towards the inputs that picked them."""
         alike: Tensor = ctx.adapter.alike  # type: ignore[attr-defined]
         pulled = alike.repeat_interleave(ctx.target_counts(batch))
         return ctx.target_loss - self.pull * ctx.mean_over_targets(pulled)

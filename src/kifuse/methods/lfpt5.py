@@ -1,14 +1,14 @@
-"""LFPT5 (arXiv 2110.07298): one prompt learns tasks, and to write their examples, and is held to what it was.
+"""LFPT5 (arXiv 2110.07298): one prompt learns all tasks and writes replay samples; distillation preserves it.
 
-    reads [E(x); P],      P alone trains, L vectors for all tasks
+        reads [E(x); P],      only P trains: L vectors for all tasks
     L = (1 - mu) (L_task + lambda_lm L_lm) + mu L_kd
     L_task  mean cross-entropy of y given x, on the task's examples and on pseudo samples of earlier tasks
     L_lm    mean cross-entropy of "x, separator, y" given a prompt that names the task, on the same examples
     L_kd    sum over the target tokens of a step's pseudo samples of KL(p_before || p), p_before the model
             before the task
 
-Before a task the model writes pseudo samples of each earlier one. Kept are those in which the separator
-stands once, with one of the task's labels behind it.
+Before a task, the model writes pseudo samples of each earlier task. A sample is kept if it contains the
+separator exactly once, followed by one of the task's labels.
 
 | symbol | setting |
 | --- | --- |
@@ -16,12 +16,12 @@ stands once, with one of the task's labels behind it.
 | lambda_lm | `lessons` |
 | mu | `distillation` |
 | pseudo samples of each class, or of a task without labels | `per_class`, `per_task` |
-| how often as many are asked for as are wanted | `attempts` |
-| tokens that each written one is drawn from, and what logits are divided by | `top_k`, `temperature` |
+| most times that the wanted number of samples is requested | `attempts` |
+| number of tokens that each next token is drawn from; divisor of the logits | `top_k`, `temperature` |
 
-The examples of a step are a mixture here. So L_task and L_lm are sums divided by how many of their target
-tokens a step has on average: then accumulation changes nothing, and each counts as if it had a batch of its
-own.
+In kifuse a step mixes all kinds of examples. So L_task and L_lm are sums, divided by the average number of
+their target tokens in a step. Then accumulation changes nothing, and each term counts as if it had its own
+batch.
 """
 
 from __future__ import annotations
@@ -53,26 +53,26 @@ WRITTEN = Event(
     ("{kept} of {wanted} pseudo samples of {of}", "{malformed} malformed", "{no_label} without a label"),
 )
 SHOWN = 3
-"""Pseudo samples of a task that the record shows."""
+"""Number of a task's pseudo samples that the record shows."""
 
 
 class PromptBehind(TaskPrompts):
-    """One prompt for all tasks, behind what is asked."""
+    """One prompt for all tasks, placed after the input."""
 
     behind = True
 
     def begin_task(self, index: int, seed: int) -> None:
-        """The same prompt goes on."""
+        """Do nothing: all tasks train the same prompt."""
 
     def vectors(self, ids: Tensor, embedded: Tensor, asked: Tensor) -> Tensor:
-        """P for every row."""
+        """Return P for every row."""
         return self.model.soft_prompts.prompt.expand(len(ids), -1, -1)
 
 
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class LFPT5(Method):
-    """One prompt, pseudo samples of earlier tasks, and distillation on them."""
+    """One prompt, pseudo samples of earlier tasks, and distillation on these samples."""
 
     length: Annotated[int, Field(ge=1)] = 300
     lessons: NotNegative = 0.25
@@ -87,26 +87,26 @@ class LFPT5(Method):
     plain_first_task = False
     reminders = frozenset({PSEUDO})
     shown = Shown(events=(WRITTEN,))
-    _asks: Kept[dict[str, Any] | None] = None  # by earlier task: how it asks, its labels, hashes of inputs
+    _asks: Kept[dict[str, Any] | None] = None  # by earlier task: prompt format, labels, hashes of inputs
     _present: Unsaved[dict[str, Any] | None] = None
 
     @property
     def data_class(self) -> DataClass:
-        """No example of an earlier task is kept."""
+        """Generated replay: no example of an earlier task is kept."""
         return "generated replay"
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The teacher."""
+        """The weights before the task, which are the teacher's."""
         return frozenset({"before task"})
 
     @property
     def more_examples(self) -> float:
-        """A lesson for each example."""
+        """One lesson for each example."""
         return 1.0
 
     def training_examples(self, ctx: Texts, rows: Sequence[TextExample]) -> list[TextExample]:
-        """Add pseudo samples of earlier tasks, and a lesson in writing for each example."""
+        """Add pseudo samples of earlier tasks, and a writing lesson for each example."""
         able = writable(rows)
         self._present = _way(ctx, able[0]) if able else None
         found, lessons = list(rows), [_lesson(ctx, ctx.task.name, row) for row in able]
@@ -117,7 +117,7 @@ class LFPT5(Method):
         return [*found, *lessons] if self.lessons else found
 
     def _written(self, ctx: Texts, name: str, way: dict[str, Any], like: TextExample) -> list[TextExample]:
-        """Have the model write pseudo samples of an earlier task."""
+        """Let the model write pseudo samples of an earlier task."""
         labels, counts = way["labels"], Counter[str]()
         room = Counter(dict.fromkeys(labels, self.per_class) if labels else {"": self.per_task})
         wanted, seen = room.total(), set(way["inputs"])
@@ -159,11 +159,11 @@ class LFPT5(Method):
         return kept
 
     def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
-        """(1 - mu) (L_task + lambda_lm L_lm) + mu L_kd."""
+        """Compute (1 - mu) (L_task + lambda_lm L_lm) + mu L_kd."""
         notes, said = ctx.notes(batch), ctx.targets(batch, outputs)
         counts = ctx.step_targets
         step, lessons = sum(counts.values()), counts.get(LESSON, 0.0)
-        # a mean over all target tokens of the step, made one over those of the examples or of the lessons
+        # turn a mean over all target tokens of the step into one over those of the examples or of the lessons
         weights = {LESSON: self.lessons * step / lessons if lessons else 0.0}
         other = step / (step - lessons) if step > lessons else 1.0
         each = [
@@ -178,12 +178,12 @@ class LFPT5(Method):
                 for note, old, new in zip(notes, before, said, strict=True)
                 if note == PSEUDO
             ]
-            # times the target tokens of a step, on average: a sum over those of the step
+            # times the average number of target tokens in a step: turns the mean into a sum over the step
             total = total + self.distillation * step * ctx.mean_over_targets(torch.cat(apart))
         return total
 
     def end_task(self, ctx: Context) -> None:
-        """Note how the task asks."""
+        """Keep the task's prompt format, labels and input hashes."""
         if self._present is not None:
             self._asks = {**(self._asks or {}), ctx.task.name: self._present}
 
@@ -195,7 +195,7 @@ def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def _way(ctx: Texts, row: TextExample) -> dict[str, Any]:
-    """How a task asks, its labels, and hashes of its inputs; no text of an example."""
+    """The prompt format of a task, its labels, and hashes of its inputs; no text of an example."""
     return {
         "head": row.head,
         "tail": row.tail,
@@ -210,7 +210,7 @@ def _hash(text: str) -> str:
 
 
 def _lesson(ctx: Texts, name: str, row: TextExample, written: str | None = None) -> TextExample:
-    """The prompt that asks for an example of a task, by its name alone, and the example."""
+    """Make the prompt that asks for an example of a task by its name alone, and the example as answer."""
     head = f"Write an example of the task '{name}'."
     answer = f"{row.body.strip()} {SEPARATOR} {row.target}" if written is None else written
     return ctx.example(

@@ -1,18 +1,18 @@
-"""LwF, learning without forgetting (arXiv 1606.09282): the model before the task teaches on its inputs.
+"""LwF, learning without forgetting (arXiv 1606.09282): the model before the task is the teacher.
 
     L = 1/N [ sum CE + lambda T^2 sum KL(p_before || p_now) ]
 
-with N the target tokens of the batch, sums over target positions, and p the softmax of the logits over T. The
-teacher reads the batch without dropout and with the weights that the task began with. The first task has no
-teacher and is plain training.
+where N is the number of target tokens in the batch, the sums run over target positions, and p is the softmax
+of the logits divided by T. The teacher reads the batch without dropout, with the weights that the task
+started with. The first task has no teacher and is plain training.
 
 | symbol | setting |
 | --- | --- |
 | lambda | `strength` |
 | T | `temperature` |
 
-The paper's old tasks have output layers of their own, which it holds to their old answers. A language model
-has one output for all tasks: what is held is what it would have said to the new inputs.
+In the paper, old tasks have their own output layers, which are held to their old answers. A language model
+has one output for all tasks: it is held to the answers that it would have given to the new inputs.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class LwF(Method):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The weights before the task are the teacher's."""
+        """The weights before the task, which are the teacher's."""
         return frozenset({"before task"})
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
-        """The teacher's forward pass, a third of a step's work."""
+        """The teacher's forward pass: a third of a step's work."""
         return 0 if task.first else task.steps // 3
 
     def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
-        """Add the divergence from what the model before the task says to the same batch."""
+        """Add the divergence from the predictions of the model before the task on the same batch."""
         if ctx.task.first:
             return ctx.target_loss
         now = torch.cat([logits for logits, _ in ctx.targets(batch, outputs)])
@@ -60,15 +60,15 @@ class LwF(Method):
 
 
 def distillation(before: Tensor, now: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(before || now) at each position, of both softened by T.
+    """T^2 KL(before || now) at each position, with both distributions softened by T.
 
     Args:
         before: The teacher's logits, `(positions, vocabulary)`.
-        now: The student's; the result is differentiable in them.
+        now: The student's logits; the result is differentiable in them.
         temperature: T.
 
     Returns:
-        `(positions,)`. T^2 keeps its gradient as large as that of the labels, whatever T is.
+        `(positions,)`. The factor T^2 keeps its gradient as large as that of the labels for every T.
     """
     wanted = functional.log_softmax(before / temperature, dim=-1)
     found = functional.log_softmax(now / temperature, dim=-1)

@@ -1,23 +1,23 @@
-"""MIGU, magnitude-based gradient updating: in each step only the most used output units of a layer learn.
+"""MIGU, magnitude-based gradient updating: in each step only a layer's most active output units learn.
 
 For each trained linear layer and each step, n_j is the sum over the step's tokens of |y_j|, the absolute
-output of unit j: of both LoRA matrices, A and B, or of a weight that is trained itself. From the second task
-on, the units below the q-quantile of their layer are held back:
+output of unit j. A trained linear layer is a LoRA matrix, A or B, or a weight that is itself trained. From
+the second task on, the units below the q-quantile of their layer are held back:
 
-    m_j = [n_j >= q-quantile of n],   row j of the weight moves only where m_j = 1.
+        m_j = [n_j >= q-quantile of n],   row j of the weight changes only where m_j = 1.
 
-Exactly ceil((1 - q) n) rows of n move, and more only where several have the threshold's magnitude. Nothing is
-remembered from task to task.
+Exactly ceil((1 - q) n) of n rows change, and more only if several have the threshold's magnitude. Nothing is
+kept from task to task.
 
 | symbol | setting |
 | --- | --- |
 | q | `quantile` (paper: 0.7) |
 | what is masked | `mask` |
 
-The paper masks the gradient. Adam's moments and weight decay move a row without a gradient too; with
-`mask="update"` (the default) the rows that are held back are put back after the step, bit for bit.
-`mask="gradient"` is the paper's rule alone. Padding has no part in n. Only weights of linear layers are
-masked: norms, biases and embeddings learn as ever. Gradients are clipped before they are masked.
+The paper masks the gradient. But Adam's moments and weight decay also change a row that has no gradient. So
+with `mask="update"` (the default) the rows that are held back are restored after the step, bit for bit.
+`mask="gradient"` is the paper's rule alone. Padding does not count in n. Only weights of linear layers are
+masked: norms, biases and embeddings learn as usual. Gradients are clipped before they are masked.
 
 Paper: arXiv 2406.17245.
 """
@@ -40,7 +40,7 @@ from kifuse.methods.kept import Unsaved
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class MIGU(Method):
-    """Only the output units with the largest activations learn, chosen anew in each step."""
+    """Only the output units with the largest activations learn; each step chooses them anew."""
 
     quantile: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.7
     mask: Literal["update", "gradient"] = "update"
@@ -52,16 +52,16 @@ class MIGU(Method):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The masks are made of magnitudes."""
+        """The magnitudes, from which the masks are computed."""
         return frozenset({"magnitudes"})
 
     def begin_task(self, ctx: Context) -> None:
-        """The first task is ordinary training."""
+        """Turn masking on after the first task, which is ordinary training."""
         self._active, self._held = not ctx.task.first and self.quantile > 0.0, ()
 
     @torch.no_grad()
     def on_gradients(self, ctx: Context) -> None:
-        """Choose the step's rows; the others get no gradient, and their values are noted."""
+        """Choose the step's rows; clear the gradients of the others, and copy their values."""
         if not self._active:
             return
         held = held_back(ctx.magnitudes, self.quantile)
@@ -73,7 +73,7 @@ class MIGU(Method):
 
     @torch.no_grad()
     def on_update(self, ctx: Context) -> None:
-        """Put back what momentum or weight decay have moved all the same."""
+        """Restore rows that momentum or weight decay changed although they were held back."""
         for p, mask, before in self._held:
             p.copy_(torch.where(mask, before, p))
         self._held = ()
@@ -83,8 +83,8 @@ def held_back(magnitudes: Sequence[Tensor | None], quantile: float) -> list[Tens
     """Mark the output units below the quantile of their layer.
 
     Args:
-        magnitudes: Of each layer one number for each unit, in any shape; None is passed on.
-        quantile: In [0, 1): ceil((1 - quantile) n) units of n are not marked, and more if they tie.
+        magnitudes: For each layer one number per unit, in any shape; None is passed on.
+        quantile: In [0, 1): ceil((1 - quantile) n) of n units are not marked, and more if there are ties.
 
     Returns:
         Boolean masks in the same shapes.
@@ -95,7 +95,7 @@ def held_back(magnitudes: Sequence[Tensor | None], quantile: float) -> list[Tens
             by_size.setdefault(each.numel(), []).append(place)
     found: list[Tensor | None] = [None] * len(magnitudes)
     for size, places in by_size.items():
-        # less a trifle, as 0.3 * 10 is a little more than 3
+        # subtract a small number, because 0.3 * 10 is computed as slightly more than 3
         kept = max(1, math.ceil((1.0 - quantile) * size - 1e-9))
         together = torch.stack([m.flatten() for place in places if (m := magnitudes[place]) is not None])
         masks = together < together.topk(kept, dim=1).values[:, -1:]

@@ -1,9 +1,10 @@
-"""MoE-LoRA: several LoRA experts in each adapted layer, and a router that weighs them token by token.
+"""MoE-LoRA: several LoRA experts in each adapted layer, and a router that weights them token by token.
 
     y = W x + s sum_e G(x)_e B_e A_e x,        G(x) = softmax(W_g x),        s = alpha/r
 
-All experts and the router train on every task. Nothing is done against forgetting, but tokens of other tasks
-may take other experts. With `top_k` only the largest gates of a token count, made to sum to 1 again.
+All experts and the router train on every task. Nothing is done against forgetting, except that tokens of
+other tasks may use other experts. With `top_k` only a token's largest gates are used, rescaled so that they
+sum to 1.
 
 | symbol | setting |
 | --- | --- |
@@ -12,8 +13,8 @@ may take other experts. With `top_k` only the largest gates of a token count, ma
 | r, alpha, dropout, adapted layers | `model.adapter` |
 
 In the papers' tables there are as many experts as tasks; no code for continual learning was published. The
-contrastive term of the paper that it is named after (arXiv 2402.12851) is left out. The mixture depends on
-the input, so that it cannot be merged into W and is no standard PEFT adapter.
+contrastive term of the paper that gave the method its name (arXiv 2402.12851) is left out. The mixture
+depends on the input, so it cannot be merged into W and is not a standard PEFT adapter.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ class Experts(nn.Module):
     """The experts and the router of one layer.
 
     Args:
-        inputs: Columns of W.
-        outputs: Rows of W.
-        experts: Their number E.
-        rank: r of each.
+        inputs: Number of columns of W.
+        outputs: Number of rows of W.
+        experts: Number of experts, E.
+        rank: r of each expert.
         scale: s.
-        top_k: Experts that a token takes; 0 for all.
-        dropout: Share of the experts' inputs zeroed in training.
+        top_k: Number of experts that a token uses; 0 for all.
+        dropout: Share of the experts' inputs that is set to zero in training.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Experts(nn.Module):
         nn.init.kaiming_uniform_(self.router, a=math.sqrt(5))
 
     def gates(self, x: Tensor) -> Tensor:
-        """G(x): the weight of each expert, `(..., E)` in float32, which sums to 1 over the experts."""
+        """Compute G(x): the weight of each expert, `(..., E)` in float32; the weights sum to 1."""
         gates = functional.linear(x.float(), self.router.float()).softmax(dim=-1)
         if not 0 < self.top_k < gates.shape[-1]:
             return gates
@@ -66,7 +67,7 @@ class Experts(nn.Module):
         return torch.zeros_like(gates).scatter(-1, places, kept / kept.sum(dim=-1, keepdim=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        """S sum_e G(x)_e B_e A_e x, for inputs `(..., in)`."""
+        """Compute s sum_e G(x)_e B_e A_e x, for inputs `(..., in)`."""
         inner = torch.einsum("...i,eri->...er", self.dropout(x), self.a.to(x.dtype))
         weighed = inner * self.gates(x).to(inner.dtype)[..., None]
         return self.scale * torch.einsum("...er,eor->...o", weighed, self.b.to(weighed.dtype))
@@ -102,7 +103,7 @@ def _add_experts(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class MoELoRA(Method):
-    """A mixture of LoRA experts, trained on task after task."""
+    """A mixture of LoRA experts that is trained on one task after another."""
 
     experts: Annotated[int, Field(ge=1)] = 4
     top_k: Annotated[int, Field(ge=0)] = 0

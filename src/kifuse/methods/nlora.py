@@ -1,9 +1,9 @@
-"""N-LoRA (arXiv 2410.10179): a fresh LoRA pair for each task, made sparse so that tasks seldom collide.
+"""N-LoRA (arXiv 2410.10179): a new LoRA pair for each task, made sparse so that tasks rarely collide.
 
     L = L_t + lambda sum_layers ||Delta W_t||_1,        Delta W_t = B_t A_t
 
-in every task, the first one too; the earlier pairs are frozen and active. Delta W is without the scale
-alpha/r.
+This loss is used in every task, including the first; the earlier pairs are frozen and active. Delta W does
+not contain the scale alpha/r.
 
 | symbol | setting |
 | --- | --- |
@@ -11,10 +11,11 @@ alpha/r.
 | Delta W_t | `product`: "BA", the update (the paper), or "AB" (the authors' code) |
 
 The authors' code multiplies the factors in the other order. A_t B_t is (r, r) instead of (out, in), needs
-layers with as many inputs as outputs, and has the eigenvalues of the update that are not 0; that it is small
-makes no entry of the update 0. Published values of lambda belong to it.
+layers with as many inputs as outputs, and has the same nonzero eigenvalues as the update. But a small A_t B_t
+does not make any entry of the update 0. The published values of lambda belong to A_t B_t.
 
-The penalty's gradient is added after the loss's gradient was clipped, once a step, whatever the accumulation.
+The penalty's gradient is added once per step, after the loss's gradient was clipped, whatever the
+accumulation.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from kifuse.methods.parameters import Parameters
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class NLoRA(PairPenalty):
-    """One pair a task, with a sparse update."""
+    """One pair per task, with a sparse update."""
 
     strength: NotNegative = 1e-5
     product: Literal["BA", "AB"] = "BA"
@@ -58,7 +59,7 @@ class NLoRA(PairPenalty):
         return self.strength
 
     def parts(self, params: Parameters) -> Iterator[Tensor]:
-        """||B A||_1 (or ||A B||_1) of each layer."""
+        """Yield ||B A||_1 (or ||A B||_1) of each layer."""
         for _, pair in named_pairs(params):
             a, b = pair.a.detach().float(), pair.b.detach().float()
             yield (b @ a if self.product == "BA" else a @ b).abs().sum()

@@ -1,7 +1,8 @@
-"""OGD, orthogonal gradient descent: no step may change what the model says to earlier tasks' examples.
+"""OGD, orthogonal gradient descent: steps must not change the model's logits for earlier tasks' examples.
 
-After a task, the gradients of the gold logits of some of its examples (the variant GTL of the paper) join a
-set S of orthonormal directions. To first order, a step orthogonal to all of them leaves those logits alone:
+After a task, the gradients of the gold logits of some of its examples (the paper's variant GTL) are added to
+a set S of orthonormal directions. To first order, a step orthogonal to all of them does not change those
+logits:
 
     g~ = g - sum_(v in S) <g, v> v.
 
@@ -9,20 +10,21 @@ For a generated target the logit is the sum of its gold tokens' logits over all 
 
 | symbol | setting |
 | --- | --- |
-| examples of a task that join S | `per_task` |
+| examples of a task that are added to S | `per_task` |
 | most vectors in S | `basis`; 0 protects nothing |
 | what is projected | `project` |
 
-The paper has one vector for each example kept, without an end. Here S holds at most `basis` of them; beyond
-that it is the best subspace of that size for all the directions so far (`kifuse.knowledge.basis`), which
-serves early and late tasks alike.
+The paper keeps one vector for each example, without a limit. Here S holds at most `basis` vectors. When it is
+full, it is the best subspace of that size for all directions so far (`kifuse.knowledge.basis`), which serves
+early and late tasks equally.
 
-The paper projects gradients and steps by SGD. Adam scales each coordinate and adds weight decay, which leads
-out of the allowed subspace again; with `project="update"` (the default) the gradient and then the step that
-the optimizer has really taken are projected, theta <- theta_0 + P (theta - theta_0) with theta_0 the start of
-the task. `project="gradient"` is the paper's rule alone.
+The paper projects gradients and takes steps with SGD. Adam scales each coordinate and adds weight decay, so
+its step leaves the allowed subspace. With `project="update"` (the default) the gradient is projected, and
+then the step that the optimizer actually took, theta <- theta_0 + P (theta - theta_0), where theta_0 is the
+start of the task. `project="gradient"` is the paper's rule alone.
 
-Paper: arXiv 1910.07104. Its values are for small image models; `per_task` and `basis` are kifuse's own.
+Paper: arXiv 1910.07104. Its values are for small image models; those of `per_task` and `basis` are kifuse's
+own.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class OGD(Method):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The directions are gradients of single examples."""
+        """The task's examples, from whose gradients the directions are computed."""
         return frozenset({"examples"}) if self.basis else frozenset()
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
@@ -71,7 +73,7 @@ class OGD(Method):
         return -(-min(self.per_task, task.examples) // task.batch_size) if self.basis else 0
 
     def begin_task(self, ctx: Context) -> None:
-        """Take up the basis, and remember the parameters before the task."""
+        """Load the basis, and copy the parameters before the task."""
         self._directions = CappedBasis(ctx.params.count, self.basis, ctx.params.tensors[0].device)
         if self._basis:
             self._directions.load_state_dict(self._basis)
@@ -88,7 +90,7 @@ class OGD(Method):
 
     @torch.no_grad()
     def on_update(self, ctx: Context) -> None:
-        """Project what the optimizer has made of it: theta <- theta_0 + P (theta - theta_0)."""
+        """Project the optimizer's step: theta <- theta_0 + P (theta - theta_0)."""
         if self._start is None:
             return
         values = [p.detach() for p in ctx.params.tensors]
@@ -97,7 +99,7 @@ class OGD(Method):
             value.copy_(start + piece)
 
     def _projected(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each tensor with its piece of the projection of all of them."""
+        """Project all tensors together; yield each tensor with its part of the projection."""
         flat = torch.cat([t.float().flatten() for t in tensors])
         pieces = self._directions.project_(flat).split([t.numel() for t in tensors])
         for tensor, piece in zip(tensors, pieces, strict=True):

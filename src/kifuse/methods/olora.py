@@ -1,4 +1,4 @@
-"""O-LoRA (arXiv 2310.14152): a fresh LoRA pair for each task, whose A is kept orthogonal to the earlier ones.
+"""O-LoRA (arXiv 2310.14152): a new LoRA pair for each task, whose A is kept orthogonal to earlier ones.
 
     L = L_t + lambda1 sum_layers sum_{i<t} |A_i A_t^T| + lambda2 sum_layers (||A_t||_F + ||B_t||_F)
 
@@ -11,7 +11,8 @@ penalties act from the second task on; the earlier pairs are frozen and active.
 | lambda2 | `norm` |
 | the sum over entries | `penalty` |
 
-The penalty's gradient is added after the loss's gradient was clipped, once a step, whatever the accumulation.
+The penalty's gradient is added once per step, after the loss's gradient was clipped, whatever the
+accumulation.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from kifuse.methods.parameters import Parameters
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class OLoRA(PairPenalty):
-    """One pair a task, orthogonal to the earlier ones by a penalty."""
+    """One pair per task; a penalty keeps it orthogonal to the earlier pairs."""
 
     orthogonality: NotNegative = 0.5
     penalty: Literal["squares", "absolute"] = "squares"
@@ -45,12 +46,12 @@ class OLoRA(PairPenalty):
         return self.orthogonality
 
     def parts(self, params: Parameters) -> Iterator[Tensor]:
-        """sum_{i<t} |A_i A_t^T| of each layer."""
+        """Yield sum_{i<t} |A_i A_t^T| of each layer."""
         for _, _, overlap in self._overlaps(params):
             yield overlap.square().sum() if self.penalty == "squares" else overlap.abs().sum()
 
     def _overlaps(self, params: Parameters) -> Iterator[tuple[Pair, Tensor, Tensor]]:
-        """Each layer's pair, its stored A (t r, in), and m = A_past A_t^T (t r, r)."""
+        """Yield each layer's pair, its stored A (t r, in), and m = A_past A_t^T (t r, r)."""
         for _, pair in named_pairs(params):
             if pair.past_a is not None:
                 past_a = pair.past_a.float()
@@ -66,7 +67,7 @@ class OLoRA(PairPenalty):
             slope = 2.0 * overlap if self.penalty == "squares" else overlap.sign()
             add_gradient(pair.a, slope.mT @ past_a, self.orthogonality)
             for p in (pair.a, pair.b) if self.norm else ():
-                # d ||P||_F / d P = P / ||P||_F; 0 where P is 0, as B is at first
+                # d ||P||_F / d P = P / ||P||_F; 0 where P is 0, as B is at the start
                 length = p.norm()
                 add_gradient(p, torch.where(length > 0, p / length, 0.0), self.norm)
 
@@ -78,7 +79,7 @@ class OLoRA(PairPenalty):
             ctx.log(norm_penalty=size, weighted_norm_penalty=self.norm * size)
 
     def end_task(self, ctx: Context) -> None:
-        """Put both penalties on record; of the second its size at the end."""
+        """Record both penalties; for the second only its size at the end."""
         super().end_task(ctx)
         size = self._norms(ctx.params)
         if size is not None:
@@ -86,7 +87,7 @@ class OLoRA(PairPenalty):
 
     @torch.no_grad()
     def _norms(self, params: Parameters) -> float | None:
-        """sum_layers (||A_t||_F + ||B_t||_F); None where it is no part of the objective."""
+        """Compute sum_layers (||A_t||_F + ||B_t||_F); None if it is not part of the objective."""
         pairs = [pair for _, pair in named_pairs(params) if pair.past_a is not None]
         if not self.norm or not pairs:
             return None

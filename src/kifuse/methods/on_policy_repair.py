@@ -1,15 +1,16 @@
-r"""On-policy repair: after a task the model is drawn back to what it would have said before it.
+r"""On-policy repair: after a task, the model is pulled back to the predictions of the model before the task.
 
-The task is learned as usual. Then, on questions x that are not the task's, the model answers in its own
-words, y ~ q_theta(. | x), and is drawn to the model before the task, p, over the tokens of its answers:
+The task is learned as usual. After that, the model answers prompts x that do not come from the task in its
+own words, y ~ q_theta(. | x). It is pulled towards the model before the task, p, over the tokens of its
+answers:
 
     L = sum_r n_r / N 1/|y_r| sum_t D( q_theta(. | x_r, y_<t) , p(. | x_r, y_<t) ),      `steps` times
 
-with n_r the labels of the memory's example r, and N those of the batch. Answers of its own keep it where it
-really is: on text that it would never write there is little to repair. The questions are those that the
-memory holds, without their labels: general ones (`memory.source: generic`), such that the model wrote
-(`generated`), or those of earlier tasks (`real`). In a run the first task has none yet and is ordinary
-training.
+where n_r is the number of label tokens of the memory's example r, and N that of the batch. The model's own
+answers show where it really is: text that it would never write has little to repair. The prompts are those in
+the memory, without their labels: general ones (`memory.source: generic`), prompts that the model wrote
+(`generated`), or those of earlier tasks (`real`). In a run, the memory is empty during the first task, so the
+first task is ordinary training.
 
 | symbol | setting |
 | --- | --- |
@@ -37,7 +38,7 @@ _REPAIRED = Event(
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class OnPolicyRepair(Method):
-    """After each task, distillation from the model before it on answers of the present one."""
+    """After each task, distillation from the model before it, on answers that the present model samples."""
 
     steps: Annotated[int, Field(ge=1)] = 50
     learning_rate: Positive | None = None
@@ -55,20 +56,20 @@ class OnPolicyRepair(Method):
 
     @property
     def old_data(self) -> OldData:
-        """The memory's questions are answered in steps of their own."""
+        """The memory's prompts are answered in separate steps."""
         return "steps"
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Answers are sampled, and the weights before the task are the teacher's."""
+        """Sampled answers, and the weights before the task, which are the teacher's."""
         return frozenset({"answers", "before task"})
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
-        """Each step of repair is three passes: the memory step's, the student's, and the teacher's third."""
+        """Each repair step takes the memory step's pass, the student's, and a third for the teacher."""
         return 2 * self.steps + self.steps // 3 if memory_batches else 0
 
     def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
-        """The plain loss; in repair the divergence from the model before the task."""
+        """Return the plain loss, or during repair the divergence from the model before the task."""
         counts = ctx.target_counts(batch).tolist() if self._repairing else []
         if not any(counts):
             return ctx.target_loss
@@ -83,7 +84,7 @@ class OnPolicyRepair(Method):
         return ctx.mean_over_targets(terms)
 
     def end_task(self, ctx: Context) -> None:
-        """Repair."""
+        """Run the repair steps."""
         if not ctx.memory_size:
             return
         self._repairing, self._divergences = True, []

@@ -1,27 +1,28 @@
-"""OSF, orthogonal subspace fine-tuning: only the smaller singular directions of the model's matrices learn.
+"""OSF, orthogonal subspace fine-tuning: only the smaller singular directions of the weights learn.
 
     W = U_h S_h V_h + U_l S_l V_l
 
-At the start of each task every adapted matrix, with all that was learned so far, is decomposed anew. Its k
-largest singular directions (h) are frozen as what earlier tasks and pretraining rest on; the factors of the
-others (l) are trained, and may not move into the frozen directions:
+At the start of each task every adapted matrix, which contains all that was learned so far, is decomposed
+anew. Its k largest singular directions (h) are frozen, because earlier tasks and pretraining depend on them.
+The factors of the other directions (l) are trained, and must not move into the frozen directions:
 
     grad U_l <- grad U_l - U_h U_h^T grad U_l,        grad V_l <- grad V_l - grad V_l V_h^T V_h.
 
-At its end they are merged into W. The adapter of kind `osf` does both (`kifuse.adapters.osf`).
+At the end of the task they are merged into W. The adapter of kind `osf` does the decomposition and the merge
+(`kifuse.adapters.osf`).
 
 | symbol | setting |
 | --- | --- |
-| k / min(out, in) of the first task | `model.adapter.preserve` |
-| how much it grows with each task, up to 1 | `growth` |
+| k / min(out, in) in the first task | `model.adapter.preserve` |
+| growth of this share with each task, up to 1 | `growth` |
 | what is projected | `project` |
 
-Projected gradients are enough for steps of SGD. AdamW scales each coordinate on its own, which leads out of
-the allowed subspace; with `project="update"` (the default) the factors are projected once more after each of
-its steps, so that U_h^T U_l = 0 and V_l V_h^T = 0. `project="gradient"` is the paper's rule alone.
+Projected gradients are enough for SGD. AdamW scales each coordinate separately, so its step leaves the
+allowed subspace. With `project="update"` (the default) the factors are projected once more after each step,
+so that U_h^T U_l = 0 and V_l V_h^T = 0. `project="gradient"` is the paper's rule alone.
 
-The paper's rule for k looks at the likeness of a layer's inputs and outputs, which only square matrices have;
-its released code has a fixed schedule instead. `growth` is of that form.
+The paper computes k from the similarity of a layer's inputs and outputs, which only square matrices have. Its
+released code has a fixed schedule instead; `growth` has that form.
 
 Paper: arXiv 2504.07097.
 """
@@ -47,7 +48,7 @@ FACTORS = ("U_low", "S_low", "V_low")
 
 
 class _Layer(NamedTuple):
-    """The trained factors U_l (out, r) and V_l (r, in) of a matrix, and what says where they may move."""
+    """The trained factors U_l (out, r) and V_l (r, in) of a matrix, and the tensors that limit them."""
 
     u: Tensor
     v: Tensor
@@ -58,7 +59,7 @@ class _Layer(NamedTuple):
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class OSF(Method):
-    """Small singular directions learn, large ones are frozen, and each task finds them anew."""
+    """Small singular directions learn, large ones are frozen; each task computes them anew."""
 
     growth: Fraction = 0.0
     project: Literal["update", "gradient"] = "update"
@@ -67,10 +68,10 @@ class OSF(Method):
     plain_first_task = False
 
     def check(self, params: Parameters) -> None:
-        """Refuse anything but the factors of kind `osf`.
+        """Refuse any trained parameter that is not a factor of the kind `osf`.
 
         Raises:
-            ValueError: Something else is trained.
+            ValueError: Another parameter is trained.
         """
         for name in params.names:
             if name.rpartition(".")[2] not in FACTORS:
@@ -80,7 +81,7 @@ class OSF(Method):
                 )
 
     def begin_task(self, ctx: Context) -> None:
-        """Refuse anything but the factors of kind `osf`.
+        """Refuse any trained parameter that is not a factor of the kind `osf`.
 
         Raises:
             ValueError: See `check`.
@@ -89,7 +90,7 @@ class OSF(Method):
 
     @torch.no_grad()
     def on_update(self, ctx: Context) -> None:
-        """Project what the optimizer has made of the factors."""
+        """Project the factors after the optimizer's step."""
         if self.project == "update":
             for layer in _layers(ctx.params):
                 # the columns of V_l^T are its rows
@@ -98,7 +99,7 @@ class OSF(Method):
 
     @torch.no_grad()
     def end_task(self, ctx: Context) -> None:
-        """Put on record how many directions were frozen, and how much of the factors lies in them."""
+        """Record the number of frozen directions, and how much of the factors lies in them."""
         trained = [layer.u.shape[1] for layer in _layers(ctx.params)]
         directions = [min(len(layer.u), layer.v.shape[1]) for layer in _layers(ctx.params)]
         outside = [
@@ -126,7 +127,7 @@ def _layers(params: Parameters) -> Iterator[_Layer]:
 
 
 def _u_starts(layer: _Layer) -> bool:
-    """Whether U_l0 is what is kept of U: there are no more outputs than inputs, and U is square."""
+    """Whether U_l0 is kept instead of U_h: there are at most as many outputs as inputs, and U is square."""
     return len(layer.u) <= layer.v.shape[1]
 
 
@@ -135,12 +136,12 @@ def _v_starts(layer: _Layer) -> bool:
 
 
 def _project(factor: Tensor, kept: Tensor, *, starts: bool) -> None:
-    """Take what lies in the frozen directions out of a factor's columns, in place.
+    """Remove the part of a factor's columns that lies in the frozen directions, in place.
 
     Args:
         factor: F, `(rows, r)`.
-        kept: U_h, `(rows, k)`, or with `starts` U_l0, `(rows, r)`, which has no part in U_h.
-        starts: Whether it is U_l0.
+        kept: U_h, `(rows, k)`, or with `starts` U_l0, `(rows, r)`, which is orthogonal to U_h.
+        starts: Whether `kept` is U_l0.
     """
     if starts:
         # (U_h U_l0) is square and orthogonal, so that 1 - U_h U_h^T = U_l0 U_l0^T
@@ -150,7 +151,7 @@ def _project(factor: Tensor, kept: Tensor, *, starts: bool) -> None:
 
 
 def _outside(factor: Tensor, kept: Tensor, *, starts: bool) -> Tensor:
-    """||U_h U_h^T F|| / ||F||, the share of a factor's norm in the frozen directions."""
+    """Compute ||U_h U_h^T F|| / ||F||, the share of a factor's norm in the frozen directions."""
     inside = factor.detach().clone()
     _project(inside, kept, starts=starts)
     return (factor - inside).norm() / factor.norm()

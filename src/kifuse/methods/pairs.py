@@ -1,4 +1,4 @@
-"""What methods that keep one LoRA pair a task share: the pairs of the layers, a penalty on the new ones."""
+"""Shared by methods that keep one LoRA pair per task: the layers' pairs, and a penalty on the new ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kifuse.methods.parameters import Parameters
 
 @dataclass(frozen=True)
 class Pair:
-    """The two factors of a layer, and what is stored of the t tasks before.
+    """The two factors of a layer, and the stored factors of the t earlier tasks.
 
     Attributes:
         a: (r, in), trained.
@@ -32,7 +32,7 @@ class Pair:
 
 
 def named_pairs(params: Parameters) -> Iterator[tuple[str, Pair]]:
-    """The LoRA pairs among the parameters with the name of their A, layer by layer."""
+    """Yield the LoRA pairs among the parameters with the name of their A, layer by layer."""
     by_name = dict(zip(params.names, params.tensors, strict=True))
     for name, a in by_name.items():
         other = name.replace("lora_A", "lora_B")
@@ -41,46 +41,46 @@ def named_pairs(params: Parameters) -> Iterator[tuple[str, Pair]]:
 
 
 def add_gradient(p: nn.Parameter, gradient: Tensor, weight: float) -> None:
-    """Add a penalty's gradient to the loss's, where there is one."""
+    """Add a penalty's gradient to the loss's gradient, if there is one."""
     if p.grad is not None:
         p.grad.add_(gradient.to(p.grad.dtype), alpha=weight)
 
 
 class PairPenalty(Method):
-    """Base of the methods that train a fresh pair a task under a penalty, and keep the others frozen.
+    """Base of methods that train a new pair per task under a penalty, and keep the other pairs frozen.
 
-    The gradient of the penalty is added after that of the loss was clipped. Its size is noted at the start of
-    the task and beside each log line of the loss, and put on record.
+    The penalty's gradient is added after the loss's gradient was clipped. The size of the penalty is noted at
+    the start of the task and with each log line of the loss, and is recorded.
     """
 
     adapter = "stack"
 
     _penalty: OfTask[tuple[list[int], list[float]] | None] = None
-    """Steps, and the size of the penalty after each of them, before it is weighted; step 0 is the start."""
+    """Steps, and the size of the penalty after each of them, without its weight; step 0 is the start."""
 
     @property
     @abstractmethod
     def weight(self) -> float:
-        """What the penalty is multiplied by in the objective."""
+        """The factor of the penalty in the objective."""
 
     @abstractmethod
     def parts(self, params: Parameters) -> Iterator[Tensor]:
-        """The penalty of each layer, before it is weighted; nothing in a task without a penalty."""
+        """Yield the penalty of each layer, without its weight; nothing in a task without a penalty."""
 
     def begin_task(self, ctx: Context) -> None:
-        """Note the penalty of the fresh pairs."""
+        """Note the penalty of the new pairs."""
         self._penalty = ([], [])
         self._note(0, ctx.params)
 
     def on_step(self, ctx: Context) -> None:
-        """Note the penalty where the loss is logged, and log it beside the loss."""
+        """Note the penalty where the loss is logged, and log it too."""
         if ctx.logging:
             size = self._note(ctx.step, ctx.params)
             if size is not None:
                 ctx.log(penalty=size, weighted_penalty=self.weight * size)
 
     def end_task(self, ctx: Context) -> None:
-        """Put on record what was noted."""
+        """Record the noted penalties."""
         steps, values = self._penalty or ([], [])
         if steps:
             weighted = [self.weight * value for value in values]

@@ -1,4 +1,4 @@
-"""The trainable parameters of a model, as a method sees them."""
+"""The trainable parameters of a model, in the form that methods get them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ class Parameters:
     ) -> None:
         pairs = [(name, p) for name, p in named if p.requires_grad]
         self.frozen: dict[str, Tensor] = dict(frozen or {})
-        """What the adapter keeps of earlier tasks and does not train, by the name of the parameter that it
-        stands beside; empty for most. See `Stack.frozen` and `Osf.frozen` in `kifuse.adapters`."""
+        """Tensors that the adapter keeps from earlier tasks and does not train, by the name of the parameter
+        that each belongs to; empty for most adapters. See `Stack.frozen` and `Osf.frozen` in
+        `kifuse.adapters`."""
         self.names: tuple[str, ...] = tuple(name for name, _ in pairs)
         self.tensors: list[nn.Parameter] = [p for _, p in pairs]
 
     @property
     def pairs(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """`(name, parameter)` of each."""
+        """`(name, parameter)` of each parameter."""
         return zip(self.names, self.tensors, strict=True)
 
     @property
@@ -43,7 +44,7 @@ class Parameters:
 
     @property
     def grads(self) -> list[Tensor | None]:
-        """The gradient of each parameter (None where it has none), shapes as the parameters'."""
+        """The gradient of each parameter, with the parameter's shape; None if it has none."""
         return [p.grad for p in self.tensors]
 
     def clone(self) -> list[Tensor]:
@@ -66,9 +67,9 @@ class Parameters:
 
     @torch.no_grad()
     def moved_from(self, previous: Sequence[Tensor]) -> Tensor:
-        """How far each parameter is from earlier values, as the mean over its scalars.
+        """The distance of each parameter from earlier values, as the mean over its scalars.
 
-        Made for `Context.measure`.
+        For `Context.measure`.
 
         Args:
             previous: One tensor per parameter, of its shape; each is compared on its own device.

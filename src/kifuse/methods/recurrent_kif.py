@@ -1,11 +1,11 @@
-"""Recurrent-KIF (arXiv 2502.17510, Algorithm 1): inner loop, memory loop, masked fusion, many times a task.
+"""Recurrent-KIF (arXiv 2502.17510, Algorithm 1): inner loop, memory loop and masked fusion in each round.
 
-A round, from the second task on:
+Each task has many rounds. A round does the following, from the second task on:
 
-1. inner loop, from theta_b: Q steps on the current task; I_in <- a1 I_in + (1 - a1) |w g| (Eq. 3-4), started
-   anew each round; tau_in = theta_Q - theta_b (Eq. 2).
-2. outer loop, from theta_Q: M steps on the memory; I_out <- a2 |w g| + (1 - a2) I_out (Eq. 6-7: here a2
-   weighs the new value), which lives through the task; tau_out = theta_M - theta_Q (Eq. 5).
+1. inner loop, from theta_b: Q steps on the current task; I_in <- a1 I_in + (1 - a1) |w g| (Eq. 3-4), reset in
+  each round; tau_in = theta_Q - theta_b (Eq. 2). 2. outer loop, from theta_Q: M steps on the memory; I_out <-
+  a2 |w g| + (1 - a2) I_out (Eq. 6-7: here a2 is the weight of the new value), kept for the whole task;
+  tau_out = theta_M - theta_Q (Eq. 5).
 3. fusion: m_in, m_out mark the most important 20% of all parameters; theta_{b+1} = theta_b + m_in tau_in +
    m_out tau_out (Eq. 8-9).
 
@@ -13,49 +13,50 @@ A round, from the second task on:
 | --- | --- |
 | Q, M | `inner_steps`, `outer_steps` |
 | a1, a2 | `alpha_inner`, `alpha_outer` |
-| beta_out | `outer_lr` (None: the rate of the inner step just taken; `next`: that of the next one) |
+| beta_out | `outer_lr` (None: the rate of the inner step just taken; `next`: the rate of the next step) |
 | 1 - 20% | `quantile` |
 
-The paper's ablations (its names in brackets) are settings too. Where the
-paper names a variant without a formula, this is our reading.
+The paper's ablations (its names are in brackets) are settings too. Where the paper names a variant without a
+formula, the formula here is our reading.
 
 - `outer_importance="static"` (-DIE): I_out is measured in the memory steps of the task's first round, near
-  the weights the task began with and at no cost of its own; then it stays for the task.
-- `masks="none"` (-KI): no identification; theta_b + tau_in + tau_out, which is theta_M bit for bit.
+  the weights that the task started with and without extra cost; then it stays fixed for the task.
+- `masks="none"` (-KI): no identification; the result is theta_b + tau_in + tau_out, which equals theta_M bit
+  for bit.
 - `masks="global"` (+GM): one weight each for all parameters, from the round's total importances s_in and
   s_out: theta_b + (s_in tau_in + s_out tau_out) / (s_in + s_out).
 - `masks="soft"` (+Adaptive): m_in = sigmoid((Norm(I_in) - Norm(I_out)) / `tau`) and m_out = 1 - m_in for each
-  scalar, Norm being min-max over the model: the published formula, which is KIF's Eq. 16-17 with a scalar as
-  the unit.
+    scalar, where Norm is min-max over the model. This is the published formula: KIF's Eq. 16-17 with single
+    scalars as units.
 - `share=False` (-Share): m_in := 0 where both masks are 1.
 - `importance`: |g| (`gradient`), |w g - (w g)^2 / 2| (`second`) or |w| (`magnitude`) instead of |w g|.
-- `smoothing=False`: the importance of the last step alone.
+- `smoothing=False`: only the importance of the last step.
 - `rounds="one"` (as in TaSL): one inner loop over the whole task, then as many memory steps as `many` rounds
   take, at the same rates, then one fusion.
 
-Beyond the paper: `threshold="share"` masks the fewest parameters that carry `importance_share` of the total
-importance instead of a fixed fraction; `threshold="interpolated"` is a quantile between two scores, as in the
-authors' code, and marks up to one parameter more; `scope` applies the threshold within each linear layer
+Beyond the paper: `threshold="share"` marks the fewest parameters that carry `importance_share` of the total
+importance, instead of a fixed fraction. `threshold="interpolated"` uses a quantile between two scores, as the
+authors' code does, and marks up to one more parameter. `scope` applies the threshold within each linear layer
 (`module`) or transformer layer (`layer`).
 
-Deviations of the published code from the paper, each a setting:
+The published code differs from the paper in these points, each of which is a setting:
 
-- `fusion="published"`: 0.4/0.6 where both masks are 1, 0.5/0.5 where neither is, so nothing is dropped;
+- `fusion="published"`: 0.4/0.6 where both masks are 1, 0.5/0.5 where neither is 1, so nothing is dropped;
 - `score="uncertainty"`: Ibar * Ubar; 0.85 for all averages is `alpha_inner=0.85, alpha_outer=0.15`;
 - `threshold="interpolated"` and `outer_steps=4`;
-- `reading="after"`: |w g| of the parameter that the optimizer has already moved and the gradient from before;
-- `outer_lr="next"`: the schedule has moved on when memory steps are taken. In fp16 the code steps a second
-  optimizer whose schedule stays at a warm-up's 0: `outer_optimizer="own", outer_lr=0.0`, by which memory
-  steps only measure importance;
-- `outer_loss_weight=0.25`: the loss of a memory step is divided by the accumulation of 4, though each is a
-  step of its own;
-- `last_round="left"`: at the end of a task fewer than Q steps are not fused (read in the same authors' code
-  of AIMMerging, which has this loop).
+- `reading="after"`: |w g| with the parameter after the optimizer's change and the gradient from before it;
+- `outer_lr="next"`: the schedule has already advanced when memory steps are taken. In fp16 the code uses a
+  second optimizer whose schedule stays at the 0 of a warm-up: `outer_optimizer="own", outer_lr=0.0`, so that
+  memory steps only measure importance;
+- `outer_loss_weight=0.25`: the loss of a memory step is divided by the accumulation factor 4, although each
+  is a separate step;
+- `last_round="left"`: a last round of fewer than Q steps is not fused (seen in the same authors' code of
+  AIMMerging, which has this loop).
 
-On purpose: the parameters jump at a fusion, and `moments` says whether the optimizer's moments are kept or
-reset there; `outer_optimizer` says whether memory steps share them. By default the last round of a task may
-be shorter than Q steps, so that no step stays unfused, and a memory step is not taken at the next step's
-rate, which a schedule may have brought to 0.
+These choices are deliberate: the parameters jump at a fusion, and `moments` says whether the optimizer's
+moments are kept or reset there. `outer_optimizer` says whether memory steps share the moments. By default the
+last round of a task may be shorter than Q steps, so that every step is fused. By default a memory step does
+not use the rate of the next step, which a schedule may have lowered to 0.
 """
 
 from __future__ import annotations
@@ -87,13 +88,13 @@ from kifuse.methods.rounds import Mask, Rounds, above, part_of
 from kifuse.methods.shown import MOVED, Event, Series, Shown
 
 BOTH_AND_NEITHER = {"paper": ((1.0, 1.0), (0.0, 0.0)), "published": ((0.4, 0.6), (0.5, 0.5))}
-"""Weights of (tau_in, tau_out) where both masks are 1, and where neither is."""
+"""Weights of (tau_in, tau_out) where both masks are 1, and where neither is 1."""
 
 
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class RecurrentKIF(Method):
-    """Inner loop on the task, outer loop on the memory, masked fusion; again and again."""
+    """Repeated rounds: inner loop on the task, outer loop on the memory, masked fusion."""
 
     inner_steps: Annotated[int, Field(ge=1)] = 8
     outer_steps: Annotated[int, Field(ge=0)] = 1
@@ -120,7 +121,7 @@ class RecurrentKIF(Method):
     scope: Literal["global", "module", "layer"] = "global"
 
     _gathered: OfTask[Any] = None
-    """A `Rounds`; None in the first task, where there is nothing to fuse with."""
+    """A `Rounds` object; None in the first task, which has nothing to fuse with."""
 
     shown = Shown(
         series=(
@@ -201,23 +202,23 @@ class RecurrentKIF(Method):
 
     @property
     def old_data(self) -> OldData:
-        """Memory batches, in steps of their own."""
+        """Memory batches, in separate steps."""
         return "steps"
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
-        """M memory steps a round, from the second task on."""
+        """M memory steps per round, from the second task on."""
         whole, rest = divmod(task.steps, self.inner_steps)
         rounds = whole + (rest > 0 and self.last_round == "fused")
         return 0 if task.first else rounds * self.outer_steps
 
     def begin_task(self, ctx: Context) -> None:
-        """Start the first round; on the first task there is nothing to fuse with."""
+        """Start the first round; the first task has nothing to fuse with."""
         params = ctx.params
         if ctx.task.first:
             return
         self._gathered = Rounds(
             inner=self._new_tracker(params, self.alpha_inner),
-            # the paper's a2 weighs the new value, the tracker's the old one
+            # the paper's a2 is the weight of the new value, the tracker's alpha that of the old one
             outer=self._new_tracker(params, 1.0 - self.alpha_outer),
             start=FlatCopy(params.tensors),
             task_start=[p.detach().to("cpu", copy=True) for p in params.tensors],
@@ -240,7 +241,7 @@ class RecurrentKIF(Method):
             self._read_inner(ctx)
 
     def on_update(self, ctx: Context) -> None:
-        """The authors' timing: the new parameter with the old gradient."""
+        """With the authors' timing, read the importance from the new parameter and the old gradient."""
         if self.reading == "after":
             self._read_inner(ctx)
 
@@ -277,14 +278,14 @@ class RecurrentKIF(Method):
         ctx.log(fusions=len(task.fused_at))
 
     def _log_masks(self, ctx: Context) -> None:
-        """Log the means of the masks and their product, over all parameters and the rounds so far."""
+        """Log the means of the masks and of their product, over all parameters and the rounds so far."""
         task = self._gathered
         scalars = ctx.params.count * len(task.fused_at)
         mask_in, mask_out, both = (task.mask_means * task.sizes).sum(dim=1).tolist()
         ctx.log(mask_in=mask_in / scalars, mask_out=mask_out / scalars, mask_overlap=both / scalars)
 
     def _outer_loop(self, ctx: Context) -> None:
-        """Take the memory steps, M for each Q inner steps, and read their importance (Eq. 6-7)."""
+        """Take M memory steps for each Q inner steps, and read their importance (Eq. 6-7)."""
         read = None if self.outer_importance == "static" and self._gathered.fused_at else self._read_outer
         for rate in self._gathered.rates:
             for _ in range(self.outer_steps):
@@ -302,7 +303,7 @@ class RecurrentKIF(Method):
         self._gathered.outer.update(params.tensors, params.grads)
 
     def _masks(self) -> tuple[Mask, Mask]:
-        """The masks of the round (Eq. 8), or what stands in their place."""
+        """The masks of the round (Eq. 8), or the weights that replace them."""
         row_in, row_out = self._gathered.inner.flat_scores(), self._gathered.outer.flat_scores()
         if self.masks == "soft":
             soft_in, soft_out = soft_masks(row_in, row_out, tau=self.tau)
@@ -312,7 +313,7 @@ class RecurrentKIF(Method):
         return self._select(row_in), self._select(row_out)
 
     def _select(self, row: Tensor) -> Mask:
-        """Eq. 8: 1 where the importance lies above the threshold, else 0."""
+        """Make a mask (Eq. 8): 1 where the importance lies above the threshold, else 0."""
         by_share, task = self.threshold == "share", self._gathered
         fraction = 1.0 - self.quantile
         if self.threshold == "interpolated":
@@ -326,7 +327,7 @@ class RecurrentKIF(Method):
         return above(row, limits)
 
     def end_task(self, ctx: Context) -> None:
-        """Fuse what training that ended early left unfused, and record what the fusions were."""
+        """Fuse the last steps if training ended before they were fused, and record the fusions."""
         if (
             self._gathered is not None
             and ctx.memory_size

@@ -1,7 +1,7 @@
-"""The rounds of Recurrent-KIF within one task: what is gathered over them, and the fusion of a round.
+"""The rounds of Recurrent-KIF within one task: the data that they collect, and the fusion of a round.
 
-All of it is held in rows of scalars: I_in, I_out, theta_b and, while memory steps are taken, theta_b(Q). A
-round is fused chunk by chunk, so that nothing else grows with the number of parameters.
+All data is held in rows of scalars: I_in, I_out, theta_b and, during memory steps, theta_b(Q). A round is
+fused chunk by chunk, so that no other memory grows with the number of parameters.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from kifuse.knowledge.importance import ImportanceTracker
 from kifuse.methods.parameters import Parameters
 
 Mask = Tensor | Callable[[Chunk], Tensor]
-"""Factors of a task vector: one number for all scalars, or the numbers of a chunk's."""
+"""Factors of a task vector: one number for all scalars, or a function that gives the numbers of a chunk."""
 
 
 def sums(row: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    """Sum values of at least 0, in a row, over each parameter: `(parameters,)`."""
+    """Sum a row of non-negative values over each parameter: `(parameters,)`."""
     return torch.stack(torch._foreach_norm(split(row, shapes), 1))
 
 
 @dataclass
 class Rounds:
-    """What is gathered over the rounds of one task.
+    """The data collected over the rounds of one task.
 
     Attributes:
-        inner: I_in, of the round.
-        outer: I_out, of the task.
+        inner: I_in of the current round.
+        outer: I_out of the task.
         start: theta_b.
         task_start: The parameters before the task, in the host's memory.
-        groups: The group of each parameter that has a threshold of its own; None for one threshold.
-        rates: Learning rate of each Q-th inner step whose memory steps are still to come.
+        groups: For each parameter the group with which it shares a threshold; None for one threshold.
+        rates: Learning rate of each Q-th inner step whose memory steps have not been taken yet.
         fused_at: Steps at which fusions happened.
         mask_means: Means of m_in, m_out and m_in m_out over each parameter, summed over the rounds.
-        score_means: Means of I_in and I_out over each parameter, of the last round.
+        score_means: Means of I_in and I_out over each parameter, in the last round.
     """
 
     inner: ImportanceTracker
@@ -57,7 +57,7 @@ class Rounds:
         counts = [view.numel() for view in self.start.views]
         self.shapes = [tuple(view.shape) for view in self.start.views]
         self.sizes = torch.tensor(counts, device=self.start.row.device)
-        """Scalars of each parameter, `(parameters,)`."""
+        """Number of scalars of each parameter, `(parameters,)`."""
         self._chunks = cut(counts, chunk_size(sum(counts), self.start.row.device))
 
     def fuse(
@@ -71,16 +71,16 @@ class Rounds:
         both: tuple[float, float],
         neither: tuple[float, float],
     ) -> None:
-        """Close a round: theta_b + m_in tau_in + m_out tau_out (Eq. 2, 5, 9) becomes model and theta_b.
+        """Close a round: theta_b + m_in tau_in + m_out tau_out (Eq. 2, 5, 9) becomes the model and theta_b.
 
         Args:
-            params: theta_b(Q+M), overwritten.
+            params: theta_b(Q+M); overwritten.
             inner_end: theta_b(Q).
             mask_in: m_in.
             mask_out: m_out.
-            share: Whether what both masks name is updated.
+            share: Whether scalars where both masks are 1 take the inner change too.
             both: Factors of (tau_in, tau_out) where both masks are 1.
-            neither: The same where neither is.
+            neither: The same where neither mask is 1.
         """
         begin, end = self.start.row, inner_end.row
         scratch = torch.empty_like(begin[: max(c.high - c.low for c in self._chunks)])
@@ -99,10 +99,10 @@ class Rounds:
             begin[part] = fused
         self._note(means)
         params.assign(self.start.views)
-        self.start.take(params.tensors)  # as the parameters' own precision has it
+        self.start.take(params.tensors)  # rounded to the parameters' own precision
 
     def keep(self, params: Parameters) -> None:
-        """Close a round without a fusion: the model as it is becomes theta_b."""
+        """Close a round without a fusion: the present model becomes theta_b."""
         self._note(torch.ones(3, len(self.shapes), dtype=torch.float32, device=self.start.row.device))
         self.start.take(params.tensors)
 
@@ -123,7 +123,7 @@ class Rounds:
         self.mask_means = means if self.mask_means is None else self.mask_means + means
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything from which `load_state_dict` goes on: tensors, and counts as JSON."""
+        """Return everything that `load_state_dict` needs: tensors, and counts as JSON."""
         found: dict[str, Any] = {"rates": list(self.rates), "fused_at": list(self.fused_at)}
         for part in ("inner", "outer"):
             found |= {f"{part}.{name}": t for name, t in getattr(self, part).state_dict().items()}
@@ -134,10 +134,10 @@ class Rounds:
         return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave.
+        """Load what `state_dict` returned.
 
         Raises:
-            ValueError: It is of other parameters.
+            ValueError: The state belongs to other parameters.
         """
         for part in ("inner", "outer"):
             start = f"{part}."
@@ -153,11 +153,11 @@ class Rounds:
 
 
 def above(row: Tensor, thresholds: Tensor) -> Callable[[Chunk], Tensor]:
-    """The mask of what is above its threshold (Eq. 8): 1 there, else 0.
+    """Make the mask of the scalars above their threshold (Eq. 8): 1 there, else 0.
 
     Args:
         row: The importance of every scalar, `(scalars,)`.
-        thresholds: 0-dim, or one for each parameter, `(parameters,)`.
+        thresholds: 0-dim, or one threshold per parameter, `(parameters,)`.
     """
 
     def of(chunk: Chunk) -> Tensor:
@@ -172,5 +172,5 @@ def above(row: Tensor, thresholds: Tensor) -> Callable[[Chunk], Tensor]:
 
 
 def part_of(row: Tensor) -> Callable[[Chunk], Tensor]:
-    """The mask whose factors stand in a row, `(scalars,)`."""
+    """Make the mask whose factors are in a row, `(scalars,)`."""
     return lambda chunk: row[chunk.low : chunk.high]

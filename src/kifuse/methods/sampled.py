@@ -1,4 +1,4 @@
-"""How answers are sampled, and how far two models differ over them."""
+"""How answers are sampled, and how far the predictions of two models differ on them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 Direction = Literal["reverse", "forward", "jsd"]
-"""Of a student q from a teacher p: KL(q || p), KL(p || q), or the mean of both from their mean."""
+"""The divergence of a student q from a teacher p: KL(q || p), KL(p || q), or the mean of the divergences of
+both from their mean."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Sampling:
     """How tokens are drawn.
 
     Attributes:
-        top_k: From how many of the likeliest tokens.
-        temperature: What the logits are divided by.
+        top_k: Number of most probable tokens from which a token is drawn.
+        temperature: Divisor of the logits.
     """
 
     top_k: int = 20
@@ -28,7 +29,7 @@ class Sampling:
 
 
 def divergence(student: Tensor, teacher: Tensor, direction: Direction) -> Tensor:
-    """The divergence of a student q from a teacher p at each position.
+    """Compute the divergence of a student q from a teacher p at each position.
 
         reverse  KL(q || p) = sum_v q_v log(q_v / p_v)
         forward  KL(p || q) = sum_v p_v log(p_v / q_v)
@@ -37,7 +38,7 @@ def divergence(student: Tensor, teacher: Tensor, direction: Direction) -> Tensor
     Args:
         student: Logits, `(positions, vocabulary)`; the result is differentiable in them.
         teacher: Logits of the same positions.
-        direction: Which one.
+        direction: Which of the three divergences.
 
     Returns:
         `(positions,)`.
@@ -54,15 +55,15 @@ def divergence(student: Tensor, teacher: Tensor, direction: Direction) -> Tensor
 def mean_by_rows(
     students: Sequence[Tensor], teachers: Sequence[Tensor], labels: Sequence[int], direction: Direction
 ) -> Tensor:
-    """n_r / |y_r| sum_t D_t of each row r; a step's loss is the sum over its rows, divided by sum n_r.
+    """Compute n_r / |y_r| sum_t D_t of each row r; a step's loss is their sum, divided by sum n_r.
 
-    A row counts by its number of labels n_r, which is known of the whole step before any answer is sampled.
-    So neither the parts of a step nor the processes change the loss.
+    A row has the weight of its number of labels n_r, which is known for the whole step before any answer is
+    sampled. So the loss does not depend on how a step is split into parts or processes.
 
     Args:
-        students: Of each row the logits at its answer's tokens, `(|y_r|, vocabulary)`.
-        teachers: Of each row the teacher's.
-        labels: n_r of each.
+        students: For each row the student's logits at its answer's tokens, `(|y_r|, vocabulary)`.
+        teachers: For each row the teacher's logits.
+        labels: n_r of each row.
         direction: Which divergence.
 
     Returns:
@@ -73,5 +74,5 @@ def mean_by_rows(
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) of log-probabilities."""
+    """Compute KL(p || q) from log-probabilities."""
     return functional.kl_div(q, p, reduction="none", log_target=True).sum(dim=-1)

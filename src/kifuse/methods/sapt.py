@@ -1,4 +1,4 @@
-"""SAPT (arXiv 2401.08295): a LoRA pair for each task, and an attention over them that is held where it was.
+"""SAPT (arXiv 2401.08295): a LoRA pair for each task, and an attention over the pairs that is preserved.
 
     e(x) = the largest value of each dimension of the frozen input embeddings of x
     q(x) = LN(SiLU(W_up W_down e(x)))
@@ -6,19 +6,19 @@
     h    = W x + s sum_i a_i B_i A_i x
     L    = L_task + kappa sum_(j<t) mean over x in M_j of KL(abar_j || a(x))
 
-abar_j is the mean of a over task j's examples when j had been learned, with 0 for later tasks. M_j are the
-kept inputs of task j; what was answered to them plays no part. Pair t, key k_t and the projection to q train,
-older pairs and keys are frozen.
+abar_j is the mean of a over task j's examples at the time when j had been learned, with 0 for later tasks.
+M_j are the kept inputs of task j; their answers are not used. Pair t, key k_t and the projection to q are
+trained; older pairs and keys are frozen.
 
 | symbol | setting |
 | --- | --- |
 | kappa | `reflection` |
 | rows of W_down | `bottleneck` |
 | r, alpha, dropout, adapted layers | `model.adapter` |
-| M_j: how many inputs, real or written | `memory` |
+| M_j: number of inputs, and whether they are real or written | `memory` |
 
-The kept inputs are read once before a task, since a(x) needs their e(x) alone; then all of them count in
-every step. Keys begin uniformly between -1 and 1.
+The kept inputs are read once before a task, since a(x) needs only their e(x). After that, all of them count
+in every step. Keys start uniformly distributed between -1 and 1.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from kifuse.methods.shown import Event, Shown
 
 
 class Attention(ByTask):
-    """The keys of all tasks, and the projection to queries that they share.
+    """The keys of all tasks, and the projection to queries that all tasks share.
 
     Args:
         width: d.
-        bottleneck: Rows of W_down.
-        draw: Of what they begin as.
+        bottleneck: Number of rows of W_down.
+        draw: Random generator for the starting values.
     """
 
     key: nn.Parameter
@@ -61,25 +61,25 @@ class Attention(ByTask):
         self.norm = nn.LayerNorm(width)
         with torch.no_grad():
             for layer in (self.down, self.up):
-                # as torch begins a linear layer, drawn on the CPU
+                # initialised like torch's linear layers, but drawn on the CPU
                 bound = layer.in_features**-0.5
                 layer.weight.copy_((2 * torch.rand(layer.weight.shape, generator=draw) - 1) * bound)
         self.renew(draw)
 
     @torch.no_grad()
     def renew(self, draw: torch.Generator) -> None:
-        """Begin a task's key; the projection goes on."""
+        """Start a task's key; the projection is trained further."""
         self.key.copy_(2 * torch.rand(self.key.shape, generator=draw) - 1)
 
     def forward(self, summary: Tensor) -> Tensor:
-        """A of inputs whose e are given, `(rows, d)`: `(rows, t)`."""
+        """Compute a of inputs with the given e, `(rows, d)`: `(rows, t)`."""
         with in_full(summary):
             query = self.norm(functional.silu(self.up(self.down(summary))))
             return (query @ self.all_of("key").T / summary.shape[-1] ** 0.5).softmax(dim=-1)
 
 
 class AttendedLora(MixedLora):
-    """LoRA pairs, weighed by an attention."""
+    """LoRA pairs, weighted by an attention."""
 
     summary: Any = None
     """e of each row of the last input, `(rows, d)`."""
@@ -89,11 +89,11 @@ class AttendedLora(MixedLora):
         self.taken = Counter[int]()
 
     def router(self, width: int, draw: torch.Generator) -> Attention:
-        """The attention."""
+        """Make the attention."""
         return Attention(width, self.method.bottleneck, draw)
 
     def weigh(self, embedded: Tensor, asked: Tensor) -> Tensor:
-        """A of each row."""
+        """Compute a of each row."""
         self.summary = largest_of(embedded, asked)
         weights = self.attention(self.summary)
         self.count(weights.argmax(dim=1))
@@ -101,13 +101,13 @@ class AttendedLora(MixedLora):
 
     @property
     def attention(self) -> Attention:
-        """The module on the model."""
+        """The attention module on the model."""
         found: Attention = self.model.router
         return found
 
 
 def held(average: Tensor, attention: Tensor) -> Tensor:
-    """KL(abar || a), with 0 in abar for tasks that came later.
+    """Compute KL(abar || a); abar is 0 for tasks that came later.
 
     Args:
         average: abar of each row, `(rows, t)`.
@@ -122,7 +122,7 @@ def held(average: Tensor, attention: Tensor) -> Tensor:
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class SAPT(Method):
-    """A LoRA pair for each task, and an attention over all of them that remembers."""
+    """A LoRA pair for each task, and an attention over all pairs that stays stable on kept inputs."""
 
     reflection: NotNegative = 0.5
     bottleneck: Annotated[int, Field(ge=1)] = 100
@@ -136,23 +136,23 @@ class SAPT(Method):
         ),
         logged={"reflection": "attention off by {reflection:.3g}"},
     )
-    _averages: Kept[dict[str, Any] | None] = None  # abar by task, in the order in which they were learned
+    _averages: Kept[dict[str, Any] | None] = None  # abar by task, in the order of learning
     _summaries: Unsaved[Tensor | None] = None  # e of each kept input
-    _wanted: Unsaved[Tensor | None] = None  # abar of each, and 1/|M_j|
+    _wanted: Unsaved[Tensor | None] = None  # abar of each kept input; `_shares` is 1/|M_j| of each
     _shares: Unsaved[Tensor | None] = None
 
     @property
     def old_data(self) -> OldData:
-        """Inputs of earlier tasks are read in passes of their own."""
+        """Inputs of earlier tasks, which are read in separate passes."""
         return "steps" if self.reflection else "none"
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The task's examples are read once more at its end."""
+        """The task's examples once more at its end, and with reflection the memory task by task."""
         return frozenset({"examples", "by task"} if self.reflection else {"examples"})
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
-        """Forward passes over kept inputs and over the task's examples, a third of a step's work."""
+        """Forward passes over kept inputs and over the task's examples: a third of a step's work each."""
         return (memory_batches + -(-task.examples // task.batch_size)) // 3
 
     def begin_task(self, ctx: Context) -> None:
@@ -179,19 +179,19 @@ class SAPT(Method):
         self._shares = torch.tensor([1 / len(each) for each in known.values() for _ in each], device=device)
 
     def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
-        """Hold the attention on kept inputs to what it was."""
+        """Add the term that keeps the attention on kept inputs as it was."""
         if self._summaries is None or self._wanted is None or self._shares is None:
             return ctx.target_loss
         attention = ctx.adapter.attention(self._summaries)  # type: ignore[attr-defined]
         apart = (self._shares * held(self._wanted, attention)).sum()
-        # once for each target token, so that the mean over those of the step is the number itself
+        # repeated for each target token, so that the mean over the step's target tokens is the number itself
         spread = apart.expand(int(ctx.target_counts(batch).sum()))
         if ctx.logging:
             ctx.log(reflection=float(apart.detach()))
         return ctx.target_loss + self.reflection * ctx.mean_over_targets(spread)
 
     def end_task(self, ctx: Context) -> None:
-        """Note how the task's examples attend."""
+        """Record the mean attention of the task's examples."""
         total, count = torch.zeros(()), 0
         for batch in ctx.task_examples():
             ctx.forward(batch)

@@ -1,14 +1,14 @@
-"""SDFT, self-distillation fine-tuning (arXiv 2601.19897): the model that is shown the answer is the teacher.
+"""SDFT, self-distillation fine-tuning (arXiv 2601.19897): the teacher is the model that sees the answer.
 
-The student answers each question x in its own words, y ~ q_theta(. | x). The teacher is the same model with
-other weights phi, and reads a demonstration c, the example's own answer, with the question. Over the tokens
-of y the student is drawn to what the teacher would have said:
+The student answers each prompt x in its own words, y ~ q_theta(. | x). The teacher is the same model with
+other weights phi; it reads the prompt together with a demonstration c, which is the example's own answer.
+Over the tokens of y, the student is pulled towards the teacher's predictions:
 
     L = sum_r n_r / N 1/|y_r| sum_t D( q_theta(. | x_r, y_<t) , p_phi(. | x_r, c_r, y_<t) )
 
-with D a divergence, n_r the labels of example r, and N those of the batch. phi is the model before the task,
-or follows the student: phi <- alpha theta + (1 - alpha) phi after each step. No label is trained on directly,
-and no old data is used.
+where D is a divergence, n_r the number of labels of example r, and N that of the batch. phi is the model
+before the task, or follows the student: phi <- alpha theta + (1 - alpha) phi after each step. Labels are not
+trained on directly, and no old data is used.
 
 | symbol | setting |
 | --- | --- |
@@ -16,8 +16,8 @@ and no old data is used.
 | alpha | `follow`; 0 keeps the teacher as it was before the task |
 | c | `demonstration`, where `{answer}` stands for the answer |
 
-Accounts of the paper differ about D, so that it is a setting. Weighing by the labels keeps the parts of a
-step and the processes from changing anything: how long the answers are is not known of the others.
+Accounts of the paper differ about D, so it is a setting. The weight by labels makes the loss independent of
+the parts of a step and of the processes, which do not know the lengths of the others' answers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SHOWN = Event("demonstrations", ("{shown} answers shown to the teacher", "{cut}
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class SDFT(Method):
-    """The model before the task, shown the answer, teaches on what the present one says."""
+    """Distils the model before the task, which sees the answer, into the present one on its own answers."""
 
     direction: Direction = "reverse"
     follow: Fraction = 0.0
@@ -68,19 +68,19 @@ class SDFT(Method):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Answers are sampled; the weights before the task are the teacher's, unless it follows."""
+        """Sampled answers, and the weights before the task, which are the teacher's unless it follows."""
         return frozenset({"answers"}) if self.follow else frozenset({"answers", "before task"})
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
-        """The student's pass over its own answers, and the teacher's; writing them is not counted."""
+        """The passes of student and teacher over the student's answers; sampling them is not counted."""
         return task.steps + task.steps // 3
 
     def begin_task(self, ctx: Context) -> None:
-        """Begin the teacher that follows."""
+        """Copy the weights for a teacher that follows."""
         self._followed = ctx.params.clone() if self.follow else None
 
     def training_examples(self, ctx: Texts, rows: Sequence[TextExample]) -> Sequence[TextExample]:
-        """Write down what the teacher will be asked; the rows stay as they are."""
+        """Prepare the teacher's prompts; the rows stay unchanged."""
         shown = [
             ctx.example(row, more=self.demonstration.replace("{answer}", row.target.strip())) for row in rows
         ]
@@ -91,7 +91,7 @@ class SDFT(Method):
         return rows
 
     def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
-        """The divergence from the teacher over the student's own answers, in place of the plain loss."""
+        """Return the divergence from the teacher over the student's own answers; it is the whole loss."""
         counts = ctx.target_counts(batch).tolist()
         if not any(counts):
             return ctx.target_loss

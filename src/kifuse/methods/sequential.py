@@ -1,6 +1,6 @@
-"""Sequential fine-tuning (SeqLoRA): one adapter goes on from task to task, nothing is protected.
+"""Sequential fine-tuning (SeqLoRA): one adapter is trained on task after task, nothing is protected.
 
-The lower reference of every table. With a single task it equals ordinary LoRA training.
+This is the lower reference of every table. With a single task it equals ordinary LoRA training.
 """
 
 from __future__ import annotations

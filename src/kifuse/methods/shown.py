@@ -1,7 +1,7 @@
-"""How what a method measures and notes is shown to people: plain data that the method's own file holds.
+"""How a method's measurements and events are shown to people: plain data in the method's own file.
 
-It goes into the record of a run as it is. So the page and the terminal know no method, and a record can be
-read where the method is not installed.
+A run's record contains this data as it is. So the page and the terminal need not know any method, and a
+record can be read where the method is not installed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Series:
-    """What `Context.measure` takes: one number for each trainable tensor. The page shows it by layers.
+    """A series of `Context.measure`: one number for each trainable tensor. The page shows it by layers.
 
     Attributes:
         name: Its name in `measure`.
-        title: Title of its heatmap. Without a title it has no heatmap of its own.
+        title: Title of its heatmap. A series without a title has no heatmap.
         meaning: One sentence that says what the numbers are.
-        unit: What a number is, for numbers that can be compared between tasks. Without a unit each task is
-            scaled by its own largest value.
+        unit: Unit of the numbers, if they can be compared between tasks. Without a unit each task is scaled
+            by its own largest value.
         drift_from: The series that holds the same importance before the task, for a picture of the change.
-            The series itself, if its value after the task before is meant.
+            Name the series itself to compare with its value after the previous task.
         beside: The series of how far each tensor moved, for a picture of both.
-        fused: For the share of each tensor that a fusion took from the new model (`new`), kept of the old one
-            (`old`), or would have taken from `both`.
+        fused: For shares of a fusion: the share of each tensor that it took from the new model (`new`), kept
+            from the old one (`old`), or would have taken from `both`.
     """
 
     name: str
@@ -39,14 +39,16 @@ class Series:
 
 @dataclass(frozen=True)
 class Event:
-    """What `Context.event` takes: something that happened once.
+    """An event of `Context.event`: something that happened once.
 
     Attributes:
         kind: Its kind in `event`.
-        text: What the terminal says, in parts such as `"weight {weight:.2f}"`. A part whose value the event
-            lacks is left out. `(s)` is an s unless the number before it is 1. No parts: nothing is said.
-        fusion_of: For a fusion of old and new weights: of what the event counts `kept`, `shared`,
-            `overwritten` and `neither`. The page marks such events at their `steps`, or else at their step.
+        text: The terminal's text, in parts such as `"weight {weight:.2f}"`. A part is left out if the event
+            lacks its value. `(s)` becomes an s unless the number before it is 1. Without parts, the terminal
+            shows nothing.
+        fusion_of: For a fusion of old and new weights: what the event's numbers `kept`, `shared`,
+            `overwritten` and `neither` count. The page marks such events at their `steps`, or else at their
+            step.
     """
 
     kind: str
@@ -56,12 +58,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Shown:
-    """All that a method declares.
+    """Everything that a method declares about how it is shown.
 
     Attributes:
-        series: In the order of the page.
-        events: Those that mean more than their name and values, which the page lists for every event.
-        logged: For a number of `Context.log`, the text that the terminal shows while training goes on.
+        series: The series in the order of the page.
+        events: Events with more to show than their name and values, which the page lists for every event.
+        logged: For numbers of `Context.log`, the texts that the terminal shows during training.
     """
 
     series: tuple[Series, ...] = ()
@@ -72,11 +74,11 @@ class Shown:
         """Put an event into words.
 
         Args:
-            kind: Its kind.
-            values: Its values by name.
+            kind: The event's kind.
+            values: The event's values by name.
 
         Returns:
-            The text; empty where the method declares none.
+            The text; empty if the method declares none.
         """
         found = next((event for event in self.events if event.kind == kind), Event(kind))
         return in_words(found.text, values)
@@ -93,7 +95,7 @@ def in_words(parts: Iterable[str], values: Mapping[str, Any]) -> str:
         try:
             text = part.format_map(values)
         except (KeyError, ValueError, TypeError):
-            continue  # a value is missing, or is no number
+            continue  # a value is missing, or is not a number
         filled.append(text.replace("(s)", "" if text.startswith("1 ") else "s"))
     return ", ".join(filled)
 

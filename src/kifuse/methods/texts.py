@@ -1,4 +1,4 @@
-"""The context of the hooks that see a task's examples as texts, before its training and after it."""
+"""The context of the hooks that see a task's examples as texts, before and after its training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kifuse.methods.sampled import Sampling
 
 
 class TextExample(Protocol):
-    """An example as text: `head`, `body` and `tail` are asked, in this order, and `target` is learned."""
+    """An example as text: `head`, `body` and `tail` form the prompt, in this order; `target` is learned."""
 
     @property
     def head(self) -> str:
@@ -35,22 +35,22 @@ class TextExample(Protocol):
 
     @property
     def conversation(self) -> Any:
-        """The chat that the example is the last turn of, or None."""
+        """The chat whose last turn the example is, or None."""
         ...
 
     @property
     def cue_added(self) -> bool:
-        """Whether the tail does not stand in the data, so that a chat template leaves it out."""
+        """Whether the tail is not in the data but was added, so that a chat template leaves it out."""
         ...
 
 
 @dataclass(frozen=True)
 class Noted:
-    """What is known of the rows that a task is trained on, for `Method.loss`.
+    """Facts about the rows that a task is trained on, for `Method.loss`.
 
     Attributes:
-        rows: By the key of a row: what the method noted with its example, or the task it is remembered of.
-        targets: By note, "" for none: target tokens in a step, on average over the task's own training set.
+        rows: By a row's key: the method's note of its example, or for a memory row the name of its task.
+        targets: By note, "" for none: target tokens in a step, on average over the task's training set.
     """
 
     rows: Mapping[str, str] = field(default_factory=dict)
@@ -58,45 +58,45 @@ class Noted:
 
 
 class Texts(Protocol):
-    """What `Method.training_examples` and `Method.remember` are given.
+    """The context that `Method.training_examples` and `Method.remember` are given.
 
-    Everything random in it depends on the run's seed, the task's name and the order of the calls alone.
+    Everything random in it depends only on the run's seed, the task's name and the order of the calls.
     """
 
     task: TaskInfo
     labels: tuple[str, ...] | None
     """The task's closed set of answers, or None."""
     inputs: Sequence[str]
-    """The body of every example of the task: of its training, dev and test split."""
+    """The body of every example of the task, from its training, dev and test splits."""
 
     def draw(self, rows: Sequence[Any], count: int) -> list[Any]:
-        """Draw `count` of some rows at random; again from the start where there are fewer."""
+        """Draw `count` rows at random; if there are fewer, start again after all are drawn."""
         ...
 
     def example(self, row: TextExample, **changes: Any) -> Any:
-        """A copy of an example with other texts: `head`, `body`, `tail`, `answer`.
+        """Copy an example with other texts: `head`, `body`, `tail`, `answer`.
 
-        Also with another `cue_added`, and with a `note`, which `Context.notes` tells the loss. With `more`,
-        a text that is added to what is asked: after the body, or in a chat to the last message of the user.
+        Also possible: another `cue_added`; a `note`, which `Context.notes` gives to the loss; and `more`, a
+        text that is added to the prompt: after the body, or in a chat to the user's last message.
         """
         ...
 
     def asked(self, rows: Sequence[TextExample]) -> list[tuple[str, list[int], bool]]:
-        """What the model reads of each example.
+        """Return what the model reads of each example.
 
         Returns:
-            For each its key, by which `Context.keys` names its row in a batch, the token ids of what is
-            asked, and whether they had to be cut.
+            For each example its key, by which `Context.keys` names its row in a batch, the token ids of its
+            prompt, and whether the prompt had to be cut.
         """
         ...
 
     def generate(
         self, prompts: Sequence[TextExample], sampling: Sampling, *, at: Literal["now", "base"] = "now"
     ) -> list[str]:
-        """Have the model sample an answer to each prompt, of at most `data.max_target` tokens.
+        """Let the model sample an answer to each prompt, of at most `data.max_target` tokens.
 
         Args:
-            prompts: What is asked.
+            prompts: The prompts.
             sampling: How tokens are drawn.
             at: The weights: the present ones, which in `Method.training_examples` are those before the task,
                 or those of the model without its adapter.
@@ -104,7 +104,7 @@ class Texts(Protocol):
         ...
 
     def answer(self, prompts: Sequence[TextExample]) -> list[str]:
-        """The model's own answers, as in scoring: greedy; empty where it is none of the task's labels."""
+        """The model's own greedy answers, as in scoring; empty where one is not among the task's labels."""
         ...
 
     def event(self, kind: str, **values: Any) -> None:

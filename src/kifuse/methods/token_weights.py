@@ -1,11 +1,12 @@
-"""Losses that weigh each target token by what the model thinks of it, in the hope of moving less of the rest.
+"""Losses that weight each target token by the model's prediction, in the hope of changing less of the rest.
 
     DFT     p_t CE_t                                       (arXiv 2508.05629)
     EAFT    (H_t / 3)^alpha CE_t                           (arXiv 2601.02151)
     ASFT    p_t CE_t + lambda KL(before || now)_t          (arXiv 2509.23753)
 
-with p_t the model's probability of the gold token and H_t the entropy of its 20 most probable tokens, made to
-sum to 1. Neither passes a gradient on. The sum is divided by the target tokens of the batch, as ever.
+where p_t is the model's probability of the gold token and H_t the entropy of its 20 most probable tokens,
+rescaled to sum to 1. No gradient flows through p_t or H_t in the weights. The sum is divided by the number of
+target tokens in the batch, as usual.
 
 | symbol | setting |
 | --- | --- |
@@ -13,8 +14,8 @@ sum to 1. Neither passes a gradient on. The sum is divided by the target tokens 
 | alpha | `power` |
 | lambda | `anchor`; `before` is the model before the task |
 
-DFT drops what the model finds unlikely, EAFT what it is certain of, rightly or wrongly. No figures of
-continual learning were published for any of them.
+DFT gives little weight to tokens that the model finds unlikely, EAFT to tokens of which it is certain,
+rightly or wrongly. No continual learning results were published for any of them.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from kifuse.methods.base import SETTINGS, Method, Need, NotNegative
 from kifuse.methods.context import Batch, Context, TaskInfo
 
 LIKELIEST, SCALE = 20, 3.0
-"""Tokens that the entropy is taken over, and what it is divided by: ln 20 is 2.996."""
+"""Number of tokens in the entropy, and the divisor of the entropy: ln 20 is 2.996."""
 
 
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class TokenWeights(Method):
-    """Cross-entropy whose tokens are weighed by probability or by entropy."""
+    """Cross-entropy with tokens weighted by probability or by entropy."""
 
     weigh_by: Literal["probability", "entropy"] = "probability"
     power: NotNegative = 1.0
@@ -50,11 +51,11 @@ class TokenWeights(Method):
         return frozenset({"before task"} if self.anchor else ())
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
-        """The anchor's forward pass, a third of a step's work."""
+        """The anchor's forward pass: a third of a step's work."""
         return task.steps // 3 if self.anchor else 0
 
     def loss(self, ctx: Context, model: Any, batch: Batch, outputs: Any) -> Tensor:
-        """The weighed loss, in place of the plain one."""
+        """Return the weighted loss, instead of the plain one."""
         targets = ctx.targets(batch, outputs)
         logits, gold = torch.cat([each for each, _ in targets]), torch.cat([each for _, each in targets])
         terms = self.weights(logits, gold) * functional.cross_entropy(logits, gold, reduction="none")
@@ -67,7 +68,7 @@ class TokenWeights(Method):
 
     @torch.no_grad()
     def weights(self, logits: Tensor, gold: Tensor) -> Tensor:
-        """The weight of each target token.
+        """Return the weight of each target token.
 
         Args:
             logits: `(positions, vocabulary)`.

@@ -1,40 +1,42 @@
 """VR-MCL (ICLR 2024, "Meta Continual Learning Revisited"): meta-gradients with reduced variance.
 
-The optimizer's gradient is replaced, from the second task on. With the step's batch B_t, cut into minibatches
-b_1..b_K, and a memory batch M_t:
+From the second task on, the method replaces the optimizer's gradient. The step's batch B_t is cut into
+minibatches b_1..b_K, and there is a memory batch M_t:
 
-1. inner steps from phi_0 = theta: phi_k = phi_{k-1} - alpha * grad L(phi_{k-1}; b_k), one learned alpha a
-   tensor.
-2. outer gradient: g_t(theta) = d/dtheta sum_{k=1..K} L(phi_k; B_t and M_t). First order, the default, takes
-   the inner gradients as constants: sum_k grad L(phi_k). Second order differentiates them as well.
-3. variance reduction: m_t = g_t(theta_t) + c (m_{t-1} - g_t(theta_{t-1})), both of the same batches with the
-   same dropout. m_t goes to the optimizer, clipped as the Trainer clips its own gradients.
-4. alpha <- max(0, alpha - eta_alpha h), h the derivative of the sum in 2 by alpha: in first order
+1. inner steps from phi_0 = theta: phi_k = phi_{k-1} - alpha * grad L(phi_{k-1}; b_k), with one learned alpha
+  per tensor. 2. outer gradient: g_t(theta) = d/dtheta sum_{k=1..K} L(phi_k; B_t and M_t). First order, the
+  default, treats the inner gradients as constants: sum_k grad L(phi_k). Second order differentiates them as
+  well. 3. variance reduction: m_t = g_t(theta_t) + c (m_{t-1} - g_t(theta_{t-1})), both on the same batches
+  with the same dropout. m_t goes to the optimizer, clipped as the Trainer clips its own gradients. 4. alpha
+  <- max(0, alpha - eta_alpha h), where h is the derivative of the sum in 2 by alpha: in first order
    h_i = -sum_k <grad_i L(phi_k), sum_{j<=k} grad_i L(phi_{j-1}; b_j)> for tensor i.
 
 | symbol | setting |
 | --- | --- |
 | size of b_k | `inner_size` (examples over all processes) |
-| start of alpha | `alpha` |
+| initial alpha | `alpha` |
 | eta_alpha | `alpha_lr` |
 | c (1 - a in the paper) | `momentum` |
-| bound on entries of inner gradients, norms of g_t and h, as in the code | `clip` (None: no bound) |
+| bound on entries of inner gradients and on the norms of g_t and h, as in the code | `clip` (None: no bound)
+|
 | first or second order | `second_order` |
 
-The values are those of the paper's vision experiments; no code for language models is known. The inner rates
-are not: at theirs (0.1, and 0.25 to learn it), and at a hundredth of both, an adapter's loss grew in the
-bench regime, since what is trained is good one inner step on, not where it is. So alpha starts at a hundredth
-of theirs, and is learned so slowly that it stays of that size over a hundred steps. There the outer step is
-plain SGD and the buffer is filled online. Here, as for every method: the Trainer's optimizer, and the memory
-of the finished tasks. So the first task is plain training, m starts anew with each task, and alpha is carried
-on. The authors' code also has the mean over k for the sum, an alpha for each entry, which may become
-negative, half the weight for memory examples, h at both points added, and several meta-steps on a batch.
+The default values are those of the paper's vision experiments; no code for language models is known. The
+inner rates are different. With the paper's (0.1, and 0.25 to learn it), and with a hundredth of both, an
+adapter's loss grew in the bench regime, because the trained weights become good one inner step further on,
+not where they are. So alpha starts at a hundredth of the paper's value, and is learned so slowly that it
+keeps that size over a hundred steps. In the paper the outer step is plain SGD and the buffer is filled
+online. Here, as for every method, the Trainer's optimizer takes the step, and the memory holds the finished
+tasks. So the first task is plain training, m restarts with each task, and alpha is kept. The authors' code
+also differs in these points: it takes the mean over k instead of the sum, has an alpha for each entry, which
+may become negative, gives memory examples half the weight, adds h at both points, and takes several
+meta-steps on a batch.
 
-Cost: g_t takes one pass over the batch in minibatches, and K over batch and memory batch together: 1 + 2K
-passes over a batch of the step's size. m_t takes it at two points: 2 (1 + 2K) passes a step on top of the
-Trainer's own, whose gradient serves its log and the check for broken numbers only. Second order doubles the
-inner passes and keeps the graphs of all K. Copies of the trained parameters: two from step to step, and up to
-ten more in it; between tasks one number a tensor.
+Cost: g_t takes one pass over the batch in minibatches, and K passes over batch and memory batch together: 1 +
+2K passes over a batch of the step's size. m_t needs g_t at two points: 2 (1 + 2K) passes per step in addition
+to the Trainer's own, whose gradient is used only for its log and the check for non-finite numbers. Second
+order doubles the inner passes and keeps the graphs of all K. Copies of the trained parameters: two from step
+to step, and up to ten more during a step; between tasks one number per tensor.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ Tensors = list[Tensor]
 @final
 @dataclass(kw_only=True, config=SETTINGS)
 class VRMCL(Method):
-    """Meta-gradients over inner steps, with variance reduced from step to step; first order by default."""
+    """Meta-gradients over inner steps, with reduced variance from step to step; first order by default."""
 
     second_order: bool = False
     inner_size: Annotated[int, Field(ge=1)] = 8
@@ -84,16 +86,16 @@ class VRMCL(Method):
 
     @property
     def old_data(self) -> OldData:
-        """Memory batches, in steps of their own kind."""
+        """Memory batches, in the method's own kind of step."""
         return "steps"
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The step's batch is looked at again at other weights; second order differentiates twice."""
+        """The step's batch, for gradients at other weights; second order differentiates twice."""
         return frozenset({"batch", "curvature"}) if self.second_order else frozenset({"batch"})
 
     def extra_passes(self, task: TaskInfo, memory_batches: int) -> int:
-        """At each of two points K inner minibatches, and K times batch and memory batch."""
+        """At each of two points: K inner minibatches, and K times batch and memory batch."""
         if task.first:
             return 0
         points = 2 if self.momentum else 1
@@ -101,7 +103,7 @@ class VRMCL(Method):
         return task.steps * points * ((2 if self.second_order else 1) + 2 * inner)
 
     def begin_task(self, ctx: Context) -> None:
-        """Carry alpha on; the variance reduction starts anew.
+        """Keep alpha from the task before, and restart the variance reduction.
 
         Raises:
             ValueError: alpha was learned for other parameters.
@@ -116,7 +118,7 @@ class VRMCL(Method):
             self._rates = torch.full((count,), self.alpha, dtype=_wide(first), device=first.device)
 
     def on_gradients(self, ctx: Context) -> None:
-        """Replace the gradient by m_t, and take a step on alpha."""
+        """Replace the gradient by m_t, and update alpha."""
         if ctx.task.first or not ctx.memory_size or self._rates is None:
             return
         batch, memory = ctx.step_batch(), ctx.draw_memory()
@@ -132,7 +134,7 @@ class VRMCL(Method):
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
                 p.grad.copy_(g)
-            # numbers that are not finite are left in the gradient, so that the step is a bad one
+            # numbers that are not finite stay in the gradient, so that the step counts as a bad one
             if not bool(torch.isfinite(torch.stack(torch._foreach_norm(gradient))).all()):
                 return
             if self.momentum:
@@ -143,7 +145,7 @@ class VRMCL(Method):
     def _hypergradient(
         self, ctx: Context, theta: Sequence[Tensor], batch: Batch, memory: Batch
     ) -> tuple[Tensors, Tensor]:
-        """g_t(theta), and h: the derivative by alpha, `(tensors,)`."""
+        """Compute g_t(theta), and h: the derivative by alpha, `(tensors,)`."""
         order = self._second if self.second_order else self._first
         gradient, rates = order(ctx, theta, batch, memory)
         return self._bounded(gradient), self._bounded([rates])[0]
@@ -152,7 +154,7 @@ class VRMCL(Method):
     def _first(
         self, ctx: Context, theta: Sequence[Tensor], batch: Batch, memory: Batch
     ) -> tuple[Tensors, Tensor]:
-        """First order: the inner gradients are constants."""
+        """Compute both in first order: the inner gradients are constants."""
         phi, gone = list(theta), [torch.zeros_like(each) for each in theta]
         total, rates = [torch.zeros_like(each) for each in theta], torch.zeros_like(self._rates)
         for k, part in enumerate(batch.split(self.inner_size)):
@@ -168,7 +170,7 @@ class VRMCL(Method):
     def _second(
         self, ctx: Context, theta: Sequence[Tensor], batch: Batch, memory: Batch
     ) -> tuple[Tensors, Tensor]:
-        """Second order: through the inner gradients."""
+        """Compute both in second order: differentiate through the inner gradients."""
         leaves = [each.detach().requires_grad_() for each in theta]
         rates = self._rates.detach().requires_grad_()
         phi: Tensors = list(leaves)
@@ -181,16 +183,16 @@ class VRMCL(Method):
         return list(grads[:-1]), grads[-1]
 
     def _moved(self, phi: Tensors, inner: Tensors, rates: Tensor) -> Tensors:
-        """The weights after an inner step: phi - alpha * g."""
+        """Compute the weights after an inner step: phi - alpha * g."""
         return [p - r.to(p.dtype) * g for p, r, g in zip(phi, rates.unbind(), inner, strict=True)]
 
     def _clamped(self, gradient: Tensors) -> Tensors:
-        """An inner gradient with entries of at most `clip`."""
+        """Limit the entries of an inner gradient to `clip`."""
         return gradient if self.clip is None else [g.clamp(-self.clip, self.clip) for g in gradient]
 
     @torch.no_grad()
     def _bounded(self, values: Tensors) -> Tensors:
-        """The values with a norm of at most `clip`, over all of them."""
+        """Scale the values down to a total norm of at most `clip`."""
         if self.clip is None:
             return values
         norm = torch.stack([v.to(_wide(v)).square().sum() for v in values]).sum().sqrt()
@@ -199,7 +201,7 @@ class VRMCL(Method):
         return [v * factor.to(v.dtype) for v in values]
 
     def end_task(self, ctx: Context) -> None:
-        """Record what alpha has become."""
+        """Record the final alpha."""
         if not ctx.task.first and self._rates is not None:
             order = "second" if self.second_order else "first"
             low, high = torch.aminmax(self._rates)
@@ -210,5 +212,5 @@ class VRMCL(Method):
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
-    """The precision that a tensor's squares are summed in."""
+    """The precision in which a tensor's squares are summed."""
     return torch.promote_types(tensor.dtype, torch.float32)
