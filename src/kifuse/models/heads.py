@@ -1,4 +1,4 @@
-"""What a model's logits at a position speak of: the token there, or the next one."""
+"""Whether a model's logits at a position predict the token there, or the next one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from transformers.models.auto import modeling_auto
 
 
 def is_aligned(model: Any) -> bool:
-    """Whether the logits at a position are those of its own label, not of the next one.
+    """Whether the logits at a position predict that position's own label, not the next one.
 
-    So it is for encoder-decoder models, whose labels are shifted inside, masked language models, and models
-    that classify tokens. A decoder-only language model predicts the next token.
+    This is so for encoder-decoder models, which shift the labels inside, for masked language models, and for
+    models that classify tokens. A decoder-only language model predicts the next token.
 
     Args:
-        model: A model, with adapters or without.
+        model: A model, with or without adapters.
     """
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return True

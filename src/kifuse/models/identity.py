@@ -1,4 +1,4 @@
-"""Which base model it is: the files that decide what it computes, each with its hash."""
+"""Identifies a base model by the files that decide what it computes, each with its hash."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ DECIDING = (
     "merges.txt",
     "*.model",
 )
-"""Names of the files of a model's folder that its results depend on."""
+"""Names of the files in a model's folder that decide its results."""
 
 Files = dict[str, dict[str, Any]]
-"""Of each file by its name: `bytes`, `modified` (nanoseconds) and `sha256`."""
+"""For each file by its name: `bytes`, `modified` (nanoseconds) and `sha256`."""
 
 
 def identity(name: str, source: str, config: Any, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What tells a base model from another one.
+    """Return what distinguishes a base model from another one.
 
     Args:
-        name: What the user calls it.
-        source: Where its files are: a folder or a hub id.
+        name: The user's name for the model.
+        source: Where the model's files are: a folder or a hub id.
         config: The model's configuration, as it was loaded.
-        known: What an earlier call gave; a file of the same size and time is not read again.
+        known: The result of an earlier call; a file of the same size and time is not read again.
 
     Returns:
-        `files` of a model's folder, or the `commit` of one from a hub. Nothing of a bundled model, whose
-        package has a hash of its own, nor of one that was loaded elsewhere.
+        `files` of a model's folder, or the `commit` of a model from a hub. Empty for a bundled model, because
+        its package has its own hash, and for a model that was loaded elsewhere.
     """
     if name in BUNDLED:
         return {}
@@ -54,15 +54,15 @@ def identity(name: str, source: str, config: Any, known: Mapping[str, Any] | Non
 
 
 def refuse_another(name: str, found: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Refuse a base model that is not the one on record.
+    """Refuse a base model that differs from the recorded one.
 
     Args:
-        name: What the user calls it.
-        found: From `identity`, now.
-        known: What is on record; nothing in a record of an earlier kifuse.
+        name: The user's name for the model.
+        found: The present result of `identity`.
+        known: The recorded result; empty in the record of an earlier kifuse.
 
     Raises:
-        ModelError: It is another one; names the first file that differs.
+        ModelError: It differs; the message names the first file that differs.
     """
     remedy = "Put the model back as it was, say where it is now, or begin a new folder."
     if known.get("commit") and found.get("commit") not in (None, known["commit"]):
@@ -101,5 +101,5 @@ def _files(folder: Path, known: Mapping[str, Any]) -> Files:
 
 @lru_cache(maxsize=256)
 def _hash(path: str, size: int, modified: int) -> str:
-    """The hash of a file's content; that of a file of the same size and time is computed once a process."""
+    """The hash of a file's content; computed once per process for a file of the same size and time."""
     return sha256_file(path)

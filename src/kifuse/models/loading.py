@@ -1,4 +1,4 @@
-"""Loading a backbone: a hub id, a folder, or a bundled model, in the precision that the machine can."""
+"""Loads a backbone (a hub id, a folder, or a bundled model) in a precision that the machine supports."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ Quantization = Literal["none", "8bit", "4bit"]
 
 @dataclass
 class Backbone:
-    """A loaded model with what the rest needs to know of it.
+    """A loaded model with the facts that other parts of kifuse need.
 
     Attributes:
-        model: The transformers model, weights in float32 (reduced precision comes through autocast), or its
-            linear layers in 8 or 4 bits.
+        model: The transformers model. Its weights are float32 (autocast provides reduced precision), or its
+            linear layers have 8 or 4 bits.
         tokenizer: Its tokenizer, with a padding token.
         encoder_decoder: T5-like (True) or decoder-only (False).
         accepts: Argument names of its forward pass.
-        precision: Of the matrix products.
-        device: Where it runs.
-        source: Where it came from.
+        precision: Precision of the matrix products.
+        device: The device that it runs on.
+        source: Where it was loaded from.
     """
 
     model: Any
@@ -48,7 +48,7 @@ class Backbone:
     source: str
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision's context for a forward pass outside the Trainer."""
+        """The context that sets the precision for a forward pass outside the Trainer."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
@@ -63,10 +63,10 @@ def pick_device() -> torch.device:
 
 
 def pick_precision(wanted: str, device: torch.device) -> Precision:
-    """Resolve `auto`: bf16 where the hardware multiplies it, else fp16 on CUDA, else fp32.
+    """Resolve `auto`: bf16 if the hardware multiplies it, else fp16 on CUDA, else fp32.
 
     Raises:
-        ModelError: fp16 was asked for on a CPU.
+        ModelError: fp16 was requested on a CPU.
     """
     if wanted == "fp16" and device.type == "cpu":
         raise ModelError("model.precision: 'fp16' needs a GPU; use 'bf16', 'fp32' or 'auto' on a CPU.")
@@ -79,11 +79,11 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
 
 
 def quantization_config(quantization: str, precision: Precision) -> Any:
-    """What transformers needs to load a model's linear layers in 8 or 4 bits through bitsandbytes.
+    """The transformers setting that loads a model's linear layers in 8 or 4 bits through bitsandbytes.
 
     Args:
-        quantization: `none`; `8bit` (LLM.int8, as in the papers' LLaMA runs); `4bit` (NF4, as of QLoRA).
-        precision: Of the matrix products, which 4-bit weights are expanded to.
+        quantization: `none`; `8bit` (LLM.int8, as in the papers' LLaMA runs); `4bit` (NF4, as in QLoRA).
+        precision: Precision of the matrix products, to which 4-bit weights are expanded.
 
     Returns:
         A `BitsAndBytesConfig`, or None for `none`.
@@ -125,14 +125,14 @@ def load_backbone(
     Args:
         name: `smollm2-135m`, a hub id, or a folder.
         precision: `auto`, `fp32`, `bf16` or `fp16`.
-        quantization: `none`, `8bit` or `4bit`; of the frozen linear layers.
+        quantization: `none`, `8bit` or `4bit`, for the frozen linear layers.
         trust_remote_code: Run model code from the hub; only when the user asks.
-        device: Where to; None picks the GPU if there is one.
-        say: Told in one line what is going on.
+        device: Device to load to; None takes the GPU if there is one.
+        say: Called with one line about the present work.
 
     Raises:
         ModelError: There is no such model, it is neither causal nor encoder-decoder, bitsandbytes is missing,
-            or its folder is damaged, lacks weights, or holds them in another format than safetensors.
+            or its folder is damaged, lacks weights, or holds them in a format other than safetensors.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -142,11 +142,11 @@ def load_backbone(
     quantized = quantization_config(quantization, chosen)
     loaded = load_tokenizer(name, trust_remote_code=trust_remote_code, say=say)
     auto = AutoModelForSeq2SeqLM if loaded.encoder_decoder else AutoModelForCausalLM
-    # on a CPU and for short inputs plain attention trains faster than the fused kernel
+    # on a CPU and for short inputs, plain attention trains faster than the fused kernel
     attention = {"attn_implementation": "eager"} if device.type == "cpu" else {}
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, **attention}
     if quantized is not None:
-        # quantised weights are made on their device and cannot be moved later
+        # quantised weights are created on their device and cannot be moved later
         options |= {"quantization_config": quantized, "device_map": {"": device}}
     if is_model_folder(loaded.source):
         outline, _ = empty_model(loaded.source, trust_remote_code=trust_remote_code)
@@ -161,7 +161,7 @@ def load_backbone(
             output_loading_info=True,
             **options,
         )
-    except Exception as error:  # a damaged folder makes libraries raise whatever they do
+    except Exception as error:  # for a damaged folder, libraries raise errors of any kind
         raise ModelError(cannot_load(name, error)) from error
     model, found = pair
     refuse_random(name, found)
@@ -177,15 +177,16 @@ def load_backbone(
 
 
 def narrow_4bit_layer(model: nn.Module) -> str:
-    """Find a 4-bit layer that fails on this CPU outside of training, when answers are scored for one.
+    """Find a 4-bit layer that fails on this CPU outside of training, for example when answers are scored.
 
-    On a CPU with AVX512-BF16 bitsandbytes packs such layers anew then: 32 outputs and 64 inputs at a time.
+    Outside of training, on a CPU with AVX512-BF16, bitsandbytes repacks such layers in blocks of 32 outputs
+    and 64 inputs.
 
     Args:
         model: Any model.
 
     Returns:
-        What is wrong, in words; empty where nothing is.
+        What is wrong, in words; empty if nothing is.
     """
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
@@ -205,10 +206,10 @@ def narrow_4bit_layer(model: nn.Module) -> str:
 
 
 def empty_model(name: str, *, trust_remote_code: bool = False) -> tuple[Any, bool]:
-    """Build a model without its weights, on the meta device, from its `config.json` alone.
+    """Build a model without its weights, on the meta device, only from its `config.json`.
 
     Args:
-        name: As of `load_backbone`.
+        name: As in `load_backbone`.
         trust_remote_code: Run model code from the hub; only when the user asks.
 
     Returns:
@@ -238,16 +239,16 @@ def empty_model(name: str, *, trust_remote_code: bool = False) -> tuple[Any, boo
 
 
 def shrink_frozen(model: nn.Module, precision: Precision) -> None:
-    """Keep the weights of frozen linear layers in the precision they are multiplied in.
+    """Keep the weights of frozen linear layers in the precision in which they are multiplied.
 
-    Autocast would cast them to it in every forward and backward pass; done once, the results are the same bit
-    for bit, a step is faster, and the weights take half the memory. Layers under DoRA are left alone: the
-    norms of their weights are taken in full precision. So are layers of `osf`, whose
-    weights take up what was learned.
+    Autocast would otherwise cast them to it in every forward and backward pass. Casting once gives the same
+    results bit for bit, a faster step, and weights of half the size. Layers under DoRA are left alone,
+    because the norms of their weights are computed in full precision. So are layers of `osf`, because what
+    was learned is merged into their weights.
 
     Args:
-        model: What `add_adapter` gave; changed in place.
-        precision: Of the matrix products; nothing is done for fp32.
+        model: The model that `add_adapter` returned; changed in place.
+        precision: Precision of the matrix products; nothing is done for fp32.
     """
     if precision == "fp32":
         return
@@ -256,5 +257,6 @@ def shrink_frozen(model: nn.Module, precision: Precision) -> None:
     wide = {id(m.base_layer) for m in model.modules() if any(len(getattr(m, each, ())) for each in kept)}
     for module in model.modules():
         if type(module) is nn.Linear and not module.weight.requires_grad and id(module) not in wide:
-            # a new parameter, since an output layer may share its weights with the embeddings, which stay
+            # make a new parameter: an output layer may share its weights with the embeddings, which stay as
+            # they are
             module.weight = nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)

@@ -1,7 +1,7 @@
-"""How much memory training needs on a device, counted on shapes alone: no weights, no device.
+"""Estimates the memory that training needs on a device from shapes alone: without weights or a device.
 
-The model runs one forward pass on tensors that have shapes and types and no numbers. What the backward pass
-will want is counted as it is saved, each piece of memory once.
+The model runs one forward pass on tensors that have shapes and types but no numbers. Tensors that are saved
+for the backward pass are counted as they are saved, each piece of memory once.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from kifuse.adapters.kinds import add_empty_adapter
 from kifuse.models.loading import Precision, Quantization, empty_model, shrink_frozen
 
 QUANTISED = {"none": None, "8bit": 1.0, "4bit": 0.5 + 4 / 64}
-"""Bytes of a number in a quantised linear layer; in 4 bits there is a float32 scale for each 64 (NF4)."""
+"""Bytes per number in a quantised linear layer; 4 bits have a float32 scale for each 64 numbers (NF4)."""
 
 TRAINED = 16
-"""Bytes of a trained number: value, gradient and Adam's two moments, all in float32."""
+"""Bytes per trained number: value, gradient and Adam's two moments, all in float32."""
 
 COPIES = {"KIF": 3, "Recurrent-KIF": 4}
-"""Float32 copies of what is trained that the papers' methods keep on the device."""
+"""Number of float32 copies of the trained weights that the papers' methods keep on the device."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class MemoryNeeds:
     """Bytes on each device, with plain data parallelism.
 
     Attributes:
-        frozen: Weights that are not trained, embeddings included.
-        trainable: Numbers that are trained; a count, not bytes.
-        activations: What a forward pass saves for its backward pass, the loss included.
+        frozen: Bytes of weights that are not trained, embeddings included.
+        trainable: How many numbers are trained; a count, not bytes.
+        activations: Bytes that a forward pass saves for its backward pass, the loss included.
     """
 
     frozen: int
@@ -43,14 +43,14 @@ class MemoryNeeds:
 
     @property
     def trained(self) -> int:
-        """Trained values with gradients and Adam's moments."""
+        """Bytes of trained values with their gradients and Adam's moments."""
         return TRAINED * self.trainable
 
     def total(self, copies: int = 0) -> int:
-        """All of it.
+        """The sum of all parts.
 
         Args:
-            copies: Float32 copies of what is trained that a method keeps; see `COPIES`.
+            copies: Float32 copies of the trained weights that a method keeps; see `COPIES`.
         """
         return self.frozen + self.trained + 4 * copies * self.trainable + self.activations
 
@@ -67,16 +67,17 @@ def memory_needs(
     checkpointing: bool = False,
     trust_remote_code: bool = False,
 ) -> MemoryNeeds:
-    """Count what training needs, from a model's `config.json` alone.
+    """Count the memory that training needs, only from a model's `config.json`.
 
     Args:
-        name: As `load_backbone` takes it; a folder needs no more than a `config.json`.
-        adapter: As `add_adapter` takes it.
+        name: As in `load_backbone`; a folder needs only a `config.json`.
+        adapter: As in `add_adapter`.
         rows: Examples that one device computes at once.
-        tokens: Tokens of each, padding included; of an encoder-decoder model those of the encoder.
-        target: Tokens of each that count in the loss; the decoder's of an encoder-decoder model.
-        precision: Of the matrix products.
-        quantization: Of the frozen linear layers.
+        tokens: Tokens of each example, padding included; for an encoder-decoder model those of the encoder.
+        target: Tokens of each example that count in the loss; for an encoder-decoder model those of the
+            decoder.
+        precision: Precision of the matrix products.
+        quantization: Quantization of the frozen linear layers.
         checkpointing: Gradient checkpointing: layers are computed again in the backward pass.
         trust_remote_code: Run model code from the hub; only when the user asks.
 
@@ -107,7 +108,7 @@ def needs_of(
     quantization: Quantization = "none",
     checkpointing: bool = False,
 ) -> MemoryNeeds:
-    """The same for a model without weights, on the meta device, with its adapter; it is used up."""
+    """Do the same for a model without weights, on the meta device, with its adapter; the model is used up."""
     shrink_frozen(model, precision)
     frozen = _frozen_bytes(model, QUANTISED[quantization])
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -121,16 +122,16 @@ def needs_of(
 def saved_bytes(
     model: nn.Module, inputs: dict[str, Any], target: int, precision: Precision, *, checkpointing: bool
 ) -> int:
-    """Bytes that a forward pass saves for its backward pass, real or of shapes only.
+    """Count the bytes that a forward pass saves for its backward pass, with real tensors or shapes only.
 
-    With checkpointing: what enters each layer, what is saved outside of layers, and the most that one layer
-    saves when it is computed again.
+    With checkpointing this is the input of each layer, everything saved outside of layers, and the most that
+    one layer saves when it is computed again.
 
     Args:
-        model: In train mode.
-        inputs: Of its forward pass.
-        target: Positions that count in the loss.
-        precision: Of the matrix products.
+        model: The model, in train mode.
+        inputs: The inputs of its forward pass.
+        target: Number of positions that count in the loss.
+        precision: Precision of the matrix products.
         checkpointing: Whether layers are computed again.
     """
     held = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -141,7 +142,7 @@ def saved_bytes(
     def keep(tensor: Tensor) -> Tensor:
         place = tensor.untyped_storage()._cdata
         if place not in held:
-            # without its graph, which holds this function and would never be freed
+            # detach it from its graph, which holds this function and would never be freed
             saved.setdefault(place, (tensor.detach(), inside[-1] if inside else ""))
         return tensor
 
@@ -156,7 +157,7 @@ def saved_bytes(
             logits = model(**inputs).logits
             logits = logits[:, -target:].reshape(-1, logits.shape[-1]).float()
             labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-            # its result must live, or what it saved may give its place to something else
+            # the result must stay alive, or the memory of what it saved may be reused for something else
             loss = nn.functional.cross_entropy(logits, labels)
     finally:
         for handle in handles:
@@ -172,7 +173,7 @@ def saved_bytes(
 
 
 def _watch_layers(model: nn.Module, entered: list[int], inside: list[str]) -> list[Any]:
-    """Note what enters each layer that checkpointing computes again, and which layer is at work."""
+    """Note the size of each checkpointed layer's input, and which layer is running."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     def enter(name: str) -> Callable[..., None]:
@@ -215,14 +216,14 @@ def _inputs(encoder_decoder: bool, rows: int, tokens: int, target: int) -> dict[
     if encoder_decoder:
         inputs["decoder_input_ids"] = torch.ones(rows, target, dtype=torch.long)
     else:
-        # as the training batches have it: the logits of a prompt are not computed
+        # as in training batches: the logits of a prompt are not computed
         inputs["logits_to_keep"] = target + 1
     return inputs
 
 
 @contextmanager
 def _shapes_only(model: nn.Module) -> Iterator[None]:
-    """Give a model on the meta device tensors of a CPU that hold no numbers, so that autocast sees them."""
+    """Replace a meta model's tensors by CPU tensors without numbers, so that autocast works on them."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     made: dict[int, Any] = {}

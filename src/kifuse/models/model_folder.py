@@ -1,4 +1,4 @@
-"""A model's folder before it is loaded: what cannot be loaded, or only at any cost, is refused by name."""
+"""Checks a model's folder before loading, and refuses by name what is broken or far too large to load."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ OTHER_FORMATS = {
     ".msgpack": "of Flax",
     ".gguf": "of llama.cpp",
 }
-"""What weights in other formats are, by the end of their name."""
+"""Descriptions of weight files in other formats, by file suffix."""
 
 MOST_LAYERS = 1000
-"""More layers than any model has; each takes time to build, even without its weights."""
+"""More layers than any model has; each layer takes time to build, even without its weights."""
 
 MOST_EXPERTS = 100_000
-"""The same of experts, over all layers."""
+"""The same limit for experts, over all layers."""
 
 _LAYERS = re.compile(r"(?:^n|_n|num)_(?:\w+_)?(?:layers?|blocks?)\Z|\A(?:depth|n_layers?)\Z")
 _EXPERTS = re.compile(r"num_(?:\w+_)?experts\Z|\An_(?:\w+_)?experts\Z")
 
 
 def check_config(name: str, folder: Path) -> None:
-    """Refuse a `config.json` that is none, or describes more layers than can be built in any time.
+    """Refuse a `config.json` that is not a configuration, or describes more layers than can be built.
 
     Args:
-        name: What the user calls the model.
-        folder: The model's.
+        name: The user's name for the model.
+        folder: The model's folder.
 
     Raises:
-        ModelError: It is so; names the key.
+        ModelError: The configuration is refused; the message names the key.
     """
     if not (folder / CONFIG).is_file():
         adapter = (
@@ -74,18 +74,18 @@ def check_config(name: str, folder: Path) -> None:
 def check_weights(name: str, folder: Path, parameters: int) -> None:
     """Refuse weights that are not safetensors, are damaged, or are far fewer than the configuration needs.
 
-    Args:
-        name: What the user calls the model.
+    name: The user's name for the model.
+    folder: The model's folder.
         folder: The model's.
-        parameters: Scalars of the model that `config.json` describes, buffers included.
+        parameters: Number of scalars in the model that `config.json` describes, buffers included.
 
     Raises:
-        ModelError: It is so; names the file.
+        ModelError: The weights are refused; the message names the file.
     """
     held = 0
     for file in _weight_files(name, folder):
         held += _scalars(name, file)
-    # twice as many, so that a few missing weights are named by what they are called
+    # allow twice as many, so that a later check names a few missing weights
     if parameters > 2 * held + 2**20:
         raise ModelError(
             f"model.name: {name}: {CONFIG} describes a model of {parameters:,} values, its weights hold "
@@ -94,11 +94,11 @@ def check_weights(name: str, folder: Path, parameters: int) -> None:
 
 
 def refuse_random(name: str, found: Mapping[str, Any]) -> None:
-    """Refuse a model of which weights were drawn at random, since its files lack them.
+    """Refuse a model with weights that were drawn at random because its files lack them.
 
     Args:
-        name: What the user calls the model.
-        found: What transformers says of the loading.
+        name: The user's name for the model.
+        found: What transformers reports about the loading.
 
     Raises:
         ModelError: Weights are missing, of another shape, or could not be read.
@@ -120,7 +120,7 @@ def refuse_random(name: str, found: Mapping[str, Any]) -> None:
 
 
 def unused(found: Mapping[str, Any]) -> str:
-    """What is to be said of weights that the model has no place for; empty where there are none."""
+    """Name the weights that the model has no place for, in a sentence; empty if there are none."""
     names = sorted(found.get("unexpected_keys") or ())
     if not names:
         return ""
@@ -129,7 +129,7 @@ def unused(found: Mapping[str, Any]) -> str:
 
 
 def _largest(config: Mapping[str, Any], pattern: re.Pattern[str]) -> tuple[str, int]:
-    """The largest count under a key of this form, in the configuration or a part of it."""
+    """The largest count under a key that matches the pattern, in the configuration or a part of it."""
     counts = [(key, value) for key, value in _integers(config) if pattern.search(key)]
     return max(counts, key=lambda each: each[1], default=("", 0))
 
@@ -143,7 +143,7 @@ def _integers(config: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, 
 
 
 def _weight_files(name: str, folder: Path) -> list[Path]:
-    """The files of the weights, all of which are there."""
+    """The weight files; checks that all of them exist."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
@@ -181,13 +181,13 @@ def _weight_files(name: str, folder: Path) -> list[Path]:
 
 
 def _scalars(name: str, file: Path) -> int:
-    """How many scalars a file of weights may hold: of packed integers one for each bit."""
+    """The largest number of scalars that a weight file may hold; a packed integer counts one per bit."""
     from safetensors import SafetensorError, safe_open
 
     count = 0
     try:
         with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - it is no mapping
+            for key in tensors.keys():  # noqa: SIM118 - it is not a mapping
                 part = tensors.get_slice(key)
                 dtype = part.get_dtype()
                 packed = int(dtype[1:]) if dtype[0] in "IU" and dtype[1:].isdecimal() else 1

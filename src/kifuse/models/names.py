@@ -1,4 +1,4 @@
-"""Names of trainable parameters: as a model has them, as an adapter's file does, and for a reader."""
+"""Names of trainable parameters: in a model, in an adapter's file, and for a reader."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _WRAPPER = "base_model.model."
 
 
 def file_name(name: str) -> str:
-    """The name that a parameter of a PEFT model has in the adapter's file.
+    """Return the name of a PEFT model's parameter in the adapter's file.
 
-    PEFT leaves out the adapter's own name: `q_proj.lora_A.default.weight` is `q_proj.lora_A.weight` there. A
-    name that is already a file's, or of no adapter at all, stays as it is.
+    PEFT leaves out the adapter's own name there: `q_proj.lora_A.default.weight` becomes
+    `q_proj.lora_A.weight`. A name that already comes from a file, or belongs to no adapter, stays as it is.
     """
     return _SAVED.sub("", _MAGNITUDE.sub(r"\1", _ADAPTER.sub(r"\1", name)))
 
 
 def for_state(model: Any) -> list[tuple[str, Any]]:
-    """A model's parameters by names in which its adapter is called `default`, whatever its script calls it.
+    """Return a model's parameters by names in which its adapter is called `default`.
 
-    A script may give the adapter another name in another month; what is kept by a parameter's name is found
-    again. Where two adapters are trained at once, their names stay as they are.
+    A script may give the adapter a different name in another month; with these names, everything stored by
+    parameter name is found again. If two adapters are trained at once, their names stay as they are.
 
     Args:
-        model: A model, of PEFT or with adapters that transformers has put on it.
+        model: A PEFT model, or a model on which transformers has put adapters.
 
     Returns:
         `(name, parameter)` pairs, as from `model.named_parameters()`.
@@ -41,12 +41,12 @@ def for_state(model: Any) -> list[tuple[str, Any]]:
 
 
 def _as_default(name: str, adapters: Iterable[str]) -> str:
-    """A name with its last part that is an adapter's name replaced."""
+    """Replace the last part of a name that is an adapter's name by `default`."""
     parts = name.split(".")
     place = max((place for place, part in enumerate(parts) if part in adapters), default=None)
     return name if place is None else ".".join([*parts[:place], "default", *parts[place + 1 :]])
 
 
 def short_name(name: str) -> str:
-    """A parameter's name for a reader: without PEFT's wrapper, the adapter's name and the `weight` ending."""
+    """A parameter's name for a reader, without PEFT's wrapper, the adapter's name and the final `weight`."""
     return file_name(name).removeprefix(_WRAPPER).removesuffix(".weight")

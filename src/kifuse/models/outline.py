@@ -1,4 +1,4 @@
-"""The shapes of what a model would train, and how they fall into skill units; without any weights."""
+"""The shapes that a model would train, and their division into skill units; without any weights."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _LAYER = re.compile(r"^(?P<stack>(?:.*?\.)?(?:layers|layer|blocks|block|h))\.(?P
 
 @dataclass(frozen=True)
 class Outline:
-    """What a model would train.
+    """The tensors that a model would train.
 
     Attributes:
         family: The model's type, e.g. `llama`.
-        parameters: Scalars of the model itself, tied ones once.
+        parameters: Number of scalars in the model itself, tied ones counted once.
         tensors: The trainable tensors' names and shapes, in the model's order.
     """
 
@@ -36,7 +36,7 @@ class Outline:
 
     @property
     def trainable(self) -> int:
-        """Scalars that would be trained."""
+        """Number of scalars that would be trained."""
         return sum(prod(shape) for _, shape in self.tensors)
 
 
@@ -45,11 +45,11 @@ class UnitRow:
     """Skill units that look the same in a range of layers.
 
     Attributes:
-        stack: Where the layers are, e.g. `encoder.block`; empty for units outside of any layer.
-        layers: The layers' numbers; empty likewise.
-        tensors: The tensors that each of the units has a part of, with their shapes.
-        units: Units in each of the layers.
-        size: Scalars of each unit.
+        stack: Path of the layers, e.g. `encoder.block`; empty for units outside of any layer.
+        layers: Numbers of the layers; empty for units outside of any layer.
+        tensors: The tensors of which each unit contains a part, with their shapes.
+        units: Number of units in each of the layers.
+        size: Number of scalars in each unit.
     """
 
     stack: str
@@ -60,13 +60,13 @@ class UnitRow:
 
     @property
     def total(self) -> int:
-        """Units in all the layers together."""
+        """Number of units in all the layers together."""
         return self.units * max(1, len(self.layers))
 
 
 @dataclass(frozen=True)
 class LevelSizes:
-    """How many units a level has, and how many scalars the smallest, median and largest of them hold."""
+    """The number of units at a level, and the scalars in the smallest, median and largest of them."""
 
     level: Level
     count: int
@@ -76,11 +76,11 @@ class LevelSizes:
 
 
 def outline(name: str, adapter: Any, *, trust_remote_code: bool = False) -> Outline:
-    """Find the tensors that a model would train, from its `config.json` alone.
+    """Find the tensors that a model would train, only from its `config.json`.
 
     Args:
-        name: As `load_backbone` takes it; a folder needs no more than a `config.json`.
-        adapter: As `add_adapter` takes it.
+        name: As in `load_backbone`; a folder needs only a `config.json`.
+        adapter: As in `add_adapter`.
         trust_remote_code: Run model code from the hub; only when the user asks.
 
     Raises:
@@ -98,7 +98,7 @@ def outline(name: str, adapter: Any, *, trust_remote_code: bool = False) -> Outl
 
 
 def unit_rows(tensors: Sequence[tuple[str, Shape]], level: Level) -> list[UnitRow]:
-    """Describe a partition into skill units, with layers of equal structure put together.
+    """Describe a division into skill units; layers of equal structure are combined.
 
     Args:
         tensors: Names and shapes of the trainable tensors, in the model's order.
@@ -129,8 +129,8 @@ def unit_rows(tensors: Sequence[tuple[str, Shape]], level: Level) -> list[UnitRo
 def _families(
     tensors: Sequence[tuple[str, Shape]], level: Level
 ) -> list[tuple[list[tuple[str, Shape]], int, int]]:
-    """Tensors that share their units, with how many units these are and how many scalars each holds."""
-    if level == "element":  # a number per scalar would be as large as the model
+    """Group tensors that share their units, with the number of these units and of scalars in each."""
+    if level == "element":  # a list of all units would be as large as the model
         return [([(name, shape)], prod(shape), 1) for name, shape in tensors]
     partition = SkillUnits.build([name for name, _ in tensors], [shape for _, shape in tensors], level)
     numbers = partition.expand(torch.arange(partition.count))
@@ -147,7 +147,7 @@ def _families(
 
 
 def level_sizes(tensors: Sequence[tuple[str, Shape]], level: Level) -> LevelSizes:
-    """Count the units of a level and say how large they are."""
+    """Count the units of a level and measure their sizes."""
     families = sorted((size, units) for _, units, size in _families(tensors, level))
     count = sum(units for _, units in families)
     passed = 0

@@ -1,4 +1,4 @@
-"""Lets a model be called from outside in the precision that its weights are kept in."""
+"""Lets a user call a model in the precision in which its weights are kept."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from kifuse.models.loading import Backbone
 
 
 def cast_by_itself(backbone: Backbone) -> None:
-    """Run the model's forward pass under its own autocast wherever nobody else has switched autocast on.
+    """Run the model's forward pass under its own autocast wherever autocast is not already on.
 
-    Frozen weights are kept in the precision that they are multiplied in, which fits the others under autocast
-    only; so `model.generate(...)` of a user works as well.
+    Frozen weights are kept in the precision in which they are multiplied, and fit the other weights only
+    under autocast. With this, a user's own `model.generate(...)` works as well.
 
     Args:
-        backbone: The model; nothing is done in fp32.
+        backbone: The loaded model; nothing is done in fp32.
     """
     if backbone.precision == "fp32":
         return
@@ -34,5 +34,5 @@ def cast_by_itself(backbone: Backbone) -> None:
         opened.pop().__exit__(None, None, None)
 
     backbone.model.register_forward_pre_hook(before)
-    # also where the forward pass fails
+    # always_call: also if the forward pass fails
     backbone.model.register_forward_hook(after, always_call=True)

@@ -19,12 +19,12 @@ from kifuse.models.model_folder import check_config
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """A tokenizer and what goes with it.
+    """A tokenizer and the facts that belong to it.
 
     Attributes:
-        tokenizer: With a padding and an end token.
+        tokenizer: The tokenizer, with a padding and an end token.
         encoder_decoder: Whether its model is T5-like (True) or decoder-only (False).
-        source: Where it came from: a folder or a hub id.
+        source: Where it was loaded from: a folder or a hub id.
     """
 
     tokenizer: Any
@@ -40,7 +40,7 @@ def load_tokenizer(
     Args:
         name: `smollm2-135m`, a hub id, or a folder.
         trust_remote_code: Run code from the hub; only when the user asks.
-        say: Told in one line what is going on.
+        say: Called with one line about the present work.
 
     Raises:
         ModelError: There is no such model, or its tokenizer has no end token.
@@ -55,7 +55,7 @@ def load_tokenizer(
     try:
         config = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except Exception as error:  # a damaged folder makes libraries raise whatever they do
+    except Exception as error:  # for a damaged folder, libraries raise errors of any kind
         raise ModelError(cannot_load(name, error)) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -67,7 +67,7 @@ def load_tokenizer(
 
 
 def _can_ask(source: str) -> bool:
-    """Whether the hub's address can be found; without a network each question to it takes half a minute."""
+    """Whether the hub's address can be resolved; without a network each request to it takes half a minute."""
     from huggingface_hub import constants
 
     if is_model_folder(source) or getproxies():
@@ -79,12 +79,12 @@ def _can_ask(source: str) -> bool:
 
 
 def checked_name(name: str) -> str:
-    """A model's name with `~` written out.
+    """Return a model's name with `~` expanded.
 
-    What can be no model is refused before the hub is asked, which takes long without a network.
+    A name that cannot be a model is refused before the hub is asked, which takes long without a network.
 
     Raises:
-        ModelError: It can be no model.
+        ModelError: The name cannot be a model.
     """
     name = os.path.expanduser(name)
     if name in BUNDLED or is_model_folder(name):
@@ -99,7 +99,7 @@ def checked_name(name: str) -> str:
 
 def cannot_load(name: str, error: Exception) -> str:
     """Say that a model cannot be loaded, and why."""
-    # of a setting that fails its check the reason stands in the second line
+    # for a setting that fails its check, the second line gives the reason
     lines = [line.strip() for line in str(error).strip().splitlines()]
     first = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
     first = repr(error) if isinstance(error, KeyError) else first
