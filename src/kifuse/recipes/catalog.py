@@ -1,4 +1,4 @@
-"""Which recipes there are, which row of which table each gives, and what was published there."""
+"""The list of recipes, the table row that each recipe gives, and the row's published figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kifuse.errors import ConfigError, did_you_mean
 FOLDER = Path(__file__).parent
 
 WRITTEN_FOR = "t5-large"
-"""The model that the files of the recipes are for, and that most figures were published for."""
+"""The model that the recipe files are written for, and that most figures were published for."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class PublishedRow:
     """A row of a paper's table.
 
     Attributes:
-        table: What the paper calls the table.
-        name: What the paper calls the row.
-        recipe: The recipe that gives it; None for a system that kifuse does not have.
-        settings: What the row changes in the recipe, by dotted key.
+        table: The paper's name for the table.
+        name: The paper's name for the row.
+        recipe: The recipe that gives the row; None for a system that kifuse does not have.
+        settings: Changes of the row to the recipe, by dotted key.
         model: The model that the figures are for.
-        published: The figures by benchmark, one for each of the paper's metrics; None where not known.
+        published: The figures by benchmark, one for each of the paper's metrics; None if not known.
     """
 
     table: str
@@ -40,7 +40,7 @@ class PublishedRow:
 
     @property
     def arguments(self) -> str:
-        """What follows ``kifuse cp`` to get the row; empty without a recipe."""
+        """The arguments of ``kifuse cp`` that give the row; empty without a recipe."""
         if self.recipe is None:
             return ""
         model = f" --model {self.model}" if self.model != WRITTEN_FOR else ""
@@ -54,7 +54,7 @@ class Paper:
     Attributes:
         name: The folder of its recipes.
         title: A short name of the paper.
-        arxiv: The paper's number on arXiv; of a paper that is not known to be there, where it was published.
+        arxiv: The paper's number on arXiv; if it is not known to be there, the place where it was published.
         code: The address of the authors' scripts.
         metrics: The metrics of its figures, in their order.
         rows: The rows of its tables, in their order.
@@ -69,11 +69,11 @@ class Paper:
 
     @property
     def where(self) -> str:
-        """Where the paper is, e.g. ``arXiv 2502.17510``."""
+        """Where the paper can be found, e.g. ``arXiv 2502.17510``."""
         return f"arXiv {self.arxiv}" if self.arxiv[:1].isdigit() else self.arxiv
 
     def in_table(self, values: tuple[float | None, ...] | None) -> str:
-        """Published figures for a table, e.g. ``78.4 / -2.8``; empty where nothing is known."""
+        """Published figures for a table, e.g. ``78.4 / -2.8``; empty if nothing is known."""
         known = "/".join("" if value is None else str(value) for value in values or ()).rstrip("/").split("/")
         return " / ".join(value or "?" for value in known) if known != [""] else ""
 
@@ -115,7 +115,7 @@ def _rows() -> list[tuple[Paper, PublishedRow]]:
 
 
 def rows_of(recipe: str) -> list[tuple[Paper, PublishedRow]]:
-    """The rows that a recipe gives, in every paper that has one, its own first."""
+    """The rows that a recipe gives, in every paper that has one; those of its own paper come first."""
     own = recipe_paper(recipe)
     found = [(paper, row) for paper, row in _rows() if row.recipe == recipe]
     return sorted(found, key=lambda pair: pair[0] is not own)
@@ -123,13 +123,13 @@ def rows_of(recipe: str) -> list[tuple[Paper, PublishedRow]]:
 
 @cache
 def read_data(name: str) -> dict[str, Any]:
-    """A data file of this part."""
+    """Read a data file of this package."""
     return yaml.safe_load((FOLDER / name).read_text("utf-8"))
 
 
 @cache
 def _files() -> dict[str, Path]:
-    """The recipes in the order of the papers' tables; each lies in the folder of its own paper."""
+    """The recipes in the order of the papers' tables; each recipe is in the folder of its own paper."""
     files = {file.stem: file for file in FOLDER.glob("*/*.yaml")}
     return {name: files[name] for name in dict.fromkeys(row.recipe for _, row in _rows()) if name}
 
@@ -145,10 +145,10 @@ def recipe_paper(name: str) -> Paper:
 
 
 def recipe_file(name: str) -> Path:
-    """The file of a recipe.
+    """Return the file of a recipe.
 
     Raises:
-        ConfigError: There is no such recipe; the message names the nearest.
+        ConfigError: There is no such recipe; the message names the most similar one.
     """
     if name not in _files():
         nearest = did_you_mean(name, _files())
@@ -157,7 +157,7 @@ def recipe_file(name: str) -> Path:
 
 
 def read_recipe(name: str) -> str:
-    """The text of a recipe, which is a complete configuration for T5-large.
+    """Return the text of a recipe, which is a complete configuration for T5-large.
 
     Raises:
         ConfigError: There is no such recipe.
@@ -169,7 +169,7 @@ def refuse_recipe_name(config: Path | None) -> None:
     """Refuses a recipe's name where a file is expected.
 
     Raises:
-        ConfigError: There is no such file, but there is a recipe of that name; says how to get its file.
+        ConfigError: There is no such file, but a recipe of that name; the message says how to get its file.
     """
     if config is not None and str(config) in _files() and not config.exists():
         raise ConfigError(
