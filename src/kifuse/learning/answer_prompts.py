@@ -1,4 +1,4 @@
-"""Answers to prompts that anybody may ask, from a model as it is now."""
+"""Answers the questions of a user with the model as it is now."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def answer(
     """Answer questions greedily, put in the form in which the model was trained.
 
     Args:
-        engine: With its model as it is to answer.
+        engine: The engine; its model answers as it is now.
         asked: The questions.
-        max_new_tokens: Longest answer; None: the configuration's.
-        say: Told which questions are too long, and lose their middle.
+        max_new_tokens: The most tokens of an answer; None for the configuration's number.
+        say: Called with a line about the questions that are too long and lose their middle.
 
     Returns:
-        One answer for each.
+        One answer for each question.
 
     Raises:
         ConfigError: `max_new_tokens` is no number of at least 1.

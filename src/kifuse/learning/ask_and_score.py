@@ -16,11 +16,11 @@ from kifuse.tasks.task import Task
 
 @contextlib.contextmanager
 def as_of(opened: OpenLearner, after: int | str | None) -> Iterator[int]:
-    """The model as it was after a number of tasks, which is given, for as long as the block runs.
+    """Set the model back to a number of tasks while the block runs; yields that number.
 
     Args:
         opened: The learner.
-        after: Number of tasks, or the name of the last one; None: as it is now.
+        after: Number of tasks, or the name of the last one; None for the model as it is now.
 
     Raises:
         RunError: No such task was learned, or the state after it is damaged.
@@ -57,7 +57,7 @@ def scores_of(opened: OpenLearner, tasks: Iterable[Any] | None, after: int | str
 
 
 def _named(opened: OpenLearner, each: Any) -> Task:
-    """A learned task by its name, or another one that is to be scored."""
+    """Find a learned or watched task by its name, or read another one that is to be scored."""
     tasks = opened.tasks
     if isinstance(each, str) and each in tasks:
         return opened.place.tested(tasks.index(each), opened.record)

@@ -1,8 +1,8 @@
-"""Takes the texts of a task out of a learner's folder and its history; a kill in the midst is finished later.
+"""Removes the texts of a task from a learner's folder and history; what a kill interrupts is finished later.
 
-A journal, `forgetting.json`, is written first and removed last. It holds no text: the task's name, the keys
-of what a method stored with its examples, and for each list of files that is changed its hash before and
-after, by which the records find it again.
+A journal, `forgetting.json`, is written first and removed last. It holds none of the texts: only the task's
+name, the keys of what a method stored with the task's examples, and the hash before and after of each list of
+files that changes, so that records can be given the new hash.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _STORED = "stored_tensors."
 
 
 def begin(folder: Path, task: str, when: str, stored: Iterable[str]) -> None:
-    """Write the journal; from here on the task is forgotten, now or when the folder is opened next.
+    """Write the journal. From then on the task will be forgotten, now or when the folder is opened next.
 
     Args:
-        folder: Of the learner.
+        folder: The learner's folder.
         task: The task's name.
         when: The time, for the record.
         stored: Keys of what a method stored with the task's examples.
@@ -47,7 +47,7 @@ def begin(folder: Path, task: str, when: str, stored: Iterable[str]) -> None:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether a task is being forgotten there, or was when the process was killed."""
+    """Whether a task is being forgotten in the folder, or was when the process was killed."""
     return (folder / JOURNAL).is_file()
 
 
@@ -57,9 +57,9 @@ def finish(folder: Path, record: RunRecord, say: Callable[[str], None]) -> list[
     Call it while the folder is held.
 
     Args:
-        folder: Of the learner.
-        record: Of the learner; changed in place and saved.
-        say: Told of a damaged file that was removed, since nobody can tell what it holds.
+        folder: The learner's folder.
+        record: The learner's record; it is changed in place and saved.
+        say: Called with a line about a damaged file that was removed, since nobody can tell what it holds.
 
     Returns:
         What was removed or rewritten, relative to the folder.
@@ -72,7 +72,7 @@ def finish(folder: Path, record: RunRecord, say: Callable[[str], None]) -> list[
     task, touched = journal.task, list[str]()
     roots = [folder, *sorted(folder.glob("rolled-back/*")), *sorted(folder.glob("set-aside/*"))]
     others = _records(roots[1:], say)
-    # what only quotes the texts goes first: they are known by what goes last
+    # files that only quote the texts go first: the files that go last tell what the texts are
     texts = _known_texts(roots, task)
     for root in roots:
         touched += _without_in_rendered(root, folder, task) + _without_lines(root, folder, texts)
@@ -101,7 +101,7 @@ def end(folder: Path) -> None:
 
 
 class _Journal:
-    """The journal, with the lists of files that were written anew."""
+    """The journal, with the old and new hashes of the lists of files that were written again."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / JOURNAL
@@ -115,7 +115,7 @@ class _Journal:
             ) from error
 
     def renamed(self, before: str, after: str) -> None:
-        """Note that a list of files has another hash from now on, before it is written."""
+        """Note the new hash of a list of files, before that list is written."""
         self.lists[before] = after
         found = {"task": self.task, "when": self.when, "stored": list(self.stored), "lists": self.lists}
         write_json(self.file, found)
@@ -126,7 +126,7 @@ class _Journal:
 
 
 def _without_in_state(root: Path, state: Path, journal: _Journal, say: Callable[[str], None]) -> list[str]:
-    """Take the task out of the memory and the method's state after some task, and seal both anew."""
+    """Remove the task from the memory and the method's state in a state folder, and seal both again."""
     changed = _without_in_memory(state, journal.task, say) + _without_in_method(state, journal, say)
     manifest = state / "manifest.json"
     if not manifest.is_file():
@@ -136,7 +136,7 @@ def _without_in_state(root: Path, state: Path, journal: _Journal, say: Callable[
         return []
     found = read_json(manifest)
     for file in (state / "memory.json", state / "method.json", state / "method.safetensors"):
-        # as it is listed: from the root of the state, though it may have been moved since
+        # the list names files by where the state was at first; it may have been moved since
         name = f"state/{state.name}/{file.name}"
         if name in found.get("files", {}) and file.is_file():
             found["files"][name] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
@@ -190,7 +190,7 @@ def _without_in_method(state: Path, journal: _Journal, say: Callable[[str], None
     kept = {name: tensor for name, tensor in tensors.items() if not (dropped and name.startswith(dropped))}
     if kept_values == values and sorted(kept) == found.get("tensors"):
         return []
-    # the tensors first: a description that names too many is made good by the same call
+    # the tensors first: if a kill leaves a description that names too many, the next call corrects it
     write_tensors(file, kept, metadata or None)
     write_json(described, {**found, "values": kept_values, "tensors": sorted(kept)})
     return [described, file]
@@ -214,7 +214,7 @@ def _without_in_rendered(root: Path, folder: Path, task: str) -> list[str]:
 
 
 def _without_lines(root: Path, folder: Path, texts: set[str]) -> list[str]:
-    """Take the lines out of a log that hold one of the texts."""
+    """Remove the lines of a log that hold one of the texts."""
     file = root / "log.txt"
     if not file.is_file():
         return []
@@ -227,7 +227,7 @@ def _without_lines(root: Path, folder: Path, texts: set[str]) -> list[str]:
 
 
 def _records(roots: Iterable[Path], say: Callable[[str], None]) -> dict[Path, RunRecord]:
-    """The records of what was moved aside; a damaged one is removed."""
+    """Read the records of what was moved aside; a damaged one is removed."""
     found = {}
     for root in roots:
         if not (root / FILE).is_file():
@@ -241,7 +241,7 @@ def _records(roots: Iterable[Path], say: Callable[[str], None]) -> dict[Path, Ru
 
 
 def _without_texts(record: RunRecord, task: str, texts: set[str]) -> None:
-    """Take the texts of a task out of a record."""
+    """Remove the texts of a task from a record."""
 
     def clean(lines: list[str]) -> list[str]:
         return [LEFT_OUT if _holds(line, texts) else line for line in lines]
@@ -253,7 +253,7 @@ def _without_texts(record: RunRecord, task: str, texts: set[str]) -> None:
 
 
 def _put_on_record(record: RunRecord, journal: _Journal) -> None:
-    """Put on a record that a task was forgotten, and the hashes of what was written anew."""
+    """Note on a record that a task was forgotten, and the new hashes of the files that were written again."""
     task, names = journal.task, [entry.name for entry in record.tasks]
     for entry in record.tasks:
         entry.seal = journal.now(entry.seal)
@@ -282,14 +282,14 @@ def _put_on_record(record: RunRecord, journal: _Journal) -> None:
 
 
 def _without_examples(event: dict[str, Any], of: str, task: str) -> dict[str, Any]:
-    """An event without the examples of a task that it shows; those of a task that it names are that one's."""
+    """Remove a task's examples from an event; its `of`, or else its own task, says whose they are."""
     if event.get("of", of) != task or not isinstance(event.get("examples"), list):
         return event
     return {**event, "examples": []}
 
 
 def _known_texts(roots: Iterable[Path], task: str) -> set[str]:
-    """What is known of the texts of a task: inputs, bodies and answers that are no single words."""
+    """Collect the texts of a task that are still there: parts of more than two words or 24 characters."""
     found: set[str] = set()
     for root in roots:
         for file in _kept_files(root):
@@ -308,7 +308,7 @@ def _kept_files(root: Path) -> list[Path]:
 
 
 def _found(root: Path, pattern: str) -> list[Path]:
-    """Files of a pattern, and those behind whose name a number was put as they were moved aside."""
+    """Find files by a pattern, also those that got a number behind their name when they were moved aside."""
     return [*root.glob(pattern), *root.glob(f"{pattern} (*)")]
 
 
@@ -319,7 +319,7 @@ def _texts_of(examples: Any) -> set[str]:
         for part in (each.get("body"), each.get("head"), *each.get("references", ()))
         if isinstance(part, str)
     ]
-    # a label such as "yes" is in many a line, and tells nothing of anybody
+    # a label such as "yes" is in many lines, and says nothing about anybody
     return {part.strip() for part in parts if len(part.split()) > 2 or len(part.strip()) > 24}
 
 

@@ -1,4 +1,4 @@
-"""A learner's folder before anything is done in it: nothing lies there that its record does not know."""
+"""A learner's folder. Before anything is done in it, what its record does not know is moved aside."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from kifuse.tasks.learned_task import kept_task
 from kifuse.tasks.task import Task
 
 UNDONE = "rolled-back"
-"""Folder of what a rollback or a refusal took out, in one folder for each."""
+"""Folder for what rollbacks and refusals took out, with one subfolder for each of them."""
 
 LEFT = "set-aside"
-"""Folder of what a training that was cut short left behind, in one folder for each start that found some."""
+"""Folder for what interrupted trainings left behind, with one subfolder for each start that found some."""
 
 PARTS = ("adapters", "state", "predictions")
 
@@ -36,8 +36,8 @@ class LearnerFolder:
     """The folder of a learner.
 
     Args:
-        path: Where it is.
-        say: Told in one line what was found out of place.
+        path: The path of the folder.
+        say: Called with a line about what was found out of place.
     """
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
@@ -52,33 +52,33 @@ class LearnerFolder:
         return self.path / "watched" / f"{index + 1}.json"
 
     def watched(self, index: int, record: RunRecord) -> Task:
-        """A watched task with its examples as they were kept.
+        """Read a watched task with the examples that were kept.
 
         Raises:
-            RunError: They are not as they were written.
+            RunError: The examples are not what was written.
         """
         entry = record.watched[index]
         check_file(self.kept_watched(index), entry.kept, FILE)
         return kept_task(self.kept_watched(index), entry.hash)
 
     def undone(self, number: int) -> Path:
-        """The folder of what the rollback or refusal of a number, from 1, took out."""
+        """The folder with what a rollback or refusal took out; `number` counts them from 1."""
         return self.path / UNDONE / str(number)
 
     def check_kept(self, index: int, record: RunRecord) -> None:
-        """Make sure that what was kept of a task is as it was written.
+        """Make sure that the kept examples of a task are what was written.
 
         Raises:
-            RunError: It is not.
+            RunError: They are not.
         """
         if record.tasks[index].kept is not None:
             check_file(self.kept_task(index), record.tasks[index].kept, FILE)
 
     def tested(self, index: int, record: RunRecord) -> Task:
-        """A learned task with the test examples that were kept.
+        """Read a learned task with the test examples that were kept.
 
         Raises:
-            RunError: They are not as they were written.
+            RunError: The examples are not what was written.
         """
         entry = record.tasks[index]
         if entry.forgotten is not None:
@@ -89,19 +89,19 @@ class LearnerFolder:
         return kept_task(self.kept_task(index), record.tasks[index].hashes["test"])
 
     def undone_adapter(self, number: int, k: int) -> Path:
-        """Where the adapter after k tasks is that the rollback or refusal of a number took out."""
+        """The folder of the adapter after k tasks that a rollback or refusal took out."""
         return self.undone(number) / "adapters" / f"after-{k}"
 
     def back_to(self, engine: Engine, k: int, kind: str, **facts: Any) -> None:
-        """Make the state after k tasks the present one; the record says so before any file moves.
+        """Make the state after k tasks the current one; the record says so before any file moves.
 
-        Call it while the folder is held. A rollback goes further back where that state is damaged.
+        Call it while the folder is held. A rollback goes further back if that state is damaged.
 
         Args:
-            engine: With the record, which is changed in place.
+            engine: The engine; its record is changed in place.
             k: Number of tasks.
             kind: `rolled back` or `refused`.
-            facts: What else the history says of it.
+            facts: Further facts for the history.
 
         Raises:
             RunError: No state is whole, or a file cannot be written or moved.
@@ -129,7 +129,7 @@ class LearnerFolder:
         self.tidy(record, tell=False)
 
     def _restore_newest(self, engine: Engine, k: int) -> int:
-        """Restore the newest whole state after at most k tasks, and tell which ones are left aside."""
+        """Restore the newest whole state after at most k tasks, and say which ones are passed over."""
         for j in range(k, 0, -1):
             try:
                 engine.restore(j)
@@ -144,9 +144,9 @@ class LearnerFolder:
 
     @contextlib.contextmanager
     def alone(self, record: RunRecord, *, broken: Callable[[], None]) -> Iterator[None]:
-        """Hold the folder for as long as the block runs, after making sure that it is as it was last seen.
+        """Hold the folder while the block runs, after making sure that nobody else has changed it.
 
-        A block that fails leaves the record in memory as it is on disk, so that the same process goes on.
+        If the block fails, the record in memory is set to the one on disk, so that this process can go on.
 
         Args:
             record: The record in memory; it is changed in place.
@@ -173,16 +173,16 @@ class LearnerFolder:
                 raise
 
     def tidy(self, record: RunRecord, *, tell: bool = True) -> None:
-        """Move everything aside that is beyond the record, and remove what a crash left of a single write.
+        """Move aside everything that the record does not know, and remove temporary files that a crash left.
 
         Call it while the folder is held.
 
         Args:
-            record: What is on disk.
+            record: The record that is on disk.
             tell: Whether to say what was moved.
 
         Raises:
-            RunError: A file cannot be moved, or the record is older than what lies beside it.
+            RunError: A file cannot be moved, or the record is older than the files beside it.
         """
         refuse_file_for_middle(self.path)
         self._remove_temporaries()
@@ -209,10 +209,10 @@ class LearnerFolder:
     def _goal(
         self, path: Path, record: RunRecord, before: RunRecord | None, undone: Path | None, left: Path
     ) -> Path:
-        """Where something beyond the record belongs: to what was undone last, or to what was cut short.
+        """Choose where a path unknown to the record goes: to the last undoing, or to what was cut short.
 
         Raises:
-            RunError: To neither, so that the record is older than what lies beside it.
+            RunError: It belongs to neither, so the record is older than the files beside it.
         """
         learned = learned_count(record)
         cut_short = len(record.tasks) > learned and path.name == f"after-{learned + 1}"
@@ -220,7 +220,7 @@ class LearnerFolder:
         if path.suffix or not manifest.is_file():
             return left if cut_short or undone is None else undone
         known = before is not None and _number(path) <= learned_count(before)
-        # had it been learned since the rollback, what was undone would have been moved by then
+        # if it had been learned after the rollback, the undone state would have been moved before that
         if known and undone is not None and not (undone / path.relative_to(self.path)).exists():
             return undone
         if not cut_short:
@@ -228,7 +228,7 @@ class LearnerFolder:
         return left
 
     def _beyond(self, record: RunRecord) -> list[Path]:
-        """What lies in the folder of tasks that are not on record, or of a time that is not."""
+        """List what belongs to tasks unknown to the record, or to more tasks than it says were learned."""
         learned = learned_count(record)
         names = {entry.name for entry in (*record.tasks, *record.watched)}
         found = []
@@ -242,7 +242,7 @@ class LearnerFolder:
         return found + [file for file in kept if _number(file) > len(record.tasks)]
 
     def _remove_temporaries(self) -> None:
-        """Remove what a kill left of a write that never took its place; finish one that almost did."""
+        """Remove temporary files that a kill left; finish replacing an adapter if that was almost done."""
         remove_temporaries(self.path, (*PARTS, "tasks", "watched"))
         for partial in (self.path / "adapters").glob(".after-*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
@@ -255,11 +255,11 @@ class LearnerFolder:
 
 
 def move_aside(source: Path, target: Path) -> None:
-    """Move a file or folder; nothing is written over, and a kill at any moment leaves one of the two whole.
+    """Move a file or folder. Nothing is overwritten, and after a kill the source or the target is whole.
 
     Args:
         source: What to move.
-        target: Where to; if something is there, a number is put behind the name.
+        target: The new place; if something is there, a number is added to the name.
 
     Raises:
         RunError: It cannot be moved.
@@ -288,7 +288,7 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Move to another file system: the copy appears under its name when it is whole, then the source goes."""
+    """Move to another file system: the copy gets its name when it is whole, then the source is removed."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     if source.is_dir():
@@ -321,6 +321,6 @@ def _older(folder: Path, newer: Path) -> RunError:
 
 
 def _number(path: Path) -> int:
-    """The number in `after-3` or `3.json`; 0 for what has none."""
+    """The number in `after-3` or `3.json`; 0 for a name without one."""
     number = path.name.removeprefix("after-").removesuffix(".json")
     return int(number) if number.isdecimal() and number.isascii() else 0

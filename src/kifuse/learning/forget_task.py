@@ -1,4 +1,4 @@
-"""A learner's task is forgotten on request: its texts go, its trace in the weights is said, not undone."""
+"""Forgets a learner's task on request: removes its texts, and says what remains of it in the weights."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ from kifuse.tasks.task import Example, Task
 
 @dataclass(frozen=True)
 class ForgetReport:
-    """What became of a task that was to be forgotten.
+    """What forgetting a task removed, and what remains of the task.
 
     Attributes:
-        task: Its name.
+        task: Name of the task.
         removed: Files that were removed or written anew, relative to the learner's folder.
-        remains: What still tells of it, and cannot be undone by removing files.
-        later: Names of the tasks that were learned after it, whose states began from its weights.
-        commands: What makes a learner that never saw it, in the shell; none where this one is such.
-        retrained: Reports of the later tasks, where they were learned again.
+        remains: What still holds a trace of the task, and cannot be undone by removing files.
+        later: Names of the tasks that were learned after it; their training began from its weights.
+        commands: Shell commands that make a learner which never saw the task; none if this learner already is
+            one.
+        retrained: Reports of the later tasks, if they were learned again.
     """
 
     task: str
@@ -94,7 +95,7 @@ def forget(opened: OpenLearner, name: str, retrain: Sequence[Any] | None, gates:
             engine.tell_saved()
     reports = [learn_task(opened, task, gates) for task in again or ()]
     if again is not None:
-        index = None  # of what is there now, nothing has learned from it
+        index = None  # no state that is there now has learned from it
     folder = shlex.quote(str(place.path))
     return ForgetReport(
         name,
@@ -112,10 +113,10 @@ def _in_history(lineage: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _later_tasks(opened: OpenLearner, later: Sequence[str], given: Sequence[Any]) -> list[Task]:
-    """The tasks that are learned again: with the training examples of the data, otherwise as on record.
+    """Build the tasks to learn again: training examples from the given data, the rest as on record.
 
     Raises:
-        DataError: It is other data, or of other tasks.
+        DataError: The given data is not that of these tasks.
     """
     if len(given) != len(later):
         raise DataError(
@@ -155,7 +156,7 @@ def _stored_with(opened: OpenLearner, name: str) -> set[str]:
         for file in root.glob("state/after-*/memory.json"):
             try:
                 memory = MemoryBuffer.from_state(read_json(file), where=file)
-            except KifuseError:  # it is removed, and said
+            except KifuseError:  # the damaged file is removed later, with a message
                 continue
             if name in memory.tasks:
                 examples += memory.examples(name)
@@ -178,13 +179,13 @@ def _remains(opened: OpenLearner, name: str, index: int | None, later: Sequence[
 
 
 def _aside_with(folder: Path, name: str) -> list[str]:
-    """Folders of what was moved aside, with weights that learned from a task, or may have."""
+    """List the folders moved aside whose weights learned from a task, or may have."""
     found = []
     for adapters in (*folder.glob("rolled-back/*/adapters"), *folder.glob("set-aside/*/adapters")):
         root = adapters.parent
         try:
             learned = {entry.name for entry in RunRecord.load(root).tasks}
-        except KifuseError:  # what was cut short has no record, so that nobody can tell what it learned from
+        except KifuseError:  # what was cut short has no record, so nobody can tell what it learned from
             learned = {name}
         if name in learned:
             found.append(f"{root.relative_to(folder).as_posix()}/")

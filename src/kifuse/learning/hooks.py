@@ -1,4 +1,4 @@
-"""Functions of the user's that are called before and after a learner learns a task."""
+"""The user's functions that are called before and after a learner learns a task."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from kifuse.record.lineage import LearnReport
 from kifuse.tasks.task import Task
 
 Before = Callable[[Task, Any], object]
-"""Given the task, with all of its data that will be taken, and the learner."""
+"""A function that is called with the task, holding all data that it will use, and the learner."""
 
 After = Callable[[LearnReport, Any], object]
-"""Given the report and the learner."""
+"""A function that is called with the report and the learner."""
 
 
 class Hooks:
-    """Calls the user's functions, and turns what they raise into an error that says what it came to.
+    """Calls the user's functions; an exception in one becomes an error that says what became of the task.
 
     Args:
-        before: Called before a task is learned; what it raises refuses the task, and nothing is learned.
-        after: Called with each report; what it raises is an error, and what was learned stays.
+        before: Called before a task is learned; if it raises an exception, the task is refused and nothing is
+            learned.
+        after: Called with each report; an exception in it is an error, but what was learned stays.
 
     Raises:
-        ConfigError: One cannot be called.
+        ConfigError: One of them cannot be called.
     """
 
     def __init__(self, before: Before | None, after: After | None) -> None:
@@ -36,10 +37,10 @@ class Hooks:
         self._inside = ""
 
     def before(self, task: Task, learner: Any) -> None:
-        """Call the first one.
+        """Call the function for before.
 
         Raises:
-            RunError: It raised something.
+            RunError: The function raised an exception, or this is called from within a hook.
         """
         if self._inside:
             raise RunError(f"{self._inside}: a hook cannot have the learner learn a task.")
@@ -48,10 +49,10 @@ class Hooks:
                 self._before(task, learner)
 
     def after(self, report: LearnReport, learner: Any) -> None:
-        """Call the second one.
+        """Call the function for after.
 
         Raises:
-            RunError: It raised something.
+            RunError: The function raised an exception.
         """
         if self._after is not None:
             outcome = "learned" if report.accepted else "rolled back"

@@ -1,4 +1,4 @@
-"""How a learner learns one task: on record, trained, scored with all others, accepted or taken back."""
+"""How a learner learns one task: records it, trains, scores all tasks, accepts it or takes it back."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from kifuse.tasks.task import Task, check_different
 
 @dataclass(frozen=True)
 class Gates:
-    """What a task may cost, and must reach, or it is rolled back.
+    """The limits for a task: if it costs too much or scores too low, it is rolled back.
 
     Attributes:
-        max_forgetting: Most points (of 100) that an earlier or watched task may lose; None: no limit.
-        min_score: Least score (0 to 100) of the task itself; None: no limit.
-        repair: Whether weights are pulled back towards those before a task that costs too much, before it is
-            taken back.
+        max_forgetting: Most points (of 100) that an earlier or watched task may lose; None for no limit.
+        min_score: Least score (0 to 100) of the task itself; None for no limit.
+        repair: Whether, if a task costs too much, the weights are pulled back towards those before it, before
+            the task is taken back.
     """
 
     max_forgetting: float | None = None
@@ -48,8 +48,8 @@ def learn_task(opened: OpenLearner, task: Task, gates: Gates) -> LearnReport:
 
     Args:
         opened: The learner.
-        task: With all of its data that is taken.
-        gates: Its limits.
+        task: The task, with all data that it will use.
+        gates: The limits for the task.
 
     Raises:
         DataError: The data is wrong, or another task of this name was learned.
@@ -78,12 +78,12 @@ def learn_task(opened: OpenLearner, task: Task, gates: Gates) -> LearnReport:
 
 
 def settle(opened: OpenLearner, gates: Gates) -> LearnReport | None:
-    """Score all tasks after the last one, accept it or take it back; finishes what a crash cut short.
+    """Score all tasks, and accept the last one or take it back; finishes what a crash cut short.
 
     Call it while the folder is held.
 
     Returns:
-        What the last task gained and cost; None where there is none, or it was settled before.
+        What the last task gained and cost; None if there is no task, or the last one was settled before.
     """
     record, k, engine, place = opened.record, opened.learned, opened.engine, opened.place
     if not k or is_settled(record, record.tasks[k - 1].name):
@@ -114,7 +114,7 @@ def settle(opened: OpenLearner, gates: Gates) -> LearnReport | None:
 
 
 def _scored(opened: OpenLearner) -> LearnReport:
-    """Score all tasks after the last one, unless they are scored, and tell what it gained and cost."""
+    """Score all tasks after the last one, unless that was done; return what the last one gained and cost."""
     record, k, engine, place = opened.record, opened.learned, opened.engine, opened.place
     tested = [i for i in range(k) if record.tasks[i].sizes["test"]]
     if any([engine.score(k, i, place.tested(i, record)) is not None for i in tested]):
@@ -137,7 +137,7 @@ def _again(opened: OpenLearner, task: Task) -> LearnReport:
 
 
 def _refused_before(opened: OpenLearner, task: Task, gates: Gates) -> LearnReport | None:
-    """The report of a task that was refused and would be again; None: it may be tried."""
+    """The report of a task that was refused and would be refused again; None if it may be tried."""
     k, place = opened.learned + 1, opened.place
     report = refused_before(
         opened.record,

@@ -1,4 +1,4 @@
-"""A learner for every month: tasks arrive one by one, in one process or many; nothing is forgotten unseen."""
+"""The learner: tasks arrive one by one, in one process or many, and every loss of an earlier one is shown."""
 
 from __future__ import annotations
 
@@ -50,22 +50,24 @@ class ContinualLearner:
     Args:
         model: `smollm2-135m`, a hub id, a folder, or a transformers model (then with its tokenizer).
         method: A name of `kifuse ls methods`, a mapping with `name` and settings, or a `Method`.
-        output_dir: The folder; one that holds a learner of the same settings is gone on with.
-        adapter: The folder of a LoRA adapter that was made elsewhere (`model.adapter.from`), which counts as
-            what was learned before the first task; its rank, layers and scale are gone on with.
-        tokenizer: Of a model that is given as an object.
+        output_dir: The folder. If it holds a learner of the same settings, this goes on with that learner.
+        adapter: The folder of a LoRA adapter that was made elsewhere (`model.adapter.from`). It counts as
+            what was learned before the first task; its rank, layers and scale are kept.
+        tokenizer: The tokenizer of a model that is given as an object.
         settings: Sections of the configuration by name, as in a run's YAML: `{"training": {"epochs": 3}}`.
         max_forgetting: Most points (of 100) that any earlier or watched task's score may lose by learning
-            another; a task that costs more is rolled back. None: no limit.
-        min_score: Least score (0 to 100) that a task must reach itself, or it is rolled back. None: no limit.
-        repair: Before a task is rolled back that costs more than `max_forgetting`, pull the weights back
+            another; a task that costs more is rolled back. None for no limit.
+        min_score: Least score (0 to 100) that a task must reach itself, or it is rolled back. None for no
+            limit.
+        repair: Before rolling back a task that costs more than `max_forgetting`, pull the weights back
             towards those before it, in steps of a tenth, while an earlier task's perplexity on its probe is
-            above 1.15 of its best; then the limits are checked again. The probe of a task is up to 16 dev or
-            training examples, which the folder then keeps.
+            above 1.15 times its best. Then the limits are checked again. The probe of a task is up to 16 dev
+            or training examples, which the folder then keeps.
         before: Called with (task, learner) before each `learn`: the `Task` with all its data, and this
-            learner, which can be asked and scored. What it raises refuses the task: nothing is learned.
+            learner, which can be asked and scored. If it raises an exception, the task is refused and nothing
+            is learned.
         after: Called with (report, learner) at the end of each `learn`, also of a task that was refused or
-            learned earlier. What it raises is an error, but what was learned stays.
+            learned earlier. An exception in it is an error, but what was learned stays.
         progress: Show what is going on: True, False, or a listener.
 
     Raises:
@@ -137,29 +139,31 @@ class ContinualLearner:
         settings: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> ContinualLearner:
-        """Take up a learner where an earlier process left it.
+        """Open a learner where an earlier process left it.
 
         Args:
-            output_dir: Its folder.
-            model: The model again, if it was given as an object, or its folder, if that has moved; None: it
-                is loaded by its name.
-            at: Number of tasks, or the name of the last task, to go back to: as `rollback`, but without the
-                newest state, which may be damaged.
-            trust_remote_code: Run Python code that comes with the model; what the folder says does not count.
-            own_metrics: Functions of your own, or their names, that score learned tasks; what the folder says
-                does not count.
+            output_dir: The learner's folder.
+            model: The model again, if it was given as an object, or its folder, if that has moved; None to
+                load it by its name.
+            at: Number of tasks, or the name of the last task, to go back to. This does what `rollback` does,
+                but does not read the newest state, which may be damaged.
+            trust_remote_code: Run Python code that comes with the model; the setting in the folder does not
+                count.
+            own_metrics: Functions of your own, or their names, that score learned tasks; those named in the
+                folder do not count.
             own_method: The name of a method of your own that is not registered, as `my_file:MyMethod`.
-            settings: Sections that it should have; what differs from the record is refused by name.
+            settings: Sections of settings that the learner should have; a setting that differs from the
+                record is refused by name.
             options: `tokenizer`, `progress`, `before`, `after`; `max_forgetting`, `min_score` and `repair`
                 where they change from now on.
 
         Raises:
-            RunError: The folder holds no learner, its model must be given, or another model is.
+            RunError: The folder holds no learner, its model must be given, or another model was given.
         """
         record = RunRecord.load(os.path.expanduser(output_dir))
         named = [register_metric(each) for each in own_metrics]
         sections = expected_sections(record, output_dir, settings, trust_remote_code, named)
-        # code is only ever named by the caller
+        # only the caller may name code to run
         expected = (settings or {}).get("method", {}).get("name")
         refuse_unnamed_method(record.config["method"]["name"], own_method or expected, output_dir)
         limits = {key: getattr(record, key) for key in ("max_forgetting", "min_score", "repair")}
@@ -206,7 +210,8 @@ class ContinualLearner:
     def learn(self, task: Any, *, watch: Sequence[Any] = (), **options: Any) -> LearnReport:
         """Learn one task, score all tasks, and keep the outcome.
 
-        Called again with the same task it does nothing but report; after a crash it goes on where it stopped.
+        Called again with the same task, it only returns the report. After a crash it goes on where it
+        stopped.
 
         Args:
             task: A `Task`, a path, a `datasets.Dataset` or `DatasetDict`, or rows; see `as_task`.
@@ -217,7 +222,8 @@ class ContinualLearner:
             What was gained and what was lost, and whether the task was accepted.
 
         Raises:
-            DataError: The data is wrong, another task of this name was learned, or one of it is watched.
+            DataError: The data is wrong, another task of this name was learned, or one of this name is
+                watched.
             RunError: The folder is in use, or has been changed by another process.
         """
         seed = self.config.training.seed
@@ -235,9 +241,9 @@ class ContinualLearner:
         """Score tasks with the model as it is now, or as it was.
 
         Args:
-            tasks: Names of learned tasks, `Task`s or paths; None: all that were learned and have test
+            tasks: Names of learned tasks, `Task`s or paths; None for all learned tasks that have test
                 examples.
-            after: Number of tasks, or the name of the last one, after which the model is asked; None: now.
+            after: Number of tasks, or the name of the last one, after which the model is asked; None for now.
 
         Returns:
             Score (0 to 100) by name.
@@ -251,18 +257,19 @@ class ContinualLearner:
     def watch(self, *tasks: Any) -> dict[str, float]:
         """Score tasks from now on before and after each task that is learned, without ever training on them.
 
-        They are in no average and no memory, and `max_forgetting` counts for them too. A task that is watched
-        already is not watched twice.
+        They count in no average and are in no memory, but `max_forgetting` applies to them too. A task that
+        is watched already is not watched twice.
 
         Args:
-            tasks: Paths of tasks, or of folders of several; `Task`s. Their test examples are kept.
+            tasks: Paths of tasks, paths of folders of several tasks, or `Task`s. Their test examples are
+                kept.
 
         Returns:
             Score (0 to 100) by name, as the learner is now.
 
         Raises:
-            DataError: The data is wrong, has no test examples, or a learned task has the name.
-            RunError: A task of the name is watched with other examples.
+            DataError: The data is wrong, has no test examples, or a learned task has the same name.
+            RunError: A task of the same name is watched with other examples.
         """
         return put_under_watch(self._opened, tasks)
 
@@ -279,13 +286,13 @@ class ContinualLearner:
         Args:
             texts: Texts; rows with `input` or `messages`; lists of messages; or examples of a task. They are
                 put to the model in the form in which it was trained.
-            max_new_tokens: Longest answer; None: the configuration's.
+            max_new_tokens: The most tokens of an answer; None for the configuration's number.
             task: A learned task, whose instruction and options go before the texts (a text without them is
                 said once); a method whose class is "task id given" answers for it.
-            after: Number of tasks, or the name of the last one, after which the model is asked; None: now.
+            after: Number of tasks, or the name of the last one, after which the model is asked; None for now.
 
         Returns:
-            One answer for each.
+            One answer for each text.
 
         Raises:
             ConfigError: `texts` is a single text or holds something else, or `max_new_tokens` is below 1.
@@ -309,11 +316,13 @@ class ContinualLearner:
     ) -> Export:
         """Write what was learned as a folder that loads without kifuse: the adapter, or a merged model.
 
-        With its tokenizer, chat template and model card; nothing in it names a place on this machine.
+        The folder also has the tokenizer, chat template and model card. Nothing in it names a path on this
+        machine.
 
         Args:
-            output: Where to; None: `export` in the learner's folder.
-            after: Number of tasks, or the name of the last one, whose state is exported; None: the last.
+            output: The folder to write; None for `export` in the learner's folder.
+            after: Number of tasks, or the name of the last one, whose state is exported; None for the last
+                state.
             options: `merged`, `precision`, `may_differ`, `model`, `base`, `licence`, `push_to_hub`,
                 `private`, `trust_remote_code`; see `kifuse.export`.
 
@@ -341,12 +350,12 @@ class ContinualLearner:
     def forget(self, task: str, *, retrain: Sequence[Any] | None = None) -> ForgetReport:
         """Remove a task's examples, and what was answered to them, from the folder and its history, for good.
 
-        The model still has learned from them: what remains is said in the report. A kill in the midst is
-        finished when the folder is opened next.
+        The model has still learned from them; the report says what remains. If the process is killed
+        meanwhile, the removal is finished when the folder is opened next.
 
         Args:
             task: Name of a task that was learned, refused, rolled back or watched.
-            retrain: Data of each task learned after it, in their order. The learner then goes back to the
+            retrain: Data of each task learned after this one, in order. The learner then goes back to the
                 state before the task and learns them again, as if it had never been there.
 
         Returns:

@@ -1,4 +1,4 @@
-"""How a learner is opened: a folder, new or gone on with, its model, and the state that it goes on from."""
+"""How a learner is opened: its folder (new or existing), its model, and the state from which it goes on."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from kifuse.running.start_from import keep_start
 
 @dataclass(frozen=True)
 class OpenLearner:
-    """A learner that is open: what its operations work on.
+    """An open learner: what its operations work on.
 
     Attributes:
-        place: Its folder.
-        engine: With the model, the method and the record.
-        log: Told what is going on.
+        place: The learner's folder.
+        engine: The engine, which holds the model, the method and the record.
+        log: The log, which is told what is going on.
     """
 
     place: LearnerFolder
@@ -67,7 +67,7 @@ class OpenLearner:
         """Hold the folder, after making sure that it is as this learner last saw it.
 
         Raises:
-            RunError: It is in use, or has been changed by another process.
+            RunError: The folder is in use, or has been changed by another process.
         """
         with self.place.alone(self.record, broken=self.engine.cut_short), self.log.writing():
             yield
@@ -89,16 +89,16 @@ def open_engine(
     """Open a learner's folder.
 
     Args:
-        config: Of the learner.
-        place: Its folder.
-        log: Told what is going on.
-        model: As an object; None: it is loaded by the configuration's name.
-        tokenizer: Of a model that is given.
+        config: The learner's configuration.
+        place: The learner's folder.
+        log: The log, which is told what is going on.
+        model: The model as an object; None to load it by the configuration's name.
+        tokenizer: The tokenizer of a model that is given as an object.
         max_forgetting: Most points that a task may cost an earlier one.
         min_score: Least score that a task must reach itself.
         repair: Whether weights are pulled back before a task is taken back.
         elsewhere: Whether the model may have another name than on record.
-        at: Number of tasks, or the name of the last one, to go back to; None: the newest state.
+        at: Number of tasks, or the name of the last one, to go back to; None for the newest state.
 
     Returns:
         The engine, with the model as it was after the last task.
@@ -153,7 +153,7 @@ def _hold(stack: contextlib.ExitStack, folder: Path) -> bool:
         stack.enter_context(exclusive(folder))
     except RunError as error:
         cause = error.__cause__
-        # a Timeout is an OSError, too: somebody else holds the folder
+        # a Timeout is an OSError, too: another process holds the folder
         unwritable = isinstance(cause, OSError) and not isinstance(cause, Timeout)
         if unwritable and (folder / "record.json").is_file():
             return False

@@ -1,12 +1,12 @@
-"""Weights are pulled back towards those before a task, where it cost earlier tasks too much.
+"""Pulls the weights back towards those before a task that cost earlier tasks too much.
 
-Verify and repair, after `avr-cl`: while an earlier task j is worse on its probe examples than it may be,
+This is verify and repair, after `avr-cl`. While an earlier task j is worse on its probe than it may be,
 
     PPL_j(theta) > 1.15 best_j,   theta <- theta + 0.1 (theta_before - theta),
 
-with PPL_j the perplexity of its probe examples' answers, best_j the lowest that is on record or was measured
-right before the task, and theta all trained weights. A probe is dev or training examples, never test
-examples: the gates are checked on those again afterwards.
+where PPL_j is the perplexity of its probe examples' answers, best_j the lowest one that is on record or was
+measured right before the task, and theta all trained weights. A probe is made of dev or training examples,
+never of test examples: the limits are checked again on the test examples afterwards.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from kifuse.tasks.sampling import visiting_order
 from kifuse.tasks.task import Example, Task
 
 PULL = 0.1
-"""Share of the way back to the weights before the task that a step takes."""
+"""Each step goes this share of the way back to the weights before the task."""
 
 WORST = 1.15
-"""Most perplexity of an earlier task, as a multiple of its best."""
+"""The highest perplexity that an earlier task may have, as a multiple of its best."""
 
 MOST_STEPS = 20
-"""After these, 12% of the task's change is left; more is no longer a repair."""
+"""After this many steps, 12% of the task's change is left; more would no longer be a repair."""
 
 _MOST = 1e300
-"""Stands for a perplexity without bounds."""
+"""Stands for an infinite perplexity."""
 
 PROBE = 16
 """Most examples of a task that are kept as its probe."""
 
 
 def probe_of(task: Task, seed: int) -> tuple[Example, ...]:
-    """The examples of a task that its probe is: dev examples, or training examples where there are none.
+    """Choose the probe of a task: dev examples, or training examples if there are no dev examples.
 
     Args:
-        task: With all its data.
-        seed: Of the draw.
+        task: The task with all its data.
+        seed: The seed of the draw.
     """
     examples = task.dev or task.train
     order = visiting_order(examples, task.labels, (seed, task.name, "probe"))
@@ -52,15 +52,15 @@ def probe_of(task: Task, seed: int) -> tuple[Example, ...]:
 
 
 def repair(opened: OpenLearner) -> dict[str, Any] | None:
-    """Repair the state after the last task, and keep it in place of what was trained.
+    """Repair the state after the last task, and keep it in place of the trained state.
 
-    A kill in the midst leaves a task that is trained anew, as one that was cut short in its training.
+    If the process is killed meanwhile, the task is trained again, as after a kill during its training.
 
     Args:
-        opened: The learner, whose last task is not settled; call it while the folder is held.
+        opened: The learner. Its last task is not settled yet, and its folder is held.
 
     Returns:
-        What was done, for the record; None where nothing was, which is said.
+        What was done, for the record; None if nothing was done, and then a line says why.
     """
     engine, k = opened.engine, opened.learned
     probes, without = _probes(opened, k - 1)
@@ -110,7 +110,7 @@ def _too_high(found: Mapping[str, float], best: Mapping[str, float]) -> list[str
 
 
 def _probes(opened: OpenLearner, count: int) -> tuple[dict[str, Sequence[Example]], list[str]]:
-    """Probe examples of the first tasks, kept as such or in the memory; and the tasks without any."""
+    """Collect the probe examples of the first tasks, from files or the memory; and the tasks without any."""
     found: dict[str, Sequence[Example]] = {}
     without = []
     memory = opened.engine.memory
@@ -137,9 +137,7 @@ def _perplexities(opened: OpenLearner, probes: Mapping[str, Sequence[Example]]) 
                 engine.model, engine.backbone, encoded, batch_tokens=engine.config.evaluation.batch_tokens
             )
         value = perplexity(parts)
-        found[name] = (
-            value if value < _MOST else _MOST
-        )  # a record holds no infinity, and nothing that is no number
+        found[name] = value if value < _MOST else _MOST  # a record can hold neither infinity nor NaN
     return found
 
 

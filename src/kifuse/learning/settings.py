@@ -24,11 +24,11 @@ from kifuse.running.start_from import KEY as START
 
 
 def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: str | Path) -> RunConfig:
-    """The run's configuration; every problem with it in one message.
+    """Build the learner's configuration; one message names every problem with it.
 
     Raises:
-        ConfigError: There is one.
-        RunError: It would be used in several processes.
+        ConfigError: There is a problem.
+        RunError: The learner would be used in several processes.
     """
     if process_count() > 1:
         raise RunError(
@@ -60,10 +60,10 @@ def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: 
 
 
 def with_adapter(settings: Mapping[str, Any], folder: str | Path | None) -> Mapping[str, Any]:
-    """The sections with the folder of an adapter to begin from as `model.adapter.from`.
+    """Add the folder of an adapter to begin from to the sections, as `model.adapter.from`.
 
     Raises:
-        ConfigError: They name another one.
+        ConfigError: The sections name another adapter.
     """
     if folder is None:
         return settings
@@ -83,19 +83,19 @@ def expected_sections(
     trust_remote_code: bool,
     own_metrics: Sequence[Any],
 ) -> dict[str, Any]:
-    """The sections of a learner's configuration as they are on record, but for what only a caller may say.
+    """Take a learner's configuration from its record, except for what only the caller may decide.
 
     Args:
-        record: Of the learner.
-        folder: Its folder.
-        settings: Sections with what the caller expects; they take the place of what is on record, so that
-            opening the folder refuses what differs.
-        trust_remote_code: The caller's word.
+        record: The learner's record.
+        folder: The learner's folder.
+        settings: Sections with the values that the caller expects. They replace those on record, so that
+            opening the folder refuses a value that differs.
+        trust_remote_code: Whether the caller allows code that comes with the model.
         own_metrics: Names of the caller's metrics.
 
     Raises:
         ConfigError: A section is no mapping.
-        RunError: The record names no model or no method, or a section of it is none.
+        RunError: The record names no model or no method, or one of its sections is no mapping.
     """
     for name in record.config.keys() & {"model", "data", "method", "memory", "training", "evaluation"}:
         if not isinstance(record.config[name], Mapping):
@@ -115,14 +115,14 @@ def expected_sections(
         and copy.is_dir()
         and "from" not in (settings or {}).get("model", {}).get("adapter", {})
     ):
-        # the adapter that it began from may be gone or another one by now
+        # the adapter that the learner began from may be gone by now, or be another one
         sections["model"]["adapter"] = {**sections["model"]["adapter"], "from": str(copy)}
     sections["data"] = {**sections.get("data", {}), "own_metrics": list(own_metrics)}
     return sections
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys and values of both; those of the second win, key by key however deep."""
+    """Merge two mappings at every level; the values of the second one win."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -131,7 +131,7 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_points(name: str, limit: Any) -> float | None:
-    """A limit in points, 0 to 100, or None for no limit.
+    """Check a limit: points from 0 to 100, or None for no limit.
 
     Raises:
         ConfigError: It is something else.
@@ -144,10 +144,10 @@ def checked_points(name: str, limit: Any) -> float | None:
 
 
 def checked_repair(repair: Any, max_forgetting: float | None) -> bool:
-    """Whether weights are pulled back before a task is taken back.
+    """Check `repair`: whether weights are pulled back before a task is taken back.
 
     Raises:
-        ConfigError: It is no truth value, or there is no limit that a task could break.
+        ConfigError: It is not True or False, or there is no limit that a task could break.
     """
     if not isinstance(repair, bool):
         raise ConfigError(f"repair: found {repair!r}, expected True or False.")
@@ -163,7 +163,7 @@ def moved_model(record: RunRecord, name: str, backbone: Backbone) -> None:
     """Put on record that a learner's model is in another place now.
 
     Raises:
-        RunError: It is another kind of model, or of another size.
+        RunError: The model is of another kind or size.
     """
     found, expected = model_facts(name, backbone), record.model
     if any(found[key] != expected[key] for key in ("family", "parameters")):
@@ -178,7 +178,7 @@ def open_model(config: RunConfig, model: Any, tokenizer: Any, say: Callable[[str
     """Take a model that was given as an object, or load it by its name.
 
     Raises:
-        ModelError: It cannot be used, or not be loaded.
+        ModelError: The model cannot be used or cannot be loaded.
     """
     if isinstance(model, (str, Path)):
         return open_backbone(config, say)
@@ -189,7 +189,7 @@ def named_model(record: RunRecord, folder: str | Path) -> str:
     """The name by which a learner's model is loaded.
 
     Raises:
-        RunError: It was given as an object.
+        RunError: The model was given as an object.
     """
     if record.model.get("given"):
         raise RunError(
@@ -203,7 +203,7 @@ def refuse_stream(record: RunRecord | None, folder: Path) -> None:
     """Refuse the folder of a run on a stream that was known beforehand.
 
     Raises:
-        RunError: It holds one.
+        RunError: The folder holds such a run.
     """
     if record is not None and record.stream != OPEN_STREAM:
         raise RunError(f"{folder}: holds a run on {record.stream}, not a learner; name another folder.")
@@ -221,14 +221,14 @@ _OF_A_STREAM = {
     "hold_out": "kifuse compare --vary, which chooses settings on dev",
     "layout": "kifuse run, or learner.learn(task) with each task as kifuse.read_task gives it",
 }
-"""Settings of `data` that say how a whole stream is read, and what does the same for tasks one by one."""
+"""Settings of `data` that say how a whole stream is read, and what does the same for single tasks."""
 
 
 def refuse_settings_of_a_stream(config: RunConfig) -> None:
-    """Refuse settings that a learner, which is given its tasks one by one, would never look at.
+    """Refuse settings that a learner would never read, because it gets its tasks one by one.
 
     Raises:
-        ConfigError: There are some; names what does the same.
+        ConfigError: There are such settings; the message names what does the same.
     """
     if config.watch.tasks or config.watch.when != "each":
         raise ConfigError(
@@ -256,7 +256,7 @@ def refuse_all_at_once(method: Method, name: str) -> None:
     """Refuse a method that cannot learn tasks one by one.
 
     Raises:
-        ConfigError: It needs all at once.
+        ConfigError: The method needs all tasks at once.
     """
     if method.old_data == "all":
         raise ConfigError(

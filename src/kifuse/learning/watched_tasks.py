@@ -22,11 +22,11 @@ def put_under_watch(opened: OpenLearner, given: Iterable[Any], learns: str | Non
     Args:
         opened: The learner.
         given: The tasks, as `watched_tasks` takes them.
-        learns: Name of the task that is learned next; none of this name can be watched.
+        learns: Name of the task that is learned next; no task of this name can be watched.
 
     Raises:
-        DataError: The data is wrong, or a learned task has the name.
-        RunError: A task of the name is watched with other examples.
+        DataError: The data is wrong, or a learned task has the same name.
+        RunError: A task of the same name is watched with other examples.
     """
     record, place, engine = opened.record, opened.place, opened.engine
     data, seed = engine.config.data, engine.config.training.seed
@@ -51,25 +51,25 @@ def put_under_watch(opened: OpenLearner, given: Iterable[Any], learns: str | Non
 
 
 def watched_in(opened: OpenLearner) -> list[Task]:
-    """The watched tasks, with the examples that were kept of them, in the order of the record.
+    """Read the watched tasks with their kept examples, in the order of the record.
 
     Raises:
-        RunError: They are not as they were written.
+        RunError: The examples are not what was written.
     """
     places = [i for i, entry in enumerate(opened.record.watched) if entry.forgotten is None]
     return [opened.place.watched(i, opened.record) for i in places]
 
 
 def answers_to_watch(opened: OpenLearner) -> int:
-    """Number of answers of watched tasks that are not scored yet as the learner is now."""
+    """Count the answers to watched tasks that are still to be scored in the learner's current state."""
     return sum(len(task.test) for _, task in unscored(opened.record, opened.learned, watched_in(opened)))
 
 
 def refuse_watched(opened: OpenLearner, name: str) -> None:
-    """Refuse to learn a task of the name of one that is watched.
+    """Refuse to learn a task that has the name of a watched one.
 
     Raises:
-        DataError: There is one.
+        DataError: A watched task has this name.
     """
     watched = {name_key(entry.name): entry.name for entry in opened.record.watched if not entry.forgotten}
     there = watched.get(name_key(name))
@@ -82,10 +82,10 @@ def refuse_watched(opened: OpenLearner, name: str) -> None:
 
 
 def score_watched_now(opened: OpenLearner) -> None:
-    """Score the watched tasks as the learner is now, unless they are scored.
+    """Score the watched tasks in the learner's current state, unless that was done.
 
     Raises:
-        RunError: Their examples are not as they were written.
+        RunError: Their examples are not what was written.
     """
     if opened.record.watched:
         score_watched(opened.engine, opened.learned, watched_in(opened))
