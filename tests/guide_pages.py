@@ -26,6 +26,7 @@ REASONS = {
     "needs several machines",
     "needs a server that is not installed",
     "needs an account",
+    "gets data from the hub",
     "needs the published data, and trains for minutes",
 }
 """Why a block may not be run here."""

@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Cell:
         predictions: SHA-256 of the file with the answers; None where none was written.
         identified: Share of inputs that were found to be of their task, 0 to 100; None where that is no
             question, or the task was not learned yet.
+        stderr: Standard error of the score, in points; None where it is not known.
+        measured: What else was measured, by name.
     """
 
     score: float
@@ -45,6 +47,8 @@ class Cell:
     cut: int = 0
     predictions: str | None = None
     identified: float | None = None
+    stderr: float | None = None
+    measured: dict[str, float] = field(default_factory=dict)
 
     def on_record(self, after: int, task: int) -> ScoreRecord:
         """The cell of a task, by its 0-based position, after so many were learned."""
@@ -86,7 +90,7 @@ class Evaluator:
         self.folder = folder
         self.max_new_tokens = max_new_tokens
         self.batch_tokens = batch_tokens
-        self._place, self._tells, self._processes = place, tells, processes
+        self._place, self._tells, self.processes = place, tells, processes
 
     @contextlib.contextmanager
     def told(self, task: str | None) -> Iterator[None]:
@@ -116,7 +120,7 @@ class Evaluator:
         with self.told(task.name):
             score = self._continue if task.metric == METRIC else self._answered
             cell = score(task, after, progress, keep=keep)
-        place, taken = self._place(task.name), sum(self._processes.gathered(taken), Counter())
+        place, taken = self._place(task.name), sum(self.processes.gathered(taken), Counter())
         total = taken.total()
         if not total or place is None or place >= after:
             return cell
@@ -129,7 +133,7 @@ class Evaluator:
         start = time.monotonic()
         encoded = self.encoder.encode_many(task.test)
         predictions = self.answers(task, encoded, progress)
-        return self._processes.of_first(
+        return self.processes.of_first(
             lambda: self._marked(task, after, predictions, sum(item.cut for item in encoded), start, keep)
         )
 
@@ -156,7 +160,7 @@ class Evaluator:
             }
             for place, (example, prediction) in enumerate(zip(task.test, predictions, strict=True))
         ]
-        written = self._write(after, task, rows) if keep else None
+        written = self.write(after, task.name, rows) if keep else None
         n = len(task.test)
         return Cell(
             score=scored.score,
@@ -181,12 +185,12 @@ class Evaluator:
                 flat,
                 batch_tokens=self.batch_tokens,
                 progress=progress,
-                processes=self._processes,
+                processes=self.processes,
             )
         )
         by_example = [[next(found) for _ in parts] for parts in pieces]
         rows = [_continued(*each) for each in zip(task.test, by_example, strict=True)]
-        written = self._processes.of_first(lambda: self._write(after, task, rows) if keep else None)
+        written = self.processes.of_first(lambda: self.write(after, task.name, rows) if keep else None)
         return Cell(
             score=100.0 / perplexity([part for parts in by_example for part in parts]),
             valid=None,
@@ -196,12 +200,12 @@ class Evaluator:
             predictions=written,
         )
 
-    def _write(self, after: int, task: Task, rows: Sequence[dict[str, Any]]) -> str | None:
+    def write(self, after: int, task: str, rows: Sequence[dict[str, Any]]) -> str | None:
         """Write the predictions of a task; returns their SHA-256, or None where nothing is written."""
         if self.folder is None:
             return None
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text(self.folder / f"after-{after}" / f"{task.name}.jsonl", lines)
+        write_text(self.folder / f"after-{after}" / f"{task}.jsonl", lines)
         return sha256_text(lines)
 
     def answers(
@@ -214,7 +218,7 @@ class Evaluator:
             self.limit(task),
             likely=likely,
             progress=progress,
-            processes=self._processes,
+            processes=self.processes,
         )
 
     def generate(

@@ -12,7 +12,7 @@ import typer
 
 from kifuse.cli.opened_learner import GATE, JSON, TRUST, begun, has_learner, opened
 from kifuse.cli.quiet import QUIET
-from kifuse.cli.user_errors import refuse_twice
+from kifuse.cli.user_errors import refuse_twice, split_names
 from kifuse.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -74,6 +74,13 @@ def learn(
             help="A task or a folder of tasks to score as well, never trained on; --max-forgetting counts."
         ),
     ] = None,
+    watch_lm_eval: Annotated[
+        str | None,
+        typer.Option(
+            help="Tasks of lm-evaluation-harness to watch, with commas, or as under watch.lm_eval: '{tasks: "
+            "[hellaswag], limit: 200}'."
+        ),
+    ] = None,
     before: Annotated[
         str | None, typer.Option("--run-before", help="A shell command that is run first.")
     ] = None,
@@ -91,6 +98,7 @@ def learn(
     --max-forgetting or --min-score; these hold until others are given.
     """
     from kifuse.config.loading import nested, parse_overrides
+    from kifuse.config.reading import read_setting
     from kifuse.terminal.safe_console import SafeConsole
 
     wanted = nested(parse_overrides(settings or []))
@@ -124,7 +132,10 @@ def learn(
         folder, model=model, settings=wanted, trust_remote_code=trust_remote_code, quiet=quiet, **limits
     ) as learner:
         given = {key: value for key, value in options.items() if value is not None}
-        report = learner.learn(data, watch=[str(each) for each in watch or ()], **given)
+        of_lm_eval = read_setting(watch_lm_eval or "[]")
+        if isinstance(of_lm_eval, str):
+            of_lm_eval = split_names(of_lm_eval)
+        report = learner.learn(data, watch=[str(each) for each in watch or ()], lm_eval=of_lm_eval, **given)
     if as_json:
         typer.echo(json.dumps(report.facts()))
     elif not quiet:

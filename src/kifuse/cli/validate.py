@@ -55,6 +55,7 @@ def validate(
 
         open_method(resolved)
     stream = open_stream(resolved.data, resolved.training.seed)
+    watched = _watched(resolved)
     chosen = [_named(name, stream) for name in show or []]
     console = SafeConsole(highlight=False)
     reading = _read(resolved, stream, SafeConsole(stderr=True, highlight=False))
@@ -70,7 +71,7 @@ def validate(
         typer.echo(re.sub("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda c: f"\\u{ord(c[0]):04x}", text))
         return
     console.print(f"{config} is valid. It would run:", soft_wrap=True, markup=False)
-    for name, what in _facts(resolved):
+    for name, what in [*_facts(resolved), *watched]:
         console.print(f"  {name:<10}{what}", soft_wrap=True, markup=False)
     shown_tasks.print_origin(console, stream.tasks)
     console.print(_tasks(resolved, findings))
@@ -185,6 +186,19 @@ def _facts(config: RunConfig) -> list[tuple[str, str]]:
     if settings:
         facts.insert(2, ("settings", ", ".join(f"{name}={value}" for name, value in settings.items())))
     return facts
+
+
+def _watched(config: RunConfig) -> list[tuple[str, str]]:
+    """What is scored beside the stream; it is read to find out."""
+    if not (config.watch.tasks or config.watch.lm_eval.tasks):
+        return []
+    from kifuse.running.watched_tasks import answers_of, open_watched
+
+    names = [f"{task.name} ({answers_of(task)} answers)" for task in open_watched(config)]
+    moments = "before the first task and at the end"
+    if config.watch.when == "each":
+        moments = "before the first task and after each"
+    return [("watched", f"{', '.join(names)}, {moments}")] if names else []
 
 
 def _kind_of_model(name: str) -> str:

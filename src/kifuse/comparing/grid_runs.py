@@ -28,7 +28,7 @@ from kifuse.running.memory_source import sources
 from kifuse.running.progress import Plan
 from kifuse.running.run_start import config_json, differences, now, open_method
 from kifuse.running.shared_by_runs import Shared
-from kifuse.running.watched_tasks import open_watched
+from kifuse.running.watched_tasks import answers_of, open_watched
 from kifuse.running.work_ahead import plan_of
 from kifuse.terminal.progress import ConsoleProgress, Pace
 
@@ -71,7 +71,7 @@ def plans(grid: Grid, shared: Shared) -> list[Plan]:
         return planned.variant.label, planned.point.name if planned.point else "", planned.order
 
     found: dict[tuple[str, str, int | None], Plan] = {}
-    watched = open_watched(grid.runs[0].config) if grid.runs else []
+    watched = [answers_of(task) for task in open_watched(grid.runs[0].config)] if grid.runs else []
     for planned in grid.runs:
         key = key_of(planned)
         if key not in found:  # another seed draws other examples, but as many

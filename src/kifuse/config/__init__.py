@@ -10,13 +10,14 @@ from kifuse.config.schema import (
     ModelConfig,
     RunConfig,
     TrainingConfig,
-    WatchConfig,
 )
+from kifuse.config.watch import LmEvalConfig, WatchConfig
 
 __all__ = [
     "AdapterConfig",
     "DataConfig",
     "EvaluationConfig",
+    "LmEvalConfig",
     "MemoryConfig",
     "MethodConfig",
     "ModelConfig",

@@ -73,6 +73,7 @@ def load_config(
     if check_files:
         found += _check_folder(data.get("data"))
         found += _check_trackers(config)
+        found += _check_lm_eval(config)
     if path is None:
         found = [_name_option(problem, source.flags) for problem in found]
     if found or problems:
@@ -282,6 +283,14 @@ def _check_trackers(config: RunConfig | None) -> list[Problem]:
     found = f"{', '.join(missing)}, not installed"
     advice = f"pip install {' '.join(missing)}"
     return [Problem(("training", "report_to"), found, "trackers that are installed", advice)]
+
+
+def _check_lm_eval(config: RunConfig | None) -> list[Problem]:
+    if config is None or not config.watch.lm_eval.tasks or _installed("lm_eval"):
+        return []
+    found = "tasks of lm-evaluation-harness, which is not installed"
+    advice = "pip install 'lm-eval>=0.4.13', or leave the tasks out."
+    return [Problem(("watch", "lm_eval"), found, "the extra lm-eval", advice)]
 
 
 def _check_folder(section: Any) -> list[Problem]:

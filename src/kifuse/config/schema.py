@@ -6,49 +6,12 @@ The defaults are those that the papers use for T5 (arXiv 2408.05200 and 2502.175
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
-
-def _number(value: Any) -> Any:
-    """Accepts '1e-3' for a float: YAML 1.1 reads an exponent without a dot as text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        return value
-
-
-def _filled(value: Any) -> Any:
-    return None if isinstance(value, str) and not value.strip() else value
-
-
-MOST = 10**9
-"""Largest number of steps, tokens or examples. More is a typing error, which libraries report confusingly."""
-
-Float = Annotated[float, BeforeValidator(_number)]
-Text = Annotated[str, Field(min_length=1)]
-# strict=False only lets a text stand for a path; an empty text becomes None and is then refused.
-Folder = Annotated[Path, Field(strict=False), BeforeValidator(_filled), AfterValidator(Path.expanduser)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, types are not converted, values are fixed."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, serialize_by_alias=True
-    )
+from kifuse.config.values import MOST, Float, Folder, Section, Text
+from kifuse.config.watch import WatchConfig
 
 
 class AdapterConfig(Section):
@@ -345,19 +308,6 @@ class EvaluationConfig(Section):
     )
     batch_tokens: int = Field(
         default=8192, ge=1, le=MOST, description="Tokens generated from at once. Larger: faster, more memory."
-    )
-
-
-class WatchConfig(Section):
-    """Tasks outside the stream that are scored and never trained on: general ability, for example."""
-
-    tasks: list[Text] = Field(
-        default_factory=list,
-        description="Folders or files of tasks with test examples; in no average, memory or training.",
-    )
-    when: Literal["each", "end"] = Field(
-        default="each",
-        description="each: before the first task and after each; end: before the first and at the end.",
     )
 
 

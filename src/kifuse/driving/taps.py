@@ -3,9 +3,9 @@
 A Trainer has no event for a micro-batch, for its loss, or for the moment between backward pass and clipping.
 `Taps` puts a function around some of its methods, and `release` leaves the Trainer as it was.
 
-`RELIED_ON` lists every name of transformers, accelerate, PEFT and TRL that is private, or public and not
-documented, and on which any part of kifuse relies. A test looks for each of them in the installed release, so
-that a release which moves one fails that test and says so.
+`RELIED_ON` lists every name of transformers, accelerate, PEFT, TRL and lm_eval that is private, or public and
+not documented, and on which any part of kifuse relies. A test looks for each of them in the installed
+release, so that a release which moves one fails that test and says so.
 """
 
 from __future__ import annotations
@@ -176,6 +176,7 @@ RELIED_ON: tuple[ReliedOn, ...] = (
         "adapters.osf",
         since="0.21.0",
     ),
+    ReliedOn("lm_eval", "HFLM", ("_loglikelihood_tokens",), "0.4.13", "running.lm_eval_model"),
     ReliedOn("trl", "SFTTrainer", ("_prepare_dataset",), "1.16.0", "training.rows"),
     ReliedOn(
         "trl", "source of SFTTrainer", ("self._formatting_func",), "1.16.0", "training.rows", since="1.8.0"

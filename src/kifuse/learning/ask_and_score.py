@@ -9,9 +9,10 @@ from typing import Any
 
 from kifuse.errors import DataError, did_you_mean
 from kifuse.learning.open_learner import OpenLearner
+from kifuse.learning.watched_tasks import watched_at
 from kifuse.record.lineage import count_up_to
+from kifuse.running.watched_tasks import Watched, answers_of, score_now
 from kifuse.tasks.any_task import to_score
-from kifuse.tasks.task import Task
 
 
 @contextlib.contextmanager
@@ -50,20 +51,21 @@ def scores_of(opened: OpenLearner, tasks: Iterable[Any] | None, after: int | str
     with as_of(opened, after) as k:
         for each in tested if tasks is None else [tasks] if isinstance(tasks, str) else tasks:
             task = _named(opened, each)
-            if not task.test:
+            if not answers_of(task):
                 raise DataError(f"Task {task.name!r}: it has no test examples to score.")
-            scores[task.name] = opened.engine.evaluator.score(task, k, keep=False).score
+            evaluator, say = opened.engine.evaluator, opened.engine.progress.say
+            scores[task.name] = score_now(evaluator, task, k, None, say, keep=False).score
     return scores
 
 
-def _named(opened: OpenLearner, each: Any) -> Task:
+def _named(opened: OpenLearner, each: Any) -> Watched:
     """Find a learned or watched task by its name, or read another one that is to be scored."""
     tasks = opened.tasks
     if isinstance(each, str) and each in tasks:
         return opened.place.tested(tasks.index(each), opened.record)
     watched = {entry.name: i for i, entry in enumerate(opened.record.watched) if entry.forgotten is None}
     if isinstance(each, str) and each in watched:
-        return opened.place.watched(watched[each], opened.record)
+        return watched_at(opened, watched[each])
     if isinstance(each, str) and not Path(each).exists():
         known = [*tasks, *watched]
         raise DataError(

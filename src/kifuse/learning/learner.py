@@ -207,7 +207,9 @@ class ContinualLearner:
             raise RunError(f"{self.folder}: nothing was learned yet, so there is no adapter.")
         return self._engine.snapshots.adapter(self.learned)
 
-    def learn(self, task: Any, *, watch: Sequence[Any] = (), **options: Any) -> LearnReport:
+    def learn(
+        self, task: Any, *, watch: Sequence[Any] = (), lm_eval: Any = (), **options: Any
+    ) -> LearnReport:
         """Learn one task, score all tasks, and keep the outcome.
 
         Called again with the same task, it only returns the report. After a crash it goes on where it
@@ -216,6 +218,7 @@ class ContinualLearner:
         Args:
             task: A `Task`, a path, a `datasets.Dataset` or `DatasetDict`, or rows; see `as_task`.
             watch: More tasks to be watched from now on, as `watch` takes them.
+            lm_eval: More tasks of lm-evaluation-harness to be watched, as `watch` takes them.
             options: `name`, `test`, `instruction`, `labels`, `list_labels`, `metric`, `format`, `columns`.
 
         Returns:
@@ -228,8 +231,8 @@ class ContinualLearner:
         """
         seed = self.config.training.seed
         chosen = chosen_part(as_task(task, seed=seed, **known_options(options)), self.config.data, seed)
-        if watch:
-            put_under_watch(self._opened, watch, chosen.name)
+        if watch or lm_eval:
+            put_under_watch(self._opened, watch, lm_eval, chosen.name)
         self._hooks.before(chosen, self)
         report = learn_task(self._opened, chosen, self._gates)
         self._hooks.after(report, self)
@@ -254,7 +257,7 @@ class ContinualLearner:
         """
         return scores_of(self._opened, tasks, after)
 
-    def watch(self, *tasks: Any) -> dict[str, float]:
+    def watch(self, *tasks: Any, lm_eval: Any = ()) -> dict[str, float]:
         """Score tasks from now on before and after each task that is learned, without ever training on them.
 
         They count in no average and are in no memory, but `max_forgetting` applies to them too. A task that
@@ -263,6 +266,9 @@ class ContinualLearner:
         Args:
             tasks: Paths of tasks, paths of folders of several tasks, or `Task`s. Their test examples are
                 kept.
+            lm_eval: Names of tasks of lm-evaluation-harness (the extra `lm-eval`), `hellaswag:acc_norm` with
+                a metric; or a mapping with `tasks`, `limit`, `num_fewshot`, `batch_size`, `include_path`.
+                They are called `lm_eval.<name>` here. Task files of `include_path` are named in each process.
 
         Returns:
             Score (0 to 100) by name, as the learner is now.
@@ -270,8 +276,9 @@ class ContinualLearner:
         Raises:
             DataError: The data is wrong, has no test examples, or a learned task has the same name.
             RunError: A task of the same name is watched with other examples.
+            ConfigError: lm_eval is not installed, or does not have a task.
         """
-        return put_under_watch(self._opened, tasks)
+        return put_under_watch(self._opened, tasks, lm_eval)
 
     def generate(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from kifuse.page_refresh import page_is_older
 from kifuse.record.lineage import count_up_to, learned_count
 from kifuse.record.run_record import RunRecord
 from kifuse.running.engine import Engine
+from kifuse.running.lm_eval_tasks import LmEvalTask
 from kifuse.running.log_file import RunLog
 from kifuse.running.run_start import RENDERING, new_record, open_method, open_run, opening_lines
 from kifuse.running.sealed_files import SEALED_NOW, check_base, seal_if_unsealed
@@ -41,11 +42,13 @@ class OpenLearner:
         place: The learner's folder.
         engine: The engine, which holds the model, the method and the record.
         log: The log, which is told what is going on.
+        lm_eval: Tasks of lm-evaluation-harness that are watched and were loaded in this process, by name.
     """
 
     place: LearnerFolder
     engine: Engine
     log: RunLog
+    lm_eval: dict[str, LmEvalTask] = field(default_factory=dict)
 
     @property
     def record(self) -> RunRecord:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kifuse.config import DataConfig, RunConfig
+from kifuse.config import DataConfig, LmEvalConfig, RunConfig, WatchConfig
 from kifuse.config.start_from import own_copy, with_start
 from kifuse.errors import ConfigError, RunError
 from kifuse.methods.base import Method
@@ -57,6 +57,22 @@ def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: 
     except ValidationError as error:
         problems = from_pydantic(error.errors(include_url=False), RunConfig.model_fields, data)
         raise ConfigError("\n".join(problem.render("settings") for problem in problems)) from error
+
+
+def lm_eval_config(given: Any) -> LmEvalConfig:
+    """Tasks of lm-evaluation-harness as a section: from names, or from a mapping with the section's keys.
+
+    Raises:
+        ConfigError: A key or a value is wrong.
+    """
+    if isinstance(given, str):
+        given = [given]
+    section = {"lm_eval": list(given) if isinstance(given, (tuple, set)) else given}
+    try:
+        return WatchConfig.model_validate(section).lm_eval
+    except ValidationError as error:
+        problems = from_pydantic(error.errors(include_url=False), WatchConfig.model_fields, section)
+        raise ConfigError("\n".join(problem.render("watch") for problem in problems)) from error
 
 
 def with_adapter(settings: Mapping[str, Any], folder: str | Path | None) -> Mapping[str, Any]:
@@ -230,10 +246,11 @@ def refuse_settings_of_a_stream(config: RunConfig) -> None:
     Raises:
         ConfigError: There are such settings; the message names what does the same.
     """
-    if config.watch.tasks or config.watch.when != "each":
+    if config.watch != WatchConfig():
         raise ConfigError(
             "settings: watch: found a section, expected nothing: a learner keeps the tasks that it watches. "
-            "Use learner.watch('general/'), or kifuse learn --watch general/."
+            "Use learner.watch('general/', lm_eval=['hellaswag']), or kifuse learn --watch general/ "
+            "--watch-lm-eval hellaswag."
         )
     if config.record.probe_importance:
         raise ConfigError(

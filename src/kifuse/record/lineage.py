@@ -221,6 +221,7 @@ def refused_before(
         The report; None where the task may be tried.
     """
     number = times_undone(record)
+    now = {task.name for task in record.watched if task.forgotten is None}
     for entry in reversed(record.lineage):
         if entry["event"] == "forgotten":
             continue
@@ -233,7 +234,10 @@ def refused_before(
             if other_limit or (repair and not repaired) or (isinstance(repaired, dict) and not repair):
                 return None
             before, after, seconds = (entry.get(key, {}) for key in ("before", "after", "seconds"))
-            watched = {f"watched_{key}": row for key, row in entry.get("watched", {}).items()}
+            watched: dict[str, Any] = {
+                f"watched_{key}": {n: score for n, score in row.items() if n in now}
+                for key, row in entry.get("watched", {}).items()
+            }
             done = repaired if isinstance(repaired, dict) else None
             report = LearnReport(name, True, before, after, seconds or 0.0, Path(), repaired=done, **watched)
             judged = report.judged(max_forgetting, min_score, adapter(number))

@@ -180,6 +180,8 @@ class ScoreRecord(Part):
     without labels. `n` is the number of test examples. `predictions` is the SHA-256 of the file with them.
     `identified` is for methods that find out themselves which task an input is of: the percentage of inputs
     for which they found the right task. It is None for other methods, and where the task was not learned yet.
+    Of tasks of lm-evaluation-harness there are `stderr`, the standard error of `score` in points, where
+    lm_eval gives one, and `measured`, every metric and standard error as lm_eval calls and scales it.
     """
 
     after: int = Field(ge=0)
@@ -190,13 +192,35 @@ class ScoreRecord(Part):
     seconds: float
     predictions: str | None = None
     identified: float | None = None
+    stderr: float | None = None
+    measured: dict[str, float] = Field(default_factory=dict)
+
+
+class LmEvalRecord(Part):
+    """How a task of lm-evaluation-harness is run.
+
+    `task` is its name there, `version` the task's own, `harness` that of lm_eval; `metric` and `filter` say
+    which of its numbers is the score. `limit`, `num_fewshot` (as it was asked for) and `include_path` are
+    those of the configuration.
+    """
+
+    task: str
+    version: str
+    harness: str
+    metric: str
+    filter: str
+    limit: int | None = None
+    num_fewshot: int | None = None
+    batch_size: int
+    include_path: list[str] = Field(default_factory=list)
 
 
 class WatchedRecord(Part):
     """A task that is scored and never trained on; `hash` is that of its `n` test examples.
 
     `kept` is the SHA-256 of a learner's `watched/<n>.json`; `forgotten` is when these examples were removed
-    on request; from then on the task is not watched.
+    on request; from then on the task is not watched. `lm_eval` says how a task of
+    lm-evaluation-harness is run.
     """
 
     name: Annotated[str, AfterValidator(_file_name)]
@@ -207,3 +231,4 @@ class WatchedRecord(Part):
     metric_source: str | None = None
     kept: str | None = None
     forgotten: str | None = None
+    lm_eval: LmEvalRecord | None = None

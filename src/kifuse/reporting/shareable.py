@@ -27,6 +27,11 @@ def without_paths(run: Run) -> Run:
     watch = record.config.get("watch")
     if isinstance(watch, dict) and isinstance(watch.get("tasks"), list):
         watch["tasks"] = [last_part(str(path)) for path in watch["tasks"]]
+    of_lm_eval = watch.get("lm_eval") if isinstance(watch, dict) else None
+    if isinstance(of_lm_eval, dict) and isinstance(of_lm_eval.get("include_path"), list):
+        of_lm_eval["include_path"] = [last_part(str(path)) for path in of_lm_eval["include_path"]]
+    for own in (entry.lm_eval for entry in record.watched if entry.lm_eval is not None):
+        own.include_path = [last_part(path) for path in own.include_path]
     record.config.pop("output", None)
     return replace(run, record=record, folder=None)
 

@@ -46,7 +46,7 @@ class Cell:
     Attributes:
         text: What people read.
         value: The number, for sorting and for CSV; None for a text or a missing value.
-        aside: The standard deviation, if there is one.
+        aside: The standard deviation, or what else `Table.spread` says, if there is one.
         note: A remark about the value.
         link: The run that the page links to.
     """
@@ -73,6 +73,7 @@ class Table:
         notes: Remarks below the table.
         total: A last row that sums up the others.
         sections: After how many rows a new group of them begins.
+        spread: What stands behind a value's ±.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
     total: list[Cell] | None = None
     sections: set[int] = field(default_factory=set)
+    spread: str = "standard deviation"
 
     def numeric(self, column: int) -> bool:
         """Whether a column holds numbers, or nothing but dashes in their place."""
@@ -98,7 +100,7 @@ class Table:
         spread = [any(row[i].aside is not None for row in self.lines()) for i in range(len(self.heads))]
         heads: list[str] = []
         for head, wide in zip(self.heads, spread, strict=True):
-            heads += [_harmless(head), _harmless(f"{head} (standard deviation)")][: 1 + wide]
+            heads += [_harmless(head), _harmless(f"{head} ({self.spread})")][: 1 + wide]
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(heads)

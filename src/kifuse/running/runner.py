@@ -20,6 +20,7 @@ from kifuse.running.data_on_record import is_looked_through, put_on_record, tell
 from kifuse.running.engine import Engine
 from kifuse.running.environment import is_main_process, process_count, reset_peak_memory
 from kifuse.running.importance_probe import refuse_probes
+from kifuse.running.lm_eval_tasks import require_lm_eval
 from kifuse.running.log_file import RunLog
 from kifuse.running.mid_task_checkpoint import refuse_file_for_middle
 from kifuse.running.progress import Plan, Progress
@@ -38,7 +39,14 @@ from kifuse.running.shared_first_task import early_scores, same_first_task, trai
 from kifuse.running.snapshot import Snapshots
 from kifuse.running.start_from import keep_start
 from kifuse.running.trained_elsewhere import take_over_training
-from kifuse.running.watched_tasks import open_watched, put_on_watch, score_watched, tell_trained
+from kifuse.running.watched_tasks import (
+    Watched,
+    answers_of,
+    open_watched,
+    put_on_watch,
+    score_watched,
+    tell_trained,
+)
 from kifuse.running.work_ahead import cells_to_score, plan_of, watch_moments
 from kifuse.tasks.task import TaskStream
 
@@ -80,6 +88,7 @@ def run(
         _check_finished(config, record, shared, progress)
         return record
     require_trackers(config)
+    require_lm_eval(config.watch.lm_eval)
     with contextlib.ExitStack() as held:
         processes.of_first(lambda: held.enter_context(exclusive(folder)))
         # again, now that nobody else can change it
@@ -127,6 +136,7 @@ def _run(
     if record is not None:
         check_data(Path(config.output), record, stream)
     method = open_method(config)
+    watched = open_watched(config)
     backbone = shared.backbone(config, progress.say)
     if record is None:
         record = new_record(config, stream, method, backbone)
@@ -135,7 +145,7 @@ def _run(
     check_base(record, backbone)
     engine = Engine(config, record, method, backbone, progress, tokens=shared.tokens)
     with engine.tracked():
-        record = _StreamRun(engine, stream).go(reuse, trained)
+        record = _StreamRun(engine, stream, watched).go(reuse, trained)
     shared.give_back(backbone, engine.model)
     return record
 
@@ -143,12 +153,12 @@ def _run(
 class _StreamRun:
     """Leads an engine through a stream."""
 
-    def __init__(self, engine: Engine, stream: TaskStream) -> None:
+    def __init__(self, engine: Engine, stream: TaskStream, watched: Sequence[Watched]) -> None:
         self.engine, self.tasks = engine, stream.tasks
         self.config, self.record, self.progress = engine.config, engine.record, engine.progress
         self.joint = engine.method.old_data == "all"
         self.cells = cells_to_score(engine.config, engine.method, self.tasks)
-        self.watched = open_watched(engine.config)
+        self.watched = watched
         refuse_probes(engine.config, [task.name for task in self.tasks], jointly=self.joint)
         self.moments = watch_moments(engine.config, engine.method, len(self.tasks))
 
@@ -218,7 +228,7 @@ class _StreamRun:
         sizes = self.engine.reading.sizes(self.tasks)
         self.progress.begin(
             self.config.method.name,
-            plan_of(self.config, self.engine.writers, self.tasks, sizes, self.watched),
+            plan_of(self.config, self.engine.writers, self.tasks, sizes, list(map(answers_of, self.watched))),
             Plan(done, sum(s.n for s in (*self.record.scores, *self.record.watch_scores))),
         )
 

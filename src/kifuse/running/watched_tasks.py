@@ -5,30 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from kifuse.answering.evaluator import Cell, Evaluator
 from kifuse.config import RunConfig
 from kifuse.errors import DataError, RunError
 from kifuse.io.file_names import name_key
 from kifuse.record.run_record import RunRecord, WatchedRecord
 from kifuse.running.engine import Engine
+from kifuse.running.lm_eval_tasks import LmEvalTask, open_lm_eval
 from kifuse.tasks.task import Task, check_different
 from kifuse.tasks.watched import also_trained, watched_tasks
 
+Watched = Task | LmEvalTask
+"""What can be watched: a task with examples, or one of lm-evaluation-harness."""
 
-def open_watched(config: RunConfig) -> list[Task]:
+
+def open_watched(config: RunConfig) -> list[Watched]:
     """Read the tasks that a run's configuration names under `watch`; none while settings are chosen on dev.
 
     Raises:
         DataError: The data is wrong, or two tasks have one name.
+        ConfigError: lm_eval is not installed, or does not have a task.
     """
     if config.data.scored_on == "dev":
         return []
     most, seed = config.data.test_examples, config.training.seed
-    tasks = [task for path in config.watch.tasks for task in watched_tasks(path, most, seed)]
+    tasks: list[Watched] = [t for path in config.watch.tasks for t in watched_tasks(path, most, seed)]
+    tasks += open_lm_eval(config.watch.lm_eval)
     check_different([task.name for task in tasks], "watch")
     return tasks
 
 
-def put_on_watch(record: RunRecord, tasks: Sequence[Task]) -> list[Task]:
+def put_on_watch(record: RunRecord, tasks: Sequence[Watched]) -> list[Watched]:
     """Put watched tasks on record that are not there yet.
 
     Args:
@@ -53,15 +60,30 @@ def put_on_watch(record: RunRecord, tasks: Sequence[Task]) -> list[Task]:
             record.watched[place : place + 1] = [_entry(task)]
             record.watch_scores = [score for score in record.watch_scores if score.task != place]
             new.append(task)
-        elif (there.hash, there.metric) != (task.split_hash("test"), task.metric):
+            if isinstance(task, LmEvalTask):
+                record.versions["lm_eval"] = task.of.harness
+        elif (there.hash, there.metric) != ((entry := _entry(task)).hash, entry.metric):
             raise RunError(
                 f"watch: task {task.name!r} was watched with other examples or another metric before; put "
                 "them back, or give this one another name."
             )
+        elif isinstance(task, LmEvalTask) and (said := other_harness(there, task)) is not None:
+            record.warnings += [said] if said not in record.warnings else []
     return new
 
 
-def refuse_learned(learned: Sequence[str], tasks: Sequence[Task]) -> None:
+def other_harness(there: WatchedRecord, task: LmEvalTask) -> str | None:
+    """Say that a task was watched with another lm_eval before; None where it was with this one."""
+    before = there.lm_eval.harness if there.lm_eval else ""
+    if before == task.of.harness:
+        return None
+    return (
+        f"Watched task '{task.name}': lm_eval {before} scored it before, and {task.of.harness} from now on; "
+        "their scores may not compare."
+    )
+
+
+def refuse_learned(learned: Sequence[str], tasks: Sequence[Watched]) -> None:
     """Refuse to watch tasks that have the name of one that is learned.
 
     Raises:
@@ -77,7 +99,7 @@ def refuse_learned(learned: Sequence[str], tasks: Sequence[Task]) -> None:
             )
 
 
-def unscored(record: RunRecord, after: int, tasks: Sequence[Task]) -> list[tuple[int, Task]]:
+def unscored(record: RunRecord, after: int, tasks: Sequence[Watched]) -> list[tuple[int, Watched]]:
     """The watched tasks without a score after some tasks of the stream, with their place on record."""
     places = {entry.name: i for i, entry in enumerate(record.watched)}
     done = {score.task for score in record.watch_scores if score.after == after}
@@ -85,17 +107,27 @@ def unscored(record: RunRecord, after: int, tasks: Sequence[Task]) -> list[tuple
 
 
 def tell_trained(
-    record: RunRecord, watched: Sequence[Task], tasks: Sequence[Task], say: Callable[[str], None]
+    record: RunRecord, watched: Sequence[Watched], tasks: Sequence[Task], say: Callable[[str], None]
 ) -> None:
-    """Say, and put on record, which watched inputs are trained on in tasks of the stream."""
-    for each in watched:
+    """Say, and put on record, which watched inputs are trained on in tasks of the stream.
+
+    Documents of lm_eval's tasks are not looked for: they are put together in other ways.
+    """
+    for each in (task for task in watched if isinstance(task, Task)):
         for said in filter(None, (also_trained(each, task) for task in tasks)):
             if said not in record.warnings:
                 record.warnings.append(said)
                 say(f"note: {said}")
 
 
-def _entry(task: Task) -> WatchedRecord:
+def answers_of(task: Watched) -> int:
+    """How many answers scoring a watched task takes."""
+    return task.n if isinstance(task, LmEvalTask) else len(task.test)
+
+
+def _entry(task: Watched) -> WatchedRecord:
+    if isinstance(task, LmEvalTask):
+        return task.entry()
     return WatchedRecord(
         name=task.name,
         metric=task.metric,
@@ -106,7 +138,28 @@ def _entry(task: Task) -> WatchedRecord:
     )
 
 
-def score_watched(engine: Engine, after: int, tasks: Sequence[Task]) -> None:
+def score_now(
+    evaluator: Evaluator,
+    task: Watched,
+    after: int,
+    progress: Callable[[int, int], None] | None,
+    say: Callable[[str], None],
+    *,
+    keep: bool = True,
+) -> Cell:
+    """Score a task with the model as it is now; `keep` writes the answers.
+
+    Raises:
+        RunError: lm_eval fails on the model.
+    """
+    if not isinstance(task, LmEvalTask):
+        return evaluator.score(task, after, progress, keep=keep)
+    from kifuse.running.lm_eval_model import score_lm_eval  # imports lm_eval
+
+    return score_lm_eval(task, evaluator, after, progress or (lambda done, total: None), say, keep=keep)
+
+
+def score_watched(engine: Engine, after: int, tasks: Sequence[Watched]) -> None:
     """Score watched tasks after some tasks were learned, and keep the answers beside those of the stream.
 
     The model is told no task, and a score that is on record is not made again.
@@ -114,12 +167,13 @@ def score_watched(engine: Engine, after: int, tasks: Sequence[Task]) -> None:
     record = engine.record
     said = []
     for i, task in unscored(record, after, tasks):
-        cell = engine.evaluator.score(task, after, partial(engine.progress.scoring, task.name))
+        progress = partial(engine.progress.scoring, task.name)
+        cell = score_now(engine.evaluator, task, after, progress, engine.progress.say)
         last = max((s for s in record.watch_scores if s.task == i), key=lambda s: s.after, default=None)
         record.watch_scores.append(cell.on_record(after, i))
-        said.append(
-            f"{task.name} {cell.score:.1f}" + ("" if last is None else f" ({cell.score - last.score:+.1f})")
-        )
+        sure = "" if cell.stderr is None else f" ± {cell.stderr:.1f}"
+        changed = "" if last is None else f" ({cell.score - last.score:+.1f})"
+        said.append(f"{task.name} {cell.score:.1f}{sure}{changed}")
     if said:
         engine.save()
         moment = f"after task {after}" if after else "before any task"

@@ -74,7 +74,7 @@ def plan_of(
     writers: Sequence[Method],
     tasks: Sequence[Task],
     sizes: Sequence[int] | None = None,
-    watched: Sequence[Task] = (),
+    watched: Sequence[int] = (),
 ) -> Plan:
     """The whole of a run's work.
 
@@ -83,7 +83,7 @@ def plan_of(
         writers: The method that it names, and its `sources`.
         tasks: Of its stream, in their order.
         sizes: Examples that the training on each has; None: as many as the task.
-        watched: Tasks that are scored beside the stream.
+        watched: Answers that scoring each task beside the stream takes.
     """
     training, method = config.training, writers[0]
     sizes = [len(task.train) for task in tasks] if sizes is None else list(sizes)
@@ -99,5 +99,5 @@ def plan_of(
         for i, size in enumerate(trainings)
     ]
     scored = sum(len(tasks[i].test) for _, i in cells_to_score(config, method, tasks))
-    scored += sum(len(task.test) for task in watched) * len(watch_moments(config, method, len(tasks)))
+    scored += sum(watched) * len(watch_moments(config, method, len(tasks)))
     return Plan(passes(config, writers, infos, trainings), scored)

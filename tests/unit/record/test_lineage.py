@@ -25,7 +25,9 @@ def asked(
         "after": {"october": 50.0 - cost, "november": own},
     }
     entry = {"event": "refused", "task": "november", "data": "abc", "seconds": 1.0, **scores, **refusal}
-    record = cast(RunRecord, SimpleNamespace(lineage=[{"event": "learned", "task": "october"}, entry]))
+    record = cast(
+        RunRecord, SimpleNamespace(lineage=[{"event": "learned", "task": "october"}, entry], watched=[])
+    )
     return refused_before(
         record, "november", "abc", max_forgetting, min_score, lambda n: Path(str(n)), repair
     )

@@ -1,0 +1,58 @@
+"""What a configuration may say of tasks that are scored and never trained on."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from kifuse.config.values import MOST, Folder, Section, Text
+
+
+class LmEvalConfig(Section):
+    """Tasks of lm-evaluation-harness, the extra `lm-eval`; a bare list is that of the tasks."""
+
+    tasks: list[Text] = Field(
+        default_factory=list,
+        description="Names of 'lm-eval ls tasks', groups and tags too. A task's first metric is its score; "
+        "hellaswag:acc_norm takes another one.",
+    )
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST,
+        description="Documents of each task that are scored, the first ones; null: all.",
+    )
+    num_fewshot: int | None = Field(
+        default=None, ge=0, le=1000, description="Examples shown before each question; null: each task's own."
+    )
+    batch_size: int = Field(default=8, ge=1, le=MOST, description="Requests that are answered at once.")
+    include_path: list[Folder] = Field(
+        default_factory=list, description="Folders with task files of your own, whose code may run."
+    )
+
+    @field_validator("include_path", mode="before")
+    @classmethod
+    def _one_folder(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class WatchConfig(Section):
+    """Tasks outside the stream that are scored and never trained on: general ability, for example."""
+
+    tasks: list[Text] = Field(
+        default_factory=list,
+        description="Folders or files of tasks with test examples; in no average, memory or training.",
+    )
+    lm_eval: LmEvalConfig = Field(
+        default_factory=LmEvalConfig, description="Tasks of lm-evaluation-harness, such as [hellaswag]."
+    )
+    when: Literal["each", "end"] = Field(
+        default="each",
+        description="each: before the first task and after each; end: before the first and at the end.",
+    )
+
+    @field_validator("lm_eval", mode="before")
+    @classmethod
+    def _names_alone(cls, value: Any) -> Any:
+        return {"tasks": value} if isinstance(value, list) else value

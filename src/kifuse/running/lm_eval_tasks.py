@@ -1,0 +1,303 @@
+"""Tasks of lm-evaluation-harness that are watched: found by their names, and loaded before training."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from kifuse.config import LmEvalConfig
+from kifuse.errors import ConfigError, DataError
+from kifuse.io.file_names import name_fault
+from kifuse.io.storage import sha256_text
+from kifuse.record.parts import LmEvalRecord, WatchedRecord
+
+PREFIX = "lm_eval."
+"""Before the names of these tasks, so that a learned task may have the same one."""
+
+SEEDS = (0, 1234, 1234)
+"""What lm_eval's own command seeds Python, NumPy and torch with; its examples are drawn with the last."""
+
+PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity")
+_OF_A_HUNDRED = ("bleu", "chrf", "chrf++")
+
+
+@dataclass(frozen=True)
+class LmEvalTask:
+    """A task, or a group of tasks with one score.
+
+    Attributes:
+        name: On record.
+        of: How it is run.
+        loaded: What lm_eval's `TaskManager.load` gave.
+        n: Documents that are scored.
+        hash: SHA-256 of them, and of what decides the score beside the model.
+    """
+
+    name: str
+    of: LmEvalRecord
+    loaded: Any
+    n: int
+    hash: str
+
+    def entry(self) -> WatchedRecord:
+        """The task on record."""
+        return WatchedRecord(name=self.name, metric=self.of.metric, n=self.n, hash=self.hash, lm_eval=self.of)
+
+
+def require_lm_eval(config: LmEvalConfig) -> None:
+    """Make sure that lm_eval is installed where its tasks are asked for.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if config.tasks and not _installed():
+        raise ConfigError(
+            "watch.lm_eval: found tasks of lm-evaluation-harness, which is not installed, expected the extra "
+            "lm-eval: pip install 'lm-eval>=0.4.13', or leave the tasks out."
+        )
+
+
+def _installed() -> str:
+    """The version of lm_eval; empty where there is none."""
+    try:
+        return version("lm_eval")
+    except PackageNotFoundError:
+        return ""
+
+
+@contextlib.contextmanager
+def seeded_apart() -> Iterator[None]:
+    """Seed all generators as lm_eval does for as long as the block runs; then they go on as they were."""
+    ours = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        random.seed(SEEDS[0])
+        np.random.seed(SEEDS[1])
+        torch.manual_seed(SEEDS[2])
+        try:
+            yield
+        finally:
+            random.setstate(ours[0])
+            np.random.set_state(ours[1])
+
+
+def open_lm_eval(config: LmEvalConfig) -> list[LmEvalTask]:
+    """Load the tasks that a configuration names; a tag stands for several.
+
+    Raises:
+        ConfigError: lm_eval is not installed, has no task of a name, or a task has no such metric or one
+            that no score can be made of.
+        DataError: A task's data cannot be loaded.
+    """
+    if not config.tasks:
+        return []
+    require_lm_eval(config)
+    known: dict[str, Any] = {}
+    with seeded_apart(), heard(), without_bars():
+        for asked in config.tasks:
+            name, metric = _named(asked, config)
+            for loaded in _load(name, config):
+                task = _opened(name, metric, loaded, config)
+                if task.name in known:
+                    raise ConfigError(
+                        f"watch.lm_eval: {task.of.task!r} is asked for by {known[task.name]!r} and by "
+                        f"{asked!r}; ask for it once. All its metrics are on record anyway."
+                    )
+                known[task.name] = asked
+                known[asked] = [*known.get(asked, []), task]
+    return [task for asked in config.tasks for task in known[asked]]
+
+
+def recorded_config(of: LmEvalRecord) -> LmEvalConfig:
+    """What to ask for to get a task again that is on record."""
+    asked = of.model_dump(include={"limit", "num_fewshot", "batch_size", "include_path"})
+    return LmEvalConfig.model_validate({"tasks": [f"{of.task}:{of.metric},{of.filter}"], **asked})
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """Collect what lm_eval warns of instead of printing it; its own progress is not shown."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(" ".join(record.getMessage().split()))
+
+    logger, listener = logging.getLogger("lm_eval"), Listener(logging.WARNING)
+    before = logger.propagate
+    logger.addHandler(listener)
+    logger.propagate = False
+    try:
+        yield said
+    finally:
+        logger.removeHandler(listener)
+        logger.propagate = before
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep the bars of lm_eval and datasets out of the terminal, which has kifuse's."""
+    before = tqdm.__init__
+
+    def silent(self: Any, *args: Any, **kwargs: Any) -> None:
+        before(self, *args, **{**kwargs, "disable": True})
+
+    tqdm.__init__ = silent
+    try:
+        yield
+    finally:
+        tqdm.__init__ = before
+
+
+@cache
+def _all_tasks(include_path: tuple[Path, ...] = ()) -> Any:
+    """Every task that lm_eval knows; reading its 15,000 files takes some seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=list(include_path))
+
+
+def _manager(name: str, config: LmEvalConfig) -> Any:
+    """What knows a task by its name: the user's own files where they do, lm_eval's where they do not."""
+    from lm_eval.tasks import TaskManager
+
+    if config.include_path:
+        own = TaskManager(include_path=list(config.include_path), include_defaults=False)
+        if name in own.all_subtasks:
+            return own
+        if name in own.all_tasks:  # a group or a tag, which may name tasks of lm_eval
+            return _all_tasks(tuple(config.include_path))
+    return _all_tasks()
+
+
+def _names(config: LmEvalConfig) -> list[str]:
+    """All names that can be asked for."""
+    from lm_eval.tasks import TaskManager
+
+    paths: list[str | Path] = [*config.include_path]
+    own = TaskManager(include_path=paths, include_defaults=False).all_tasks if paths else []
+    return [*own, *_all_tasks().all_tasks]
+
+
+def _named(asked: str, config: LmEvalConfig) -> tuple[str, str]:
+    """Name and metric of `hellaswag:acc_norm`; an empty metric where none is asked for."""
+    for folder in config.include_path:
+        if not folder.is_dir():
+            raise ConfigError(
+                f"watch.lm_eval.include_path: found '{folder}', which is no folder, expected one with task "
+                "files (*.yaml) of lm_eval."
+            )
+    name, _, metric = asked.partition(":")
+    if name not in _manager(name, config).all_tasks:
+        nearest = get_close_matches(name, _names(config), n=3)
+        hint = f" The nearest are {', '.join(nearest)}." if nearest else ""
+        raise ConfigError(
+            f"watch.lm_eval: found {name!r}, expected a task that lm_eval {_installed()} has.{hint} See "
+            "'lm-eval ls tasks'; a task file of your own is found in watch.lm_eval.include_path."
+        )
+    return name, metric
+
+
+def _load(name: str, config: LmEvalConfig) -> list[Any]:
+    """Load a name: a task or a group is one, a tag as many as it has tasks."""
+    manager = _manager(name, config)
+    try:
+        loaded = manager.load([name])
+        groups = loaded.get("groups", {})
+        if name in groups and groups[name].has_aggregation:
+            return [loaded]
+        return [
+            {"tasks": {own: task}, "groups": {}, "group_map": {}} for own, task in loaded["tasks"].items()
+        ]
+    except Exception as error:  # whatever a task file, its code, or the hub may raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(
+            f"watch.lm_eval: {name!r} cannot be loaded: {reason[:300]}. A task of lm_eval gets its data from "
+            "the hub, once; a task file of your own may name local files."
+        ) from error
+
+
+def _opened(asked: str, metric: str, loaded: Any, config: LmEvalConfig) -> LmEvalTask:
+    """Decide what the score of a loaded task or group is, and what it is made of."""
+    group, leaves = loaded["groups"].get(asked), loaded["tasks"]
+    name, first = (asked, next(iter(leaves.values()))) if group else next(iter(leaves.items()))
+    fault = name_fault(PREFIX + name)
+    if fault is not None:
+        raise ConfigError(f"watch.lm_eval: the name {fault}.")
+    filters = [each["name"] for each in first.config.filter_list or [{"name": "none"}]]
+    metrics = list(first.aggregation())
+    if group:
+        metrics = list(dict.fromkeys(each.metric for each in group.aggregate_metric_list))
+    wanted, _, filtered = metric.partition(",")
+    chosen, filtered = wanted or metrics[0], filtered or filters[0]
+    if chosen not in metrics or filtered not in filters:
+        expected = ", ".join(
+            f"{name}:{m}" + (f",{f}" if filters[1:] else "") for m in metrics for f in filters
+        )
+        raise ConfigError(f"watch.lm_eval: found {name}:{metric}, expected one of {expected}.")
+    better = {each: first.higher_is_better().get(each, True) for each in metrics}
+    if better[chosen] is False and chosen not in PERPLEXITIES:
+        others = [f"{name}:{each}" for each in metrics if better[each] is not False or each in PERPLEXITIES]
+        raise ConfigError(
+            f"watch.lm_eval: found {name} with {chosen}, of which less is better, expected a metric that a "
+            f"score can be made of: {', '.join(others) or 'it has none'}."
+        )
+    of = LmEvalRecord(
+        task=name,
+        version=str(group.version if group else first.VERSION),
+        harness=_installed(),
+        metric=chosen,
+        filter=filtered,
+        limit=config.limit,
+        num_fewshot=config.num_fewshot,
+        batch_size=config.batch_size,
+        include_path=[str(folder) for folder in config.include_path],
+    )
+    documents = [list(task.eval_docs)[: config.limit] for task in leaves.values()]
+    return LmEvalTask(PREFIX + name, of, loaded, sum(map(len, documents)), _hash(of, leaves, documents))
+
+
+def _hash(of: LmEvalRecord, leaves: Any, documents: Sequence[Sequence[Any]]) -> str:
+    """SHA-256 of the documents and of how they are put, which other versions of a task change."""
+    how = of.model_dump(exclude={"include_path", "batch_size", "harness"})
+    prompts = [
+        str(task.doc_to_text(each))
+        for task, own in zip(leaves.values(), documents, strict=True)
+        for each in own
+    ]
+    return sha256_text(json.dumps([how, documents, prompts], default=str, sort_keys=True))
+
+
+def points(name: str, of: LmEvalRecord, value: Any, stderr: Any) -> tuple[float, float | None]:
+    """A metric's value as a score from 0 to 100 (or below 0, as correlations are), with its standard error.
+
+    A share is taken times 100; BLEU and chrF are points already; of a perplexity the score is 100 divided by
+    it, as of kifuse's own.
+
+    Raises:
+        DataError: The value is on no scale that is known.
+    """
+    error = float(stderr) if isinstance(stderr, (int, float, np.floating)) else None
+    if of.metric in PERPLEXITIES:
+        return 100.0 / value, None if error is None else 100.0 * error / value**2
+    if of.metric in _OF_A_HUNDRED:
+        return float(value), error
+    if not isinstance(value, (int, float, np.floating)) or not -1.0 <= value <= 1.0:
+        raise DataError(
+            f"watch.lm_eval: {name}: found {value!r} as its {of.metric}, expected a number from -1 to 1, of "
+            "which a score can be made. Name another of its metrics, as in hellaswag:acc_norm."
+        )
+    return 100.0 * float(value), None if error is None else 100.0 * error
