@@ -22,14 +22,14 @@ _TELL_NOTHING = {"output", "data.path", "data.benchmark", "data.order", "model.n
 
 @dataclass(frozen=True)
 class Filled:
-    """A recipe with everything put in.
+    """A recipe with all the user's choices filled in.
 
     Attributes:
         text: The configuration, ready to be written.
         model: The model's name as the user typed it.
         benchmark: Name of the benchmark.
-        order: Number of its order.
-        needs_data: Whether the user must still say where the data is.
+        order: Number of the benchmark's order.
+        needs_data: Whether the user still has to say where the data is.
     """
 
     text: str
@@ -40,7 +40,7 @@ class Filled:
 
 
 def model_names() -> list[str]:
-    """The papers' models that every recipe can be filled in for."""
+    """The models from the papers for which every recipe can be filled in."""
     return [WRITTEN_FOR, *next(iter(read_data("models.yaml").values()))]
 
 
@@ -53,18 +53,19 @@ def fill_recipe(
     data: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Filled:
-    """Makes a configuration of one's own out of a recipe.
+    """Makes the user's own configuration from a recipe.
 
     Args:
         name: A name of ``recipe_names()``.
-        model: A name of ``model_names()``, or any other model: a bundled one's name, a hub id or a folder.
-        benchmark: A name of ``kifuse ls benchmarks``; the recipe's own if None.
-        order: Number of its order; the recipe's, or the benchmark's first, if None.
+        model: A name of ``model_names()``, or any other model: the name of a bundled one, a hub id or a
+            folder.
+        benchmark: A name of ``kifuse ls benchmarks``; None takes the recipe's own.
+        order: Number of the benchmark's order; None takes the recipe's order, or the benchmark's first.
         data: The folder that holds the data.
-        settings: Values of one's own, by a dotted key that the recipe has.
+        settings: The user's own values, by dotted keys that the recipe has.
 
     Returns:
-        The configuration's text, and what it is for.
+        The configuration's text, and the facts it was made for.
 
     Raises:
         ConfigError: There is no such recipe, model, benchmark, order or key.
@@ -161,14 +162,14 @@ def _model_changes(paper: Paper, recipe: str, model: str) -> dict[str, tuple[Any
 
 
 def _output(name: str, model: str, benchmark: str, order: int, given: Mapping[str, Any]) -> str:
-    """A folder for each combination, so that one run does not continue another."""
+    """A separate folder for each combination, so that one run does not continue another."""
     own = [f"{key.rpartition('.')[2]}-{value}" for key, value in given.items() if key not in _TELL_NOTHING]
     parts = [name, Path(model).name, benchmark, str(order), *own]
     return "runs/" + re.sub(r"[^\w.-]+", "-", "-".join(parts))
 
 
 def _origin(paper: Paper, name: str, model: str, benchmark: str, given: Mapping[str, Any]) -> list[str]:
-    """Which rows the configuration gives and what was published for them, for the head of the file."""
+    """List the rows that the configuration gives and their published figures, for the head of the file."""
     rows = [(by, row) for by, row in rows_of(name) if row.model in (WRITTEN_FOR, model)]
     varied = {key for _, row in rows for key in row.settings}
     own = {key: value for key, value in given.items() if key in varied}

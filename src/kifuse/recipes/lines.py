@@ -1,4 +1,4 @@
-"""The form that recipes are written in: one ``key: value  # where the value comes from`` a line."""
+"""The format of recipes: one ``key: value  # where the value comes from`` on each line."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ class Line:
 
 
 def parse_recipe(text: str) -> tuple[list[str], list[Line]]:
-    """Takes a recipe apart.
+    """Splits a recipe into its parts.
 
     Args:
-        text: The recipe: lines of comment, then sections of ``key: value  # source``, two spaces a level.
+        text: The recipe: comment lines, then sections of ``key: value  # source``, indented two spaces per
+            level.
 
     Returns:
-        The comment's lines without their ``#``, and the values in their order.
+        The comment lines without their ``#``, and the values in their order.
 
     Raises:
-        ValueError: A line has another form; names its number.
+        ValueError: A line has another form; the message gives its number.
     """
     heading: list[str] = []
     values: list[Line] = []
@@ -60,14 +61,14 @@ def parse_recipe(text: str) -> tuple[list[str], list[Line]]:
 
 
 def format_recipe(heading: Iterable[str], values: Iterable[Line]) -> str:
-    """Puts a recipe together, with the sources in one column where the values leave room.
+    """Writes a recipe from its parts, with the sources in one column where the values leave room.
 
     Args:
-        heading: The comment's lines.
-        values: The values, those of a section together.
+        heading: The comment lines.
+        values: The values; those of one section must be together.
 
     Returns:
-        Text that `parse_recipe` takes apart into the same parts.
+        Text that `parse_recipe` splits into the same parts.
     """
     lines = [f"# {line}".rstrip() for line in heading]
     open_sections: list[str] = []
@@ -84,7 +85,7 @@ def format_recipe(heading: Iterable[str], values: Iterable[Line]) -> str:
 
 
 def as_yaml(value: Any) -> str:
-    """A value as YAML in one line."""
+    """Write a value as YAML on one line."""
     text = _dump(value)
     return text if len(text.splitlines()) == 1 else _dump(value, default_style='"')
 

@@ -1,4 +1,4 @@
-"""How answers are scored: when two are the same, the metrics by name, and the score of a set."""
+"""Scoring: when two answers are the same, the metrics by name, and the score of a set of answers."""
 
 from kifuse.scoring.identity import same_answer
 from kifuse.scoring.labels import comparison_why

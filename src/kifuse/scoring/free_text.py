@@ -1,7 +1,8 @@
-"""Metrics of free text: how much of a reference a prediction gives, by published definitions.
+"""Metrics of free text: how much of a reference a prediction contains, by published definitions.
 
-Each follows one rule: 1 for the same answer, else the value of the published metric, and where that is 1
-although something that matters differs (a sign, a symbol, the order of words), less than 1 by a finer look.
+All follow one rule: the same answer scores 1, any other answer scores the value of the published metric. If
+that value is 1 although a difference matters (a sign, a symbol, the order of words), a finer comparison gives
+less than 1.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from kifuse.scoring.words import fine_words, spaced, words
 _FULL = 1.0 - 1e-9
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-# The package takes a tokenizer that gets the text; the words are given to it as they are.
+# The package wants a tokenizer that splits the text; here the words are already split and joined by this.
 _GAP = "\x1f"
 
 
@@ -52,17 +53,17 @@ def rouge(kind: str) -> Callable[[str, Iterable[str], Comparison], float]:
 
 
 def token_f1(prediction: str, references: Iterable[str], compared: Comparison) -> float:
-    """Score the overlap of words of the best reference: F1 as in SQuAD, without articles and punctuation."""
+    """Score the word overlap with the best reference: F1 as in SQuAD, without articles and punctuation."""
     return _best(_token_f1)(prediction, references, compared)
 
 
 def bleu(prediction: str, references: Iterable[str], compared: Comparison) -> float:
-    """Score one prediction by sentence BLEU of all references."""
+    """Score one prediction by sentence BLEU against all references."""
     return _of_sentence(_bleu, prediction, list(references), compared)
 
 
 def chrf(prediction: str, references: Iterable[str], compared: Comparison) -> float:
-    """Score one prediction by sentence chrF of the best reference."""
+    """Score one prediction by sentence chrF against the best reference."""
     return _of_sentence(_chrf, prediction, list(references), compared)
 
 
@@ -72,7 +73,7 @@ def whole_bleu(
     compared: Comparison,
     points: Sequence[float],
 ) -> float:
-    """Score a set of predictions by corpus BLEU, from 0 to 1; `points` are those of the single ones."""
+    """Score a set of predictions by corpus BLEU, from 0 to 1; `points` are the single scores."""
     return _of_corpus(_bleu(), predictions, references, compared, points)
 
 
@@ -82,18 +83,18 @@ def whole_chrf(
     compared: Comparison,
     points: Sequence[float],
 ) -> float:
-    """Score a set of predictions by corpus chrF, from 0 to 1; `points` are those of the single ones."""
+    """Score a set of predictions by corpus chrF, from 0 to 1; `points` are the single scores."""
     return _of_corpus(_chrf(), predictions, references, compared, points)
 
 
 def squad_words(text: str) -> list[str]:
-    """Part a text into words as SQuAD's evaluation does: lower case, without punctuation and articles.
+    """Split a text into words as SQuAD's evaluation does: lower case, without punctuation and articles.
 
     Args:
         text: Any text.
 
     Returns:
-        The words; letters of scripts without spaces are one each.
+        The words; in scripts without spaces each letter is one word.
     """
     return spaced(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION))).split()
 
@@ -133,9 +134,9 @@ def _finer(
     value: Callable[[Sequence[str], Sequence[str]], float],
     compared: Comparison,
 ) -> float:
-    """The value where words alone say that all is there, though it is not the same answer.
+    """Compare finer when the words alone give 1 although it is not the same answer.
 
-    It stays 1 where the rest is punctuation between the words of a sentence (for F1 also articles).
+    The value stays 1 if only punctuation between the words of a sentence differs (for F1 also articles).
     """
     if compared.clash(prediction, [reference]):
         return 0.0
@@ -168,7 +169,7 @@ def _of_corpus(
     compared: Comparison,
     points: Sequence[float],
 ) -> float:
-    """The package's value of a set; what is the same answer stands there as its reference is written."""
+    """The package's score of a set; each right answer is first replaced by its reference's spelling."""
     if all(point == 1.0 for point in points):
         return 1.0
     written = []
@@ -184,7 +185,7 @@ def _of_corpus(
 
 
 class _GivenWords:
-    """A tokenizer for the package: the words come parted already."""
+    """A tokenizer for the package: the words are already split."""
 
     def tokenize(self, text: str) -> list[str]:
         return text.split(_GAP) if text else []
@@ -192,7 +193,7 @@ class _GivenWords:
 
 @lru_cache(maxsize=3)
 def _rouge(kind: str) -> Any:
-    # Imported late: the package pulls in several others that most runs never need.
+    # Imported late: the package imports several others that most runs never need.
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer([kind], use_stemmer=False, tokenizer=_GivenWords())
@@ -202,7 +203,7 @@ def _rouge(kind: str) -> Any:
 def _bleu() -> Any:
     from sacrebleu.metrics.bleu import BLEU
 
-    # The effective order changes sets of very short texts only, which have no four words in a row.
+    # The effective order only changes sets of very short texts, which have no four words in a row.
     return BLEU(effective_order=True, force=True)
 
 

@@ -1,4 +1,4 @@
-"""When two texts are the same answer, as a person would say."""
+"""Decides when two texts are the same answer, as a person would say."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import regex
 
 _ENDS = r".,!?;:…。．，、！？；：؟،؛।॥"
 _QUOTES = "\"'«»‹›„‚「」『』"
-# Quotation marks of any shape stand for the two on a keyboard.
+# Quotation marks of any shape count as the two on a keyboard.
 _PLAIN_QUOTES = str.maketrans("‘’“”", "''\"\"")
-# `...and` and `¿Qué` lose what precedes the first word, `.5`, `.net` and `!x` do not.
+# `...and` and `¿Qué` lose the marks before the first word; `.5`, `.net` and `!x` do not.
 _BEFORE = regex.compile(rf"(?:[{_ENDS}]+(?=\s)|\.\.+|…+|[¿¡]+|[{_QUOTES}]+)\s*")
-# The marks behind the number in `5'` and `5"` say what it measures.
+# The marks after the number in `5'` and `5"` are its unit.
 _AFTER = regex.compile(rf"\s*(?:[{_ENDS}]+|(?<!\d)[{_QUOTES}]+)\Z")
 _AROUND = regex.compile(
     r"(?s)\*\*(?P<in>[^*]+)\*\*\Z|\*(?P<in>[^*\s]|[^*\s][^*]*[^*\s])\*\Z|__(?P<in>[^_]+)__\Z"
@@ -25,15 +25,15 @@ _AROUND = regex.compile(
 def same_answer(one: str, other: str) -> bool:
     """Say whether two free texts are the same answer.
 
-    They are when they differ only in letter case, white space around them, the number of spaces between
-    words, empty lines, the shape of quotation marks, ordinary punctuation at the ends (full stops, commas,
-    question and exclamation marks, quotation marks, an emphasis or brackets around all of it), or in how
-    Unicode composes a letter. Signs, symbols, accents, digits of any script, and the indentation of lines
-    after the first count.
+    They are the same when they differ only in letter case, white space around them, the number of spaces
+    between words, empty lines, the shape of quotation marks, ordinary punctuation at the ends (full stops,
+    commas, question and exclamation marks, quotation marks, emphasis or brackets around the whole text), or
+    in how Unicode composes a letter. Differences in signs, symbols, accents, digits of any script, and the
+    indentation of lines after the first do count.
 
     Args:
         one: A text.
-        other: Another.
+        other: Another text.
 
     Returns:
         Whether they are the same; `same_answer(a, b)` and `same_answer(b, c)` give `same_answer(a, c)`.
@@ -49,7 +49,7 @@ def answer_form(text: str) -> str:
         text: The text as generated or as given.
 
     Returns:
-        Its form, the same for all texts that are the same answer; what consists of punctuation only keeps it.
+        Its form, which is equal for all texts that are the same answer. A text of only punctuation keeps it.
     """
     composed = unicodedata.normalize("NFC", text).translate(_PLAIN_QUOTES)
     lines = []
@@ -65,11 +65,11 @@ def answer_form(text: str) -> str:
 
 
 def likeness(one: str, other: str) -> float:
-    """Tell how alike the forms of two texts are, character by character.
+    """Measure how similar the forms of two texts are, character by character.
 
     Args:
         one: A text.
-        other: Another.
+        other: Another text.
 
     Returns:
         From 0 to 1; 1 only if they are the same answer.

@@ -1,4 +1,4 @@
-"""When an answer is a label: the loosest comparison under which all labels of a task stay different."""
+"""Decides when an answer is a label, by the loosest comparison that keeps all labels of a task different."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from functools import lru_cache
 
 from kifuse.scoring.identity import same_answer
 
-# Punctuation that carries meaning inside a short label ("C#", "5%", "R&D"), so it is never stripped.
+# Punctuation that has a meaning inside a short label ("C#", "5%", "R&D"), so it is never removed.
 _MEANINGFUL = frozenset("#%&@/\\")
 # The point or minus sign of a number is part of it, not punctuation around it.
 _NUMBER_SIGN = re.compile(r"(?:-\.?|\.)\d")
 
 
 def normalise(text: str) -> str:
-    """Bring a short answer to the form in which labels are compared where that tells them apart.
+    """Bring a short answer to the form in which labels are compared if that form keeps them different.
 
-    Lower case, composed letters, single spaces, and no spaces or punctuation at either end. Symbols that tell
-    labels apart (``#``, ``%``, ``+``) stay, and so do the sign and point of a number; a text of punctuation
-    only is kept.
+    The form has lower case, composed letters, single spaces, and no spaces or punctuation at either end.
+    Symbols that distinguish labels (``#``, ``%``, ``+``) stay, and so do the sign and point of a number. A
+    text of only punctuation is kept.
 
     Args:
         text: The answer as generated or as given.
@@ -47,7 +47,7 @@ class Comparison:
         same: Whether two texts are the same answer.
         why: What is compared, in a few words.
         labels: The labels of the task; none for free text.
-        places: The place of a label by its form.
+        places: The position of each label in `labels`, by the label's form.
         form: The form in which labels are compared.
     """
 
@@ -58,11 +58,11 @@ class Comparison:
     form: Callable[[str], str] = normalise
 
     def label(self, answer: str) -> int | None:
-        """Find the place of the label that an answer is; None where it is none."""
+        """Return the position of the label that an answer is; None if it is not a label."""
         return None if self.places is None else self.places.get(self.form(answer))
 
     def clash(self, prediction: str, references: Iterable[str]) -> bool:
-        """Say whether a prediction is a label, and another one than every reference."""
+        """Say whether a prediction is a label, but a different one from every reference."""
         found = self.label(prediction)
         return found is not None and all(
             self.label(reference) not in (found, None) for reference in references
@@ -80,7 +80,7 @@ BY_ROW = (
     "the options of each row are its labels, compared in the loosest way that keeps them apart: letter case, "
     "spaces and punctuation at the ends count where they must"
 )
-"""For tasks whose rows have options of their own."""
+"""For tasks whose rows have their own options."""
 
 
 def comparison(labels: Sequence[str] | None, seen: Sequence[str] = ()) -> Comparison:
@@ -88,11 +88,12 @@ def comparison(labels: Sequence[str] | None, seen: Sequence[str] = ()) -> Compar
 
     Args:
         labels: The labels of the task; None for free text.
-        seen: Each label as the tokenizer gives it back, where special tokens in it decode to nothing.
+        seen: Each label as the tokenizer decodes it, which differs where special tokens in it decode to
+            nothing.
 
     Returns:
-        The comparison. For labels it is the loosest of four that keeps all of them apart: without letter case
-        and punctuation at the ends; without letter case; with both; exactly as they are.
+        The comparison. For labels it is the loosest of four that keeps all of them different: without letter
+        case and punctuation at the ends; without letter case; with both; exactly as they are.
     """
     return _label_comparison(tuple(labels), tuple(seen)) if labels else FREE_TEXT
 

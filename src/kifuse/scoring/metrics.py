@@ -1,4 +1,4 @@
-"""The metrics by name: what each is called, what it means, and how it scores."""
+"""The metrics by name: their titles, their meanings, and how they score."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Metric:
     """One way to score answers.
 
     Args:
-        name: As it is written in a configuration.
-        title: As it is shown in a sentence.
-        meaning: What it is, in one line.
-        points: The score of one prediction, from 0 to 1; None where the answers do not matter.
-        whole: The score of a set, from 0 to 1, where it is not the mean of the points.
-        as_text: Whether answers are compared as texts or labels, and not as values of another kind.
-        to_the_letter: Whether it is a published evaluation as it stands, also where that gives the right
-            answer less than all, or another one as much.
+        name: Its name in a configuration.
+        title: Its name in a sentence.
+        meaning: What it measures, in one line.
+        points: The score of one prediction, from 0 to 1; None if the answers do not matter.
+        whole: The score of a set, from 0 to 1, if it is not the mean of the points.
+        as_text: Whether answers are compared as texts or labels, not as values of another kind.
+        to_the_letter: Whether it is a published evaluation exactly as published, even where that gives a
+            right answer less than the full score, or a wrong answer the full score.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Metric:
 
     @property
     def over_set(self) -> bool:
-        """Whether the score is of the whole test set, and no mean over its examples."""
+        """Whether the score is computed over the whole test set and is not a mean over its examples."""
         return self.whole is not None or self.points is None
 
 
@@ -151,18 +151,18 @@ METRICS: dict[str, Metric] = {
         ),
     )
 }
-"""Every metric that has a name; a function of one's own is named ``module:function``."""
+"""Every metric that has a name; a user's own function is named ``module:function``."""
 
 
 def metric_name(metric: Any) -> str:
-    """Check a metric and give its name.
+    """Check a metric and return its name.
 
     Args:
-        metric: A name, or a function of one's own; whoever calls this names it. What a folder names goes
-            through `refuse_unnamed` first.
+        metric: A name, or a function of the caller's own; only the caller names code. A name from a data
+            folder must pass `refuse_unnamed` first.
 
     Returns:
-        The name.
+        The metric's name.
 
     Raises:
         DataError: There is no metric of that name, or the function cannot be used.
@@ -178,15 +178,15 @@ def metric_name(metric: Any) -> str:
 
 
 def metric_title(name: str) -> str:
-    """How a metric is called in a sentence, such as ``ROUGE-L``; a function of one's own by its name."""
+    """The name of a metric in a sentence, such as ``ROUGE-L``; a user's own function keeps its name."""
     return METRICS[name].title if name in METRICS else name
 
 
 def metric_titles(names: Collection[str]) -> list[str]:
-    """The titles of several metrics, each once, in their order."""
+    """The titles of several metrics, without repeats, in their order."""
     return list(dict.fromkeys(metric_title(name) for name in names))
 
 
 def needs_answers(name: str) -> bool:
-    """Tell whether a metric scores generated answers; perplexity does not."""
+    """Say whether a metric scores generated answers; perplexity does not."""
     return name not in METRICS or METRICS[name].points is not None

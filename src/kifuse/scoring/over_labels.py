@@ -15,17 +15,18 @@ def whole_macro_f1(
     compared: Comparison,
     points: Sequence[float],
 ) -> float:
-    """Score a set of predictions by F1 of each label, averaged.
+    """Score a set of predictions by the F1 of each label, averaged.
 
     Args:
         predictions: The generated texts.
-        references: The accepted labels of each; where there are several, the one that was predicted counts.
+        references: The accepted labels of each prediction; if there are several, the predicted one counts as
+            right.
         compared: How answers are compared. Without labels, the distinct references are the labels.
-        points: The scores of the single predictions.
+        points: The single scores of the predictions.
 
     Returns:
-        From 0 to 1. A label that neither occurs nor is predicted does not count; an answer that is no label
-        is a miss of the right one.
+        From 0 to 1. A label that neither occurs nor is predicted does not count. An answer that is not a
+        label counts as a miss of the right label.
     """
     from sklearn.metrics import f1_score
 

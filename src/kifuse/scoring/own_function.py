@@ -1,7 +1,7 @@
-"""A user's own function as a metric: found by name, called with checks, known by the hash of its source.
+"""A user's own function as a metric: found by name, called with checks, identified by its source's hash.
 
-Code is only ever named by whoever calls kifuse. A name that stands in a folder of data, or of a learner, is
-taken only if the caller has given it as well; see `refuse_unnamed`.
+Only the caller of kifuse may name code. A name from a data folder, or from a learner's folder, is accepted
+only if the caller has given it as well; see `refuse_unnamed`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAME = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*\Z")
 _EXPECTED = "expected a function of (prediction, references) or (prediction, example)"
 _given: dict[str, Callable[..., Any]] = {}
 _named: set[str] = set()
-"""What the caller has named in this process, each found once."""
+"""The names that the caller has given in this process; each function was found once."""
 
 
 def names_code(name: str) -> bool:
@@ -36,26 +36,27 @@ def names_code(name: str) -> bool:
 
 
 def is_own(name: str) -> bool:
-    """Tell whether the name of a metric is that of a user's own function, such as ``my_module:score``."""
+    """Say whether a metric's name belongs to a user's own function, such as ``my_module:score``."""
     return name in _given or names_code(name) or (":" in name and "@" in name)
 
 
 def register_metric(function: Callable[..., Any] | str) -> str:
     """Name a function of your own, so that tasks can be scored by it.
 
-    From then on a task of this process may be scored by it that names it in a folder of data, or was learned
-    earlier by a learner. A folder alone never names code that runs.
+    After this call, tasks in this process may be scored by the function if a data folder names it, or if a
+    learner learned them earlier with it. A folder alone never names code that runs.
 
     Args:
         function: The function, or ``module:function``, which is imported from the working directory.
 
     Returns:
         ``module:function``. A function that cannot be found again by its name (a lambda, a function inside
-        another) is known in this process only, and its name ends with a part of its source's hash; a later
-        process that goes on with its scores registers it first.
+        another function) is known only in this process, and its name ends with a part of its source's hash. A
+        later process that continues with its scores must register it first.
 
     Raises:
-        DataError: It cannot be called with a prediction and references, or no function has this name.
+        DataError: The function cannot be called with a prediction and references, or no function has this
+            name.
     """
     if isinstance(function, str):
         if not is_own(function):
@@ -79,14 +80,14 @@ def register_metric(function: Callable[..., Any] | str) -> str:
 
 
 def refuse_unnamed(name: Any, where: str) -> None:
-    """Refuse code that a folder names and the caller does not; nothing of it is imported.
+    """Refuse code that a folder names but the caller does not; nothing of it is imported.
 
     Args:
-        name: Name of a metric, as the folder has it.
-        where: What holds it, for the message.
+        name: Name of a metric, as the folder gives it.
+        where: The file or folder that holds the name, for the message.
 
     Raises:
-        DataError: It is the name of a function that the caller has not named in this process.
+        DataError: The name belongs to a function that the caller has not named in this process.
     """
     if isinstance(name, str) and is_own(name) and name not in _given and name not in _named:
         raise DataError(
@@ -101,14 +102,14 @@ def own_function(name: str) -> Callable[..., Any]:
     """Find a user's own function.
 
     Args:
-        name: ``module:function``; the module is a file or a package of the working directory.
+        name: ``module:function``; the module is a file or a package in the working directory.
 
     Returns:
         The function.
 
     Raises:
-        DataError: There is no such module or function, it fails when it is imported, or cannot be called with
-            a prediction and references.
+        DataError: There is no such module or function, its import fails, or it cannot be called with a
+            prediction and references.
     """
     if name in _given:
         return _given[name]
@@ -141,11 +142,11 @@ def source_hash(name: str) -> str | None:
         name: Its name.
 
     Returns:
-        SHA-256 of the file of its module; of the function's own text where it stands in a script or notebook,
-        or cannot be found by its name; None where there is no source.
+        SHA-256 of the file of its module. If the function is in a script or notebook, or cannot be found by
+        its name, SHA-256 of the function's own text. None if there is no source.
 
     Raises:
-        DataError: As `own_function`.
+        DataError: For the reasons given in `own_function`.
     """
     function = own_function(name)
     module = inspect.getmodule(function)
@@ -159,20 +160,20 @@ def source_hash(name: str) -> str | None:
 
 
 def call_own(name: str, prediction: str, example: Any, references: Sequence[str], place: str) -> float:
-    """Score one prediction by a user's own function.
+    """Score one prediction with a user's own function.
 
     Args:
         name: Name of the function.
         prediction: The generated text.
-        example: What it answers.
+        example: The example that the prediction answers.
         references: The accepted outputs.
-        place: The example, for a message.
+        place: Description of the example, for a message.
 
     Returns:
         A score from 0 to 1.
 
     Raises:
-        DataError: The function raises, or returns anything but true, false or a number from 0 to 1.
+        DataError: The function raises an error, or returns anything but true, false or a number from 0 to 1.
     """
     function = own_function(name)
     second = example if _takes_example(function) else list(references)
@@ -193,14 +194,14 @@ def call_own(name: str, prediction: str, example: Any, references: Sequence[str]
 
 
 def import_from_here(what: str, module_name: str) -> ModuleType:
-    """Import a module of the user's own, which lies in the working directory.
+    """Import a user's own module from the working directory.
 
     Args:
-        what: What it is wanted for, for the message, such as ``metric 'my_module:score'``.
-        module_name: Its name.
+        what: What the module is needed for, for the message, such as ``metric 'my_module:score'``.
+        module_name: The module's name.
 
     Raises:
-        DataError: There is none, another one has its name, or it fails.
+        DataError: There is no such module, another module has its name, or its import fails.
     """
     here = os.getcwd()
     top = module_name.partition(".")[0]
@@ -227,7 +228,7 @@ def import_from_here(what: str, module_name: str) -> ModuleType:
 
 
 def _from(module: ModuleType, folder: str) -> bool:
-    """Whether a module, or a package without a file of its own, lies in a folder."""
+    """Whether a module, or a package without its own file, is in a folder."""
     places = [getattr(module, "__file__", None), *getattr(module, "__path__", [])]
     return any(_lies_in(place, folder) for place in places)
 
@@ -259,7 +260,7 @@ def _check_signature(function: Callable[..., Any], name: str) -> None:
         inspect.signature(function).bind("", [])
     except TypeError as error:
         raise DataError(f"metric '{name}': {error}; {_EXPECTED}.") from error
-    except ValueError:  # written in C, without a signature
+    except ValueError:  # the function is written in C and has no signature
         return
 
 
@@ -272,11 +273,11 @@ def _takes_example(function: Callable[..., Any]) -> bool:
 
 
 def _as_number(found: Any) -> float | None:
-    """True, false and real numbers, also of numpy and torch; None for anything else."""
+    """Turn true, false and real numbers, also of numpy and torch, into a float; None for other values."""
     if not isinstance(found, (bool, int, float)) and callable(getattr(found, "item", None)):
         try:
             found = found.item()
-        except (ValueError, RuntimeError):  # many numbers, not one
+        except (ValueError, RuntimeError):  # it holds many numbers, not one
             return None
     if not isinstance(found, (bool, int, float)) or not math.isfinite(found):
         return None
@@ -284,7 +285,7 @@ def _as_number(found: Any) -> float | None:
 
 
 def _line(error: Exception, function: Callable[..., Any]) -> str:
-    """Where in the function's file an error arose."""
+    """The line of the function's file in which an error was raised."""
     try:
         file = inspect.getsourcefile(function)
     except TypeError:
@@ -306,7 +307,7 @@ def _hash_of_function(function: Callable[..., Any]) -> str | None:
 
 
 def _workings(function: Callable[..., Any]) -> tuple[Any, ...]:
-    """What makes two functions of the same source text do different things."""
+    """The properties by which two functions with the same source text can behave differently."""
     code = getattr(function, "__code__", None)
     if code is None:
         return type(function), getattr(function, "__dict__", {})

@@ -1,4 +1,4 @@
-"""The score of predictions: one by one, and of a whole test set."""
+"""The score of each prediction, and of a whole test set."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Scored:
     """Scores of a test set.
 
     Attributes:
-        score: Of the whole set, 0 to 100.
-        points: Of each prediction, 0 to 1.
+        score: Score of the whole set, 0 to 100.
+        points: Score of each prediction, 0 to 1.
         valid: Whether each prediction is one of the labels, right or wrong; None without labels.
     """
 
@@ -48,16 +48,16 @@ def score(
 
     Args:
         predictions: The generated texts.
-        examples: The examples they answer, in the same order.
+        examples: The examples that the predictions answer, in the same order.
         metric: A name of `METRICS`, ``"module:function"``, or a function.
-        labels: The labels of the task, where it has any.
+        labels: The labels of the task, if it has any.
 
     Returns:
         The score, from 0 to 100.
 
     Raises:
-        DataError: There is no such metric, there are no examples, or not one prediction for each; or a
-            function of one's own raises or returns no score.
+        DataError: There is no such metric, there are no examples, the number of predictions differs from that
+            of the examples, or a user's own function raises an error or returns no score.
     """
     if not examples:
         raise DataError("there are no examples to score; a score needs at least one.")
@@ -79,7 +79,7 @@ def score_one(
         The score, from 0 to 1.
 
     Raises:
-        DataError: As `score`.
+        DataError: For the reasons given in `score`.
     """
     return score_all([prediction], [_Accepted(tuple(references))], metric, labels).points[0]
 
@@ -93,23 +93,23 @@ def score_all(
     seen: Sequence[Sequence[str]] | None = None,
     seen_labels: Sequence[str] = (),
 ) -> Scored:
-    """Score a set of predictions and each of them.
+    """Score each prediction, and the whole set.
 
     Args:
         predictions: The generated texts.
-        examples: The examples they answer, in the same order. Without labels, the `options` of an example
-            are its labels.
+        examples: The examples that the predictions answer, in the same order. Without labels, the `options`
+            of an example are its labels.
         metric: As in `score`.
         labels: As in `score`.
-        seen: The references of each example as the model can give them back, where special tokens in them
-            decode to nothing; the better of the two counts.
-        seen_labels: The same of the labels.
+        seen: The references of each example as the model can produce them, which differ where special tokens
+            in them decode to nothing; the better of the two scores counts.
+        seen_labels: The labels as the model can produce them.
 
     Returns:
         The scores.
 
     Raises:
-        DataError: As `score`.
+        DataError: For the reasons given in `score`.
     """
     if len(predictions) != len(examples):
         raise DataError(
@@ -143,7 +143,7 @@ def score_all(
         every = tuple(dict.fromkeys(option for each in options for option in each))
         total = 100.0 * whole(predictions, accepted, comparison(every) if every else compared, points)
     else:
-        # not sum(), which rounds otherwise from Python 3.12 on
+        # sum() is not used, because it rounds differently from Python 3.12 on
         total = 100.0 * reduce(add, points, 0.0) / max(len(points), 1)
     valid = [compared.label(prediction) is not None for prediction in predictions] if labels else None
     return Scored(min(total, 100.0), points, valid)

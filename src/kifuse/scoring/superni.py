@@ -1,11 +1,11 @@
-"""SuperNI's own evaluation, to the letter: what SAPT and both papers' SuperNI figures are computed by.
+"""SuperNI's own evaluation, to the letter, by which SAPT's and both papers' SuperNI figures are computed.
 
     exact match   lower case, without ASCII punctuation, single spaces; then equal or not
     ROUGE-L       F of the longest common subsequence of stemmed words (rouge-score, Porter), as it stands
 
-Of several references the best counts, and a task's score is the mean over its examples. For tasks that are
-not in English the words are GPT-2's tokens, without the marks of spaces: `rouge-score` knows only letters of
-ASCII, so that any text in another script scores 0 by the plain form, even the right one.
+With several references the best counts, and a task's score is the mean over its examples. For tasks that are
+not in English, GPT-2's tokens are used as words, without the marks of spaces. The reason: `rouge-score` only
+knows ASCII letters, so with plain words any text in another script scores 0, even the right one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kifuse.scoring.labels import Comparison
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SPACE = "Ġ"
-"""What GPT-2's tokens begin with where a space stands before them."""
+"""The first character of GPT-2's tokens that follow a space."""
 
 
 def exact_match(prediction: str, references: Iterable[str], compared: Comparison) -> float:
@@ -37,7 +37,7 @@ def rouge_l_xlingual(prediction: str, references: Iterable[str], compared: Compa
     """Score ROUGE-L of the best reference, with GPT-2's tokens.
 
     Raises:
-        DataError: As `gpt2`.
+        DataError: For the reasons given in `gpt2`.
     """
     return _best(_of_tokens(), prediction, references)
 
@@ -47,7 +47,7 @@ def gpt2() -> Any:
     """Load GPT-2's tokenizer.
 
     Raises:
-        DataError: It is not on this machine and cannot be fetched.
+        DataError: The tokenizer is not on this machine and cannot be fetched.
     """
     from transformers import AutoTokenizer
 
@@ -62,7 +62,7 @@ def gpt2() -> Any:
 
 
 class _Tokens:
-    """GPT-2's tokens, as `rouge-score` takes a tokenizer."""
+    """GPT-2's tokens, in the form of a tokenizer for `rouge-score`."""
 
     def tokenize(self, text: str) -> list[str]:
         return [token.lstrip(_SPACE) for token in gpt2().tokenize(text)]

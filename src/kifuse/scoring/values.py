@@ -1,4 +1,4 @@
-"""Answers that are JSON, numbers or code, compared as what they are."""
+"""Compares answers that are JSON, numbers or code by their values instead of as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from kifuse.scoring.identity import answer_form, same_answer
 from kifuse.scoring.labels import Comparison
 
 CLOSE = 1e-6
-"""Two numbers that are not both whole are the same when they differ by at most this share of the larger."""
+"""Two numbers are the same if they differ by at most this share of the larger; whole numbers must be
+equal."""
 
 _NUMBER = regex.compile(
     r"""(?V1)(?<![\p{L}\p{N}_.,])
@@ -26,7 +27,7 @@ _NUMBER = regex.compile(
     (?![\p{L}\p{N}_]|[.,/:]\p{N})""",
     regex.VERBOSE,
 )
-# A text that holds one of these beside its number says something else about it ("< 5", "±5").
+# A text with one of these beside its number says something else about the number ("< 5", "±5").
 _RELATION = regex.compile(r"(?V1)[\p{S}--[=\p{Sc}]]")
 _MINUS = str.maketrans({"−": "-", "﹣": "-", "－": "-"})
 _MOST_DIGITS = 400
@@ -44,17 +45,18 @@ def json_equal(prediction: str, references: Iterable[str], compared: Comparison)
 
 
 def number_close(prediction: str, references: Iterable[str], compared: Comparison) -> float:
-    """Score 1 when the number in the prediction is that of a reference, else 0.
+    """Score 1 when the prediction's number is the number of a reference, else 0.
 
-    Whole numbers must be equal, others within a millionth of each other. ``1,000`` is 1000, ``5%`` is 0.05
-    and ``1/4`` is 0.25; signs of currencies or units must agree where both have one. The prediction may have
-    words around its number, but no second number. A reference that is no number is compared as free text.
+    Whole numbers must be equal, other numbers must be within a millionth of each other. ``1,000`` is 1000,
+    ``5%`` is 0.05 and ``1/4`` is 0.25. Signs of currencies or units must agree if both have one. The
+    prediction may have words around its number, but no second number. A reference that is not a number is
+    compared as free text.
     """
     return _any(_same_number, prediction, references)
 
 
 def code_equal(prediction: str, references: Iterable[str], compared: Comparison) -> float:
-    """Score 1 when the prediction is a reference up to white space at the ends of lines and of the whole."""
+    """Score 1 when the prediction is a reference except for white space at line ends and around the text."""
     return _any(lambda one, other: _code_form(one) == _code_form(other), prediction, references)
 
 
@@ -72,7 +74,7 @@ def _same_json(one: str, other: str) -> bool:
 
 
 def _typed(value: Any) -> Any:
-    """A JSON value in which true is not 1; 1 and 1.0 are the same number."""
+    """Mark the type of JSON values so that true differs from 1; 1 and 1.0 stay the same number."""
     if isinstance(value, dict):
         return {key: _typed(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -95,7 +97,7 @@ def _same_number(one: str, other: str) -> bool:
 
 
 def _read(text: str, *, alone: bool) -> _Number | None:
-    """The one number in a text; `alone`: nothing but ordinary punctuation may stand beside it."""
+    """The one number in a text; with `alone` the text may have only ordinary punctuation beside it."""
     text = answer_form(text.translate(_MINUS))
     found = list(_NUMBER.finditer(text))
     if len(found) != 1:

@@ -1,4 +1,4 @@
-"""Words of texts in any script, for the metrics that count them."""
+"""Splits texts in any script into words, for the metrics that count words."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ import regex
 
 from kifuse.scoring.identity import answer_form
 
-# Scripts that are written without spaces between words: each letter is a word, with the marks on it.
+# Scripts that are written without spaces between words: each letter is a word, together with its marks.
 _ALONE = (
     r"[[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tai_Tham}]&&\p{L}]"
 )
 _JOINERS = r"\u200c\u200d"
 _LETTERS_ALONE = regex.compile(rf"(?V1){_ALONE}[\p{{M}}{_JOINERS}]*")
 _WORD = rf"[[\p{{L}}\p{{N}}]--{_ALONE}][[\p{{L}}\p{{M}}\p{{N}}{_JOINERS}]--{_ALONE}]*"
-# Emoji, arrows and the like; symbols of ASCII and of currencies are no words, as in the rouge-score package.
+# Emoji, arrows and the like; ASCII and currency symbols are not words, as in the rouge-score package.
 _SYMBOL = r"(?=[[\p{S}\p{Co}\p{Cn}]--[\x00-\x7f]--\p{Sc}])\X"
 _WORDS = regex.compile(rf"(?V1){_ALONE}[\p{{M}}{_JOINERS}]*|{_WORD}|\p{{M}}+|{_SYMBOL}")
 
-# What stands between words and says nothing else, unless a digit follows it directly.
+# Characters that separate words and mean nothing else, unless a digit follows directly.
 _STOPS = ".,!?;:…。．，、！？；：؟،؛।॥·・"
 _SILENT = "\"'`´‘’“”«»‹›„‚「」『』—―⸺"
 _PARTS = regex.compile(
     rf"(?V1)(?P<word>{_ALONE}[\p{{M}}{_JOINERS}]*|{_WORD}|\p{{M}}+)|(?P<indent>\n\s+)|(?P<space>\s+)|(?P<other>\X)"
 )
-_NEAR = 40  # characters on either side of a mark that are looked at
+_NEAR = 40  # number of characters on either side of a mark that are checked
 _OPERATOR = regex.compile(r"(?V1)[[\p{S}*/\\%^&@#=_]--[`´|]]")
 
 
 @lru_cache(maxsize=4096)
 def words(text: str) -> tuple[str, ...]:
-    """Part a text into words, run by run of its characters.
+    """Split a text into words by the kinds of its characters.
 
-    Runs of letters and digits are words; each emoji or other symbol is one; in scripts without spaces
-    (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each letter is one, with the marks on it. In English text
-    the words are those of the ``rouge-score`` package.
+    Runs of letters and digits are words, and so is each emoji or other symbol. In scripts without spaces
+    (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each letter is a word, together with its marks. In English
+    text the words are those of the ``rouge-score`` package.
 
     Args:
         text: Any text.
@@ -50,10 +50,10 @@ def words(text: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def fine_words(text: str) -> tuple[str, ...]:
-    """Part a text into words and everything else that changes what it says.
+    """Split a text into words and everything else that changes its meaning.
 
-    Beside the words these are symbols, the signs, points and commas of numbers, operators, and the
-    indentation of lines; not the punctuation of ordinary sentences.
+    Besides the words these are symbols, the signs, points and commas of numbers, operators, and the
+    indentation of lines, but not the punctuation of ordinary sentences.
 
     Args:
         text: Any text.
@@ -72,31 +72,31 @@ def fine_words(text: str) -> tuple[str, ...]:
 
 
 def spaced(text: str) -> str:
-    """Put spaces around the letters of scripts that are written without any, for what splits at spaces.
+    """Put spaces around the letters of scripts without spaces, for functions that split at spaces.
 
     Args:
         text: Any text.
 
     Returns:
-        The text; one in a script with spaces stays as it is.
+        The text; a text in a script with spaces is unchanged.
     """
     return _LETTERS_ALONE.sub(r" \g<0> ", text)
 
 
 def _says_something(form: str, part: regex.Match[str], calculates: bool) -> bool:
-    """Whether a character that is no word changes what a text says."""
+    """Whether a character that is not part of a word changes the meaning of a text."""
     mark = part[0]
     before, after = form[max(part.start() - _NEAR, 0) : part.start()], form[part.end() :][:_NEAR]
     last, following = before[-1:], after[:1]
     if mark[0] in "'\"" and last.isnumeric() and form.count(mark[0]) % 2:
-        return True  # feet or inches
+        return True  # the mark means feet or inches
     if mark[0] in _SILENT or unicodedata.category(mark[0]) in ("Cc", "Cf", "Zs"):
         return False
     if mark[0] in _STOPS:
         inside = last.strip() and following.isalpha() and mark[0] in ".:"
         negates = mark[0] == "!" and not last.strip() and following.isalpha()
         return bool(following.isnumeric() or inside or negates)
-    if mark[0] == "|":  # divides the parts of a line where it stands alone
+    if mark[0] == "|":  # between spaces it separates the parts of a line
         return bool(last.strip() or following.strip())
     if mark[0] in "()":
         return calculates or (mark[0] == "(" and last.isalnum())
@@ -106,7 +106,7 @@ def _says_something(form: str, part: regex.Match[str], calculates: bool) -> bool
 
 
 def _is_sign(before: str, after: str) -> bool:
-    """Whether a dash between two texts is a sign, and no hyphen or dash of a sentence."""
+    """Whether a dash between two texts is a sign, not a hyphen or the dash of a sentence."""
     last, following = before.rstrip()[-1:], after.lstrip()[:1]
     if following.isnumeric() or following == "." or _OPERATOR.match(following) or _OPERATOR.match(last):
         return True
