@@ -31,7 +31,7 @@ SUPERNI_METRICS = (
     "superni_rouge_l_xlingual",
     "superni_exact_match",
 )
-"""What may score the tasks of SuperNI."""
+"""The metrics that may score the tasks of SuperNI."""
 _NUMBERED = re.compile(r"task0*(\d+)(?:_|\Z)")
 _NUMBER = re.compile(r"(?:task)?0*(\d+)\Z")
 
@@ -50,28 +50,30 @@ def read_stream(
 ) -> TaskStream:
     """Read a stream of tasks.
 
-    Links are followed wherever they lead, as download caches keep data behind links; hidden files and folders
-    are passed over.
+    Links are followed wherever they lead, because download caches keep data behind links. Hidden files and
+    folders are skipped.
 
     Args:
         path: A folder in one of the layouts, one file, or a data set of the hub: ``owner/name``, or
             ``hub:owner/name:configuration``.
         order: Names of the tasks to read, in order; letter case does not matter, and a SuperNI task may be
-            named by its number, such as ``"1572"``. None reads all, sorted by name or as first met in a file.
+            named by its number, such as ``"1572"``. None reads all tasks, sorted by name or in the order of a
+            file.
         layout: ``"long_sequence"``, ``"cl_benchmark"``, ``"superni"``, ``"jsonl"`` for your own data in any
-            format, or ``"auto"`` to look.
-        superni_metric: What scores tasks in the layout ``"superni"``, one of `SUPERNI_METRICS`;
-            ``"exact_match"`` scores the classifications among them so, and the others by ROUGE-L, as KIF.
-        name: Name of the stream; None takes that of the folder.
-        format: Format of the rows of your own data, such as ``"alpaca"``; None: told from their fields.
-        columns: Names of your data's own columns by what they hold: ``{"input": "question"}``.
+            format, or ``"auto"`` to recognise the layout.
+        superni_metric: The metric of tasks in the layout ``"superni"``, one of `SUPERNI_METRICS`. As in KIF,
+            ``"exact_match"`` only scores classifications by exact match, and other tasks by ROUGE-L.
+        name: Name of the stream; None takes the folder's name.
+        format: Format of the rows of your own data, such as ``"alpaca"``; None recognises it from their
+            fields.
+        columns: Names of your data's own columns by their contents: ``{"input": "question"}``.
 
     Returns:
-        The tasks in the order asked for, and what was passed over.
+        The tasks in the requested order, and the files that were skipped.
 
     Raises:
-        DataError: If the folder, a file, a row or a name in the order is wrong, or what stands in the place
-            of a file is no plain file; says which and what to do.
+        DataError: If the folder, a file, a row or a name in the order is wrong, or something other than a
+            plain file is in the place of a file; the message says which, and what to do.
     """
     root = _root(path)
     found, passed_over = _discover(root, layout, superni_metric, _settings(root, format, columns))
@@ -111,7 +113,8 @@ def read_task(
         The task.
 
     Raises:
-        DataError: If there is no such task, several and no name, or the data is wrong.
+        DataError: If there is no such task, if there are several tasks but no name was given, or if the data
+            is wrong.
     """
     return task_with(path, _settings(path, format, columns), name, layout, superni_metric)
 
@@ -132,7 +135,7 @@ def task_with(
 
 
 def detect_layout(path: str | os.PathLike[str]) -> Layout:
-    """Tell in which layout a folder or file is.
+    """Recognise the layout of a folder or file.
 
     Args:
         path: The folder or file.
@@ -141,7 +144,7 @@ def detect_layout(path: str | os.PathLike[str]) -> Layout:
         The layout.
 
     Raises:
-        DataError: If there is nothing there or it is in none of them; suggests a folder inside that is.
+        DataError: If nothing is there, or no layout fits; the message suggests a folder inside that fits.
     """
     root = _root(path)
     with _readable(root):
@@ -183,7 +186,7 @@ def _look(root: Path) -> Layout | None:
 
 
 def _is_superni(root: Path) -> bool:
-    """Whether the tasks are SuperNI's and nothing else is there; among others `own` reads them as well."""
+    """Whether all tasks are SuperNI's and nothing else is there; `own` also reads mixed folders."""
     if (root / "train.json").is_file():
         return own.is_superni(root)
     folders = {path.parent for path in visible(root.glob("*/train.json"), root)}
@@ -243,7 +246,7 @@ def _discover(root: Path, layout: str, metric: Metric, settings: Settings) -> Fo
 
 
 def _strays(root: Path, layout: str, names: Mapping[str, object]) -> tuple[str, ...]:
-    """Name the data files in the folder of a published layout that no task of it is read from."""
+    """Name the data files in a folder with a published layout that are part of no task."""
 
     def is_read(path: Path) -> bool:
         if layout == "long_sequence":
@@ -262,7 +265,7 @@ def _strays(root: Path, layout: str, names: Mapping[str, object]) -> tuple[str, 
 
 
 def _root(path: str | os.PathLike[str]) -> Path:
-    """The path as given; ``.`` and ``..`` get the name of their folder, which may name the task."""
+    """Return the path as given; ``.`` and ``..`` become the name of their folder, which may name the task."""
     root = Path(path)
     if root.name in ("", ".."):
         with _readable(root):
@@ -272,7 +275,7 @@ def _root(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def _readable(root: Path) -> Iterator[None]:
-    """Say which folder it is that may not be looked into."""
+    """Turn an error of the operating system into one that names the folder that cannot be read."""
     try:
         yield
     except OSError as error:
@@ -280,7 +283,7 @@ def _readable(root: Path) -> Iterator[None]:
 
 
 def _read(name: str, found: Mapping[str, Callable[[], Task]], root: Path) -> Task:
-    """Read one task: its name first, as a folder or file may have any; then what is odd about its ids."""
+    """Read one task; check its name first, because a folder may have any, then add notes about its ids."""
     _check_name(name, root)
     with _readable(root):
         task = found[name]()
@@ -297,9 +300,9 @@ def _check_name(name: str, root: Path) -> None:
 def repeated_ids(task: Task) -> list[str]:
     """Say which splits of a task give one id to several examples.
 
-    Nothing is refused: an id only helps people to find an example again, what makes two examples the same is
-    their content. An id that stands in two splits says nothing at all, as the published files count from 0
-    in each of them; equal inputs in two splits are found by :meth:`TaskStream.overlaps`.
+    Nothing is refused: an id only helps people to find an example again; two examples are the same if their
+    contents are. An id that occurs in two splits means nothing at all, because the published files count from
+    0 in each split. :meth:`TaskStream.overlaps` finds equal inputs in two splits.
 
     Args:
         task: The task.

@@ -1,4 +1,4 @@
-"""Rows of any format to a task: instruction and options, labels, the metric, and what was not read."""
+"""Turns rows of any format into a task: instruction, options, labels, metric, and a list of unread fields."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _HARMLESS = frozenset(
     | {"conversation_id", "conversation_hash", "prompt_id", "question_id", "turn", "model", "score", "level"}
     | {"answer_start", "num_tokens", "n_tokens", "token_count", "length", "difficulty", "author", "version"}
 )
-"""Fields that say where a row is from; they are named together."""
+"""Fields that say where a row comes from; one note names them all together."""
 
 
 @dataclass
 class _Seen:
-    """What was met in the rows of a task."""
+    """What was found in the rows of a task."""
 
     formats: Counter[str] = field(default_factory=Counter)
     option_sets: dict[tuple[str, ...] | None, None] = field(default_factory=dict)
@@ -46,19 +46,20 @@ class _Seen:
 def build(
     name: str, tables: Mapping[str, Table], settings: Settings, passed_over: Sequence[str] = ()
 ) -> Task:
-    """Make a task of rows.
+    """Make a task from rows.
 
     Args:
         name: The task's name.
-        tables: Rows of ``train``, ``dev`` and ``test``, or of some of them.
-        settings: What holds for all rows.
-        passed_over: What was not read beside them, a sentence each.
+        tables: Rows of ``train``, ``dev`` and ``test``, or of some of these splits.
+        settings: Settings for all rows.
+        passed_over: Notes about what was not read besides the rows, one sentence each.
 
     Returns:
         The task.
 
     Raises:
-        DataError: A row is wrong; names file and line. Or the task has neither train nor test examples.
+        DataError: A row is wrong; the message names file and line. Or the task has neither train nor test
+            examples.
     """
     seen = _Seen()
     _check_columns(name, tables, settings)
@@ -72,7 +73,7 @@ def build(
         where = next((row.where for table in tables.values() for row in table.rows), name)
         raise DataError(f"{where}: task '{name}' has only dev examples, expected a train or a test file.")
     labels, why = _labels(settings, seen, found)
-    if labels is not None:  # they stand for the options of all rows
+    if labels is not None:  # the labels replace the options of all rows
         found = {
             split: [replace(e, options=()) if e.options else e for e in es] for split, es in found.items()
         }
@@ -98,19 +99,19 @@ def build(
 def grouped(
     name: str, tables: Mapping[str, Table], settings: Settings, passed_over: Sequence[str] = ()
 ) -> dict[str, Callable[[], Task]]:
-    """Part rows that name their tasks in a field ``task``.
+    """Divide rows into tasks, if they name their tasks in a field ``task``.
 
     Args:
-        name: The task's name where no row names one.
+        name: The task's name if no row names one.
         tables: Rows by split.
-        settings: What holds for all rows.
-        passed_over: What was not read beside them.
+        settings: Settings for all rows.
+        passed_over: Notes about what was not read besides the rows.
 
     Returns:
-        A function that makes the task, for each name.
+        For each name, a function that makes the task.
 
     Raises:
-        DataError: Some rows name their task and some do not, or a name cannot name a file.
+        DataError: Only some rows name their task, or a name cannot be a file's name.
     """
     column = settings.columns.get("task", "task")
     every = [row for table in tables.values() for row in table.rows]
@@ -144,7 +145,7 @@ def grouped(
 
 
 def check_one_task(name: str, tables: Mapping[str, Table], settings: Settings) -> None:
-    """Refuse rows that name another task than the folder or file that they are in."""
+    """Refuse rows that name a different task than their folder or file does."""
     column = settings.columns.get("task", "task")
     for table in tables.values():
         for row in table.rows:
@@ -156,7 +157,7 @@ def check_one_task(name: str, tables: Mapping[str, Table], settings: Settings) -
 
 
 def _labelled(tables: Mapping[str, Table]) -> tuple[dict[str, Table], list[str]]:
-    """Leave out a test or dev split of which no row has its label, as in competitions."""
+    """Leave out a test or dev split in which no row has its label, as in competitions."""
     kept, said = {}, []
     for split, table in tables.items():
         hidden = [c for c in table.names if all(row.values.get(c) is None for row in table.rows)]
@@ -168,7 +169,7 @@ def _labelled(tables: Mapping[str, Table]) -> tuple[dict[str, Table], list[str]]
 
 
 def _with_names(settings: Settings, tables: Mapping[str, Table]) -> Settings:
-    """The names of label numbers are the task's labels, in their order."""
+    """Use the names of label numbers as the task's labels, in their order."""
     if settings.labels is not None:
         return settings
     answers = {settings.columns.get(key, key) for key in ("label", "output", "answer", "completion")}
@@ -183,7 +184,7 @@ def _with_names(settings: Settings, tables: Mapping[str, Table]) -> Settings:
 
 
 def _renamed(row: Row, settings: Settings, seen: _Seen) -> Row:
-    """Give the columns that the user names the names of what they hold."""
+    """Rename the columns that the user listed to the names of their contents."""
     if not settings.columns:
         return row
     own = {column: key for key, column in settings.columns.items()}
@@ -192,7 +193,7 @@ def _renamed(row: Row, settings: Settings, seen: _Seen) -> Row:
         if key in own:
             values[own[key]] = value
         elif key in settings.columns:
-            # another column stands for it
+            # the user named another column for this key
             seen.unread[key] += 1
         else:
             values[key] = value
@@ -217,8 +218,8 @@ def _check_columns(name: str, tables: Mapping[str, Table], settings: Settings) -
 def _example(row: Row, settings: Settings, seen: _Seen) -> Example:
     """Build the example of a row.
 
-    The options of a row stand in its prompt; the labels of the task do where ``list_labels`` asks for it. An
-    input without instruction and options stays as it is, else ``Answer:`` closes it.
+    The prompt lists the options of a row; it lists the labels of the task only if ``list_labels`` says so. An
+    input without instruction and options stays unchanged, otherwise ``Answer:`` is added at its end.
     """
     format, needed = format_of(row, settings.format, settings.way_of_columns)
     asked = format.read(row, settings.instruction is not None or row.filled("instruction"))
@@ -230,7 +231,7 @@ def _example(row: Row, settings: Settings, seen: _Seen) -> Example:
     shown = None if given is None or given == "" else checked_labels(given, row.where, "'options'")
     references = asked.references if asked.label is None else (_label_name(row, asked.label, settings),)
     unknown = asked.answer == "label" and settings.known and references[0] not in settings.known
-    if unknown and references[0].isdecimal():  # a number, as text in CSV
+    if unknown and references[0].isdecimal():  # a label number, which CSV gives as text
         references = (_label_name(row, int(references[0][:9]), settings),)
     if (options := settings.known or shown) is not None and options:
         check_outputs(row.where, asked.answer, references, options)
@@ -320,7 +321,7 @@ def _unread(seen: _Seen) -> list[str]:
 def _labels(
     settings: Settings, seen: _Seen, found: Mapping[str, Sequence[Example]]
 ) -> tuple[tuple[str, ...] | None, str]:
-    """The closed set of outputs, None for free text, and why."""
+    """Return the closed set of outputs, or None for free text, and the reason."""
     if settings.labels is not None:
         return settings.labels, "labels are given"
     if len(seen.option_sets) == 1 and (options := next(iter(seen.option_sets))) is not None:
@@ -348,7 +349,7 @@ def _metric(name: str, settings: Settings, seen: _Seen, why: str) -> tuple[Any, 
     return ("rouge_l" if why == "free text" else "exact_match"), why
 
 
-@lru_cache(maxsize=64)  # one text for all rows: else a long list of labels would be in memory for each
+@lru_cache(maxsize=64)  # all rows share one text: otherwise a long list of labels would be stored for each
 def _head(instruction: str | None, options: tuple[str, ...] | None) -> str:
     lines = [instruction.strip()] if instruction else []
     if options:

@@ -1,4 +1,4 @@
-"""Chats: their messages as a chat template takes them, and the same as a transcript for people."""
+"""Reads chats: as messages for a chat template, and as a transcript for people."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KNOWN_KEYS = frozenset(
     {"role", "content", "from", "value", "name", "tool_calls", "tool_call_id", "function_call", "id"}
     | {"reasoning_content", "reasoning", "thinking", "weight", "train", "loss", "type", "refusal", "audio"}
 )
-"""Keys of a message that are known; others go to the chat template as well, which may not use them."""
+"""Known keys of a message; other keys also go to the chat template, which may not use them."""
 
 
 def read_turns(row: Row, field: str) -> list[dict[str, Any]]:
@@ -36,14 +36,14 @@ def read_turns(row: Row, field: str) -> list[dict[str, Any]]:
 
     Args:
         row: The row.
-        field: Which field; its messages have ``role`` and ``content``, or ``from`` and ``value``.
+        field: The name of the field; its messages have ``role`` and ``content``, or ``from`` and ``value``.
 
     Returns:
-        The messages with standard roles, each content one text, arguments of tool calls as objects, and every
-        further key as it stands.
+        The messages with standard roles, each content as one text, arguments of tool calls as objects, and
+        every other key unchanged.
 
     Raises:
-        DataError: If they are no chat that ends with the assistant, or hold something other than text.
+        DataError: If they are not a chat that ends with the assistant, or hold something other than text.
     """
     messages = listed(row.values[field])
     if not isinstance(messages, list) or len(messages) < 2:
@@ -61,7 +61,7 @@ def read_turns(row: Row, field: str) -> list[dict[str, Any]]:
 
 
 def read_tools(row: Row) -> list[Any] | None:
-    """Read the definitions of tools in the field ``tools``, which may be JSON text."""
+    """Read the definitions of tools from the field ``tools``, which may be JSON text."""
     if not row.filled("tools"):
         return None
     tools = listed(row.values["tools"])
@@ -81,7 +81,7 @@ def written(turns: Sequence[Mapping[str, Any]]) -> tuple[str, str, str, str]:
     """Write a chat as text, for people and for models without a chat template.
 
     Args:
-        turns: As `read_turns` gives them, the learned answer last.
+        turns: The messages from `read_turns`, with the learned answer last.
 
     Returns:
         Head, body and tail of the prompt (see `kifuse.tasks.transcript`), and the target.
@@ -98,14 +98,15 @@ def conversation(
         row: The row, for messages.
         turns: The messages.
         tools: Definitions of tools.
-        head: The task's instruction and options; put before the text of one message, as before any input.
-        head_at: Which message that is.
+        head: The task's instruction and options; put before the text of one message, as before any other
+            input.
+        head_at: Index of that message.
 
     Returns:
         The conversation.
 
     Raises:
-        DataError: A value in it is none that JSON can hold.
+        DataError: A value in the conversation cannot be written as JSON.
     """
     messages = [dict(turn) for turn in turns]
     if head:
@@ -123,12 +124,12 @@ def conversation(
 
 
 def unknown_keys(turns: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Keys of messages that are none of `KNOWN_KEYS`."""
+    """Keys of messages that are not in `KNOWN_KEYS`."""
     return {str(key) for turn in turns for key in turn if key not in KNOWN_KEYS}
 
 
 def listed(value: Any) -> Any:
-    """A list or object that stands as JSON text, as in CSV; anything else as it is."""
+    """Parse a list or object that is given as JSON text, as in CSV; return anything else unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return parse_json(value, "")
@@ -177,7 +178,7 @@ def _turn(row: Row, number: int, message: Any) -> dict[str, Any]:
 
 
 def _as_servers_have(calls: Any) -> Any:
-    """Calls of ShareGPT, a name and arguments each, as a server gives them to a template."""
+    """Turn ShareGPT's calls, each a name and arguments, into the form that servers give to templates."""
     found = listed(calls)
     if isinstance(found, list):
         return [_as_servers_have(call) for call in found]
@@ -195,7 +196,7 @@ def _text_part(row: Row, what: str, part: Any) -> str:
 
 
 def _calls(row: Row, what: str, turn: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tool calls of a message, their arguments as objects: servers give them to the template so."""
+    """Return a message's tool calls with their arguments as objects, as servers give them to templates."""
     calls = listed(turn.get("tool_calls"))
     if calls is None and "function_call" in turn:
         calls = [{"type": "function", "function": listed(turn.pop("function_call"))}]

@@ -24,7 +24,7 @@ INSTRUCTIONS = {
     + _CHOOSE,
     "WiC": "Given a word and two sentences, whether the word is used with the same sense in both sentence?"
     + _CHOOSE,
-    # The sentences of COPA ask and name the options themselves; the papers add nothing.
+    # The sentences of COPA contain the question and the options themselves; the papers add nothing.
     "COPA": "",
 }
 CUE = "\nAnswer:"
@@ -37,10 +37,10 @@ def discover(root: Path) -> dict[str, Callable[[], Task]]:
         root: The folder of all categories, of one category, or of one task.
 
     Returns:
-        A function that reads the task, for each name.
+        For each name, a function that reads the task.
 
     Raises:
-        DataError: If two categories hold a task of the same name.
+        DataError: If two categories contain a task with the same name.
     """
     if (root / "train.json").is_file():
         return {root.name: partial(read, root)}
@@ -62,7 +62,7 @@ def read(folder: Path) -> Task:
         folder: The task's folder, inside a folder named after its category.
 
     Returns:
-        The task, with the papers' prompt of its category.
+        The task, with the prompt that the papers use for its category.
 
     Raises:
         DataError: If the category is unknown, a file is missing or a row is wrong.

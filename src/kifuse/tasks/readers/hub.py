@@ -16,14 +16,14 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def hub_id(path: str | os.PathLike[str]) -> str | None:
-    """Tell whether a path names a data set of the hub.
+    """Find out whether a path names a data set of the hub.
 
     Args:
-        path: ``owner/name``, where no such path and no folder ``owner`` is; or ``hub:owner/name``, or
-            ``hub:owner/name:configuration``.
+        path: ``owner/name``, if there is neither such a path nor a folder ``owner``; or ``hub:owner/name``,
+            or ``hub:owner/name:configuration``.
 
     Returns:
-        The id, with its configuration behind a colon where one is named; None for a path.
+        The id, followed by a colon and the configuration if one is named; None for a path.
     """
     text = os.fspath(path)
     if text.startswith(PREFIX):
@@ -37,20 +37,20 @@ def hub_tables(name: str) -> tuple[str, dict[str, Table], list[str]]:
     """Load a data set of the hub.
 
     Args:
-        name: As `hub_id` gives it. A local folder works as well, as `load_dataset` takes one.
+        name: An id from `hub_id`. A local folder also works, because `load_dataset` accepts one.
 
     Returns:
-        A name for the task, its rows by split, and what was not read.
+        A name for the task, its rows by split, and notes about what was not read.
 
     Raises:
-        DataError: If it cannot be loaded; says why, and how to take data that is on disk.
+        DataError: If it cannot be loaded; the message says why, and how to use data that is on disk.
     """
     from datasets import load_dataset
 
     source, _, configuration = name.partition(":")
     try:
         found = load_dataset(source, configuration or None)
-    except Exception as error:  # of the hub's client, the network, and every builder of datasets
+    except Exception as error:  # from the hub's client, the network, or any builder of datasets
         said = " ".join(str(error).split())
         raise DataError(
             f"{name}: no such file or folder, and not to be loaded as a data set of the hub: "

@@ -13,7 +13,7 @@ from kifuse.tasks.readers.rows import Row, check_outputs, visible
 from kifuse.tasks.readers.text_files import read_list
 from kifuse.tasks.task import SPLITS, Example, Task
 
-# The mark that SNLI and MNLI give to a pair on which the annotators did not agree.
+# SNLI and MNLI give this label to a pair on which the annotators did not agree.
 NO_GOLD_LABEL = "-"
 _OPTIONS = re.compile(r"\bOptions?:")
 _CUE = re.compile(r"(?:\A|\r?\n)Answer:\s*\Z")
@@ -26,7 +26,7 @@ def discover(root: Path) -> dict[str, Callable[[], Task]]:
         root: The folder that holds ``train``, ``dev`` and ``test``.
 
     Returns:
-        A function that reads the task, for each name.
+        For each name, a function that reads the task.
     """
     paths = visible((root / "train").glob("*.json"), root)
     return {path.stem: partial(read, root, path.stem) for path in paths}
@@ -40,7 +40,8 @@ def read(root: Path, name: str) -> Task:
         name: Name of the task's files.
 
     Returns:
-        The task; its labels are those of the ``Option:`` list in the prompts, None when one has no such list.
+        The task; its labels are those of the ``Option:`` lists in the prompts, or None if a prompt has no
+        such list.
 
     Raises:
         DataError: If a file is missing or a row is wrong.
@@ -84,18 +85,18 @@ def read(root: Path, name: str) -> Task:
 
 
 def no_gold_warning(name: str, split: str, count: int) -> str:
-    """Word the warning about examples that carry no gold label."""
+    """Write the warning about examples without a gold label."""
     return f"Task '{name}': {count} {split} examples have the output '-' (no gold label), kept as published."
 
 
 def part(text: str) -> tuple[str, str, str]:
-    """Part a finished prompt into its first line, its text and its final ``Answer:``.
+    """Split a finished prompt into its first line, its text and its final ``Answer:``.
 
     Args:
         text: The whole prompt.
 
     Returns:
-        Head, body and tail, which joined give the prompt again.
+        Head, body and tail; joined, they give the prompt again.
     """
     head, newline, _ = text.partition("\n")
     head = head + newline if newline else ""
@@ -104,14 +105,14 @@ def part(text: str) -> tuple[str, str, str]:
 
 
 def part_cue(text: str) -> tuple[str, str]:
-    """Part a text into what precedes a last line ``Answer:``, and that line with the newline before it."""
+    """Split a text before a last line ``Answer:``; that line and the newline before it come second."""
     cue = _CUE.search(text)
     return (text[: cue.start()], text[cue.start() :]) if cue else (text, "")
 
 
 def parse_options(line: str) -> tuple[str, ...]:
-    """Give the options that a line ending in ``Option: a, b, c.`` lists; none when it lists none."""
-    # Not one pattern to the end of the line: many spaces in the list would take time without end.
+    """Return the options that a line ending in ``Option: a, b, c.`` lists; empty if it lists none."""
+    # A single pattern to the end of the line would take endless time if the list has many spaces.
     found = _OPTIONS.search(line)
     listed = line[found.end() :].strip() if found else ""
     options = (listed.removesuffix(".") or listed).split(", ")

@@ -1,4 +1,4 @@
-"""Which files hold data: their kind, the task or split that their name says, and their parts."""
+"""Recognises data files by their names: their kind, the task or split that they hold, and their parts."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ KINDS = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-"""What is read, by the ending of a file's name; all but the last may be packed, as in ``.jsonl.gz``."""
+"""File kinds that are read, by the ending of the name; all but the last may be packed, as in
+``.jsonl.gz``."""
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "dev": ("dev", "validation", "valid", "val", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
-"""What a split is called, in any letter case, also with ``_sft``, ``_split`` or ``_set`` behind it."""
+"""Names of splits, in any letter case, also followed by ``_sft``, ``_split`` or ``_set``."""
 
 _ALIASES = {alias: split for split, names in SPLIT_NAMES.items() for alias in names}
 _SPLIT = re.compile(rf"({'|'.join(_ALIASES)})(?:[-_ ](?:sft|split|set|data))?")
 _PART = re.compile(r"(.+?)[-_](\d{2,6})[-_]of[-_](\d{2,6})")
-# Written by other libraries and by kifuse beside the data, or notes for people.
+# Files that other libraries or kifuse write beside the data, or notes for people.
 _COMPANIONS = {"task.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _NOTES = re.compile(r"(readme|license|licence|changelog|citation)\b.*|.*\.(md|rst)", re.IGNORECASE)
 _ELSEWISE = {
@@ -56,13 +57,13 @@ ENDINGS = f"{', '.join(KINDS)}, also with .gz"
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file, or an Arrow folder, that holds rows.
+    """A file, or an Arrow folder, that contains rows.
 
     Attributes:
-        path: Where it is.
+        path: The file's path.
         stem: Its name without endings and without the number of its part.
         kind: A value of `KINDS`, or ``"arrow"`` for a folder that ``save_to_disk`` wrote.
-        part: Its number among the parts of one file, and how many there are; None for a whole file.
+        part: Its number among the parts of one file, and the number of parts; None for a whole file.
     """
 
     path: Path
@@ -72,18 +73,18 @@ class DataFile:
 
     @property
     def split(self) -> str | None:
-        """The split that its name says, or None."""
+        """The split that the file's name says, or None."""
         return split_of(self.stem)
 
 
 def split_of(name: str) -> str | None:
-    """The split that a file, a folder or a split of another library is called, or None."""
+    """The split that is meant by the name of a file, a folder or another library's split, or None."""
     found = _SPLIT.fullmatch(name.casefold())
     return _ALIASES[found[1]] if found else None
 
 
 def data_file(path: Path) -> DataFile | None:
-    """Tell what a path holds by its name; None where it is no data."""
+    """Say by its name what data a path holds; None if it holds none."""
     if path.is_dir() and is_arrow(path):
         return DataFile(path, path.name, "arrow")
     if path.name.casefold() in _COMPANIONS:
@@ -107,7 +108,7 @@ def is_arrow(folder: Path) -> bool:
 
 
 def members(folder: Path) -> tuple[list[DataFile], list[Path]]:
-    """What holds data in a folder, and what else is there save notes for people and hidden files."""
+    """Return a folder's data files, and everything else there except people's notes and hidden files."""
     found, others = [], []
     for path in visible(folder.iterdir(), folder):
         file = data_file(path)
@@ -119,17 +120,17 @@ def members(folder: Path) -> tuple[list[DataFile], list[Path]]:
 
 
 def parts_of(files: Sequence[DataFile], what: str) -> list[DataFile]:
-    """Give the parts of one split in their order.
+    """Return the parts of one split in their order.
 
     Args:
         files: At least one file.
-        what: What they are of, for the message.
+        what: Description of what the files hold, for the message.
 
     Returns:
-        The one file, or all parts of it.
+        The only file, or all parts of it.
 
     Raises:
-        DataError: If they are several whole files, or a part is missing.
+        DataError: If there are several whole files, or a part is missing.
     """
     names = ", ".join(file.path.name for file in files)
     first = files[0]
@@ -154,15 +155,15 @@ def parts_of(files: Sequence[DataFile], what: str) -> list[DataFile]:
 
 
 def unread(paths: Iterable[Path], known: Iterable[str], root: Path) -> list[str]:
-    """Say of each path why it is not read.
+    """Say for each path why it is not read.
 
     Args:
-        paths: Files and folders that are passed over.
-        known: Names that are read at that place.
-        root: What the paths are shown relative to.
+        paths: Files and folders that are skipped.
+        known: File names that are read at that place.
+        root: The folder to which the shown paths are relative.
 
     Returns:
-        The beginning of a sentence for each: its name, and what could be done.
+        The beginning of a sentence for each path: its name, and what the user could do.
     """
     said = []
     names = list(known)
@@ -175,17 +176,17 @@ def unread(paths: Iterable[Path], known: Iterable[str], root: Path) -> list[str]
 
 
 def listed(said: Sequence[str], most: int = 10) -> str:
-    """Several of them in one text, the rest as a number."""
+    """Join several texts, and give the number of those left out."""
     return ", ".join(said[:most]) + (f" and {len(said) - most} more" if len(said) > most else "")
 
 
 def no_data(path: Path) -> str:
-    """Say how a file that is not read could be."""
+    """Say how to make a file readable that is not read."""
     return f" For this one: {away}." if (away := _way(path.name)) else ""
 
 
 def elsewise(name: str) -> str:
-    """Say what to do with a file of a kind that is not read; empty for other kinds."""
+    """Say what to do with a file of a kind that is not read; empty if there is no advice."""
     return f" As for '{name}': {away}." if (away := _way(name)) else ""
 
 

@@ -1,4 +1,4 @@
-"""Rows that are in memory: data sets of datasets, data frames, lists, generators."""
+"""Reads rows that are in memory: data sets of the library datasets, data frames, lists, generators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kifuse.tasks.readers.tables import Table, dataset_table
 
 
 def object_tables(data: Any, where: str) -> tuple[dict[str, Table], list[str]]:
-    """Give the rows of whatever holds rows, by split.
+    """Return the rows of any object that holds rows, by split.
 
     Args:
         data: A `datasets.Dataset`, `IterableDataset`, `DatasetDict` or `IterableDatasetDict`, a data frame, a
@@ -22,10 +22,10 @@ def object_tables(data: Any, where: str) -> tuple[dict[str, Table], list[str]]:
         where: The task's name, for messages.
 
     Returns:
-        Tables of ``train``, ``dev`` and ``test``, and a sentence for each split that is none of them.
+        Tables of ``train``, ``dev`` and ``test``, and one sentence for each other split.
 
     Raises:
-        DataError: If it is none of those, holds no row, or something other than rows.
+        DataError: If the object is none of these, has no rows, or holds something other than rows.
     """
     if not isinstance(data, Mapping):
         return {"train": _table(data, f"{where}, train")}, []
@@ -47,7 +47,7 @@ def _split(key: Any) -> str | None:
 
 
 def _is_column(value: Any) -> bool:
-    """Whether it is a list of values, none of which is a row."""
+    """Whether a value is a list that contains no rows."""
     return isinstance(value, (list, tuple)) and not any(isinstance(item, Mapping) for item in value)
 
 
@@ -60,7 +60,7 @@ def _from_columns(data: Mapping[Any, Any], where: str) -> list[dict[str, Any]]:
 
 
 def _counted(rows: Any) -> Table:
-    """A split that is not read; only its length is said."""
+    """Make a table for a split that is not read, only to report its length."""
     return Table(range(len(rows)) if hasattr(rows, "__len__") else (), "rows")  # pyright: ignore
 
 
@@ -78,7 +78,7 @@ def _mappings(data: Any) -> Iterable[Any]:
         return data.to_pylist()
     if hasattr(data, "to_dicts"):  # a data frame of polars
         return data.to_dicts()
-    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # a data frame of pandas; its gaps are NaN
+    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # a data frame of pandas, where gaps are NaN
         return data.astype(object).where(data.notna(), None).to_dict("records")
     if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
         raise DataError(
@@ -105,7 +105,7 @@ def _row(where: str, row: Any) -> Row:
 
 
 def _plain(value: Any, levels: int) -> Any:
-    """Tuples and arrays as lists, NumPy's numbers as Python's."""
+    """Turn tuples and arrays into lists, and NumPy's numbers into Python's."""
     if isinstance(value, str):
         return str(value)
     if hasattr(value, "tolist"):

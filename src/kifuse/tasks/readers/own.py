@@ -1,4 +1,4 @@
-"""Your own data: a folder of tasks, the folder or file of one task, in any format that is read."""
+"""Reads your own data: a folder of tasks, or the folder or file of one task, in any supported format."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PEEK = 1 << 16
 
 
 class Found(NamedTuple):
-    """The tasks of a folder, without reading them, and what in it belongs to no task."""
+    """The tasks of a folder, not yet read, and notes about what belongs to no task."""
 
     readers: Readers
     passed_over: tuple[str, ...] = ()
@@ -48,15 +48,15 @@ def discover(root: Path, given: Settings, metric: Metric = "rouge_l") -> Found:
     Args:
         root: A folder of task folders and task files; a folder of split folders, ``train/<task>.csv``; a
             folder of ``train.jsonl``, ``dev.jsonl`` and ``test.jsonl``, in any of the formats; or one file.
-            Rows of the last two may name their tasks in a field ``task``.
-        given: What holds for all tasks.
-        metric: What scores classifications of SuperNI among them.
+            In the last two, rows may name their tasks in a field ``task``.
+        given: Settings for all tasks.
+        metric: The metric of SuperNI's classifications among them.
 
     Returns:
-        A function that reads the task, for each name, and what is not read.
+        For each name, a function that reads the task, and notes about what is not read.
 
     Raises:
-        DataError: If two tasks have one name, or two files are one split.
+        DataError: If two tasks have the same name, or two files belong to the same split.
     """
     file = data_file(root)
     if file is not None and (file.kind == "arrow" or not root.is_dir()):
@@ -73,7 +73,7 @@ def discover(root: Path, given: Settings, metric: Metric = "rouge_l") -> Found:
 
 
 def is_own(root: Path) -> bool:
-    """Whether a path holds anything that is read."""
+    """Whether a path contains data that can be read."""
     if not root.is_dir():
         return data_file(root) is not None
     if is_arrow(root) or is_task_folder(root) or any(not f.path.is_dir() for f in members(root)[0]):
@@ -84,7 +84,7 @@ def is_own(root: Path) -> bool:
 
 
 def is_task_folder(folder: Path) -> bool:
-    """Whether a folder holds a file, or an Arrow folder, that is called after a split."""
+    """Whether a folder contains a file, or an Arrow folder, with the name of a split."""
     return any(file.split for file in members(folder)[0])
 
 
@@ -100,7 +100,7 @@ def is_superni(folder: Path) -> bool:
 
 
 def split_folders(root: Path) -> dict[str, list[Path]]:
-    """Folders called after splits, such as ``train/``, with files of tasks in them; by split."""
+    """Find folders named after splits, such as ``train/``, that contain the files of tasks; by split."""
     found: dict[str, list[Path]] = defaultdict(list)
     for path in visible(root.iterdir(), root):
         split = split_of(path.name)
@@ -114,12 +114,12 @@ def _holds_data(folder: Path) -> bool:
 
 
 def _tasks(root: Path, given: Settings, metric: Metric) -> Found:
-    """Task folders and task files side by side."""
+    """Find task folders and task files that are side by side."""
     found: Readers = {}
     files, others = members(root)
     single: dict[str, list[DataFile]] = defaultdict(list)
     left: list[Path] = []
-    # a folder may be called like a file
+    # a folder's name may look like a file's
     folders = [file.path for file in files if file.path.is_dir() and file.kind != "arrow"]
     folders += [path for path in others if path.is_dir()]
     left += [path for path in others if not path.is_dir()]
@@ -153,7 +153,7 @@ def _tasks(root: Path, given: Settings, metric: Metric) -> Found:
 
 
 def _left(root: Path, left: Sequence[Path]) -> tuple[str, ...]:
-    """Name what belongs to no task, and how it could."""
+    """Name what belongs to no task, and how it could become a task."""
     said = []
     folders = [path for path in left if path.is_dir()]
     if files := [path for path in left if not path.is_dir()]:
@@ -174,7 +174,7 @@ def _readable(folder: Path) -> bool:
 
 
 def _has_data_file(folder: Path) -> bool:
-    """Whether one is called ``data``, the usual name where nothing is split."""
+    """Whether a file is called ``data``, the usual name when the data is not split."""
     return any(file.stem.casefold() == "data" for file in members(folder)[0])
 
 
@@ -193,16 +193,16 @@ def _read_folder(folder: Path, given: Settings) -> Task:
 
 
 def file_tables(*files: DataFile) -> tuple[dict[str, Table], list[str]]:
-    """Read the one file of a task, which may be in parts and may hold several splits.
+    """Read the only file of a task, which may have parts and may contain several splits.
 
     Args:
         files: The file, or its parts.
 
     Returns:
-        Rows by split, and what was not read beside them.
+        Rows by split, and notes about what was not read.
 
     Raises:
-        DataError: If a file is wrong or a part missing.
+        DataError: If a file is wrong or a part is missing.
     """
     said: list[str] = []
     if len(files) == 1 and files[0].part is not None:
@@ -221,17 +221,17 @@ def file_tables(*files: DataFile) -> tuple[dict[str, Table], list[str]]:
 
 
 def by_split(named: Mapping[str, Table], where: str) -> tuple[dict[str, Table], list[str]]:
-    """Sort tables into train, dev and test by what they are called.
+    """Sort tables into train, dev and test by their names.
 
     Args:
-        named: Tables by the names that their splits have in the data; one without a name is for training.
-        where: What holds them, for messages.
+        named: Tables by the names of their splits in the data; a table without a name is for training.
+        where: What holds the tables, for messages.
 
     Returns:
-        Tables by split, and a sentence for each that is none of the three.
+        Tables by split, and one sentence for each table that is none of the three.
 
     Raises:
-        DataError: If two are one split, or none is a split.
+        DataError: If two tables belong to the same split, or no table to any.
     """
     found: dict[str, tuple[str, Table]] = {}
     said = []
@@ -257,7 +257,7 @@ def by_split(named: Mapping[str, Table], where: str) -> tuple[dict[str, Table], 
 
 
 def _folder_tables(folder: Path) -> tuple[dict[str, Table], list[str]]:
-    """Read the files of a task's folder, and name those that are none of its splits."""
+    """Read the files of a task's folder, and name those that belong to no split."""
     files, others = members(folder)
     splits: dict[str, list[DataFile]] = defaultdict(list)
     for file in files:
@@ -265,7 +265,7 @@ def _folder_tables(folder: Path) -> tuple[dict[str, Table], list[str]]:
             splits[file.split].append(file)
     unnamed = [file for file in files if not file.split]
     if "train" not in splits:
-        # the usual name of a file that is not split
+        # "data" is the usual name of a file that is not split
         data = [file for file in unnamed if file.stem.casefold() == "data"]
         if data:
             splits["train"] = data
@@ -282,10 +282,10 @@ def _folder_tables(folder: Path) -> tuple[dict[str, Table], list[str]]:
 
 
 def _of_one_split(split: str, files: Sequence[DataFile], what: str) -> Table:
-    """Read the parts of a split from files that stand for it.
+    """Read the parts of a split from files named after it.
 
     Raises:
-        DataError: One of them holds another split, or several: its test rows would be trained on.
+        DataError: A file contains another split, or several: its test rows would be trained on.
     """
     found = []
     for part in parts_of(files, what):
@@ -301,7 +301,7 @@ def _of_one_split(split: str, files: Sequence[DataFile], what: str) -> Table:
 
 
 def _split_folders(root: Path, given: Settings) -> Found:
-    """Tasks in split folders: ``train/<task>.jsonl`` and ``test/<task>.jsonl``."""
+    """Find tasks in split folders: ``train/<task>.jsonl`` and ``test/<task>.jsonl``."""
     folders = split_folders(root)
     tasks: dict[str, dict[str, list[DataFile]]] = defaultdict(lambda: defaultdict(list))
     left: list[Path] = []

@@ -1,4 +1,4 @@
-"""Rows of data files and the checks every reader makes on them."""
+"""Rows of data files, and the checks that every reader makes on them."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One object of a data file, where it stands, and the file's own names of renamed fields."""
+    """One object of a data file, its place there, and the file's own names of renamed fields."""
 
     where: str
     values: Mapping[str, Any]
     columns: Mapping[str, str] = field(default_factory=dict)
 
     def called(self, key: str) -> str:
-        """Name a field as messages do, with what the file calls it."""
+        """Name a field for a message, together with the file's own name of it."""
         return f"'{key}' (column '{self.columns[key]}')" if key in self.columns else f"'{key}'"
 
     def get_text(self, key: str, *, empty: bool = False) -> str:
-        """Give the text of a field that must be there.
+        """Return the text of a required field.
 
         Args:
             key: Name of the field.
-            empty: Whether an empty text will do.
+            empty: Whether an empty text is allowed.
 
         Returns:
-            The text as it stands.
+            The unchanged text.
 
         Raises:
-            DataError: If the field is missing, no text, empty, or not valid Unicode.
+            DataError: If the field is missing, is not text, is empty, or is not valid Unicode.
         """
         if key not in self.values:
             found = ", ".join(f"'{name}'" for name in self.values) or "none"
@@ -59,11 +59,11 @@ class Row:
         return checked_text(value, self.where, self.called(key), empty=empty)
 
     def get_references(self, key: str, *, empty: bool = False) -> tuple[str, ...]:
-        """Give the accepted outputs in a field: one text or a list of texts.
+        """Return the accepted outputs in a field: one text or a list of texts.
 
         Args:
             key: Name of the field.
-            empty: Whether an empty text is an output.
+            empty: Whether an empty text is allowed as an output.
 
         Returns:
             At least one output.
@@ -82,15 +82,15 @@ class Row:
         )
 
     def filled(self, key: str) -> bool:
-        """Whether a field is there and holds anything: neither null, nor an empty text or list."""
+        """Whether a field has a value: not null, and not an empty text or list."""
         return self.values.get(key) not in (None, "", [])
 
     def instruction(self) -> str | None:
-        """Give the row's own instruction, or None when it has none."""
+        """Return the row's own instruction, or None if it has none."""
         return self.get_text("instruction") if self.filled("instruction") else None
 
     def get_id(self) -> str | None:
-        """Give the row's identifier as text, or None when it has none or an empty one.
+        """Return the row's identifier as text, or None if it has none or an empty one.
 
         Raises:
             DataError: If it is neither text nor a whole number, or not valid Unicode.
@@ -115,13 +115,13 @@ def checked_text(value: Any, where: str, what: str, *, empty: bool = False) -> s
         value: The value found.
         where: File and row, for the message.
         what: Name of the field, for the message.
-        empty: Whether an empty text will do.
+        empty: Whether an empty text is allowed.
 
     Returns:
         The value.
 
     Raises:
-        DataError: If it is no text, blank, or holds half a surrogate pair.
+        DataError: If it is not text, is blank, or contains half a surrogate pair.
     """
     if not isinstance(value, str):
         shown = f" ({value!r})" if isinstance(value, (bool, int, float)) else ""
@@ -148,10 +148,10 @@ def checked_labels(value: Any, where: str, what: str) -> tuple[str, ...]:
         what: Name of the field, for the message.
 
     Returns:
-        The options in the order found.
+        The options in their order.
 
     Raises:
-        DataError: If it is no list of different, non-empty texts.
+        DataError: If it is not a list of different, non-empty texts.
     """
     if not isinstance(value, list) or not value:
         found = "an empty list" if value == [] else kind_of(value)
@@ -166,16 +166,16 @@ def checked_labels(value: Any, where: str, what: str) -> tuple[str, ...]:
 
 
 def check_outputs(where: str, key: str, references: Iterable[str], options: Collection[str]) -> None:
-    """Refuse an output that is none of the options.
+    """Refuse an output that is not one of the options.
 
     Args:
         where: File and row, for the message.
         key: Name of the field that holds the outputs.
         references: The accepted outputs of the row.
-        options: The options to choose from; a dictionary finds one of many at once.
+        options: The allowed options; in a dictionary each is found quickly.
 
     Raises:
-        DataError: If one is not among them.
+        DataError: If an output is not among them.
     """
     for reference in references:
         if reference not in options:
@@ -186,14 +186,14 @@ def check_outputs(where: str, key: str, references: Iterable[str], options: Coll
 
 
 def visible(paths: Iterable[Path], root: Path) -> list[Path]:
-    """Sort paths and leave out hidden ones, such as the ``._`` files that macOS puts beside others.
+    """Sort paths and leave out hidden ones, such as the ``._`` files that macOS writes beside others.
 
     Args:
         paths: Files or folders inside ``root``.
-        root: The folder of the data; itself may be hidden.
+        root: The folder of the data, which may itself be hidden.
 
     Returns:
-        Those of which no part below ``root`` begins with a dot.
+        The paths in which no part below ``root`` starts with a dot.
     """
     return sorted(
         path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts)

@@ -1,4 +1,4 @@
-"""What holds for all rows of a task: ``task.json``, options of `learn`, a configuration's columns."""
+"""Settings for all rows of a task: from ``task.json``, options of `learn`, or a run's configuration."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _NOTES = ("title", "about")
 
 
 OF_STREAM = "the section data of the run's YAML (in Python: columns=)"
-"""Where format and columns of all tasks of a stream are from."""
+"""The place where format and columns for all tasks of a stream are set."""
 OF_CALLER = "learn()"
-"""Where the settings of rows in memory and of a learner's files are from."""
+"""The place where the settings for rows in memory and for a learner's files are given."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for all rows of a task.
+    """Settings for all rows of a task.
 
     Attributes:
-        instruction: Stands before each input that brings none of its own.
+        instruction: Text before each input that has no instruction of its own.
         labels: The closed set of outputs, or None for free text.
-        list_labels: Whether the labels stand in the prompt.
+        list_labels: Whether the prompt lists the labels.
         metric: How predictions are scored; None: exact match with labels, perplexity of texts to continue,
             else ROUGE-L.
-        format: The format of the rows; None: each row's is told from its fields.
-        columns: Names of the data's own columns by what they hold.
-        origin: Where the settings are from, for messages.
+        format: The format of the rows; with None it is recognised for each row from the row's fields.
+        columns: Names of the data's own columns by their contents.
+        origin: The place where the settings were given, for messages.
     """
 
     instruction: str | None = None
@@ -52,14 +52,14 @@ class Settings:
 
     @property
     def place(self) -> str:
-        """Where labels could be given."""
+        """The place where the user could give labels."""
         return (
             "task.json, in a folder of the task with train.jsonl" if self.origin == OF_STREAM else self.origin
         )
 
     @property
     def way_of_columns(self) -> str:
-        """How a user says which columns hold what."""
+        """The way in which a user says what the columns contain."""
         more = {
             OF_STREAM: ", or for one task in its task.json",
             OF_CALLER: "; in the shell with --column input=... --column output=...",
@@ -71,7 +71,7 @@ class Settings:
 
     @cached_property
     def known(self) -> dict[str, None]:
-        """The labels, to look one up at once."""
+        """The labels as a dictionary, for quick look-up."""
         return dict.fromkeys(self.labels or ())
 
 
@@ -81,19 +81,19 @@ _KEYS = tuple(each.name for each in fields(Settings) if each.name != "origin")
 def checked_settings(
     where: str, values: Mapping[str, Any], origin: str, *, by_caller: bool = True
 ) -> Settings:
-    """Check what a user says of a task.
+    """Check a user's settings for a task.
 
     Args:
-        where: What holds it, for messages.
+        where: What holds the settings, for messages.
         values: Some of the attributes of `Settings`, as JSON values; None is left out.
-        origin: Where a user would correct it.
-        by_caller: Whether the caller of kifuse says it, who may name code; a file may not.
+        origin: The place where a user would correct them.
+        by_caller: Whether the caller of kifuse gave them, who may name code; a file may not.
 
     Returns:
         The settings.
 
     Raises:
-        DataError: A value is wrong, or labels are to be listed and there are none, or a file names code.
+        DataError: A value is wrong, labels are to be listed but there are none, or a file names code.
     """
     given = {key: value for key, value in values.items() if value is not None}
     list_labels = given.get("list_labels", False)
@@ -125,7 +125,7 @@ def settings_of_rows(
     format: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Settings:
-    """The settings of rows that are given in Python; see `checked_settings`."""
+    """Check the settings of rows that are given in Python; see `checked_settings`."""
     values = {
         "instruction": instruction,
         "labels": ordered(labels),
@@ -138,24 +138,24 @@ def settings_of_rows(
 
 
 def ordered(labels: Iterable[str] | None) -> list[str] | None:
-    """Labels in their order, and those of a set sorted: a set's own order changes from process to process."""
+    """Return labels in their order; a set is sorted, because its order changes between processes."""
     if isinstance(labels, Set):
         return sorted(labels)
     return labels if labels is None or isinstance(labels, str) else list(labels)  # pyright: ignore
 
 
 def folder_settings(folder: Path, given: Settings) -> Settings:
-    """Read a folder's ``task.json`` where there is one.
+    """Read a folder's ``task.json``, if there is one.
 
     Args:
         folder: The task's folder.
-        given: What holds for all tasks; its format and columns give way to those of the file.
+        given: Settings for all tasks; the format and columns in the file replace theirs.
 
     Returns:
         The settings of the task.
 
     Raises:
-        DataError: If the file cannot be read, a key is unknown or a value wrong.
+        DataError: If the file cannot be read, a key is unknown, or a value is wrong.
     """
     path = folder / "task.json"
     if not os.path.lexists(path):

@@ -1,4 +1,4 @@
-"""The layout of Super-NaturalInstructions as SAPT parts it: ``<task>/{train,dev,test}.json``."""
+"""The layout of Super-NaturalInstructions as split by SAPT: ``<task>/{train,dev,test}.json``."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ def discover(root: Path, metric: Metric) -> dict[str, Callable[[], Task]]:
     """Find the tasks of a folder in this layout, without reading them.
 
     Args:
-        root: The folder of all tasks, or of one.
-        metric: What scores every task; ``"exact_match"``: classifications alone (as KIF), others by ROUGE-L.
+        root: The folder of all tasks, or of one task.
+        metric: The metric of every task; ``"exact_match"`` scores only classifications (as KIF), others by
+            ROUGE-L.
 
     Returns:
-        A function that reads the task, for each name.
+        For each name, a function that reads the task.
     """
     if (root / "train.json").is_file():
         return {root.name: partial(read, root, metric)}
@@ -40,7 +41,8 @@ def read(folder: Path, metric: Metric) -> Task:
 
     Args:
         folder: The task's folder.
-        metric: What scores it; ``"exact_match"``: a task whose outputs are few, free text by ROUGE-L.
+        metric: The metric of the task; ``"exact_match"`` scores a task with few outputs, free text gets
+            ROUGE-L.
 
     Returns:
         The task; its labels are set when few distinct outputs cover its rows.
@@ -64,7 +66,7 @@ def read(folder: Path, metric: Metric) -> Task:
             definition = _definition(path, value)
         _require(path, value, "Instances", "a list of objects")
         splits[split] = read_list(path, value["Instances"], "Instances")
-    # Some published summaries are empty; they are kept, and said.
+    # Some published summaries are empty; they are kept, and a warning says so.
     outputs = {
         split: [row.get_references("output", empty=True) for row in rows] for split, rows in splits.items()
     }

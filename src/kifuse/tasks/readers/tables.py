@@ -1,4 +1,4 @@
-"""Files to rows: JSON, JSON Lines, CSV, Parquet, and folders that ``save_to_disk`` wrote."""
+"""Reads files into rows: JSON, JSON Lines, CSV, Parquet, and folders that ``save_to_disk`` wrote."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from kifuse.tasks.readers.text_files import (
 _BATCH = 1000
 _LARGEST_BATCH = 65_536
 _ROW = 64
-"""Bytes that every row counts as, whatever it holds."""
+"""Bytes that every row counts as, whatever it contains."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Table:
 
     Attributes:
         rows: At least one row.
-        kind: What they were read from: a value of `names.KINDS`, ``"arrow"``, ``"rows"`` or ``"hub"``.
-        names: Names of the labels that stood as numbers in a column, by the column.
-        files: Names of the files they are from.
-        passed_over: What was not read beside them.
+        kind: The kind of their source: a value of `names.KINDS`, ``"arrow"``, ``"rows"`` or ``"hub"``.
+        names: For each column that contained label numbers, the names of the labels.
+        files: Names of the files that the rows come from.
+        passed_over: Notes about what was not read besides the rows.
     """
 
     rows: Sequence[Row]
@@ -55,13 +55,14 @@ def read_file(file: DataFile) -> dict[str, Table]:
     """Read a file or an Arrow folder.
 
     Args:
-        file: What to read.
+        file: The file or folder to read.
 
     Returns:
-        Its rows; by the name of their split where it holds several, else under an empty name.
+        Its rows, by the name of their split if the file contains several splits, otherwise under an empty
+        name.
 
     Raises:
-        DataError: If it cannot be read or is not what its name says; names the line or row.
+        DataError: If it cannot be read or is not what its name says; the message names the line or row.
     """
     path, name = file.path, file.path.name
     if file.kind == "arrow":
@@ -79,7 +80,7 @@ def read_file(file: DataFile) -> dict[str, Table]:
 
 
 def joined(tables: Sequence[Table]) -> Table:
-    """One table of several parts."""
+    """Join several parts into one table."""
     if len(tables) == 1:
         return tables[0]
     names: dict[str, tuple[str, ...]] = {}
@@ -96,7 +97,7 @@ def joined(tables: Sequence[Table]) -> Table:
 
 
 def _inside(path: Path, value: Mapping[str, Any]) -> dict[str, Table]:
-    """The rows in the lists of a JSON object."""
+    """Read the rows in the lists of a JSON object."""
     keys = holders(value)
     if not split_of(keys[0]):
         keys = keys[:1]
@@ -111,7 +112,7 @@ def _inside(path: Path, value: Mapping[str, Any]) -> dict[str, Table]:
 
 
 def _separated(path: Path, kind: str) -> list[Row]:
-    """Rows of a CSV file: every value is text."""
+    """Read the rows of a CSV file; every value is text."""
     text = read_text(path)
     start = next(line for line in text.splitlines() if line.strip())
     separator = "\t" if kind == "tsv" else next((mark for mark in ",;\t|" if mark in start), ",")
@@ -157,7 +158,7 @@ def _header(path: Path, line: int, values: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _long_values() -> Iterator[None]:
-    """Let a value be longer than the 131,072 characters that Python's reader stops at."""
+    """Allow values of more than 131,072 characters, at which Python's reader stops."""
     before = csv.field_size_limit(sys.maxsize)
     try:
         yield
@@ -170,12 +171,12 @@ def _parquet(path: Path) -> Table:
 
     _check_plain(path)
     with _decoding(path, "Parquet file"):
-        # named, as finding a name by hashing takes longer than reading
+        # a fingerprint is given, because computing one by hashing takes longer than reading
         return dataset_table(Dataset(_unpacked(path), fingerprint="parquet"), str(path), "parquet")
 
 
 def _unpacked(path: Path) -> Any:
-    """The table in a Parquet file; one that unfolds without measure is refused before memory is full."""
+    """Read the table in a Parquet file; refuse one that would fill the memory, before it does."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -185,7 +186,7 @@ def _unpacked(path: Path) -> Any:
     too_much = unpacks_without_measure(path, most, "write it as JSON Lines")
     if sum(sizes) > most or file.metadata.num_rows > most // _ROW:
         raise too_much
-    # a dictionary holds each value once: a batch may be as many times the largest as it has rows
+    # a dictionary stores each value once, so a batch can unfold to its number of rows times the largest size
     rows, batches, unfolded = max(1, min(_LARGEST_BATCH, most // max([1, *sizes]))), [], 0
     for batch in file.iter_batches(batch_size=rows):
         unfolded += _plain_size(batch)
@@ -196,7 +197,7 @@ def _unpacked(path: Path) -> Any:
 
 
 def _plain_size(batch: Any) -> int:
-    """Bytes of a batch without dictionaries, which hold each value once."""
+    """Bytes of a batch with its dictionaries written out; a dictionary stores each value once."""
     import pyarrow
 
     plain = [c.dictionary_decode() if pyarrow.types.is_dictionary(c.type) else c for c in batch.columns]
@@ -215,14 +216,14 @@ def _arrow(folder: Path) -> dict[str, Table]:
         found = load_from_disk(str(folder))
         splits: Mapping[str, Dataset] = found if isinstance(found, DatasetDict) else {"": found}  # pyright: ignore
         for dataset in splits.values():
-            # what is damaged would else be read beyond its end
+            # otherwise damaged data would be read beyond its end
             dataset.data.table.validate(full=True)
         where = {name: f"{folder}{': ' if name else ''}{name}" for name in splits}
         return {name: dataset_table(dataset, where[name], "arrow") for name, dataset in splits.items()}
 
 
 def _refuse_files_elsewhere(state: Path) -> None:
-    """Refuse a data set whose list of files leads out of its own folder."""
+    """Refuse a data set whose list of files points outside its own folder."""
     found = read_json(state)
     listed = found.get("_data_files") if isinstance(found, dict) else None
     for each in listed if isinstance(listed, list) else ():
@@ -232,15 +233,15 @@ def _refuse_files_elsewhere(state: Path) -> None:
 
 
 def dataset_table(dataset: Any, where: str, kind: str) -> Table:
-    """Give the rows of a `datasets.Dataset` or `IterableDataset`.
+    """Read the rows of a `datasets.Dataset` or `IterableDataset`.
 
     Args:
-        dataset: The data set, whatever it is formatted as.
-        where: What holds it, for messages.
+        dataset: The data set, in any of its formats.
+        where: What holds the data set, for messages.
         kind: See `Table`.
 
     Returns:
-        The rows; labels by their names, and without the null values that datasets fills objects with.
+        The rows, with labels by name, and without the null values with which datasets fills up objects.
 
     Raises:
         DataError: If there is no row.
@@ -266,7 +267,7 @@ def dataset_table(dataset: Any, where: str, kind: str) -> Table:
 
 def _values(dataset: Any) -> Iterator[Mapping[str, Any]]:
     if hasattr(dataset, "num_rows"):
-        # as Arrow holds them: pictures and sounds, which nothing here reads, are not decoded
+        # in the Arrow format pictures and sounds, which are not needed here, are not decoded
         for batch in dataset.with_format("arrow").iter(_BATCH):
             yield from batch.to_pylist()
     else:
@@ -274,7 +275,7 @@ def _values(dataset: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def without_null(value: Any) -> Any:
-    """A value without the keys that are null only because other rows have them."""
+    """Remove keys from a value that are null only because other rows have them."""
     if isinstance(value, dict):
         return {key: without_null(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, (list, tuple)):
@@ -293,7 +294,7 @@ def _check_plain(path: Path) -> None:
 
 @contextmanager
 def _decoding(path: Path, what: str) -> Iterator[None]:
-    """Say which file it is that a library cannot decode; it may raise anything at damaged bytes."""
+    """Name the file that a library cannot decode; for damaged bytes it may raise any error."""
     try:
         yield
     except KifuseError:

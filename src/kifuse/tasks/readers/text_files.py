@@ -1,4 +1,4 @@
-"""Text files of data: UTF-8 or UTF-16, perhaps packed with gzip; JSON values, JSON lists and JSON Lines."""
+"""Reads text files of data: UTF-8 or UTF-16, also gzip; JSON values, JSON lists and JSON Lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _CHUNK = 1 << 20
 _START = 64
 ROWS = ("data", "rows", "examples")
-"""What the list of rows is called in a JSON object that holds more than the rows."""
+"""Names of the list of rows in a JSON object that contains more than the rows."""
 
 _MOST_TIMES, _SURELY_FINE = 200, 64 << 20
 
@@ -30,7 +30,7 @@ def read_text(path: Path) -> str:
     """Read a data file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
 
     Args:
-        path: The file; one that ends in ``.gz`` is unpacked.
+        path: The file; a file that ends in ``.gz`` is unpacked.
 
     Returns:
         Its text.
@@ -64,7 +64,7 @@ def _utf16(raw: bytes, path: Path) -> str:
 
 
 def _unpacked(raw: bytes, path: Path) -> bytes:
-    """Unpack gzip; a file that unfolds without measure is refused before memory is full."""
+    """Unpack gzip; a file that would fill the memory is refused before it does."""
     most = most_unpacked(len(raw))
     found = bytearray()
     try:
@@ -79,12 +79,12 @@ def _unpacked(raw: bytes, path: Path) -> bytes:
 
 
 def most_unpacked(size: int) -> int:
-    """How many bytes a packed file of so many bytes may unpack to."""
+    """Most bytes that a packed file of this size may unpack to."""
     return max(_SURELY_FINE, _MOST_TIMES * size)
 
 
 def unpacks_without_measure(path: Path, most: int, remedy: str) -> DataError:
-    """What is said of a file that unpacks to more than that."""
+    """Make the error for a file that unpacks to more than that."""
     return DataError(
         f"{path}: unpacks to more than {most >> 20} MB, {_MOST_TIMES} times its size; {remedy} if that is "
         "meant."
@@ -101,24 +101,24 @@ def read_value(path: Path) -> Any:
         The decoded value.
 
     Raises:
-        DataError: If it cannot be read or is not JSON; names the line.
+        DataError: If it cannot be read or is not JSON; the message names the line.
     """
     return _decode(read_text(path), str(path), first_line=1)
 
 
 def read_list(path: Path, value: Any = None, key: str = "") -> list[Row]:
-    """Give the rows of a JSON list of objects.
+    """Return the rows of a JSON list of objects.
 
     Args:
-        path: The file, read unless ``value`` is given.
-        value: The list found in the file, when the rows are only a part of it.
-        key: The field of the file that held ``value``.
+        path: The file; it is read unless ``value`` is given.
+        value: The list from the file, if the rows are only a part of the file.
+        key: The field of the file that contained ``value``.
 
     Returns:
         The rows, numbered from 1.
 
     Raises:
-        DataError: If there is no list, no row, or a row that is no object.
+        DataError: If there is no list, no row, or a row that is not an object.
     """
     place = f"{path}: '{key}'" if key else f"{path}:"
     value = read_value(path) if value is None else value
@@ -130,27 +130,27 @@ def read_list(path: Path, value: Any = None, key: str = "") -> list[Row]:
 
 
 def read_rows(path: Path) -> list[Row] | dict[str, Any]:
-    """Give the rows of a JSON or JSON Lines file, whichever of the two it is.
+    """Read the rows of a file that is either JSON or JSON Lines.
 
     Args:
         path: The file.
 
     Returns:
-        The rows; their places carry line numbers, or numbers of rows in a list. An object that holds lists of
-        objects is given as it is: its keys may be splits.
+        The rows; their places have line numbers, or row numbers in a list. An object that contains lists of
+        objects is returned unchanged, because its keys may be splits.
 
     Raises:
-        DataError: If the file cannot be read, a line is no JSON object, or there is no row.
+        DataError: If the file cannot be read, a line is not a JSON object, or there is no row.
     """
     text = read_text(path)
     if text.lstrip().startswith("["):
         return read_list(path, _decode(text, str(path), first_line=1))
-    # Only a line feed ends a line: JSON text may hold other Unicode line breaks as they are.
+    # Only a line feed ends a line: JSON text may contain other Unicode line breaks unescaped.
     lines = text.split("\n") if "\n" in text else text.split("\r")
     first = next(number for number, line in enumerate(lines) if line.strip())
     more = any(line.strip() for line in lines[first + 1 :])
     is_json = path.name.casefold().removesuffix(".gz").endswith(".json")
-    # perhaps the lines of one object, as json.dump(..., indent=2) writes them
+    # this may be one object on several lines, as json.dump(..., indent=2) writes it
     if more and not _is_json(lines[first]) and (is_json or _is_json(text)):
         return _one_object(path, _decode(text, str(path), first_line=1))
     rows = []
@@ -167,7 +167,7 @@ def _one_object(path: Path, value: Any) -> list[Row] | dict[str, Any]:
 
 
 def holders(value: Mapping[str, Any]) -> list[str]:
-    """The keys of an object whose lists are rows: those called after splits, or `ROWS`."""
+    """The keys of an object whose lists are rows: those named after splits, or in `ROWS`."""
     lists = [key for key, inner in value.items() if isinstance(inner, list) and inner]
     lists = [key for key in lists if all(isinstance(item, dict) for item in value[key])]
     return [key for key in lists if split_of(key)] or [key for key in lists if key in ROWS]

@@ -1,4 +1,4 @@
-"""Formats of rows: one file for each, told from the names of a row's fields."""
+"""Formats of rows: one file for each format; a row's format is recognised from its field names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ FORMATS: tuple[Format, ...] = (
     classified.FORMAT,
     text.FORMAT,
 )
-"""In the order in which they are tried: the first that a row has the fields of is the row's."""
+"""The formats in the order in which they are tried: the first one whose fields a row has is the row's
+format."""
 
 KNOWN_FIELDS: tuple[str, ...] = tuple(
     dict.fromkeys([*(name for format in FORMATS for name in format.fields), *COMMON])
@@ -39,18 +40,18 @@ __all__ = ["COMMON", "FORMATS", "KNOWN_FIELDS", "Asked", "Format", "format_of"]
 
 
 def format_of(row: Row, name: str | None, way: str) -> tuple[Format, tuple[str, ...]]:
-    """Tell the format of a row.
+    """Recognise the format of a row.
 
     Args:
-        row: The row; fields that hold nothing do not count where others do.
-        name: Of the format, if the user names it.
-        way: How the user may say what the fields hold, for the message.
+        row: The row; empty fields do not count if fields with values already fit a format.
+        name: The format's name, if the user gives it.
+        way: How the user may say what the fields contain, for the message.
 
     Returns:
-        The format, and those of its fields that it needs and the row has.
+        The format, and the fields that it needs and the row has.
 
     Raises:
-        DataError: The row has the fields of none; names the nearest.
+        DataError: The row has the fields of no format; the message names the most similar one.
     """
     candidates = [format for format in FORMATS if name in (None, format.name)]
     filled = [key for key, value in row.values.items() if value not in (None, "", [])]
@@ -62,7 +63,7 @@ def format_of(row: Row, name: str | None, way: str) -> tuple[Format, tuple[str, 
 
 
 def _missing(row: Row, candidates: Collection[Format], way: str) -> str:
-    """Name the field that is missing for the format that is nearest; kifuse's own where several are."""
+    """Name the field that the most similar format lacks; between equals, kifuse's own format wins."""
     fields = list(row.values)
     found = ", ".join(f"'{field}'" for field in fields[:20]) or "none"
     needs = {need: format.name == "input_output" for format in candidates for need in format.needs}

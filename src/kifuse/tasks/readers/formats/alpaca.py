@@ -1,4 +1,4 @@
-"""Instruction data as Alpaca and LLaMA-Factory have it, perhaps with a system text and a history."""
+"""Instruction data as in Alpaca and LLaMA-Factory, optionally with a system text and a history."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kifuse.tasks.readers.rows import Row, checked_text, kind_of
 
 
 def read(row: Row, instructed: bool) -> Asked:
-    """Read a row as a chat: system, history, then instruction and input, a line each, as the user's turn."""
+    """Read a row as a chat: system, history, then instruction and input as two lines of the user's turn."""
     asked = "query" if "query" in row.values and "instruction" not in row.values else "instruction"
     answer = "output" if "output" in row.values else "response"
     instruction = row.get_text(asked) if row.filled(asked) else None
@@ -35,7 +35,7 @@ def read(row: Row, instructed: bool) -> Asked:
     lead = f"{system}\n\n" if system else ""
     if past:
         if not text.strip():
-            # the instruction itself is the user's turn, so it stands in its place in the talk
+            # the instruction itself is the user's turn, so it is put at that turn's place in the chat
             messages[at]["content"], instruction = instruction or "", None
         lead, body, tail, _ = written(messages)
     elif asked == "query" and not text:

@@ -1,4 +1,4 @@
-"""Texts with a label: its name, or its number where the names are known."""
+"""Texts with a label: the label's name, or its number if the names are known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def read(row: Row, instructed: bool) -> Asked:
     body, tail = part_cue(row.get_text(key))
     label = row.values["label"]
     number = None
-    if isinstance(label, float) and label.is_integer():  # pandas makes these of a column with gaps
+    if isinstance(label, float) and label.is_integer():  # pandas gives floats in a column with gaps
         label = int(label)
     if label is None:
         raise DataError(

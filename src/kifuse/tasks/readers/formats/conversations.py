@@ -1,4 +1,4 @@
-"""Chats as ShareGPT has them: ``conversations`` with ``from`` and ``value``."""
+"""Chats as in ShareGPT: ``conversations`` with ``from`` and ``value``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kifuse.tasks.readers.rows import Row
 
 
 def read(row: Row, instructed: bool) -> Asked:
-    """Read a chat that ends with the assistant; messages may have ``role`` and ``content`` as well."""
+    """Read a chat that ends with the assistant; its messages may also have ``role`` and ``content``."""
     return chat(row, "conversations" if "conversations" in row.values else "conversation")
 
 

@@ -1,4 +1,4 @@
-"""What a format of rows is, and what it makes of a row."""
+"""The interface of a format of rows, and the result of reading a row."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ COMMON = ("instruction", "options", "id", "task")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a row asks and accepts, before the task's instruction and options are put to it.
+    """The prompt and the accepted answers of a row, before the task's instruction and options are added.
 
     Attributes:
-        body: The text; loses its middle when the whole is too long.
+        body: The text; its middle is cut when the prompt is too long.
         references: Accepted outputs; the first is learned.
-        answer: Name of the field that holds them, for messages.
-        lead: Stands between the instruction and the body, and is never cut: system messages.
-        tail: A final cue of the row's own.
-        instruction: The row's own, if it has one.
-        messages: The whole chat with its learned answer, if it is one.
+        answer: Name of the field that holds the outputs, for messages.
+        lead: Text between the instruction and the body that is never cut: system messages.
+        tail: The row's own final cue.
+        instruction: The row's own instruction, if it has one.
+        messages: The whole chat with its learned answer, if the row is a chat.
         tools: Definitions of the tools that the model may call.
-        head_at: Which message the instruction and options are put before.
-        label: The number that stands in the place of a label's name; the names are known to the task.
-        continued: Whether it is a text to continue, which asks nothing.
+        head_at: Index of the message before which the instruction and options are put.
+        label: The number that stands for a label's name; the task knows the names.
+        continued: Whether the row is a text to continue, without a question.
     """
 
     body: str
@@ -48,12 +48,12 @@ class Format:
     """A format of rows.
 
     Attributes:
-        name: What users call it.
+        name: The name that users give.
         needs: Sets of fields; a row that has all of one set is in this format.
-        may: Further fields that it reads.
-        read: Reads a row; the second argument tells whether the task has an instruction, with which an input
+        may: Further fields that the format reads.
+        read: Reads a row; the second argument says whether the task has an instruction, because then an input
             may be empty.
-        never: Fields that a row of this format does not have, not even empty.
+        never: Fields that a row of this format must not have, not even empty.
         about: One line for the guide.
     """
 
@@ -66,9 +66,9 @@ class Format:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """All fields that it may read."""
+        """All fields that the format may read."""
         return tuple(dict.fromkeys([*(name for need in self.needs for name in need), *self.may]))
 
     def detect(self, fields: Collection[str]) -> tuple[str, ...] | None:
-        """The needed fields, if they are all among those of a row; else None."""
+        """Return the needed fields if a row has all of them; otherwise None."""
         return next((need for need in self.needs if all(name in fields for name in need)), None)

@@ -1,4 +1,4 @@
-"""Pairs of an input and an output, kifuse's own format."""
+"""Pairs of an input and an output: kifuse's own format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kifuse.tasks.readers.rows import Row
 
 
 def read(row: Row, instructed: bool) -> Asked:
-    """Read a row; with an instruction its input may be empty."""
+    """Read a row; if there is an instruction, the input may be empty."""
     body, tail = part_cue(row.get_text("input", empty=instructed))
     return Asked(body, row.get_references("output"), "output", tail=tail, instruction=row.instruction())
 

@@ -1,4 +1,4 @@
-"""Chats in a field ``messages``: role and content, as in TRL and at OpenAI."""
+"""Chats in a field ``messages`` with role and content, as in TRL and at OpenAI."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def read(row: Row, instructed: bool) -> Asked:
 
 
 def chat(row: Row, field: str) -> Asked:
-    """Read the chat in a field; its last message is what is learned.
+    """Read the chat in a field; its last message is learned.
 
     Args:
         row: The row; ``references`` may hold further accepted answers, ``system`` a system text.
-        field: Which field holds the messages.
+        field: The name of the field that holds the messages.
 
     Returns:
-        The chat, and the same as a transcript.
+        The chat, both as messages and as a transcript.
     """
     turns = read_turns(row, field)
     if row.filled("system"):

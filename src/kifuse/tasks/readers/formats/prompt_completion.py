@@ -1,4 +1,4 @@
-"""Prompt and completion as TRL has them: two texts, or two lists of messages."""
+"""Prompt and completion as in TRL: two texts, or two lists of messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions and answers as benchmarks have them, perhaps about a text."""
+"""Questions and answers as in benchmarks, optionally about a text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from kifuse.tasks.readers.rows import Row
 
 
 def read(row: Row, instructed: bool) -> Asked:
-    """Read a question with its answers; a text that it is about stands before it."""
+    """Read a question with its answers; a text that the question is about is put before it."""
     asked = "question" if "question" in row.values else "prompt"
     answer = next(name for name in ("answer", "answers", "response") if name in row.values)
     values = dict(row.values)
-    if isinstance(values[answer], dict) and "text" in values[answer]:  # SQuAD's, with places in the text
+    if isinstance(values[answer], dict) and "text" in values[answer]:  # SQuAD adds positions
         values[answer] = values[answer]["text"]
-    if isinstance(values[answer], list):  # annotators often agree
+    if isinstance(values[answer], list):  # annotators often agree: drop repeated answers
         texts = [text for text in values[answer] if isinstance(text, str)]
         values[answer] = list(dict.fromkeys(texts)) if len(texts) == len(values[answer]) else values[answer]
     row = Row(row.where, values)

@@ -18,7 +18,7 @@ _OTHERS = (alpaca, classified, conversations, input_output, messages, prompt_com
 
 
 def read(row: Row, instructed: bool) -> Asked:
-    """Read a text that asks nothing."""
+    """Read a text without a question."""
     return Asked("", (row.get_text("text"),), "text", continued=True)
 
 
@@ -26,7 +26,7 @@ FORMAT = Format(
     "text",
     needs=(("text",),),
     read=read,
-    # a row with an answer of any kind is no bare text, even if its question has another name
+    # a row with an answer of any kind is not a bare text, even if its question has another name
     never=frozenset(
         {name for each in _OTHERS for need in each.FORMAT.needs for name in need} - {"text", "instruction"}
     ),
