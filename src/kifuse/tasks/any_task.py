@@ -1,4 +1,4 @@
-"""Whatever a user has at hand for a new task, as a `Task`."""
+"""Makes a `Task` from whatever data a user has for a new task."""
 
 from __future__ import annotations
 
@@ -34,30 +34,31 @@ def as_task(
     seed: int = 0,
     to_learn: bool = True,
 ) -> Task:
-    """Make a task of a `Task`, a path, a data set of the hub, or rows in memory.
+    """Make a task from a `Task`, a path, a data set of the hub, or rows in memory.
 
     Args:
-        data: A path, or a hub id such as ``owner/name``, is read as `read_task` does. Rows are a
+        data: A path, or a hub id such as ``owner/name``, is read as by `read_task`. Rows are a
             `datasets.Dataset`, an `IterableDataset`, a data frame, a list or other iterable of mappings; a
-            `DatasetDict` or mapping gives them for each split. The guide lists the formats of rows.
-        name: The task's name; needed where the data brings none.
-        test: Test rows for data that is one list of rows or one file.
-        instruction: Stands before each input that brings none of its own.
+            `DatasetDict` or mapping gives the rows of each split. The guide lists the formats of rows.
+        name: The task's name; required if the data has none.
+        test: Test rows, for data that is one list of rows or one file.
+        instruction: Text before each input that has no instruction of its own.
         labels: The closed set of outputs; a set is sorted.
-        list_labels: Whether the labels stand in the prompt.
+        list_labels: Whether the prompt lists the labels.
         metric: How predictions are scored: a name of `METRICS`, ``"module:function"``, or a function; None:
             exact match with labels, perplexity of texts to continue, else ROUGE-L.
-        format: The format of the rows; None: each row's is told from its fields.
-        columns: Names of the data's own columns by what they hold: ``{"input": "question"}``.
-        seed: Of the draw of the test set, where there is none: a tenth of the training examples, 200 at most.
-        to_learn: Whether it must have training examples; without, it is taken as it is.
+        format: The format of the rows; with None it is recognised for each row from the row's fields.
+        columns: Names of the data's own columns by their contents: ``{"input": "question"}``.
+        seed: Seed for drawing the test set if the data has none: a tenth of the training examples, 200 at
+            most.
+        to_learn: Whether the task must have training examples; if not, the data is used as it is.
 
     Returns:
         A task with training and, if there are at least two training examples, test examples.
 
     Raises:
-        DataError: The data is of no known kind, has no name, or a row is wrong; or an option is given with a
-            `Task`, which says it itself, or twice.
+        DataError: The kind of the data is not known, the data has no name, or a row is wrong; or an option is
+            given together with a `Task`, which has its own, or is given twice.
     """
     options = {
         "instruction": instruction,
@@ -83,10 +84,10 @@ _OPTIONS = ("name", "test", "instruction", "labels", "list_labels", "metric", "f
 
 
 def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what a user says of a task's data.
+    """Return the options that a user gave for a task's data, once their names are checked.
 
     Raises:
-        ConfigError: One is no option of `as_task`; names the nearest.
+        ConfigError: An option is not one of `as_task`'s; the message names the most similar one.
     """
     for option in options:
         if option not in _OPTIONS:
@@ -98,13 +99,13 @@ def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_score(data: Any) -> Task:
-    """Make a task of data that is only to be scored: a file that holds no splits is scored whole.
+    """Make a task from data that is only scored: a file without splits becomes the test split.
 
     Args:
-        data: As of `as_task`.
+        data: As in `as_task`.
 
     Raises:
-        DataError: As `as_task`.
+        DataError: For the reasons given in `as_task`.
     """
     task = as_task(data, to_learn=False)
     whole = isinstance(data, (str, os.PathLike)) and Path(data).is_file() and not (task.test or task.dev)
@@ -112,7 +113,7 @@ def to_score(data: Any) -> Task:
 
 
 def _task(data: Any, test: Any, name: str | None, settings: Settings) -> Task:
-    """Read a path, a data set of the hub, or rows, with test rows of their own."""
+    """Read a path, a data set of the hub, or rows, with separate test rows if there are any."""
     said: list[str] = []
     if isinstance(data, (str, os.PathLike)):
         if test is None:

@@ -1,4 +1,4 @@
-"""What a tokenizer's chat template makes of a chat, parted into what is asked and what is answered."""
+"""Splits what a tokenizer's chat template makes of a chat into the prompt and the answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ASKED, _ANSWER = "probe", "KIFUSE-ANSWER"
 _THINK, _THOUGHT = "<think>", "</think>"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _OURS = ("weight", "train", "loss")
-"""Keys of a message that say what is learned; no template gets them."""
+"""Keys of a message that say what is learned; they are never passed to a template."""
 
 Message = dict[str, Any]
 
@@ -28,9 +28,9 @@ class Turn:
     """The last turn of a chat as text.
 
     Attributes:
-        prompt: What is asked, up to where the assistant begins.
-        answer: What the template makes of the answer, without its end.
-        end: The text that ends it: one special token, or several plain ones.
+        prompt: The text that the model is asked, up to where the assistant's answer begins.
+        answer: The template's text for the answer, without its end.
+        end: The text that ends the answer: one special token, or several plain ones.
     """
 
     prompt: str
@@ -39,20 +39,21 @@ class Turn:
 
 
 class ChatTemplate:
-    """A tokenizer's chat template, and how it begins and ends an answer.
+    """A tokenizer's chat template, with the texts by which it starts and ends an answer.
 
     Args:
-        tokenizer: With a chat template and an end-of-sequence token.
+        tokenizer: A tokenizer with a chat template and an end-of-sequence token.
 
     Attributes:
-        end: What ends an answer of text: the template's marker, or where it has none the end-of-sequence
-            token.
-        ends: All texts that end an answer.
-        lead: What the template writes between the prompt and the text of an answer, such as an empty thought.
-        notes: What is to be said of the template, one sentence each.
+        end: The text that ends a text answer: the template's marker, or the end-of-sequence token if the
+            template has no marker.
+        ends: All texts that can end an answer.
+        lead: The text that the template writes between the prompt and an answer's text, such as an empty
+            thought.
+        notes: Notes for the user about the template, one sentence each.
 
     Raises:
-        ModelError: The template renders no chat of one question and its answer.
+        ModelError: The template cannot render a chat of one question and its answer.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -92,23 +93,23 @@ class ChatTemplate:
         self.lead = self.turn(probe, None, "The probe").answer.partition(_ANSWER)[0]
 
     def taken(self, example: Example) -> Example:
-        """The example as this template takes it."""
+        """Return the example in the form that this template accepts."""
         return example
 
     def turn(self, messages: Sequence[Message], tools: Sequence[Any] | None, where: str) -> Turn:
         """Render a chat whose last message is the answer.
 
         Args:
-            messages: All of them.
-            tools: What the model may call.
-            where: Which example it is, for messages.
+            messages: All messages, with the answer last.
+            tools: The tools that the model may call.
+            where: The name of the example, for messages.
 
         Returns:
-            Its last turn, as text.
+            The last turn, as text.
 
         Raises:
-            DataError: The template refuses the chat, leaves the answer out, or renders it in no place in
-                which it could be asked for.
+            DataError: The template refuses the chat, leaves the answer out, or renders the answer in a place
+                where its prompt would not lead.
         """
         asked, answer = self._ready(messages[:-1]), self._answer(messages[-1])
         try:
@@ -128,10 +129,10 @@ class ChatTemplate:
         return Turn(prompt, text, end)
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] | None, where: str) -> str:
-        """Render what is asked: all messages but the answer.
+        """Render the prompt: all messages but the answer.
 
         Raises:
-            DataError: The template refuses them.
+            DataError: The template refuses the messages.
         """
         try:
             return self._render(self._ready(messages), tools, asking=True)
@@ -139,11 +140,11 @@ class ChatTemplate:
             raise self._refused(where, error) from error
 
     def without_end(self, text: str) -> str:
-        """An answer of the data without the token that would end it, should it stand there already."""
+        """Remove the end token from an answer in the data, if the answer already ends with it."""
         return without_end(text, self.ends)
 
     def answered(self, text: str) -> str:
-        """The answer itself in a decoded output, without what the template writes before it."""
+        """Return the answer in a decoded output, without the text that the template writes before it."""
         if _THOUGHT in self.lead:
             return text.rpartition(_THOUGHT)[2].strip()
         lead = self._special.sub("", self.lead).strip()
@@ -155,7 +156,7 @@ class ChatTemplate:
     def _render_all(
         self, chats: Sequence[tuple[Sequence[Message], bool]], tools: Sequence[Any] | None
     ) -> list[str]:
-        """Render chats, with whether its answer is asked for, in one go: the way there takes time."""
+        """Render chats in one call, each with or without the start of an answer; a call takes time."""
         if self._too_much is not None:
             raise self._too_much
         asked = [
@@ -165,20 +166,20 @@ class ChatTemplate:
         try:
             return self._process.ask([asked, tools or None])
         except TooMuch as error:
-            self._too_much = error  # it is not tried again
+            self._too_much = error  # do not try again
             raise
 
     def _apply(self, asked: list[Any]) -> list[str]:
-        """Render in the process in which this is limited."""
+        """Render the chats; this runs in a separate process with limits."""
         chats, tools = asked
         apply = self._tokenizer.apply_chat_template
         return [apply(messages, tools=tools, tokenize=False, **options) for messages, options in chats]
 
     def _settle_thinking(self, probe: list[Message]) -> None:
-        """Where an answer does not go on from the prompt, ask without thinking, if that is a way."""
+        """If an answer does not continue the prompt, turn thinking off, provided that this helps."""
         for asking in ({}, {"enable_thinking": False}, {"thinking": False}):
             self._asking = asking
-            with suppress(Exception):  # what the template refuses is said when it is used
+            with suppress(Exception):  # an error of the template is reported when the template is used
                 if self._parted(probe[:1], probe[1], None)[1] is not None:
                     for name in asking:
                         self._note(
@@ -188,11 +189,11 @@ class ChatTemplate:
         self._asking = {}
 
     def _ready(self, messages: Sequence[Message]) -> list[Message]:
-        """Messages as the template takes them: without our own keys, and as text where it knows no parts."""
+        """Prepare messages for the template: without our own keys, and as text if it knows no parts."""
         found = [{key: value for key, value in m.items() if key not in _OURS} for m in messages]
         for message in found:
             if self._flat and isinstance(message.get("content"), list):
-                # as vLLM does for such a template
+                # vLLM does the same for such a template
                 message["content"] = "\n".join(str(part.get("text", "")) for part in message["content"])
         return found
 
@@ -204,11 +205,11 @@ class ChatTemplate:
     def _parted(
         self, asked: list[Message], answer: Message, tools: Sequence[Any] | None
     ) -> tuple[str, str | None]:
-        """The prompt, and what the template renders after it; None where the two do not go together."""
+        """Return the prompt and what the template renders after it; None if the two do not fit together."""
         prompt, whole = self._render_all([(asked, True), ([*asked, answer], False)], tools)
         if whole.startswith(prompt):
             return prompt, whole[len(prompt) :]
-        # the template writes earlier turns otherwise once there is an answer, or its prompt opens a thought
+        # with an answer, the template writes earlier turns differently, or its prompt opens a thought
         before = self._render(asked, tools, asking=False)
         header = prompt[len(before) :] if prompt.startswith(before) else ""
         stand_in = self._render([*asked, {"role": "assistant", "content": _ANSWER}], tools, asking=False)
@@ -227,7 +228,7 @@ class ChatTemplate:
     def _without_thought(
         self, asked: list[Message], answer: Message, tools: Sequence[Any] | None, prompt: str
     ) -> str | None:
-        """What follows a prompt that closes the thought: the answer without its own; None if it cannot be."""
+        """Render the answer without its thought after a prompt that closes the thought, or None."""
         content = answer.get("content")
         bare = {key: value for key, value in answer.items() if key not in _REASONING}
         if isinstance(content, str) and _THOUGHT in content:
@@ -241,14 +242,14 @@ class ChatTemplate:
         return whole[len(prompt) :]
 
     def _ended(self, rest: str) -> tuple[str, str]:
-        """Part what follows the prompt into the answer and its end; white space after the end is left out."""
+        """Split what follows the prompt into the answer and its end, without white space after the end."""
         text = rest.rstrip()
         closing = self._closing.search(text)
         if closing is not None:
             marks = list(self._special.finditer(text, closing.start()))
             known = next((mark for mark in marks if mark[0] in self.ends), None)
             if known is not None or self._marked:
-                # of several ends the first, since generation stops there
+                # with several ends, take the first, because generation stops there
                 last = known or marks[-1]
                 return text[: last.start()], last[0]
         if text.endswith(self.end):
@@ -256,16 +257,16 @@ class ChatTemplate:
         return text, str(self._tokenizer.eos_token)
 
     def _closes_with(self, eos: str, probe: list[Message]) -> bool:
-        """Whether each answer, not only the last, ends with the end-of-sequence token behind other marks."""
+        """Whether every answer, not only the last, ends with the end-of-sequence token after other marks."""
         try:
             whole = self._render([*probe, {"role": "user", "content": _ASKED}], None, asking=False)
-        except Exception:  # the template takes no further question
+        except Exception:  # the template accepts no further question
             return False
         marks = re.match(rf"(?:{self._special.pattern})+", whole.rpartition(_ANSWER)[2].lstrip())
         return marks is not None and eos in self._special.findall(marks[0])
 
     def _ends_of_calls(self) -> list[str]:
-        """Special tokens that end an answer which calls a tool, where they are others."""
+        """Special tokens that end an answer with a tool call, if they differ from `end`."""
         call = {
             "type": "function",
             "function": {"name": "probe", "arguments": {"probe": 1}},
@@ -275,7 +276,7 @@ class ChatTemplate:
         try:
             chat = [asked, {"role": "assistant", "content": "", "tool_calls": [call]}]
             whole = self._render(chat, None, asking=False).rstrip()
-        except Exception:  # the template knows no calls
+        except Exception:  # the template does not know tool calls
             return []
         closing = self._closing.search(whole)
         marks = self._special.findall(closing[0]) if closing and self._marked else []
@@ -283,7 +284,7 @@ class ChatTemplate:
         return [] if self.end in marks else marks[-1:]
 
     def _takes_parts(self) -> bool:
-        """Whether the template knows content that is a list of parts."""
+        """Whether the template accepts content that is a list of parts."""
         try:
             parts = [{"type": "text", "text": _ASKED}]
             found = self._render([{"role": "user", "content": parts}], None, asking=False)
@@ -294,7 +295,7 @@ class ChatTemplate:
     def _look_at(
         self, asked: list[Message], answer: Message, tools: Sequence[Any] | None, where: str
     ) -> None:
-        """Refuse an answer of which a part is left out, and note what is left out of what is asked."""
+        """Refuse an answer that the template renders in part, and note what the prompt is missing."""
         chat = [*asked, answer]
         for key in sorted(answer.keys() - {"role", "content"}):
             if not answer[key] or not self._drops(chat, tools, len(asked), key):
@@ -321,7 +322,7 @@ class ChatTemplate:
         del without[index][key]
         try:
             return self._render(without, tools, asking=False) == self._render(chat, tools, asking=False)
-        except Exception:  # it cannot do without
+        except Exception:  # the template needs this key
             return False
 
     def _note(self, text: str) -> None:
@@ -336,9 +337,9 @@ class ChatTemplate:
 
 
 def chat_of(example: Example) -> tuple[list[Message], list[Any] | None]:
-    """An example as messages, the answer last, and the tools that may be called.
+    """Return an example as messages, the answer last, and the tools that may be called.
 
-    An example that is no chat becomes one question; a cue that a reader added stands in no chat.
+    An example that is not a chat becomes one question. A cue that a reader added is left out of a chat.
     """
     if example.conversation is not None:
         return example.conversation.messages, example.conversation.tools
@@ -347,14 +348,14 @@ def chat_of(example: Example) -> tuple[list[Message], list[Any] | None]:
 
 
 def _special_texts(tokenizer: Any) -> list[str]:
-    """Texts of the special tokens, longest first."""
+    """The texts of the special tokens, longest first."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     found = {*map(str, tokenizer.all_special_tokens), *(str(t) for t in added.values() if t.special)}
     return sorted((text for text in found if text), key=lambda text: (-len(text), text))
 
 
 def _after_header(header: str, stand_in: str, whole: str) -> int | None:
-    """Where the answer begins: after the last header before the stand-in; None if they differ before it."""
+    """Where the answer begins: after the last header before the stand-in; None if the texts differ."""
     at = stand_in.rfind(header) if header.strip() else -1
     start = at + len(header)
     fits = at >= 0 and _ANSWER in stand_in[start:] and whole.startswith(stand_in[:start])
@@ -362,7 +363,7 @@ def _after_header(header: str, stand_in: str, whole: str) -> int | None:
 
 
 def _thought(answer: Mapping[str, Any]) -> str:
-    """How a thought that the prompt has opened goes on: the answer's reasoning, or none, and its end."""
+    """Continue a thought that the prompt has opened: the answer's reasoning, if any, and its end mark."""
     given = next((str(answer[key]) for key in _REASONING if answer.get(key)), "")
     content = answer.get("content")
     if not given and isinstance(content, str) and _THOUGHT in content:

@@ -1,4 +1,4 @@
-"""Encoded examples to padded batches."""
+"""Turns encoded examples into padded batches."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Collator:
 
     Args:
         pad_id: Token that fills the padding; masked everywhere, so its value never counts.
-        encoder_decoder: Whether the model has an encoder; else it is decoder-only.
-        accepts: Names of the arguments the model's forward takes; decides on ``position_ids`` and
-            ``logits_to_keep``.
+        encoder_decoder: Whether the model has an encoder; otherwise it is decoder-only.
+        accepts: Names of the arguments that the model's forward pass takes; they decide about
+            ``position_ids`` and ``logits_to_keep``.
     """
 
     def __init__(self, pad_id: int, encoder_decoder: bool, accepts: Collection[str] = ()) -> None:
@@ -35,9 +35,9 @@ class Collator:
             batch: At least one encoded example.
 
         Returns:
-            Decoder-only: left padded ``input_ids`` and ``attention_mask`` (rows, width) of prompt and target,
-            ``labels`` that are -100 outside the target, ``position_ids`` and ``prompt_mask`` where accepted
-            (the latter by an adapter, see `kifuse.adapters.base.Adapter.reads`); where accepted also
+            Decoder-only: left padded ``input_ids`` and ``attention_mask`` (rows, width) of prompt and target;
+            ``labels``, which are -100 outside the target; ``position_ids`` and ``prompt_mask`` if they are
+            accepted (an adapter takes the latter, see `kifuse.adapters.base.Adapter.reads`); if accepted also
             ``logits_to_keep`` = longest target + 1, with ``labels`` cut to that many last columns.
             Encoder-decoder: right padded ``input_ids``, ``attention_mask`` and ``labels``.
         """
@@ -67,7 +67,7 @@ class Collator:
         if "position_ids" in self.accepts:
             arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         if "logits_to_keep" in self.accepts:
-            # One column more than the longest target: the logits that predict its first token.
+            # One column more than the longest target: its logits predict the first token of the target.
             keep = max(len(item.target_ids) for item in batch) + 1
             arguments["logits_to_keep"] = keep
             labels = labels[:, -keep:].contiguous()

@@ -1,4 +1,4 @@
-"""Chats that are too long lose the middle of their longest texts; no role and no system message is cut."""
+"""Cuts chats that are too long in the middle of their longest texts; roles and system messages stay."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _KEPT = ("system", "developer")
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked in a chat, with the texts in it that may be cut.
+    """The prompt of a chat, with those of its texts that may be cut.
 
     Attributes:
-        messages: All but the answer.
-        places: Of each text that may be cut: its message, its part there or None, and what stands before and
-            after it and is not cut.
-        texts: Those texts.
+        messages: All messages but the answer.
+        places: For each text that may be cut: its message, its part there or None, and the texts before and
+            after it that are not cut.
+        texts: The texts that may be cut.
     """
 
     messages: list[Message]
@@ -28,7 +28,7 @@ class Asked:
 
     @classmethod
     def of(cls, example: Example, messages: Sequence[Message]) -> Asked:
-        """Find the texts of an example that may be cut: the body, or in a chat what the roles say."""
+        """Find the texts of an example that may be cut: the body, or in a chat the texts of the roles."""
         asked = list(messages)
         if example.conversation is None:
             tail = "" if example.cue_added else example.tail
@@ -50,7 +50,7 @@ class Asked:
         return cls(asked, places, texts)
 
     def with_texts(self, texts: Sequence[str]) -> list[Message]:
-        """The messages with other texts in the places of those that may be cut."""
+        """Return the messages with other texts in place of those that may be cut."""
         changed = [dict(message) for message in self.messages]
         for (number, which, before, after), text in zip(self.places, texts, strict=True):
             message = changed[number]
@@ -69,16 +69,17 @@ def shorten(
     most: int,
     attempt: Callable[[list[tuple[list[int], list[int]]]], int],
 ) -> int | None:
-    """Cut the middle of the longest texts until the whole fits.
+    """Cut the middle of the longest texts until the whole prompt fits.
 
     Args:
         ids: Token ids of each text.
-        length: Tokens of the whole, uncut.
-        most: Tokens that it may have.
-        attempt: Makes the whole of the beginnings and ends that are kept, and tells its number of tokens.
+        length: Number of tokens of the uncut prompt.
+        most: Most tokens that the prompt may have.
+        attempt: Builds the prompt from the beginnings and ends that are kept, and returns its number of
+            tokens.
 
     Returns:
-        None once it fits; else the number of tokens with all texts cut to nothing.
+        None once it fits; otherwise the number of tokens with all texts cut to nothing.
     """
     room = sum(map(len, ids)) - (length - most)
     while True:
@@ -88,12 +89,12 @@ def shorten(
             return None
         if room <= 0:
             return found
-        # tokens around a cut may part differently, so the rest can be off by a few
+        # around a cut the text may split into other tokens, so the result can be wrong by a few tokens
         room = max(min(room - 1, room - (found - most)), 0)
 
 
 def _level(lengths: Sequence[int], room: int) -> int:
-    """The length to cut the longest texts to, so that all of them together have at most `room` tokens."""
+    """The length to cut the longest texts to, so that all texts together have at most `room` tokens."""
     left, low = room, sorted(lengths)
     for place, length in enumerate(low):
         share = left // (len(low) - place)
@@ -110,7 +111,7 @@ def _ends(row: list[int], level: int) -> tuple[list[int], list[int]]:
 
 
 def without_middle(ids: list[int], room: int) -> list[int]:
-    """The beginning and the end of a text that may have so many tokens."""
+    """Return the beginning and the end of a text, with at most `room` tokens together."""
     if len(ids) <= room:
         return ids
     return ids[: (room + 1) // 2] + ids[len(ids) - room // 2 :]

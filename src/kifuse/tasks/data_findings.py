@@ -1,8 +1,8 @@
-"""What there is to know about tasks before they are trained on; the same for `validate`, a run and a learner.
+"""Findings about tasks' data before training; the same for `validate`, a run and a learner.
 
-Without a tokenizer: examples that stand twice, inputs whose answers contradict each other, inputs that stand
-in two splits, test examples that are also trained on. With one: inputs and answers that are too long, the
-limits that would hold them all, and one example of each task as the very text that is trained.
+Without a tokenizer: repeated examples, inputs whose answers contradict each other, inputs that two splits
+share, and test examples that are also trained on. With a tokenizer: inputs and answers that are too long, the
+limits that would hold all of them, and one example of each task as exactly the text that is trained.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from kifuse.tasks.rendered_example import Rendered, render_example
 from kifuse.tasks.task import SPLITS, Example, Task
 
 _PORTION = 2000
-"""Examples that are tokenised at once, so that progress can be told and memory stays small."""
+"""Examples that are tokenised together, so that progress can be shown and memory use stays small."""
 
 _NAMED = 8
-"""Most places that one sentence names."""
+"""Most places that a sentence names."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Lengths in tokens over the training and test examples of a task, and what does not fit.
+    """Lengths in tokens over the training and test examples of a task, and numbers of texts that do not fit.
 
     Args:
-        longest_input: Of the longest input, uncut.
-        longest_target: Of the longest answer, uncut, with its end token.
-        cut_inputs: Training inputs that lose their middle.
-        cut_test_inputs: Test inputs that do.
-        cut_answers: Training answers that lose their end.
-        cut_test_answers: Test answers that would.
-        unknown: Examples of both splits with characters that the tokenizer has no token for.
+        longest_input: Length of the longest input, uncut.
+        longest_target: Length of the longest answer, uncut, with its end token.
+        cut_inputs: Number of training inputs that lose their middle.
+        cut_test_inputs: Number of test inputs that lose their middle.
+        cut_answers: Number of training answers that lose their end.
+        cut_test_answers: Number of test answers that would lose their end.
+        unknown: Number of examples in both splits with characters for which the tokenizer has no token.
     """
 
     longest_input: int = 0
@@ -50,7 +50,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Contradiction:
-    """An input with two answers, of which neither is accepted by the other example."""
+    """An input with two answers; neither answer is accepted by the other example."""
 
     input: str
     answers: tuple[str, str]
@@ -58,19 +58,19 @@ class Contradiction:
 
 @dataclass(frozen=True)
 class TaskFindings:
-    """What there is to know about one task.
+    """The findings about one task.
 
     Args:
         task: The task.
-        repeated: Examples of each split that repeat an earlier one: same input, same answers.
-        contradictions: Training inputs that are given answers which contradict each other.
-        contradiction: The first of them.
-        also_trained: Test examples whose input is also trained on, in this task or another.
-        trained_in: Names of the tasks where.
-        lengths: None without a tokenizer.
+        repeated: For each split, the number of examples that repeat an earlier one: same input, same answers.
+        contradictions: Number of training inputs with answers that contradict each other.
+        contradiction: The first of these inputs.
+        also_trained: Number of test examples whose input is also trained on, in this task or another.
+        trained_in: Names of the tasks that train on them.
+        lengths: Lengths of the texts; None without a tokenizer.
         rendered: The first training example as it is trained.
-        rendered_test: The first test example in the same form, for what is kept of a task: training examples
-            are not.
+        rendered_test: The first test example in the same form; a kept task needs it, because no training
+            examples are kept.
     """
 
     task: Task
@@ -84,7 +84,7 @@ class TaskFindings:
     rendered_test: Rendered | None
 
     def facts(self) -> dict[str, Any]:
-        """What a record keeps of it: numbers and names, no text of the data."""
+        """Return what a record keeps of the findings: numbers and names, no text of the data."""
         found: dict[str, Any] = {
             "repeated": dict(self.repeated),
             "contradictions": self.contradictions,
@@ -95,14 +95,14 @@ class TaskFindings:
 
 @dataclass(frozen=True)
 class Findings:
-    """What there is to know about tasks that are learned together or one after another.
+    """The findings about tasks that are learned together or one after another.
 
     Args:
-        tasks: One entry a task, in their order.
-        overlaps: Inputs that stand in two splits, also those of tasks learned earlier.
-        max_input: The limit that inputs are cut at; None without a tokenizer.
-        max_target: The limit of answers.
-        max_new_tokens: The limit of generated answers; None: as many as `max_target`.
+        tasks: One entry per task, in the order of the tasks.
+        overlaps: Inputs that two splits share, also with tasks that were learned earlier.
+        max_input: The limit at which inputs are cut; None without a tokenizer.
+        max_target: The limit at which answers are cut.
+        max_new_tokens: The limit of generated answers; None means the same as `max_target`.
     """
 
     tasks: tuple[TaskFindings, ...]
@@ -112,10 +112,10 @@ class Findings:
     max_new_tokens: int | None = None
 
     def notes(self, most: int | None = _NAMED) -> list[str]:
-        """Say all of it, one sentence for each kind of finding.
+        """Put all findings into words, one sentence for each kind of finding.
 
         Args:
-            most: Most places that a sentence names; None: all.
+            most: Most places that a sentence names; None names all.
         """
         contradicting = [
             f"{each.task.name} {each.contradictions:,}" for each in self.tasks if each.contradictions
@@ -136,19 +136,19 @@ class Findings:
         return said + [line for line in advice if line]
 
     def input_advice(self, most: int | None = _NAMED) -> str:
-        """Say which inputs are too long, and the limit that would hold all; empty where none is."""
+        """Say which inputs are too long, and the limit that would hold all; empty if none is too long."""
         longest = (each.lengths.longest_input for each in self.tasks if each.lengths)
         cut = self._cut("cut_inputs", "cut_test_inputs")
         return _too_long("Inputs", "data.max_input", self.max_input, "middle", cut, longest, most)
 
     def target_advice(self, most: int | None = _NAMED) -> str:
-        """Say which answers are too long, and the limit that would hold all; empty where none is."""
+        """Say which answers are too long, and the limit that would hold all; empty if none is too long."""
         longest = (each.lengths.longest_target for each in self.tasks if each.lengths)
         cut = self._cut("cut_answers", "cut_test_answers")
         return _too_long("Answers", "data.max_target", self.max_target, "end", cut, longest, most)
 
     def generation_advice(self, most: int | None = _NAMED) -> str:
-        """Say which tasks have answers that are longer than what is generated; empty where none has."""
+        """Say which tasks have answers longer than what is generated; empty if none has."""
         limit = self.max_new_tokens
         short = [
             f"{each.task.name} {each.lengths.longest_target:,}"
@@ -200,7 +200,7 @@ class Findings:
         ]
 
     def _shared(self) -> list[str]:
-        """Pairs of splits of these tasks that share inputs; those of training and test are told apart."""
+        """Pairs of splits of these tasks that share inputs, except pairs of training and test."""
         names = {each.task.name for each in self.tasks}
         return [
             f"{each.task_a}/{each.split_a} and "
@@ -218,21 +218,23 @@ def look_through(
     max_new_tokens: int | None = None,
     done: Callable[[int], None] | None = None,
 ) -> Findings:
-    """Find out what there is to know about tasks.
+    """Collect the findings about tasks.
 
     Args:
         tasks: The tasks.
-        encoder: Of the run; None: lengths are not known, and examples are shown as they are in the data.
-        earlier: Hashes of the inputs of tasks that were learned before, by name.
+        encoder: The run's encoder; with None lengths are not known, and examples are shown as they are in the
+            data.
+        earlier: Hashes of the inputs of tasks that were learned before, by the task's name.
         max_new_tokens: `evaluation.max_new_tokens` of the run.
-        done: Told how many examples have been tokenised since it was last told; then they are tokenised in
-            portions. None: each split at once, as training does, so that a cache is of use to both.
+        done: Called with the number of examples that were tokenised since the last call; examples are then
+            tokenised in portions. With None each split is tokenised at once, as in training, so that both can
+            use the same cache.
 
     Returns:
         The findings.
 
     Raises:
-        DataError: As `Encoder.encode_many`.
+        DataError: For the reasons given in `Encoder.encode_many`.
     """
     inputs: dict[str, Inputs] = {**(earlier or {}), **{task.name: task.input_hashes() for task in tasks}}
     trained: dict[str, list[str]] = defaultdict(list)
@@ -257,7 +259,7 @@ def _too_long(
     longest: Iterable[int],
     most: int | None,
 ) -> str:
-    """Say what loses tokens at a limit, and the limit that would hold all; empty where nothing does."""
+    """Say what loses tokens at a limit, and the limit that would hold all; empty if nothing loses tokens."""
     if not cut:
         return ""
     return (
@@ -267,7 +269,7 @@ def _too_long(
 
 
 def holding(tokens: int) -> int:
-    """A round limit that holds so many tokens."""
+    """A round limit that holds this number of tokens."""
     step = 64 if tokens > 128 else 8
     return -(-tokens // step) * step
 
@@ -300,7 +302,7 @@ def _look(
 
 
 def _contradictions(examples: Sequence[Example], inputs: Sequence[str]) -> list[Contradiction]:
-    """Inputs with two examples that accept no answer in common."""
+    """Find inputs with two examples that have no accepted answer in common."""
     first: dict[str, Example] = {}
     found: dict[str, Contradiction] = {}
     for example, key in zip(examples, inputs, strict=True):
@@ -326,7 +328,7 @@ def _lengths(task: Task, encoder: Encoder, done: Callable[[int], None] | None) -
             counts[answers] += sum(each.target_cut for each in encoded)
             counts["unknown"] += sum(map(encoder.unknown, portion, encoded))
             cut = [e for e, each in zip(portion, encoded, strict=True) if each.cut or each.target_cut]
-            # a text to continue is parted, so that nothing of it is too long
+            # a text to continue is split into pieces, so nothing of it is too long
             asked = [each for e, each in zip(portion, encoded, strict=True) if not is_text(e)]
             for each in [*asked, *encoder.uncut().encode_many(cut)]:
                 longest["longest_input"] = max(longest["longest_input"], len(each.input_ids))
@@ -337,7 +339,7 @@ def _lengths(task: Task, encoder: Encoder, done: Callable[[int], None] | None) -
 
 
 def _test_and_train(overlap: Overlap) -> list[tuple[str, str]]:
-    """The task whose test split it is and the one whose training split it is; empty for other pairs."""
+    """The task of the test split and that of the training split; empty for other pairs of splits."""
     sides = [(overlap.split_a, overlap.task_a), (overlap.split_b, overlap.task_b)]
     found = dict(sides)
     return [(found["test"], found["train"])] if found.keys() == {"train", "test"} else []

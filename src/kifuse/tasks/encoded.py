@@ -1,4 +1,4 @@
-"""Token ids of an example, and of texts that are learned whole."""
+"""Token ids of an example, and of texts that are learned as a whole."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ class Encoded:
     """Token ids of one example.
 
     Args:
-        input_ids: The prompt: what generation starts from, and what a decoder-only model reads before the
-            target.
-        target_ids: The target, ending with what ends an answer.
+        input_ids: The prompt: the start of generation, and what a decoder-only model reads before the target.
+        target_ids: The target, including the tokens that end an answer.
         cut: Whether the prompt lost tokens from the middle of its texts.
         target_cut: Whether the target lost its end.
     """
@@ -34,21 +33,21 @@ class Encoded:
 
 
 def token_list(ids: Iterable[int]) -> list[int]:
-    """A list of token ids in which equal ids are one object.
+    """Make a list of token ids in which equal ids are one object.
 
-    Python makes an object of 28 bytes of every number above 256 that it reads; so a token takes 8 bytes in
-    place of 36.
+    Python makes an object of 28 bytes for every number above 256 that it reads. Sharing the objects, a token
+    takes 8 bytes instead of 36.
     """
     return [_ONE_OF_EACH.setdefault(each, each) for each in ids]
 
 
 def is_text(example: Example) -> bool:
-    """Whether an example is text to continue, of which each token is learned."""
+    """Whether an example is a text to continue, in which every token is learned."""
     return not example.input and example.conversation is None
 
 
 def in_pieces(encoded: Encoded, most: int) -> list[Encoded]:
-    """Part a text into pieces of at most so many tokens; each token is learned in one of them."""
+    """Split a text into pieces of at most `most` tokens; each token is learned in one of them."""
     whole = encoded.input_ids + encoded.target_ids
     return [
         Encoded(whole[start : start + 1], whole[start + 1 : start + most], cut=False)
@@ -57,7 +56,7 @@ def in_pieces(encoded: Encoded, most: int) -> list[Encoded]:
 
 
 def name_of(example: Example) -> str:
-    """How messages call an example."""
+    """The name of an example in messages."""
     shown = (example.input or example.target).strip().replace("\n", " ")[:60]
     which = f"Example {example.id}" if example.id else "Example"
     return f"{example.where}: " * bool(example.where) + f"{which} '{shown}…'"

@@ -1,4 +1,4 @@
-"""Examples to token ids: prompts that keep their instruction, targets that end."""
+"""Turns examples into token ids: prompts that keep their instruction, targets that end."""
 
 from __future__ import annotations
 
@@ -20,30 +20,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PORTION = 1000
-"""Examples that are tokenised together."""
+"""Number of examples that are tokenised together."""
 
 
 class Encoder:
-    """Tokenise examples for one model.
+    """Tokenises examples for one model.
 
-    In the plain form a prompt is head, body and tail, and a target ends with the end-of-sequence token. With
-    the chat template a prompt is what the template renders of all messages but the last, and the target what
-    it renders of the last, its end-of-turn marker included.
+    In the plain form, a prompt is head, body and tail, and a target ends with the end-of-sequence token. With
+    the chat template, it renders the prompt from all messages but the last, and the target, with its
+    end-of-turn marker, from the last message.
 
     Args:
         tokenizer: The model's tokenizer.
-        encoder_decoder: Whether the model has an encoder; else it is decoder-only.
+        encoder_decoder: Whether the model has an encoder; otherwise it is decoder-only.
         max_input: Most tokens of a prompt, special tokens included.
         max_target: Most tokens of a target, its end included.
-        chat_template: Whether prompts and targets are rendered by the tokenizer's chat template; "one turn":
-            as an earlier kifuse did.
+        chat_template: Whether the chat template renders both; "one turn" renders as an earlier kifuse did.
 
     Attributes:
-        stops: Token ids of everything that ends an answer, first what ends an answer of text.
+        stops: Token ids of everything that ends an answer; the first entry ends an answer of text.
 
     Raises:
-        ModelError: If the tokenizer has no end-of-sequence token, or no usable chat template where one is
-            asked for.
+        ModelError: If the tokenizer has no end-of-sequence token, or lacks a usable chat template that is
+            needed.
         DataError: If a limit is too small.
     """
 
@@ -84,7 +83,7 @@ class Encoder:
         self.stops: tuple[tuple[int, ...], ...] = tuple(dict.fromkeys(map(tuple, self._ends.values())))
 
     def unknown(self, example: Example, encoded: Encoded) -> bool:
-        """Whether the tokenizer replaces a part of an example by its token for what it does not know."""
+        """Whether the tokenizer replaces a part of an example by its token for unknown text."""
         token, number = self.tokenizer.unk_token, self._tokens.unknown
         if number is None or (number not in encoded.input_ids and number not in encoded.target_ids):
             return False
@@ -92,7 +91,7 @@ class Encoder:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be said of the chat template."""
+        """Notes for the user about the chat template."""
         return self.template.notes if self.template else []
 
     def encode(self, example: Example) -> Encoded:
@@ -110,7 +109,7 @@ class Encoder:
         return self.encode_many([example])[0]
 
     def uncut(self) -> Encoder:
-        """The same encoder without limits: nothing is cut."""
+        """Return the same encoder without limits, so that nothing is cut."""
         found = copy.copy(self)
         found.max_input = found.max_target = sys.maxsize
         return found
@@ -119,13 +118,13 @@ class Encoder:
         """Tokenise the prompt that generation starts from.
 
         Args:
-            example: The example; its references do not count.
+            example: The example; its references are not used.
 
         Returns:
             The same ids as :attr:`Encoded.input_ids`.
 
         Raises:
-            DataError: If what may not be cut of the prompt is too long, or the template refuses the chat.
+            DataError: If the uncuttable parts of the prompt are too long, or the template refuses the chat.
         """
         asked = [self._taken(example)]
         return self._prompts(asked, self._whole_prompts(asked, []))[0][0]
@@ -137,13 +136,13 @@ class Encoder:
             examples: The examples.
 
         Returns:
-            For each the same as :meth:`encode` gives. A text without an input is one of all its tokens,
-            whatever the limits; :meth:`encode_pieces` parts it.
+            What :meth:`encode` returns for each. A text without an input is one item with all its tokens,
+            whatever the limits; :meth:`encode_pieces` splits it.
 
         Raises:
-            DataError: If what may not be cut of a prompt is too long, or the template refuses a chat.
+            DataError: If the uncuttable parts of a prompt are too long, or the template refuses a chat.
         """
-        # a tokenizer keeps far more of each text than its ids until it has done all that it is given
+        # until it has finished a call, a tokenizer keeps far more of each text than its ids
         portions = (examples[start : start + _PORTION] for start in range(0, len(examples), _PORTION))
         return [encoded for portion in portions for encoded in self._encode(portion)]
 
@@ -168,14 +167,14 @@ class Encoder:
         return [found[index] for index in range(len(examples))]
 
     def encode_pieces(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Tokenise examples for training or for their loss: a long text is several, and nothing of it is cut.
+        """Tokenise examples for training or their loss: a long text becomes several pieces and is not cut.
 
         Args:
             examples: The examples.
 
         Returns:
-            As :meth:`encode_many`; a text without an input that is longer than both limits together is there
-            in consecutive pieces, each of which begins with the last token of the one before as its prompt.
+            As in :meth:`encode_many`, but a text without an input that is longer than both limits together
+            becomes consecutive pieces; the prompt of each piece is the last token of the one before.
         """
         most = self.max_input + self.max_target
         pieces = []
@@ -184,14 +183,14 @@ class Encoder:
         return pieces
 
     def seen(self, text: str) -> str:
-        """An answer of the data as it would read among the model's outputs.
+        """Return an answer of the data as it would read among the model's outputs.
 
         Args:
             text: An accepted answer.
 
         Returns:
-            The text, tokenised and decoded as an output is, without what ends an answer. The text as it is
-            where the tokenizer has no token for a part of it, or nothing of it would be left.
+            The text, tokenised and decoded like an output, without its end. It is unchanged if the tokenizer
+            has no token for a part of it, or if nothing of it would be left.
         """
         ids = self._tokenise_targets([self._without_end(text)])[0]
         unknown = self.tokenizer.unk_token_id
@@ -200,9 +199,9 @@ class Encoder:
         return self._tokens.output(ids) or text
 
     def references(self, example: Example) -> tuple[str, ...]:
-        """The accepted answers as they would read among the model's outputs; see :meth:`answered`.
+        """Return the accepted answers as they would read among the model's outputs; see :meth:`answered`.
 
-        What a template makes of an answer that calls tools stands for that answer.
+        An answer that calls tools is represented by the template's text for it.
         """
         written = self.written(example)
         return tuple(
@@ -211,9 +210,9 @@ class Encoder:
         )
 
     def written(self, example: Example) -> tuple[str, ...]:
-        """The accepted answers as a person reads them beside the model's outputs.
+        """Return the accepted answers as a person reads them beside the model's outputs.
 
-        They are those of the data; an answer that calls tools is what the template makes of it.
+        They are those of the data; an answer that calls tools is represented by the template's text.
         """
         example = self._taken(example)
         chat = example.conversation
@@ -224,11 +223,11 @@ class Encoder:
         return (self.answered(self._tokens.output(ids)), *example.references[1:])
 
     def answered(self, text: str) -> str:
-        """The answer in a decoded output, without what the chat template writes before every answer."""
+        """Return the answer in a decoded output, without what the template writes before every answer."""
         return self.template.answered(text) if self.template else text
 
     def without_end(self, ids: Sequence[int]) -> list[int]:
-        """Target ids without what ends an answer."""
+        """Return target ids without the tokens that end an answer."""
         for stop in sorted(self.stops, key=len, reverse=True):
             if tuple(ids[-len(stop) :]) == stop:
                 return list(ids[: -len(stop)])
@@ -236,7 +235,7 @@ class Encoder:
 
     @property
     def frame(self) -> int:
-        """Most tokens that a chat template writes around the text of an answer, its end left out."""
+        """Most tokens that a chat template writes before the text of an answer."""
         return len(self._tokens.ids([self.template.lead])[0]) if self.template else 0
 
     def _without_end(self, text: str) -> str:
@@ -248,7 +247,7 @@ class Encoder:
         return example if self.template is None else self.template.taken(example)
 
     def _turns(self, examples: Sequence[Example]) -> list[Turn]:
-        """What the chat template makes of examples; empty where none makes the targets."""
+        """Render examples with the chat template; empty if no template makes the targets."""
         if self.template is None or self.encoder_decoder:
             return []
         found = []
@@ -258,7 +257,7 @@ class Encoder:
         return found
 
     def _whole_prompts(self, examples: Sequence[Example], turns: Sequence[Turn]) -> list[list[int]]:
-        """Token ids of the prompts, uncut; those that are rendered already are taken from their turns."""
+        """Return the uncut token ids of the prompts; rendered prompts come from their turns."""
         if turns:
             return self._tokens.ids([turn.prompt for turn in turns])
         if self.template is not None:
@@ -288,7 +287,7 @@ class Encoder:
         return template.prompt(messages[:-1], tools, name_of(example))
 
     def _cut(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Shorten prompts by the middle of their bodies; the parts are tokenised each on its own."""
+        """Cut the middle of the prompts' bodies; head, body and tail are tokenised separately."""
         if not examples:
             return []
         heads = self._tokens.continued([example.head for example in examples], [""] * len(examples))
@@ -308,7 +307,7 @@ class Encoder:
         return shortened
 
     def _cut_chat(self, template: ChatTemplate, example: Example, length: int) -> list[int]:
-        """Shorten the texts of a chat and apply the template anew until the whole fits."""
+        """Cut the texts of a chat and apply the template again until the whole prompt fits."""
         messages, tools = chat_of(example)
         asked, where = Asked.of(example, messages[:-1]), name_of(example)
         found: list[int] = []
@@ -326,7 +325,7 @@ class Encoder:
     def _targets(
         self, examples: Sequence[Example], turns: Sequence[Turn], prompts: Sequence[list[int]]
     ) -> list[tuple[list[int], list[int]]]:
-        """Token ids of the targets, uncut, and of what ends each."""
+        """Return the uncut token ids of the targets, and those that end each target."""
         if not examples:
             return []
         if self.encoder_decoder:
@@ -351,7 +350,7 @@ class Encoder:
     ) -> list[tuple[list[int], list[int]]]:
         whole = self._tokens.ids([turn.prompt + turn.answer for turn in turns])
         answers = [both[len(prompt) :] for prompt, both in zip(prompts, whole, strict=True)]
-        # where the border is inside of a token, the answer is tokenised as it continues the last character
+        # if the border is inside a token, the answer is tokenised as it continues the prompt's last character
         inside = [i for i, prompt in enumerate(prompts) if whole[i][: len(prompt)] != prompt]
         apart = self._tokens.continued([turns[i].answer for i in inside], [turns[i].prompt for i in inside])
         for index, answer in zip(inside, apart, strict=True):
@@ -362,14 +361,14 @@ class Encoder:
         ]
 
     def _tokenise_targets(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of answers by themselves, without what ends them."""
+        """Return the token ids of answers on their own, without what ends them."""
         if not self.encoder_decoder:
             return self._tokens.ids(texts)
         ids = self.tokenizer(text_target=texts, verbose=False)["input_ids"]
         return [row[:-1] if row and row[-1] == self.eos_id else row for row in map(token_list, ids)]
 
     def _whole_texts(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Texts to continue: each token is learned, and predicted from those before it."""
+        """Encode texts to continue: every token is learned, and predicted from the tokens before it."""
         if not examples:
             return []
         if self.encoder_decoder:

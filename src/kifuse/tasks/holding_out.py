@@ -1,4 +1,4 @@
-"""Examples set aside from a task's training examples, always the same ones."""
+"""Sets examples aside from a task's training examples, always the same ones."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from kifuse.tasks.sampling import visiting_order
 from kifuse.tasks.task import Split, Task
 
 HELD_OUT = 0.1
-"""Share of the training examples that is set aside for a split that the data does not bring."""
+"""Share of the training examples that is set aside for a split that the data does not have."""
 
 MOST_HELD_OUT = 200
-"""More examples than these cost time at every later task and say little more."""
+"""Most examples to set aside: more would cost time at every later task and add little."""
 
 
 def hold_out(task: Task, split: Split, seed: int, share: float = HELD_OUT) -> Task:
-    """Set a part of the training examples aside; those that ask the same stay together.
+    """Set a part of the training examples aside; examples with the same input stay together.
 
     Args:
-        task: Its own examples of the split are replaced.
-        split: What the part becomes.
-        seed: Of the draw.
-        share: How large it is; at most 200 examples.
+        task: The task; its own examples of the split are replaced.
+        split: The split that the part becomes.
+        seed: Seed of the draw.
+        share: Share of the training examples; at most 200 examples.
 
     Returns:
-        The task, with a warning that says how many there are.
+        The task, with a warning that gives the number of examples.
     """
     total = len(task.train)
     count = min(MOST_HELD_OUT, int(total * share) or (1 if total > 1 else 0))

@@ -1,17 +1,17 @@
-"""Asserts that nothing of a dev or test split reaches the memory buffer or training.
+"""Asserts that no example of a dev or test split gets into the memory buffer or into training.
 
-What can be asserted. Published benchmark data hold train examples that stand in test splits as well, word for
-word (the record of a run lists them under ``overlaps``). Such an example is a training example, and a rule
-"no hash of a test example in memory" would refuse the data as they are published. What must hold instead is
-that everything that is kept or trained on comes out of a train split, and no more often than it stands there:
+The rule needs care. Published benchmark data contains training examples that also appear word for word in
+test splits (a run's record lists them under ``overlaps``). Such an example is a training example, and a rule
+"no hash of a test example in memory" would refuse the data as it is published. Instead, everything that is
+kept or trained on must come from a train split, and no more often than it appears there:
 
-- An example is known by what it asks and accepts (:meth:`Example.content_hash`) and by its id. A test example
-  that equals a training example in content but carries another id is refused; where neither has an id, or
-  both have the same, the two are one and the same example.
+- An example is identified by its input and accepted answers (:meth:`Example.content_hash`) and by its id. A
+  test example that equals a training example in content but has another id is refused. If neither has an id,
+  or both have the same id, the two count as the same example.
 - What is kept of a task comes from that task's own train split.
 - The memory buffer keeps at most its share, or ``per_task``, of each task.
 
-The splits are those of the run, after ``data.train_examples`` has cut them.
+The splits are those of the run, after ``data.train_examples`` has shortened them.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _Key = tuple[str, str | None]
 
 
 def check_memory(memory: MemoryBuffer, tasks: Sequence[Task], gone: Collection[str] = ()) -> None:
-    """Make sure that a memory buffer holds training examples only, and no more of them than it may.
+    """Make sure that a memory buffer holds only training examples, and no more of them than allowed.
 
     Args:
         memory: The buffer.
-        tasks: Every task whose examples it may hold; their dev and test splits are looked at for the message.
-        gone: Names of tasks that were learned and checked in an earlier process and whose training data is
-            not at hand any more, as for a learner whose tasks arrive over months; they are passed over.
+        tasks: Every task whose examples it may hold; their dev and test splits are only used for the message.
+        gone: Names of tasks that an earlier process learned and checked, and whose training data is no longer
+            available, as for a learner whose tasks arrive over months; these tasks are skipped.
 
     Raises:
-        RunError: It holds a task that is not among them, an example that is none of that task's train split
-            (or more often than there), or too many; names task and example.
+        RunError: It holds a task that is not among `tasks`, an example that is not in that task's train split
+            (or more often than there), or too many examples; the message names task and example.
     """
     by_name = {task.name: task for task in tasks}
     for name in memory.tasks:
@@ -57,15 +57,15 @@ def check_memory(memory: MemoryBuffer, tasks: Sequence[Task], gone: Collection[s
 
 
 def check_training(examples: Iterable[Example], tasks: Sequence[Task], others: Sequence[Task] = ()) -> None:
-    """Make sure that what is trained on comes out of train splits.
+    """Make sure that training examples come from train splits.
 
     Args:
-        examples: One pass over what is trained on, before it is encoded.
-        tasks: The tasks that it may come from: the task being learned, or all of them for joint training.
-        others: Further tasks of the run, only looked at to say where a stray example comes from.
+        examples: One pass over the training examples, before they are encoded.
+        tasks: The tasks that they may come from: the task being learned, or all tasks for joint training.
+        others: Further tasks of the run, only used to say where a wrong example comes from.
 
     Raises:
-        RunError: An example is in none of their train splits, or comes more often than there.
+        RunError: An example is in none of their train splits, or appears more often than there.
     """
     if stray := _first_stray(examples, tasks):
         raise _leak("Training", stray, tasks, [*tasks, *others])
@@ -76,7 +76,7 @@ def _key(example: Example) -> _Key:
 
 
 def _first_stray(examples: Iterable[Example], tasks: Sequence[Task]) -> Example | None:
-    """The first example that the train splits do not hold, or do not hold so often."""
+    """The first example that the train splits do not hold, or do not hold often enough."""
     left = Counter(_key(example) for task in tasks for example in task.train)
     for example in examples:
         key = _key(example)
@@ -87,7 +87,7 @@ def _first_stray(examples: Iterable[Example], tasks: Sequence[Task]) -> Example 
 
 
 def _leak(what: str, stray: Example, allowed: Sequence[Task], tasks: Sequence[Task]) -> RunError:
-    """Word where an example stands that should not be there."""
+    """Make the error that says where a wrong example comes from."""
     content, known = _key(stray)
     places = [
         f"the {split} split of task '{task.name}'"

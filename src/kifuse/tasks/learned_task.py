@@ -1,4 +1,4 @@
-"""A task that was learned, as far as it is needed later: its test examples, and the way it asks."""
+"""The part of a learned task that is needed later: its test examples and its prompt format."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FORMAT = 1
 
 
 def keep_task(file: Path, task: Task, probe: Sequence[Example] = ()) -> None:
-    """Write what scoring needs of a task: its test examples, labels and metric; not what it was trained on.
+    """Write what scoring needs of a task: test examples, labels and metric, but no training examples.
 
-    A probe is the exception: a few examples that tell later whether the task is still known. Of its inputs
-    hashes are kept as well, so that those of later tasks can be held against them.
+    A probe is the exception: a few examples that show later whether the model still knows the task. Hashes of
+    all inputs are kept as well, so that the inputs of later tasks can be compared with them.
 
     Raises:
         KifuseError: The file cannot be written.
@@ -38,7 +38,7 @@ def keep_task(file: Path, task: Task, probe: Sequence[Example] = ()) -> None:
 
 
 def kept_probe(file: Path) -> list[Example]:
-    """Read the examples that were kept as a task's probe; none where none were.
+    """Read the examples that were kept as a task's probe; empty if none were kept.
 
     Raises:
         DataError: The file is damaged.
@@ -51,17 +51,17 @@ def kept_probe(file: Path) -> list[Example]:
 
 
 def kept_inputs(file: Path) -> Inputs:
-    """Read the hashes of a kept task's inputs, by split; of one kept before there were any, its test inputs'.
+    """Read the hashes of a kept task's inputs, by split; an old file gives only its test inputs' hashes.
 
     Args:
-        file: As `keep_task` wrote it.
+        file: A file that `keep_task` wrote.
 
     Returns:
-        As `Task.input_hashes` gave them; nothing where the file cannot be read, which scoring will say.
+        As in `Task.input_hashes`; empty if the file cannot be read, which scoring will report.
     """
     try:
         found = read_json(file)
-        # what scores it does not matter here, and no folder names code
+        # the metric does not matter here, and no folder may name code
         return found["inputs"] if "inputs" in found else _task(found | {"metric": "rouge_l"}).input_hashes()
     except (KeyError, TypeError, AttributeError, KifuseError):
         return {}
@@ -71,15 +71,15 @@ def kept_task(file: Path, test_hash: str) -> Task:
     """Read a kept task.
 
     Args:
-        file: As `keep_task` wrote it.
-        test_hash: `Task.split_hash("test")` at that time.
+        file: A file that `keep_task` wrote.
+        test_hash: `Task.split_hash("test")` at the time of writing.
 
     Returns:
         The task, without training examples.
 
     Raises:
-        DataError: The file is damaged, holds other examples than it did, or names code that the caller does
-            not.
+        DataError: The file is damaged, holds other examples than at that time, or names code that the caller
+            does not.
     """
     found = read_json(file)
     try:
@@ -103,7 +103,7 @@ def kept_task(file: Path, test_hash: str) -> Task:
 
 
 def kept_way(file: Path) -> Way | None:
-    """How the task of a kept file asks; a file of an older kifuse is told by its test examples.
+    """Return the prompt format of a kept task; for an older kifuse's file it is found from the test examples.
 
     Raises:
         DataError: The file is damaged.

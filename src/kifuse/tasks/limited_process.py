@@ -1,4 +1,4 @@
-"""A child process that computes what may take for ever, and is ended at a limit of time, memory or text."""
+"""Runs a function that may never finish in a child process, with limits of time, memory and text."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 10.0
-"""Longest time that one answer may take; an ordinary one takes less than a thousandth of it."""
+"""Longest time in seconds for one answer; an ordinary answer takes less than a thousandth of it."""
 
 MEMORY = 2**30
-"""Bytes that the process may take beyond what it has when it begins."""
+"""Bytes of memory that the process may take in addition to what it has at its start."""
 
 FREE_TEXT, TIMES = 2**20, 100
-"""An answer may be this many bytes long, and this many times as long as what was asked."""
+"""Most bytes of an answer: `FREE_TEXT`, plus `TIMES` times the length of the question."""
 
 _IDLE = 5.0
-"""Seconds after which it ends when nothing is asked; the next question starts it anew."""
+"""Seconds without a question after which the process ends; the next question starts a new process."""
 _BREAK = 0.1
-"""Seconds between two looks at its memory, where the system does not limit that itself."""
+"""Seconds between two checks of its memory, on systems that cannot limit memory themselves."""
 _SIZE = Path("/proc/self/statm")
 _BOUNDED = sys.platform == "linux" and _SIZE.exists()
-"""Whether the system limits the memory itself."""
+"""Whether the system itself limits the memory."""
 _GONE = b""
 _TOO_LARGE = f"it needs more than {MEMORY / 2**30:g} GiB of memory"
 _PARALLEL = "TOKENIZERS_PARALLELISM"
 
 
 class TooMuch(ValueError):
-    """Something took longer, more memory, or more text than it may."""
+    """A computation took more time, memory or text than it may."""
 
 
 class LimitedProcess:
-    """Computes a function in a child process, which ends with it where it reaches a limit.
+    """Computes a function in a child process, and ends the process when it reaches a limit.
 
-    A single step of Python cannot be stopped from within its process, so a thread or a signal would not do.
-    The child is a fork: it has what the function needs, starts in no time, and ends when it was idle for a
-    while, so that it does not hold on to memory that its parent has long replaced.
+    A single step of Python cannot be stopped from within its process, so a thread or a signal would not help.
+    The child is a fork: it already has everything that the function needs, and it starts at once. It ends
+    after some idle time, so that it does not hold memory that its parent has long replaced.
 
     Args:
-        work: What to compute. It gets one value of JSON and returns one; what it prints is lost.
+        work: The function. It takes and returns one JSON value; anything it prints is lost.
     """
 
     def __init__(self, work: Callable[[Any], Any]) -> None:
@@ -60,16 +60,17 @@ class LimitedProcess:
         self._one_at_a_time = threading.Lock()
 
     def ask(self, value: Any) -> Any:
-        """Compute the function of a value.
+        """Compute the function for a value.
 
         Raises:
-            TooMuch: It takes longer than `SECONDS`, more than `MEMORY`, or returns more than it may.
-            ValueError: It raised an error, whose text this has.
+            TooMuch: The function takes longer than `SECONDS`, takes more than `MEMORY`, or returns too long a
+                text.
+            ValueError: The function raised an error; this error has its text.
         """
         question = json.dumps(value).encode()
         with self._one_at_a_time:
             answer = _GONE
-            while answer == _GONE:  # it had ended, for nothing was asked
+            while answer == _GONE:  # the child had ended because it was idle: start another
                 if self._child is None or self._child.owner != os.getpid():
                     self._child = _Child(self._work)
                 child, self._child = self._child, None
@@ -89,7 +90,7 @@ class LimitedProcess:
 
 
 class _Child:
-    """The parent's end of a child process."""
+    """The parent's side of a child process."""
 
     def __init__(self, work: Callable[[Any], Any]) -> None:
         self.owner = os.getpid()
@@ -98,16 +99,16 @@ class _Child:
         if self._number == 0:
             try:
                 _serve(far, work)
-            finally:  # it never goes on with what the parent was doing
+            finally:  # the child must never continue with what the parent was doing
                 os._exit(0)
         far.close()
         self._most = 0 if _BOUNDED else _memory_of(self._number) + MEMORY
 
     def ask(self, question: bytes) -> bytes:
-        """What it answers; empty where it had ended before it was asked."""
+        """Return the child's answer; empty if it had already ended before the question."""
         began = time.monotonic()
         try:
-            with suppress(OSError):  # its last word is read below
+            with suppress(OSError):  # the child's last message is read below
                 self._line.send_bytes(question)
             while not _BOUNDED and not self._line.poll(_BREAK):
                 if _memory_of(self._number) > self._most:
@@ -119,7 +120,7 @@ class _Child:
             raise TooMuch("the process in which it is computed was ended") from error
 
     def end(self) -> None:
-        """End it at once, whatever it does."""
+        """End the child at once, whatever it is doing."""
         self._line.close()
         with suppress(ProcessLookupError):
             os.kill(self._number, signal.SIGKILL)
@@ -128,12 +129,12 @@ class _Child:
 
 
 def _fork() -> int:
-    """Fork without the words of others about it: the child uses no thread, and nothing that a thread held."""
+    """Fork without the warnings of libraries: the child uses no thread, and nothing that a thread held."""
     configured = os.environ.get(_PARALLEL)
-    os.environ[_PARALLEL] = configured or "true"  # else tokenizers says that it changes it
+    os.environ[_PARALLEL] = configured or "true"  # otherwise tokenizers prints that it changes this
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python's, of threads
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python warns about threads
             return os.fork()
     finally:
         if configured is None:
@@ -141,27 +142,27 @@ def _fork() -> int:
 
 
 def _serve(line: Connection, work: Callable[[Any], Any]) -> None:
-    """Answer until nothing is asked any more."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the parent ends it
+    """Answer questions until no more come."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the parent ends this process
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    # the system itself ends it at the limit of time, within a step too, and if the parent is gone
+    # at the time limit the system itself ends the process, even within a step, and if the parent is gone
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    # locks of the parent's files are its own
+    # close the parent's files, because the locks on them belong to the parent
     for descriptor in map(int, os.listdir("/dev/fd")):
         if descriptor != line.fileno():
             with suppress(OSError):
                 os.close(descriptor)
     for _ in range(3):
         os.open(os.devnull, os.O_RDWR)
-    gc.freeze()  # what the parent has is not copied by looking at it
+    gc.freeze()  # collecting garbage must not copy the parent's memory
     if _BOUNDED:
         most = int(_SIZE.read_text().split()[0]) * resource.getpagesize() + MEMORY
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     while line.poll(_IDLE):
-        question = line.recv_bytes()  # ends the process, too, where the parent is gone
+        question = line.recv_bytes()  # this also ends the process if the parent is gone
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         line.send_bytes(_answer(question, work))
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -183,8 +184,8 @@ def _answer(question: bytes, work: Callable[[Any], Any]) -> bytes:
 
 
 def _memory_of(number: int) -> int:
-    """Bytes of memory that a process has."""
-    said = subprocess.run(  # noqa: S603 - a program of the system, a number of ours
+    """Bytes of memory that a process uses."""
+    said = subprocess.run(  # noqa: S603 - a system program, called with a number of our own
         ["/bin/ps", "-o", "rss=", "-p", str(number)], capture_output=True, text=True, check=False
     ).stdout.strip()
     return int(said) * 1024 if said.isdigit() else 0

@@ -1,4 +1,4 @@
-"""The memory buffer: a few examples kept of each task learned."""
+"""The memory buffer: a few examples are kept of each learned task."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _VERSION = 1
 
 
 class MemoryBuffer:
-    """Examples of earlier tasks, drawn once when a task is added and never changed after.
+    """Examples of earlier tasks, drawn once when a task is added and never changed afterwards.
 
     Args:
-        share: Part of a task's training examples to keep, above 0 and at most 1; rounded down, at least one.
+        share: Share of a task's training examples to keep, above 0 and at most 1; rounded down, at least one
+            example.
         per_task: Number to keep of each task instead of a share.
-        selection: ``"balanced"`` over the labels where a task has them, or ``"random"``.
-        seed: Seed of the draws; a draw depends on it, the task's name and its data only.
+        selection: ``"balanced"`` over the labels if a task has labels, or ``"random"``.
+        seed: Seed of the draws; a draw depends only on the seed, the task's name and the task's data.
 
     Raises:
         DataError: If a setting is out of range.
@@ -58,24 +59,24 @@ class MemoryBuffer:
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the tasks held, in the order they were added."""
+        """Names of the tasks held, in the order in which they were added."""
         return list(self._examples)
 
     def quota(self, available: int) -> int:
-        """How many of ``available`` training examples are kept."""
-        # Decimal of the written number: 0.29 of 100 is 29, where floats give 28.99….
+        """Return how many of ``available`` training examples are kept."""
+        # Decimal of the number as written: 0.29 of 100 is 29, but floats give 28.99….
         share = Decimal(str(float(self.share)))
         wanted = self.per_task if self.per_task is not None else int(share * available)
         return max(1, min(wanted, available))
 
     def draw(self, task: Task) -> tuple[Example, ...]:
-        """Choose the examples of a task that are kept once it is learned; the same whenever it is asked.
+        """Choose the examples of a task that are kept once it is learned; every call gives the same ones.
 
         Args:
             task: The task.
 
         Raises:
-            DataError: It has no training examples.
+            DataError: The task has no training examples.
         """
         if not task.train:
             raise DataError(f"Task '{task.name}' has no training examples to keep in the memory buffer.")
@@ -88,10 +89,10 @@ class MemoryBuffer:
 
         Args:
             task: The task just learned.
-            instead: Kept in place of what would be drawn; of no example, nothing is held of the task.
+            instead: Examples to keep instead of drawn ones; if empty, nothing is kept of the task.
 
         Raises:
-            DataError: If the task is held already or has no training examples.
+            DataError: If the task is already in the buffer, or has no training examples.
         """
         if task.name in self._examples:
             raise DataError(f"Task '{task.name}' is in the memory buffer already; add each task once.")
@@ -123,7 +124,7 @@ class MemoryBuffer:
         return list(self._examples[task])
 
     def state(self) -> dict[str, Any]:
-        """Describe the buffer and all it holds as a JSON value."""
+        """Describe the buffer and its contents as a JSON value."""
         return {
             "version": _VERSION,
             "share": self.share,
@@ -141,7 +142,7 @@ class MemoryBuffer:
         """Rebuild a buffer from :meth:`state`.
 
         Args:
-            state: What :meth:`state` gave, possibly through a JSON file.
+            state: The value that :meth:`state` returned, possibly from a JSON file.
             where: The file that the state was read from, for messages.
 
         Returns:
@@ -149,7 +150,7 @@ class MemoryBuffer:
 
         Raises:
             DataError: If the state is of another version, incomplete, or holds a value that no buffer has;
-                names ``where``, task and example.
+                the message names ``where``, task and example.
         """
         if not isinstance(state, Mapping):
             raise DataError(f"{where}: the state of the memory buffer is no object; it is damaged.")
@@ -210,5 +211,5 @@ def _example_of(item: Mapping[str, Any], where: str) -> Example:
 
 
 def _is_text(value: object) -> bool:
-    # The codes in between are halves of surrogate pairs, which no file can hold.
+    # The codes in this range are halves of surrogate pairs, which no file can hold.
     return isinstance(value, str) and (value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value))

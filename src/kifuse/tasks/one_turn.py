@@ -1,4 +1,4 @@
-"""The form of an earlier kifuse, for what was begun with it: the whole prompt as one turn of a user."""
+"""The prompt format of an earlier kifuse, for runs begun with it: the whole prompt is one user turn."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from kifuse.tasks.task import Example
 
 
 class OneTurn(ChatTemplate):
-    """A chat template that is given one question, a chat as its transcript, and answers that end as any text.
+    """A chat template that gets a chat as one question, its transcript; answers end like any text.
 
     Args:
-        tokenizer: With a chat template and an end-of-sequence token.
+        tokenizer: A tokenizer with a chat template and an end-of-sequence token.
 
     Raises:
-        ModelError: The template renders no chat of one question and its answer.
+        ModelError: The template cannot render a chat of one question and its answer.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -26,10 +26,10 @@ class OneTurn(ChatTemplate):
         self.ends = (self.end,)
 
     def taken(self, example: Example) -> Example:
-        """The example as one question, with the cue that a reader added."""
+        """Return the example as one question, with the cue that a reader added."""
         return replace(example, conversation=None, cue_added=False)
 
     def turn(self, messages: Sequence[Message], tools: Sequence[Any] | None, where: str) -> Turn:
-        """The question as the template renders it, and the answer as it stands; see `ChatTemplate.turn`."""
+        """Return the rendered question and the unchanged answer; see `ChatTemplate.turn`."""
         answer = self.without_end(str(messages[-1]["content"]))
         return Turn(self.prompt(messages[:-1], tools, where), answer, self.end)

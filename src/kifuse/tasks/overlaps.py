@@ -1,4 +1,4 @@
-"""Inputs that stand in two splits or two tasks, found by their hashes alone."""
+"""Finds inputs that two splits or two tasks share, only from their hashes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 Inputs = Mapping[str, Iterable[str]]
-"""A hash of each input of a task (`Example.input_hash`), by the name of its split."""
+"""The hash of each input of a task (`Example.input_hash`), by the name of its split."""
 
 
 class Overlap(NamedTuple):
@@ -22,14 +22,14 @@ class Overlap(NamedTuple):
 
 
 def find_overlaps(tasks: Mapping[str, Inputs]) -> list[Overlap]:
-    """Find inputs that occur in more than one split, of the same task or of two.
+    """Find inputs that occur in more than one split, of the same task or of two tasks.
 
     Args:
-        tasks: The inputs of each task by its name, tasks and splits in their order.
+        tasks: The inputs of each task by its name, with tasks and splits in their order.
 
     Returns:
-        One entry for each pair of splits that share inputs, in that order, with the number of distinct inputs
-        shared.
+        One entry for each pair of splits that share inputs, in the same order, with the number of distinct
+        shared inputs.
     """
     splits = [(task, split, inputs) for task, found in tasks.items() for split, inputs in found.items()]
     places: dict[str, dict[int, None]] = defaultdict(dict)

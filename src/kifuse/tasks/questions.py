@@ -1,4 +1,4 @@
-"""What a user asks a learner, as examples: texts, rows and chats, with the instruction of a task."""
+"""Turns a user's questions to a learner into examples: texts, rows and chats, with a task's instruction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kifuse.tasks.transcript import SPEAKERS, transcript
 
 _ANSWER = "?"
 _ANSWERS = {"input": "output", "prompt": "completion", "question": "answer", "instruction": "output"}
-"""The field of the answer by that of the question, in rows."""
+"""For each field of the question in a row, the field of the answer."""
 _EXPECTED = "texts, rows (mappings with 'input' or 'messages'), lists of messages, or Examples"
 
 
@@ -21,13 +21,13 @@ class _Head(TypedDict):
 
 
 class Way(_Head, total=False):
-    """How all examples of a task ask, beside the text of each.
+    """The prompt format that all examples of a task share, without the text of each example.
 
     Attributes:
         head: Instruction and options.
         tail: The final cue.
-        cue_added: Whether a reader added it.
-        system: The messages before the user's, for chats.
+        cue_added: Whether a reader added the cue.
+        system: The messages before the user's message, for chats.
         tools: The tools that may be called, for chats.
     """
 
@@ -38,13 +38,13 @@ class Way(_Head, total=False):
 
 
 def way_of(examples: Sequence[Example]) -> Way | None:
-    """Find what all examples of a task have in common in how they ask.
+    """Find the prompt format that all examples of a task share.
 
     Args:
-        examples: Of one task.
+        examples: The examples of one task.
 
     Returns:
-        It; None where they differ, since each brings an instruction of its own.
+        The prompt format; None if the examples differ, because each has its own instruction.
     """
     ways = [_way(example) for example in examples]
     same = bool(ways) and all(way == ways[0] for way in ways[1:])
@@ -65,11 +65,11 @@ def _way(example: Example) -> Way:
 
 
 class Questions:
-    """Makes examples of what a user asks.
+    """Makes examples from a user's questions.
 
     Args:
-        ways: Gives, by name, the way in which each learned task asks.
-        say: Told once if a text lacks the instruction that a task was learned with; and of chats that end
+        ways: Returns the prompt format of each learned task, by name.
+        say: Called once if a text lacks the instruction that a task was learned with; and for chats that end
             with an answer.
     """
 
@@ -78,15 +78,16 @@ class Questions:
         self._said = False
 
     def examples(self, asked: Any, task: str | None) -> list[Example]:
-        """Make an example of each question.
+        """Make an example from each question.
 
         Args:
             asked: Texts, rows, lists of messages or examples, in a list.
-            task: Name of the learned task whose instruction and options go with texts and rows; None: none.
+            task: Name of the learned task whose instruction and options are added to texts and rows; None
+                adds nothing.
 
         Raises:
-            ConfigError: They are something else.
-            DataError: No task of this name was learned, or a row is wrong.
+            ConfigError: The list holds something else.
+            DataError: No task with this name was learned, or a row is wrong.
         """
         if isinstance(asked, (str, bytes, Mapping, Example, os.PathLike)) or not isinstance(asked, Iterable):
             kind = "a text" if isinstance(asked, str) else type(asked).__name__
@@ -124,7 +125,7 @@ class Questions:
         return found
 
     def _tell(self, texts: Sequence[str]) -> None:
-        """Say once if texts begin with the instruction of no task, though tasks were learned with one."""
+        """Warn once if texts lack every task's instruction although tasks were learned with one."""
         ways = {name: way for name, way in self._ways().items() if way is not None}
         heads = {name: way["head"].strip() for name, way in ways.items()}
         names = [name for name, way in ways.items() if heads[name] or way.get("system")]
@@ -152,7 +153,7 @@ class Questions:
 
 
 def asked_text(text: str, way: Way | None) -> Example:
-    """A text as a question, asked in a task's way or as it stands."""
+    """Make a question from a text, in a task's prompt format or unchanged."""
     if way is None:
         return Example("", text, "", (_ANSWER,))
     if "system" not in way:
@@ -195,13 +196,13 @@ def _is_message(item: Mapping[Any, Any]) -> bool:
 
 
 def _is_answered(item: Any) -> bool:
-    """Whether it is a list of messages, and no row of the data, that ends with an answer."""
+    """Whether an item is a list of messages, not a row of data, that ends with an answer."""
     last = item[-1] if isinstance(item, Sequence) and not isinstance(item, str) and item else None
     return isinstance(last, Mapping) and last.get("role") == "assistant"
 
 
 def _is_raw(item: Any) -> bool:
-    """Whether an instruction would have to be in the text itself."""
+    """Whether an item's text itself would have to contain the instruction."""
     return isinstance(item, str) or (
         isinstance(item, Mapping) and "messages" not in item and not item.get("instruction")
     )

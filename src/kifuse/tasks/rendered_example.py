@@ -1,4 +1,4 @@
-"""An example as the text that is trained: prompt and target told apart, special tokens marked."""
+"""Shows an example as the text that is trained: prompt and target separate, special tokens marked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kifuse.tasks.task import Example
 
 
 class Piece(NamedTuple):
-    """A part of a text; `special` where it is made of special tokens, such as `<|im_end|>`."""
+    """A part of a text; `special` is true if it consists of special tokens, such as `<|im_end|>`."""
 
     text: str
     special: bool = False
@@ -23,10 +23,10 @@ class Rendered:
     """An example as the model reads it.
 
     Args:
-        prompt: What is asked; it has no loss.
-        target: What is learned.
-        plain: Whether no tokenizer was at hand, so that special tokens, a template and cuts are not shown.
-        cut: Whether it was too long, so that the middle of the prompt or the end of the target is left out.
+        prompt: The prompt; it has no loss.
+        target: The text that is learned.
+        plain: Whether there was no tokenizer, so that special tokens, the template and cuts are not shown.
+        cut: Whether it was too long, so that the middle of the prompt or the end of the target is missing.
     """
 
     prompt: tuple[Piece, ...]
@@ -35,23 +35,23 @@ class Rendered:
     cut: bool = False
 
     def state(self) -> dict[str, Any]:
-        """Describe it as a JSON value: `[text, special]` for each piece."""
+        """Describe the example as a JSON value: `[text, special]` for each piece."""
         pieces = {"prompt": [list(p) for p in self.prompt], "target": [list(p) for p in self.target]}
         return {**pieces, "cut": self.cut}
 
 
 def render_example(example: Example, encoder: Encoder | None = None) -> Rendered:
-    """Show an example as the very text that is trained, cut as it is cut there; of a text its first piece.
+    """Show an example as exactly the text that is trained, with its cuts; a long text as its first piece.
 
     Args:
         example: The example.
-        encoder: Of the run; None: the texts of the data are shown as they are.
+        encoder: The run's encoder; with None the texts of the data are shown unchanged.
 
     Returns:
         The text, decoded from the token ids that are trained.
 
     Raises:
-        DataError: As `Encoder.encode`.
+        DataError: For the reasons given in `Encoder.encode`.
     """
     if encoder is None:
         return Rendered(_pieces([example.input]), _pieces([example.target]), plain=True)
@@ -69,9 +69,10 @@ def _pieces(texts: Iterable[str]) -> tuple[Piece, ...]:
 
 
 def _decoded(ids: Sequence[int], before: Sequence[int], encoder: Encoder) -> tuple[Piece, ...]:
-    """Decode tokens run by run, as they continue those before them.
+    """Decode runs of tokens as continuations of the tokens before them.
 
-    Each run is what it adds to the whole, since some tokenizers drop the space of a text's first word.
+    The text of a run is what it adds to the whole text, because some tokenizers drop the space before a
+    text's first word.
     """
     special = special_ids(encoder.tokenizer)
     seen, found = list(before), []
@@ -91,6 +92,6 @@ def _text(ids: list[int], encoder: Encoder) -> str:
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Ids of the tokens that stand for no text: markers of turns, beginning, end, padding."""
+    """Ids of the tokens that are not text: markers of turns, beginning, end, padding."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}

@@ -1,4 +1,4 @@
-"""Which text a model is given: the plain prompt, or what the tokenizer's own chat template makes of it."""
+"""Decides which text a model gets: the plain prompt, or one that the tokenizer's chat template renders."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Form = Literal["chat template", "plain", "one turn"]
 CHAT: Form = "chat template"
 PLAIN: Form = "plain"
 ONE_TURN: Form = "one turn"
-"""Of an earlier kifuse, where it was told to take the template: the whole prompt is one turn of a user."""
+"""The form of an earlier kifuse that was told to use the template: the whole prompt is one user turn."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """The form in which examples are put to a model, and why.
+    """The form of a model's prompts, and the reason for it.
 
     Attributes:
         form: ``"chat template"``, ``"plain"``, or ``"one turn"`` of an earlier kifuse.
-        why: In a few words.
+        why: The reason, in a few words.
     """
 
     form: Form
@@ -35,15 +35,15 @@ class Rendering:
 
     @property
     def template(self) -> bool | Literal["one turn"]:
-        """What an `Encoder` is told of it."""
+        """The value of the `Encoder`'s argument `chat_template`."""
         return "one turn" if self.form == "one turn" else self.by_template
 
     def state(self) -> dict[str, str]:
-        """What a record keeps of it."""
+        """Return what a record keeps of the rendering."""
         return {"form": self.form, "why": self.why}
 
     def note(self, examples: Iterable[Example]) -> str:
-        """What is to be said of examples in this form; empty where nothing is."""
+        """Note how examples are written in this form; empty if there is nothing to note."""
         chats = [] if self.form == CHAT else [e.conversation for e in examples if e.conversation is not None]
         if not chats:
             return ""
@@ -67,15 +67,15 @@ def decide_rendering(
 
     Args:
         setting: `data.chat_template`.
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         benchmark: `data.benchmark`.
-        begun: The form with which the run or the learner began, where it did.
+        begun: The form with which the run or the learner began, if it has begun.
 
     Returns:
-        The form, and why it is this one.
+        The form, and the reason for it.
 
     Raises:
-        ModelError: The template is asked for, and there is none.
+        ModelError: The template is requested, but there is none.
     """
     has_one = bool(getattr(tokenizer, "chat_template", None))
     if setting is True or (setting == "auto" and begun in (CHAT, ONE_TURN)):

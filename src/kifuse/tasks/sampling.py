@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Targeted(Protocol):
-    """What has a target, as an example has."""
+    """Anything with a target, such as an example."""
 
     @property
     def target(self) -> str:
@@ -20,21 +20,21 @@ class Targeted(Protocol):
 def visiting_order(
     examples: Sequence[Targeted], labels: Sequence[str] | None, key: tuple[object, ...]
 ) -> list[int]:
-    """Put examples into the seeded order in which a subset takes them.
+    """Put examples into a seeded order from which subsets are taken.
 
-    Any prefix is a subset, so a smaller subset lies inside a larger one drawn with the same key. With
-    labels every prefix holds the labels in numbers that differ by at most one, as far as they last.
+    Every prefix is a subset, so a smaller subset is part of a larger one drawn with the same key. With
+    labels, the numbers of the labels in every prefix differ by at most one, until a label runs out.
 
     Args:
         examples: The examples to draw from.
         labels: The labels to balance over, or None for a plain random order.
-        key: What the order depends on beside the examples, such as the seed and the name of the task.
+        key: What the order depends on besides the examples, such as the seed and the name of the task.
 
     Returns:
         A permutation of ``range(len(examples))``.
     """
     # A string seed goes through SHA-512, so the draw is the same on every platform and Python version.
-    rng = random.Random("\n".join(map(str, key)))  # noqa: S311 - a draw of examples, no secret
+    rng = random.Random("\n".join(map(str, key)))  # noqa: S311 - draws examples, not a secret
     order = list(range(len(examples)))
     rng.shuffle(order)
     if not labels:

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 def training_order(
     lengths: Sequence[int], *, epochs: int, batch_size: int, seed: int, group: int = 16
 ) -> list[int]:
-    """Order the examples of a task over all epochs so that a batch holds examples of like length.
+    """Order a task's examples over all epochs so that each batch holds examples of similar length.
 
-    Each epoch is a fresh permutation. Windows of ``group * batch_size`` random examples are sorted by length
-    and parted into batches, and the batches of the epoch are shuffled. Where the number of examples is no
-    multiple of the batch size, a batch runs over the end of an epoch: only the very last one may be short.
+    Each epoch is a new permutation. Windows of ``group * batch_size`` random examples are sorted by length
+    and split into batches, and the batches of the epoch are shuffled. If the number of examples is not a
+    multiple of the batch size, a batch continues into the next epoch: only the very last batch may be short.
 
     Args:
         lengths: Number of tokens of each example.
         epochs: Number of passes.
-        batch_size: Examples of one optimizer step, over all devices and micro-batches.
-        seed: Seed of the order; nothing else is random.
+        batch_size: Examples in one optimizer step, over all devices and micro-batches.
+        seed: Seed of the order, which depends on nothing else that is random.
         group: Number of batches whose examples are sorted together; 1 leaves batches random.
 
     Returns:
@@ -33,10 +33,10 @@ def training_order(
             raise ValueError(f"{name} is {value}, expected at least 1")
     order: list[int] = []
     for epoch in range(epochs):
-        rng = random.Random(f"{seed}\n{epoch}")  # noqa: S311 - an order of examples, no secret
+        rng = random.Random(f"{seed}\n{epoch}")  # noqa: S311 - orders examples, not a secret
         shuffled = list(range(len(lengths)))
         rng.shuffle(shuffled)
-        # The first examples fill up the batch that the epoch before left short.
+        # The first examples complete the batch that the epoch before left unfinished.
         start = min(-len(order) % batch_size, len(shuffled))
         end = start + (len(shuffled) - start) // batch_size * batch_size
         batches = _batches_by_length(shuffled[start:end], lengths, batch_size, group)

@@ -18,26 +18,26 @@ from kifuse.tasks.overlaps import Overlap, find_overlaps
 from kifuse.tasks.sampling import visiting_order
 
 Metric = str
-"""Name of a metric: one of `METRICS`, or ``module:function`` for a function of one's own."""
+"""Name of a metric: one of `METRICS`, or ``module:function`` for the user's own function."""
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """The messages of a chat as the data has them, for the tokenizer's own chat template.
+    """The messages of a chat as in the data, for the tokenizer's own chat template.
 
     Args:
-        text: JSON of an object with `messages`, and `tools` where there are any. The last message is the
-            assistant's answer that is learned; those before it are what is asked. Kept as text, so that a
-            conversation cannot be changed, compares by its content, and takes little memory.
+        text: JSON of an object with `messages`, and `tools` if there are any. The last message is the
+            assistant's answer that is learned; the messages before it are the prompt. Stored as text, so that
+            a conversation cannot be changed, is compared by content, and takes little memory.
     """
 
     text: str
 
     @classmethod
     def of(cls, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> Conversation:
-        """Make a conversation of messages, and of the tools that the model may call."""
+        """Make a conversation from messages, and from the tools that the model may call."""
         content: dict[str, Any] = {"messages": list(messages)}
         if tools:
             content["tools"] = list(tools)
@@ -54,7 +54,7 @@ class Conversation:
 
     @property
     def tools(self) -> list[Any] | None:
-        """Definitions of the tools that the model may call, as the template takes them."""
+        """Definitions of the tools that the model may call, in the form that the template takes."""
         return self._content.get("tools")
 
 
@@ -64,20 +64,21 @@ class Example:
 
     Args:
         head: Instruction and options; never cut.
-        body: The text; loses its middle when the whole is too long.
+        body: The text; its middle is cut when the prompt is too long.
         tail: The final cue such as ``"\nAnswer:"``, or an empty string; never cut.
         references: Accepted outputs; the first is the training target.
-        id: The identifier the data gives it, if any.
-        conversation: The chat that it is the last turn of, if it is one. With a chat template this is what is
-            rendered; head, body and tail are then a transcript for people and for models without a template.
-        cue_added: Whether the tail was put there by the reader and does not stand in the data; a chat
-            template leaves such a cue out.
-        options: The answers that its own row allows, where they differ from row to row; its answers are then
+        id: Its identifier in the data, if it has one.
+        conversation: The chat whose last turn it is, if it is a chat. A chat template renders this
+            conversation; head, body and tail are then a transcript for people and for models without a
+            template.
+        cue_added: Whether the reader added the tail and it is not in the data; a chat template leaves such a
+            cue out.
+        options: The answers that its own row allows, if they differ from row to row; its answers are then
             compared as labels.
-        note: What a method noted with it, for its loss; not saved.
-        where: File and row that it was read from, for messages; no part of what makes two examples the same.
+        note: A method's note for its loss; not saved.
+        where: File and row that it was read from, for messages; it does not count when examples are compared.
 
-    An example without any input is text to continue: each of its tokens is learned.
+    An example without any input is text to continue: every token of it is learned.
     """
 
     head: str
@@ -112,23 +113,23 @@ class Example:
         return self.references[0]
 
     def content_hash(self) -> str:
-        """Hash what the example asks and accepts.
+        """Hash the input and the accepted answers of the example.
 
         Returns:
-            SHA-256 over the input and the references, and over what a conversation holds beyond them; where
-            the input is parted does not count.
+            SHA-256 over the input and the references, and over the conversation if it has tools; the place
+            where the input is split does not count.
         """
         content = [self.input, *self.references]
         if self.conversation is not None and self.conversation.tools:
-            # tools stand in no transcript
+            # a transcript does not contain tools
             return sha256_text(json.dumps([content, self.conversation.text]))
         return sha256_text(json.dumps(content))
 
     def input_hash(self) -> str:
-        """Hash what the example asks; a text to continue asks nothing, and stands for itself.
+        """Hash the input of the example, or the text itself if it is a text to continue.
 
         Returns:
-            The first 16 hexadecimal digits of SHA-256, the same for examples that differ in answers alone.
+            The first 16 hexadecimal digits of SHA-256; examples that differ only in answers have the same.
         """
         asked = self.input or self.target
         if self.conversation is not None and self.conversation.tools:
@@ -154,11 +155,11 @@ class Example:
 
     @classmethod
     def from_state(cls, found: Mapping[str, Any]) -> Example:
-        """Take back what `state` gave.
+        """Rebuild the example that `state` described.
 
         Raises:
             KeyError: A part is missing.
-            DataError: A part is no text.
+            DataError: A part is not text.
         """
         chat = found.get("conversation")
         return cls(
@@ -178,7 +179,7 @@ class Task:
     """A named set of examples to learn, with the metric that scores it.
 
     Args:
-        name: Unique in a stream; also the name of its files in a run folder.
+        name: Its name; unique in a stream, and also used for its files in a run folder.
         train: Examples to learn from.
         dev: Examples to choose settings with.
         test: Examples to score.
@@ -186,10 +187,10 @@ class Task:
         metric: How a prediction is scored: a name of `METRICS`, ``"module:function"``, or a function of
             (prediction, references) or (prediction, example), which becomes its name.
         source: Where the examples come from, for the record of a run.
-        warnings: What the reader found odd but kept as published.
-        format: What the data was read as, in a few words, such as ``"messages in train.jsonl"``.
-        metric_why: Why it is scored by this metric, in a few words.
-        passed_over: What stands in the data and was not read (files, splits, fields), one sentence each.
+        warnings: What the reader found unusual but kept as published.
+        format: The format in which the data was read, in a few words, such as ``"messages in train.jsonl"``.
+        metric_why: The reason for this metric, in a few words.
+        passed_over: What is in the data but was not read (files, splits, fields), one sentence each.
     """
 
     name: str
@@ -221,7 +222,7 @@ class Task:
     def comparison_why(self) -> str:
         """How its answers are compared with the references, in a sentence without a full stop.
 
-        Empty where the metric compares no texts, such as JSON equality or a function of one's own.
+        Empty if the metric does not compare texts, such as JSON equality or a user's own function.
         """
         as_text = self.metric in METRICS and METRICS[self.metric].as_text
         by_row = self.labels is None and any(example.options for example in self.test)
@@ -229,11 +230,11 @@ class Task:
 
     @property
     def metric_source(self) -> str | None:
-        """SHA-256 of the source of the user's own function that scores it; None for a metric of `METRICS`."""
+        """SHA-256 of the source of the user's own metric function; None for a metric of `METRICS`."""
         return source_hash(self.metric) if self.metric not in METRICS and is_own(self.metric) else None
 
     def split(self, name: str) -> tuple[Example, ...]:
-        """Give one split.
+        """Return one split.
 
         Args:
             name: ``"train"``, ``"dev"`` or ``"test"``.
@@ -263,15 +264,15 @@ class Task:
         return sha256_text("\n".join(example.content_hash() for example in self.split(name)))
 
     def input_hashes(self) -> dict[str, list[str]]:
-        """Hash the input of every example: a list for each split, as `find_overlaps` takes them."""
+        """Hash the input of every example: a list for each split, in the form that `find_overlaps` takes."""
         return {split: [example.input_hash() for example in self.split(split)] for split in SPLITS}
 
     def subset(
         self, train: int | None = None, dev: int | None = None, test: int | None = None, seed: int = 0
     ) -> Task:
-        """Keep a seeded random part of each split, balanced over the labels where there are any.
+        """Keep a seeded random part of each split, balanced over the labels if there are any.
 
-        A smaller subset lies inside a larger one of the same seed, and the order of the data is kept.
+        A smaller subset is part of a larger one with the same seed, and the order of the data is kept.
 
         Args:
             train: How many training examples to keep; None or more than there are keeps all.
@@ -304,9 +305,9 @@ class TaskStream:
     """Tasks in the order in which they are learned.
 
     Args:
-        name: What the stream is called.
+        name: The name of the stream.
         tasks: The tasks.
-        passed_over: What stands beside them in the data and belongs to no task, a sentence each.
+        passed_over: What is in the data beside the tasks and belongs to none, one sentence each.
     """
 
     name: str
@@ -315,7 +316,7 @@ class TaskStream:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks))
-        # they name files, whose names may hold bytes that are no text
+        # these texts contain file names, which may hold bytes that are not text
         object.__setattr__(self, "passed_over", tuple(map(printable, self.passed_over)))
         if not self.tasks:
             raise DataError(f"Task stream '{self.name}' holds no task, expected at least one.")
@@ -329,41 +330,41 @@ class TaskStream:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What belongs to no task, and what the readers found odd but kept, over all tasks."""
+        """What belongs to no task, and what the readers found unusual but kept, over all tasks."""
         return (*self.passed_over, *(warning for task in self.tasks for warning in task.warnings))
 
     def overlaps(self) -> list[Overlap]:
-        """Find inputs that occur in more than one split, of the same task or of two.
+        """Find inputs that occur in more than one split, of the same task or of two tasks.
 
         Returns:
             One entry for each pair of splits that share inputs, in the order of the stream, with the number
-            of distinct inputs shared.
+            of distinct shared inputs.
         """
         return find_overlaps({task.name: task.input_hashes() for task in self.tasks})
 
 
 def check_task_name(name: object) -> None:
-    """Refuse a name that could not name a file in a run folder, on Linux, macOS or Windows.
+    """Refuse a name that could not be a file name in a run folder, on Linux, macOS or Windows.
 
     Args:
         name: The name of a task.
 
     Raises:
-        DataError: If it is empty, too long, a path, reserved, or holds characters that a name cannot hold.
+        DataError: If it is empty, too long, a path, reserved, or has characters that a file name cannot have.
     """
     if fault := name_fault(name):
         raise DataError(f"Task name {fault}.")
 
 
 def check_different(names: Sequence[str], where: str) -> None:
-    """Refuse names that stand twice, or that some file systems take for one.
+    """Refuse names that occur twice, or that some file systems treat as the same.
 
     Args:
         names: The names of tasks.
-        where: What holds them, for the message.
+        where: What holds the names, for the message.
 
     Raises:
-        DataError: If two are equal, save for letter case or for how accents are composed.
+        DataError: If two names are equal except for letter case or the composition of accents.
     """
     seen: dict[str, str] = {}
     for name in names:

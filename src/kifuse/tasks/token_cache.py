@@ -1,4 +1,4 @@
-"""Token ids that are kept while a process lives, so that several runs on the same data tokenise it once."""
+"""Keeps token ids while a process lives, so that several runs on the same data tokenise it once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kifuse.tasks.token_files import TokenFiles, texts_of
 
 
 class _Kept(NamedTuple):
-    """An `Encoded` with four bytes a token: a list would take about ten times that."""
+    """An `Encoded` that takes four bytes per token; a list would take about ten times that."""
 
     input_ids: array[int]
     target_ids: array[int]
@@ -31,27 +31,28 @@ class _Kept(NamedTuple):
 
 
 class TokenCache:
-    """Tokenised examples by the tokenizer, the limits and the content that they were made from."""
+    """Tokenised examples, by the tokenizer, the limits and the content from which they were made."""
 
     def __init__(self) -> None:
         self._kept: dict[str, dict[bytes, _Kept]] = {}
 
     def part(self, tokenizer: str, settings: dict[str, Any]) -> dict[bytes, _Kept]:
-        """The part for one tokenizer, by the name of its model, with the settings of its `Encoder`."""
+        """The cache of one tokenizer, by its model's name, with the settings of its `Encoder`."""
         return self._kept.setdefault(json.dumps([tokenizer, settings], sort_keys=True), {})
 
 
 class CachingEncoder(Encoder):
-    """An `Encoder` that tokenises no example twice.
+    """An `Encoder` that never tokenises an example twice.
 
     Args:
         tokenizer: The model's tokenizer.
-        source: Name of the model that the tokenizer is of.
-        cache: Where token ids are kept, for this encoder and others of the same model and settings; None:
-            nowhere.
-        folder: Where token ids are kept for the next process; None: nowhere, and nowhere beside a cache.
+        source: Name of the model that the tokenizer belongs to.
+        cache: The cache that keeps token ids for this encoder and others with the same model and settings;
+            None keeps nothing.
+        folder: The folder that keeps token ids for the next process; None keeps nothing. It is not used
+            beside a cache.
         writes: Whether this process writes files there.
-        settings: Of `Encoder`.
+        settings: Settings of `Encoder`.
     """
 
     def __init__(
@@ -71,14 +72,14 @@ class CachingEncoder(Encoder):
             self._files = TokenFiles(folder, tokenizer, settings, writes=writes)
 
     def uncut(self) -> CachingEncoder:
-        """The same encoder without limits, which keeps nothing."""
+        """Return the same encoder without limits; it keeps nothing."""
         found = copy.copy(self)
         found.max_input = found.max_target = sys.maxsize
         found._cache = found._files = None
         return found
 
     def encode_many(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Tokenise many examples; see `Encoder.encode_many`, which gives the same."""
+        """Tokenise many examples; the results are those of `Encoder.encode_many`."""
         kept = self._cache
         if self._files is not None:
             return self._files.encoded(examples, super().encode_many)

@@ -1,4 +1,4 @@
-"""Token ids that are kept in a run's folder, so that its next start does not tokenise the same data again."""
+"""Keeps token ids in a run's folder, so that its next start does not tokenise the same data again."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from kifuse.tasks.encoded import Encoded, token_list
 from kifuse.tasks.task import Example
 
 FORMAT = 2
-"""Raised when the same examples come to other token ids, or when the files look different."""
+"""Increased when the same examples give other token ids, or when the layout of the files changes."""
 
 WORTH = 500
-"""Fewer examples are tokenised faster than it is worth a file."""
+"""With fewer examples than this, tokenising is faster than using a file."""
 
 
 class TokenFiles:
     """Token ids of lists of examples, by a hash of the tokenizer, its settings and all texts.
 
-    A file that is missing, of another format or damaged is made anew; what is read is checked by its hash.
+    A file that is missing, damaged or of another format is made again; its hash is checked when it is read.
 
     Args:
-        folder: Where the files are.
-        tokenizer: The tokenizer; one that cannot be told from another keeps nothing.
-        settings: Of the `Encoder`.
+        folder: The folder of the files.
+        tokenizer: The tokenizer; nothing is kept for one that cannot be identified.
+        settings: Settings of the `Encoder`.
         writes: Whether this process writes files.
     """
 
@@ -42,13 +42,13 @@ class TokenFiles:
 
     @cached_property
     def _base(self) -> bytes | None:
-        # not before there is something to keep: reading a tokenizer's rules takes time
+        # computed only when needed, because reading a tokenizer's rules takes time
         return _fingerprint(self._tokenizer, self._settings)
 
     def encoded(
         self, examples: Sequence[Example], make: Callable[[Sequence[Example]], list[Encoded]]
     ) -> list[Encoded]:
-        """The token ids of examples: those kept, or those that `make` gives, which are kept then."""
+        """Return the token ids of examples: the kept ones, or those from `make`, which are then kept."""
         if len(examples) < WORTH or self._base is None:
             return make(examples)
         name = _name(self._base, examples)
@@ -95,7 +95,7 @@ class TokenFiles:
 
 
 def _fingerprint(tokenizer: Any, settings: dict[str, Any]) -> bytes | None:
-    """Hash what token ids depend on beside the texts; None where that cannot be known."""
+    """Hash everything besides the texts that decides token ids; None if this cannot be known."""
     import tokenizers
     import transformers
 
@@ -112,7 +112,7 @@ def _fingerprint(tokenizer: Any, settings: dict[str, Any]) -> bytes | None:
 
 
 def texts_of(example: Example) -> bytes:
-    """What an example's token ids depend on: its parts, which are cut unlike, its target and its chat."""
+    """Everything that decides an example's token ids: its parts (cut differently), target and chat."""
     chat = example.conversation.text if example.conversation else None
     parts = [example.head, example.body, example.tail, example.target, example.cue_added, chat]
     return json.dumps(parts).encode("ascii")

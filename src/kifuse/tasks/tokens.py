@@ -1,4 +1,4 @@
-"""Texts to token ids by a model's tokenizer, without the tokens that it puts around every text."""
+"""Turns texts into token ids with a model's tokenizer, without the tokens that it adds around texts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _PROBE = "probe"
 
 
 class Tokens:
-    """A tokenizer, for texts that stand by themselves and for texts that continue others.
+    """A tokenizer, for texts on their own and for texts that continue others.
 
     Args:
         tokenizer: The model's tokenizer.
 
     Attributes:
-        unknown: The token that stands for what the tokenizer does not know; None if none does only that.
+        unknown: The token for text that the tokenizer does not know; None if no token has only this use.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -31,17 +31,17 @@ class Tokens:
         self.unknown: int | None = None if tokenizer.unk_token_id in parts else tokenizer.unk_token_id
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise texts, each by itself."""
+        """Tokenise texts, each on its own."""
         if not texts:
             return []
         found = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return [token_list(row) for row in found]
 
     def continued(self, texts: Sequence[str], before: Sequence[str]) -> list[list[int]]:
-        """Tokenise texts as they continue others.
+        """Tokenise texts as continuations of others.
 
-        Some tokenizers put a space before any text. The last character before it is tokenised along and
-        dropped again, so that no such space appears in the middle.
+        Some tokenizers put a space before any text. So the last character before the text is tokenised with
+        it and then removed, and no such space appears in the middle.
         """
         ids = self.ids(texts)
         anchored: dict[str, list[int]] = defaultdict(list)
@@ -51,13 +51,14 @@ class Tokens:
         for anchor, indices in anchored.items():
             start = self.ids([anchor])[0]
             for index, row in zip(indices, self.ids([anchor + texts[i] for i in indices]), strict=True):
-                # Where the character merges with the text, the text on its own is the best there is.
+                # If that character merges with the text into one token, tokenising the text alone is the best
+                # choice.
                 if row[: len(start)] == start:
                     ids[index] = row[len(start) :]
         return ids
 
     def one(self, text: str) -> list[int]:
-        """Tokenise a text that may be a token of its own, such as what ends an answer."""
+        """Tokenise a text that may be a single token, such as what ends an answer."""
         number = self._tokenizer.convert_tokens_to_ids(text)
         unknown = number is None or (
             number == self._tokenizer.unk_token_id and text != self._tokenizer.unk_token
@@ -66,22 +67,22 @@ class Tokens:
 
     def text(self, ids: Sequence[int]) -> str:
         """Decode a part of a text, special tokens included."""
-        # Half a character at a cut decodes to the replacement character.
+        # A character that is cut in half decodes to the replacement character.
         return self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False).strip("\ufffd")
 
     def output(self, ids: Sequence[int]) -> str:
-        """Decode what a model has generated: without special tokens, and without space around it."""
+        """Decode a model's output, without special tokens and without white space around it."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
     def silent(self, ids: Sequence[int]) -> bool:
-        """Whether special tokens, and space, are all that these are, so that `output` leaves nothing."""
+        """Whether the ids are only special tokens and white space, so that `output` leaves nothing."""
         return (not ids or not self._special.isdisjoint(ids)) and not self.output(ids)
 
     def around(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before and after a text.
+        """Return the tokens that the tokenizer adds before and after a text.
 
         Raises:
-            ModelError: It gives other ids with special tokens than without.
+            ModelError: With special tokens the tokenizer gives other ids for the text itself than without.
         """
         plain = self.ids([_PROBE])[0]
         whole = list(self._tokenizer(_PROBE, verbose=False)["input_ids"])
@@ -94,13 +95,13 @@ class Tokens:
 
 
 def spaced(target: str, before: str) -> str:
-    """Put a space before a target that would otherwise stick to the prompt."""
+    """Put a space before a target that would otherwise be joined to the prompt."""
     apart = not before or before[-1].isspace() or not target or target[0].isspace()
     return target if apart else f" {target}"
 
 
 def only_special(where: str, answer: str) -> DataError:
-    """Refuse an answer that would read as an empty output."""
+    """Make the error for an answer that would read as an empty output."""
     return DataError(
         f"{where}: of the answer {answer[:60]!r} nothing is left but special tokens, which are no text in an "
         "output; write the answer as text."
@@ -108,7 +109,7 @@ def only_special(where: str, answer: str) -> DataError:
 
 
 def without_end(text: str, ends: Sequence[str]) -> str:
-    """A text without the end tokens that it ends with; any other text as it is."""
+    """Remove all end tokens at the end of a text; other texts are unchanged."""
     found = text
     while any(found.rstrip().endswith(end) for end in ends):
         end = next(end for end in ends if found.rstrip().endswith(end))

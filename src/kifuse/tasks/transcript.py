@@ -1,4 +1,4 @@
-"""A chat as plain text, for people and for models without a chat template."""
+"""Writes a chat as plain text, for people and for models without a chat template."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SPEAKERS = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
-"""How a line of a transcript begins, by the role of its message; other roles stand in front of it all."""
+"""The start of a transcript's line, by the role of its message; messages of other roles go into the head."""
 
 Message = Mapping[str, Any]
 
 
 def transcript(messages: Sequence[Message]) -> tuple[str, str, str]:
-    r"""Write what is asked in a chat as one text.
+    r"""Write the prompt of a chat as one text.
 
     Args:
-        messages: All but the answer.
+        messages: All messages but the answer.
 
     Returns:
-        Head, body and tail of a prompt. System messages are the head. One user message is the body as it
-        stands; a longer exchange gets a line ``User:`` or ``Assistant:`` for each message, and ends with
+        Head, body and tail of a prompt. System messages are the head. A single user message becomes the body
+        unchanged; a longer exchange gets a line ``User:`` or ``Assistant:`` for each message, and ends with
         ``"\nAssistant:"``.
     """
     head = "".join(f"{message_text(m)}\n\n" for m in messages if m.get("role") not in SPEAKERS)

@@ -1,4 +1,4 @@
-"""Which answers of a chat are learned: the last, or each of them as an example of its own."""
+"""Chooses the answers of a chat that are learned: the last one, or each one as a separate example."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from kifuse.tasks.transcript import message_text, transcript
 
 
 def with_learned_turns(task: Task, train_on: Literal["last", "all"]) -> Task:
-    """Make an example of each answer that is learned.
+    """Make an example from each answer that is learned.
 
-    An answer is asked for with the messages before it, exactly as a server will ask. One that says
-    ``weight: 0`` or ``train: false`` is not learned. Test examples stay as they are: their last answer is
+    The prompt of an answer is the messages before it, exactly as a server will send them. An answer with
+    ``weight: 0`` or ``train: false`` is not learned. Test examples stay unchanged: their last answer is
     scored.
 
     Args:
-        task: As it was read.
+        task: The task as it was read.
         train_on: `data.train_on`.
 
     Returns:
-        The task, with a warning that counts where examples were added or left out.
+        The task, with a warning that gives the numbers if examples were added or left out.
 
     Raises:
         DataError: A weight is neither 0 nor 1.
@@ -78,7 +78,7 @@ def _learned(example: Example, message: dict[str, Any]) -> bool:
 
 
 def _turn(example: Example, place: int) -> Example:
-    """An earlier answer of a chat as an example."""
+    """Make an example from an earlier answer of a chat."""
     chat = example.conversation
     if chat is None:
         return example

@@ -14,13 +14,13 @@ from kifuse.tasks.task import Task
 
 
 def watched_tasks(data: Any, most: int | None = None, seed: int = 0) -> list[Task]:
-    """Read the tasks of a path, or make one of a `Task` or rows, with nothing but their test examples.
+    """Read tasks from a path, or make one from a `Task` or rows, with nothing but their test examples.
 
     Args:
-        data: A task's folder or file, a folder of several, or what `as_task` takes. A file that holds no
-            splits is scored whole.
-        most: Test examples to keep of each; None: all.
-        seed: Of that draw.
+        data: A task's folder or file, a folder of several tasks, or anything that `as_task` takes. A file
+            without splits is scored as a whole.
+        most: Test examples to keep of each task; None keeps all.
+        seed: Seed for drawing them.
 
     Raises:
         DataError: The data is wrong, or a task has no test examples.
@@ -36,13 +36,13 @@ def watched_tasks(data: Any, most: int | None = None, seed: int = 0) -> list[Tas
                 f"watch: task {task.name!r} has no test examples, expected some: it is scored and never "
                 "trained on. Add a test file."
             )
-        # a subset that keeps no training example is refused, so the drawing comes first
+        # subset() refuses to keep no training example, so it is called before they are removed
         tasks.append(replace(replace(task, test=test).subset(test=most, seed=seed), train=(), dev=()))
     return tasks
 
 
 def also_trained(watched: Task, task: Task) -> str | None:
-    """Say that a watched task's inputs are trained on in another task; None where none is."""
+    """Say that a watched task's inputs are trained on in another task; None if none is."""
     trained = {example.input_hash() for example in task.train}
     shared = sum(example.input_hash() in trained for example in watched.test)
     if not shared:
