@@ -1,6 +1,6 @@
 """Continual learning for language models: one task after another, without forgetting.
 
-The public names are loaded when they are first used; importing `kifuse` imports no torch.
+The public names are loaded when they are first used; importing `kifuse` does not import torch.
 """
 
 from __future__ import annotations

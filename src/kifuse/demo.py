@@ -1,4 +1,4 @@
-"""The main job in one call: a real language model learns five jobs in a row, unprotected and protected."""
+"""The demo: a real language model learns five jobs in a row, without and with protection from forgetting."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ SETTINGS: dict[str, Any] = {
     },
     "evaluation": {"full_matrix": True},
 }
-"""What the demo runs with; everything else is the papers' default.
+"""The demo's settings; everything else has the papers' defaults.
 
-It has minutes, not hours: two passes instead of ten, small batches at a higher rate. No dropout: its
-random numbers take time on a CPU. The memory holds 32 of a task's 160 examples: the papers' 2% would
-be 3, fewer than a job has labels.
+The demo has minutes, not hours: two passes instead of ten, and small batches at a higher rate. It has no
+dropout, because dropout's random numbers take time on a CPU. The memory keeps 32 of a task's 160 examples:
+the papers' 2% would be 3, fewer than a job has labels.
 """
 
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "recurrent-kif": {"outer_steps": 5, "outer_optimizer": "own"},
 }
-"""Settings of single methods in the demo: five memory steps a round of eight, with moments of their own."""
+"""Settings of single methods in the demo: five memory steps in each round of eight, with separate moments."""
 
 SHOWN = 3
-"""Examples shown of each kind."""
+"""Number of examples shown of each kind."""
 
 
 def demo_config(method: str, seed: int, output: Path) -> RunConfig:
-    """The demo's configuration for one method."""
+    """Return the demo's configuration for one method."""
     training = {**SETTINGS["training"], "seed": seed}
     chosen = {"name": method, **METHOD_SETTINGS.get(method, {})}
     return RunConfig.model_validate({**SETTINGS, "training": training, "method": chosen, "output": output})
@@ -60,10 +60,10 @@ def run_demo(output: Path | None, seed: int, methods: tuple[str, ...], console: 
     """Run the demo and print what was kept and what was lost.
 
     Args:
-        output: Folder of the runs; None for `runs/demo-seed<seed>` under the current folder.
-        seed: Of everything random.
-        methods: Names of methods, the unprotected one first.
-        console: Where to.
+        output: Folder of the runs; None takes `runs/demo-seed<seed>` in the current folder.
+        seed: Seed of everything random.
+        methods: Names of methods, with the unprotected one first.
+        console: The console to print to.
 
     Returns:
         0.
@@ -106,7 +106,7 @@ def run_demo(output: Path | None, seed: int, methods: tuple[str, ...], console: 
 
 
 def _examples(console: Console, folders: list[Path], names: list[str]) -> None:
-    """A few messages that the first method once answered right: lost at the end, and kept."""
+    """Print a few messages that the first method once answered correctly: lost at the end, and kept."""
     found = changes(folders, SHOWN)
     for title, count, chosen in (
         (f"Lost by {names[0]}", found.lost_count, found.lost),
@@ -120,7 +120,7 @@ def _examples(console: Console, folders: list[Path], names: list[str]) -> None:
 
 
 def _example(change: Change, names: list[str]) -> Text:
-    """One message with its right answer and each method's answer at the end; never read as markup."""
+    """Show a message with its right answer and each method's final answer; it is never read as markup."""
     message = change.input.split("\n", 1)[-1].removesuffix("\nAnswer:").strip()
     text = Text(f"  {change.task}: {message}\n", style="dim")
     text.append(f"    right: {change.references[0]}", style="not dim")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import islice
 
-# Control characters save newline, what reverses the direction of text, and halves of surrogate pairs.
+# Control characters except newline, characters that reverse the direction of text, halves of surrogate pairs.
 _UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LONGEST_LINE = 2000
 _LONGEST_MESSAGE = 16_000
@@ -16,10 +16,10 @@ _MOST_CANDIDATES = 1000
 
 
 class KifuseError(Exception):
-    """Something the user can put right; the command line prints it without a traceback and exits with 2.
+    """An error that the user can fix; the command line prints it without a traceback and exits with 2.
 
-    A message quotes what stands in files: characters that would steer a terminal are written as escapes, and
-    a line of more than 2000 characters loses its middle, and so does a message of more than 16,000.
+    A message quotes the contents of files. So characters that would control a terminal are written as
+    escapes. A line of more than 2000 characters, or a message of more than 16,000, is cut in the middle.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -36,7 +36,7 @@ class DataError(KifuseError):
 
 
 class ModelError(KifuseError):
-    """A model or an adapter cannot be used as asked."""
+    """A model or an adapter cannot be used as requested."""
 
 
 class RunError(KifuseError):
@@ -44,7 +44,7 @@ class RunError(KifuseError):
 
 
 def printable(text: str) -> str:
-    """Write what would steer a terminal, and what no file can hold, as escapes; line breaks stay."""
+    """Escape characters that would control a terminal or that no file can hold; line breaks stay."""
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
@@ -53,7 +53,7 @@ def _shortened(text: str, most: int) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Write how many there are of something in a message: ``1 row``, ``1,200 rows``."""
+    """Write a number of things for a message: ``1 row``, ``1,200 rows``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -67,7 +67,7 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     Returns:
         ``" Did you mean 'x'?"`` with a leading space, or an empty string when nothing is close.
     """
-    # The search for likeness takes time that grows with the square of the lengths.
+    # The time of this search grows with the square of the lengths.
     if len(str(name)) > _LONGEST_NAME:
         return ""
     by_lower = {

@@ -1,4 +1,4 @@
-"""Every method by the name that users type, with what is known of it without importing torch."""
+"""Every method by the name that users type, with the facts that are known without importing torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Literal
 DataClass = Literal[
     "replay-free", "real replay", "generated replay", "generic replay", "task id given", "all data"
 ]
-"""What a method is given beside the task's own data, in the words of tables and records.
+"""The data that a method is given besides the task's own data, in the words of tables and records.
 
 Real replay keeps examples of earlier tasks, generated replay has a model write them, and generic replay keeps
-general data in their place. A method that is told which task a test example is of may choose among adapters.
-All data at once is the upper bound.
+general data instead of them. A method that is told the task of a test example may choose among adapters. All
+data at once is the upper bound.
 """
 
 _KIF = "arXiv 2408.05200"
@@ -21,7 +21,7 @@ _RECURRENT_KIF = "arXiv 2502.17510"
 
 
 def class_with(data_class: DataClass, source: Literal["real", "generated", "generic"]) -> DataClass:
-    """What a method trains on with a memory of this source, which only replay of real examples can have."""
+    """Return a method's data class with this source of memory; other sources only change real replay."""
     if data_class != "real replay" or source == "real":
         return data_class
     return "generated replay" if source == "generated" else "generic replay"
@@ -29,14 +29,14 @@ def class_with(data_class: DataClass, source: Literal["real", "generated", "gene
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a method without importing it.
+    """The facts about a method that are known without importing it.
 
     Attributes:
-        target: Where its class is, as ``module:Class``; its init fields are the settings.
+        target: The place of its class, as ``module:Class``; the class's init fields are the settings.
         summary: One line for the list of methods.
-        data_class: Which data it trains on beside the task's own, with its preset settings.
+        data_class: The data that it trains on besides the task's own, with its preset settings.
         preset: Settings that differ from the class's defaults under this name; the user's settings win.
-        paper: Where the method is published; empty for a baseline.
+        paper: The paper that published the method; empty for a baseline.
     """
 
     target: str

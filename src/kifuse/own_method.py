@@ -1,6 +1,6 @@
-"""Methods of a user's own: given a name in this process, or found in a file of the working directory by name.
+"""A user's own methods: named in this process, or found by name in a file of the working directory.
 
-Only what the caller says is ever imported, never what a folder says; see `refuse_unnamed_method`.
+Only code that the caller names is ever imported, never code that a folder names; see `refuse_unnamed_method`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 def register(name: str, cls: type[Method], summary: str = "") -> None:
-    """Give a method of your own a name, by which runs and configurations find it in this process.
+    """Give your own method a name, by which runs and configurations find it in this process.
 
     Args:
         name: Small letters, digits and dashes, as in ``my-method``.
-        cls: A pydantic dataclass derived from `Method`, all of whose settings have defaults.
+        cls: A pydantic dataclass derived from `Method`; all of its settings have defaults.
         summary: One line for the list of methods; the first line of the class's docstring if empty.
 
     Raises:
-        ConfigError: The name is taken or no name, or the class is no such class.
+        ConfigError: The name is taken or has a wrong form, or the class is not such a class.
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ConfigError(f"register: {name!r} is no name; expected small letters, digits and dashes.")
@@ -38,15 +38,15 @@ def register(name: str, cls: type[Method], summary: str = "") -> None:
 
 
 def name_method(name: Any) -> None:
-    """Know a method of your own by where its class is; a name of anything else is left alone.
+    """Register your own method by the place of its class; names of another form are ignored.
 
-    Only what the caller says is named in this way, never what a folder says: the file is imported.
+    Only the caller may name a class in this way, never a folder, because its file is imported.
 
     Args:
-        name: ``module:Class``; the module is a file or a package of the working directory.
+        name: ``module:Class``; the module is a file or a package in the working directory.
 
     Raises:
-        ConfigError: There is no such module or class, or it is no method.
+        ConfigError: There is no such module or class, or the class is not a method.
     """
     if not is_own_name(name) or name in registry.METHODS:
         return
@@ -64,15 +64,15 @@ def name_method(name: Any) -> None:
 
 
 def is_own_name(name: Any) -> bool:
-    """Whether a method's name says where its class is, as in ``my_file:MyMethod``."""
+    """Whether a method's name gives the place of its class, as in ``my_file:MyMethod``."""
     return isinstance(name, str) and names_code(name)
 
 
 def _own_entry(what: str, cls: Any, summary: str = "") -> Entry:
-    """The entry of a class of the user's own.
+    """Make the entry of a user's own class.
 
     Raises:
-        ConfigError: It is no method.
+        ConfigError: The class is not a method.
     """
     from kifuse.methods.base import Method
 
@@ -93,15 +93,15 @@ def _own_entry(what: str, cls: Any, summary: str = "") -> Entry:
 
 
 def refuse_unnamed_method(name: Any, named: str | None, folder: Any) -> None:
-    """Refuse a method that a folder names and the caller does not; nothing of it is imported.
+    """Refuse a method that a folder names but the caller does not; nothing of it is imported.
 
     Args:
-        name: Of the method, as the folder has it.
-        named: What the caller names.
+        name: The method's name in the folder.
+        named: The name that the caller gives.
         folder: The folder, for the message.
 
     Raises:
-        RunError: The caller has neither registered it nor named it.
+        RunError: The caller has neither registered the method nor named it.
         ConfigError: See `name_method`.
     """
     if named is not None:

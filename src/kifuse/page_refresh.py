@@ -1,4 +1,4 @@
-"""Keeps the page of a run up to date while the run goes on: it is drawn anew whenever a task is done."""
+"""Keeps the page of a run up to date during the run: the page is drawn again whenever a task is done."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kifuse.running.shared_by_runs import Shared
 
 
 class PageRefresh(Progress):
-    """Draws the page when the run's folder has changed, and passes everything on to another listener.
+    """Draws the page when the run's folder has changed, and passes every call on to another listener.
 
     Args:
         inner: The other listener.
@@ -28,7 +28,7 @@ class PageRefresh(Progress):
         self.inner = inner
 
     def saved(self, folder: Path) -> str | None:
-        """Draw the page. A page that cannot be drawn stops nothing: the problem is returned."""
+        """Draw the page. If it cannot be drawn, the run continues and the problem is returned."""
         return refresh_report(folder) or self.inner.saved(folder)
 
 
@@ -52,23 +52,23 @@ def run(
     shared: Shared | None = None,
     trained: Path | None = None,
 ) -> RunRecord:
-    """Run a configuration, or go on with it where it stopped, and draw its page after every task.
+    """Start a configuration or continue it where it stopped, and draw its page after every task.
 
     Args:
-        config: What to run.
-        progress: The listener that is told what is going on.
-        reuse: Folders of other runs. Where one differs in its method and in the order of later tasks at most,
-            and both methods train the first task plainly, its outcome is the same, and is taken over instead
-            of being computed again.
-        shared: What runs in this process hand on to each other: the base model, the tasks and their tokens.
-        trained: Folder of a finished run that differs in what it is scored on at most; its states are scored.
+        config: The configuration of the run.
+        progress: The listener that is told about the run's progress.
+        reuse: Folders of other runs. If one differs at most in its method and in the order of later tasks,
+            and both methods train the first task plainly, its result for the first task is the same and is
+            reused instead of being computed again.
+        shared: The base model, the tasks and their tokens, which runs in this process share.
+        trained: Folder of a finished run that differs at most in what it is scored on; its states are scored.
 
     Returns:
         The finished record, which is also in the run's folder.
 
     Raises:
-        KifuseError: The configuration, the data, the model or the output folder is not as it must be, or
-            another process is writing to the folder.
+        KifuseError: The configuration, the data, the model or the output folder is wrong, or another process
+            is writing to the folder.
     """
     refresh, folder = PageRefresh(progress or Progress()), Path(config.output)
     record = runner.run(config, progress=refresh, reuse=reuse, shared=shared, trained=trained)
@@ -80,7 +80,7 @@ def run(
 
 
 def page_is_older(folder: Path) -> bool:
-    """Whether the page of a run is older than its record, as a kill between the two leaves it, or gone."""
+    """Whether a run's page is missing or older than its record, for example after a kill between the two."""
     page, record = folder / PAGE, folder / RECORD
     if not record.is_file():
         return False

@@ -1,6 +1,6 @@
-"""How a wrong value of the user's is described: what was found, what was expected, what to do.
+"""Describes a user's wrong values: what was found, what was expected, and what to do.
 
-Used for the run's configuration and for the settings of a method, so that both read the same. No torch.
+Used for a run's configuration and for a method's settings, so that both read the same. Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from kifuse.errors import did_you_mean
 Key = tuple[str, ...]
 
 NOTHING = "nothing"
-"""What is found where a value is missing."""
+"""The text for a missing value."""
 
 _LONGEST_VALUE = 80
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with what the user gave.
+    """One thing that is wrong in the user's input.
 
     Attributes:
-        key: Where it is, from the outermost section inwards, e.g. ``("training", "epochs")``; may be empty.
-        found: What is there, ready to print.
-        expected: What belongs there, ready to print.
+        key: Its place, from the outermost section inwards, e.g. ``("training", "epochs")``; may be empty.
+        found: The value that is there, ready to print.
+        expected: The values that are allowed there, ready to print.
         advice: What to do about it, as a sentence; may be empty.
     """
 
@@ -42,7 +42,7 @@ class Problem:
     advice: str = ""
 
     def render(self, place: str = "") -> str:
-        """The problem as one line.
+        """Write the problem as one line.
 
         Args:
             place: Where the value was given, e.g. ``run.yaml:7`` or ``--set training.epochs``.
@@ -51,7 +51,7 @@ class Problem:
             ``place: key: found X, expected Y. Advice``.
         """
         key = ".".join(self.key)
-        if place.endswith(" " + key):  # "--set training.epochs" names the key already
+        if place.endswith(" " + key):  # "--set training.epochs" already contains the key
             key = ""
         head = ": ".join(part for part in (place, key) if part)
         text = f"found {self.found}, expected {self.expected}. {self.advice.strip()}".rstrip()
@@ -59,7 +59,7 @@ class Problem:
 
 
 def show_value(value: Any) -> str:
-    """A value as the user would recognise it, with its kind where that is not obvious.
+    """Show a value as the user would recognise it, with its kind if that is not obvious.
 
     Args:
         value: Anything that YAML or the command line can hold.
@@ -87,7 +87,7 @@ def _shorten(text: str) -> str:
 
 
 def describe_field(field: FieldInfo) -> str:
-    """What a field accepts, in words, from its type and its limits.
+    """Describe in words what a field accepts, from its type and its limits.
 
     Args:
         field: A field of a pydantic model or dataclass.
@@ -149,7 +149,7 @@ def from_pydantic(
     """Turns pydantic's errors into problems, one for each key.
 
     Args:
-        errors: What ``ValidationError.errors()`` gives.
+        errors: The result of ``ValidationError.errors()``.
         fields: The fields of the outermost model or dataclass.
         data: The value that was validated.
 
@@ -164,7 +164,7 @@ def from_pydantic(
 
 
 def _from_error(error: ErrorDetails, fields: Mapping[str, FieldInfo], data: Mapping[str, Any]) -> Problem:
-    """Follows the error's location down to its field; a list index or a union's branch ends it."""
+    """Follows the error's location down to its field; a list index or a branch of a union ends the search."""
     key: list[str] = []
     value: Any = data
     field: FieldInfo | None = None
@@ -190,7 +190,7 @@ def _from_error(error: ErrorDetails, fields: Mapping[str, FieldInfo], data: Mapp
 
 
 def unknown_key(key: Key, value: Any, fields: Mapping[str, FieldInfo]) -> Problem:
-    """The problem of a key that no field has."""
+    """Make the problem of a key that no field has."""
     names = [name for name, field in fields.items() if field.init is not False]
     advice = did_you_mean(key[-1], names) or "Correct or remove it."
     expected = "one of the keys " + ", ".join(names) if names else "no key here"

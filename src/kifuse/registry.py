@@ -1,4 +1,4 @@
-"""How a method is made from its name and settings; nothing is imported for a name until it is used."""
+"""Makes a method from its name and settings; nothing is imported for a name until it is used."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def method_names() -> list[str]:
 
 
 def method_entry(name: str, place: str = "") -> Entry:
-    """What is known of a method without importing it.
+    """Return the facts about a method that are known without importing it.
 
     Args:
         name: A name of ``method_names()``.
-        place: Where the name was given, for the message; the key ``method.name`` if empty.
+        place: The place where the name was given, for the message; the key ``method.name`` if empty.
 
     Returns:
         Its entry.
@@ -58,7 +58,7 @@ def build_method(name: str, settings: Mapping[str, Any] | None = None) -> Method
         The method, ready for its first task.
 
     Raises:
-        ConfigError: The name or a setting is wrong; the message holds every problem, one on a line.
+        ConfigError: The name or a setting is wrong; the message lists every problem on its own line.
     """
     given = dict(settings or {})
     made, problems = _try_build(name, given)
@@ -68,10 +68,10 @@ def build_method(name: str, settings: Mapping[str, Any] | None = None) -> Method
 
 
 def name_of(method: Method) -> str:
-    """The name under which a method's class is registered.
+    """Return the name under which a method's class is registered.
 
     Raises:
-        ConfigError: It is not registered.
+        ConfigError: The class is not registered.
     """
     target = f"{type(method).__module__}:{type(method).__qualname__}"
     for name, entry in METHODS.items():
@@ -81,14 +81,14 @@ def name_of(method: Method) -> str:
 
 
 def check_settings(name: str, settings: Mapping[str, Any]) -> list[Problem]:
-    """The problems of a method's settings, with keys that start with ``method``; imports the method.
+    """Find the problems of a method's settings, with keys under ``method``; imports the method.
 
     Args:
         name: A name of ``method_names()``.
         settings: Values of the method's init fields.
 
     Returns:
-        The problems; empty when the method can be made.
+        The problems; empty if the method can be made.
     """
     return _try_build(name, dict(settings))[1]
 
@@ -118,14 +118,14 @@ def _try_build(name: str, given: dict[str, Any]) -> tuple[Any, list[Problem]]:
 
 
 def _preset(wanted: FieldInfo, value: Any) -> FieldInfo:
-    """A class may bear several names; advice tells the default of the name that the user wrote."""
+    """Set the default of the name that the user wrote, since one class may have several names."""
     found = copy(wanted)
     found.default = value
     return found
 
 
 def _is_stray_bool(value: Any, wanted: FieldInfo) -> bool:
-    """Pydantic takes true for the number 1; a user who writes it there has made a mistake."""
+    """Whether a truth value stands for a number: pydantic accepts true as 1, but it is the user's mistake."""
     words = describe_field(wanted)
     return isinstance(value, bool) and "number" in words and "true or false" not in words
 

@@ -1,4 +1,4 @@
-"""A saved adapter, put on a model outside of any run: for serving what was learned."""
+"""Puts a saved adapter on a model outside of any run, so that the learned model can be served."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> 
     """Put a saved adapter on a model.
 
     Args:
-        model: A transformers model, as the adapter's base was; changed in place.
+        model: A transformers model like the adapter's base; changed in place.
         folder: `adapters/after-<k>` of a run or a learner, `after-<k>/adapter` of a callback's `state_dir`,
-            or what a Trainer with a callback has saved. A standard PEFT adapter is loaded as well, and
-            weights of the model itself are put in their place.
+            or a folder that a Trainer with a callback saved. A standard PEFT adapter is loaded as well; saved
+            weights of the model itself replace the model's weights.
         task: For a method whose class is "task id given": the number, from 1, of the learned task whose
-            inputs the model is to answer; `adapter_on(model).told` says another one later, from 0.
+            inputs the model shall answer; set `adapter_on(model).told` to choose another task later, from 0.
 
     Returns:
-        The model that answers with what was learned.
+        The model, which answers with what was learned.
 
     Raises:
-        ModelError: The folder holds no adapter, one of another model, or one of a method that is not
-            registered: no code is run because a folder names it; or its method cannot be told a task.
+        ModelError: The folder holds no adapter, an adapter of another model, or one of a method that is not
+            registered, because no code is run just because a folder names it; or its method cannot be told a
+            task.
     """
     place = Path(os.path.expanduser(folder))
     config = read_config(place)
@@ -58,7 +59,7 @@ def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> 
             "and call kifuse.register first."
         )
     method_settings, settings = (_section(place, config, key) for key in ("method_settings", "settings"))
-    if wanted not in OWN:  # what a user's own settings mean is not known here
+    if wanted not in OWN:  # the meaning of the settings of a user's own method is not known here
         sizes = {**method_settings, "rank": settings.get("rank")}
         refuse_sizes(place / CONFIG, sizes, [t.shape for t in read_adapter(place).tensors.values()])
     encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
@@ -69,7 +70,7 @@ def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> 
         adapter.load(place)
     except ModelError:
         raise
-    except Exception as error:  # of any kind, at settings that are none
+    except Exception as error:  # any kind of error, raised at malformed settings
         raise ModelError(f"{place}: cannot be put on this model: {type(error).__name__}: {error}") from error
     if task is not None:
         if method.data_class != "task id given" or task < 1:

@@ -1,4 +1,4 @@
-"""Opens the stream of tasks that a configuration asks for. No torch."""
+"""Opens the stream of tasks that a configuration asks for. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 def open_stream(data: DataConfig, seed: int) -> TaskStream:
-    """Reads the tasks of a run, in their order and cut to the sizes asked for.
+    """Reads the tasks of a run, in their order and cut to the requested sizes.
 
     Args:
-        data: The configuration's section ``data``; without an order a benchmark comes in its first one.
+        data: The configuration's section ``data``; without an order, a benchmark has its first order.
         seed: Seed of the subsets.
 
     Returns:
         The stream.
 
     Raises:
-        DataError: The data is missing or wrong, or a task has nothing to train on.
+        DataError: The data is missing or wrong, or a task has no training examples.
     """
     name_metrics("data.own_metrics", data.own_metrics)
     if data.benchmark is not None:
@@ -65,15 +65,15 @@ def open_stream(data: DataConfig, seed: int) -> TaskStream:
 
 
 def chosen_part(task: Task, data: DataConfig, seed: int) -> Task:
-    """The examples of a task that a run takes: the answers that are learned, and as many as are asked for.
+    """Select the examples of a task for a run: the answers that are learned, in the requested number.
 
     Args:
-        task: As it was read.
+        task: The task as it was read.
         data: The configuration's section ``data``.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Raises:
-        DataError: There is nothing to train on.
+        DataError: The task has no training examples.
     """
     found = with_learned_turns(task, data.train_on)
     if not found.train:
@@ -88,7 +88,7 @@ def chosen_part(task: Task, data: DataConfig, seed: int) -> Task:
 
 
 def _scored_on_dev(task: Task) -> Task:
-    """The task with its dev examples in place of its test examples, which nothing sees any more."""
+    """Return the task with its dev examples as test examples; the real test examples are not used at all."""
     if not task.dev:
         raise DataError(
             f"Task '{task.name}': it has no dev examples to be scored on (data.scored_on: dev); give "
@@ -102,14 +102,14 @@ def _scored_on_dev(task: Task) -> Task:
 
 
 def name_metrics(key: str, functions: Iterable[str]) -> None:
-    """Let functions that the caller names score tasks; those that only a folder names do not run.
+    """Allow functions that the caller names to score tasks; functions that only a folder names do not run.
 
     Args:
-        key: Where the caller names them, for messages.
-        functions: Their names.
+        key: The place where the caller names them, for messages.
+        functions: The functions' names.
 
     Raises:
-        DataError: There is no such function.
+        DataError: A function does not exist.
     """
     for function in functions:
         try:
@@ -126,5 +126,5 @@ def _scored_by(metric: str, task: Task) -> Task:
 
 
 def own_steps(examples: int, epochs: int, batch_size: int) -> int:
-    """Optimizer steps of a task on its own examples: only the last batch of all may be short."""
+    """The optimizer steps of a task on its own examples: only the last of all batches may be short."""
     return ceil(examples * epochs / batch_size)
