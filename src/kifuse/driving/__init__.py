@@ -1,1 +1,1 @@
-"""A method at work in a Trainer: hooks, batches, memory steps, taps. Nothing else reads private names."""
+"""Runs a method inside a Trainer: hooks, batches, memory steps, taps. Only here are private names read."""

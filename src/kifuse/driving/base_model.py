@@ -1,4 +1,4 @@
-"""Which base model an adapter is trained on: known again by a hash of its frozen weights."""
+"""Recognises the base model that an adapter is trained on, by a hash of its frozen weights."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from kifuse.errors import RunError
 
 LOOKED_AT = 256
-"""Numbers of each tensor that the hash is of."""
+"""How many numbers of each tensor go into the hash."""
 
 
 @torch.no_grad()
 def base_of(model: nn.Module) -> dict[str, str] | None:
-    """A hash of a model's frozen weights, whatever precision of a float they are held in.
+    """Hash a model's frozen weights; in float32 and bfloat16 the same model has the same hash.
 
     Args:
-        model: A model. What its adapters hold is left out.
+        model: A model. The weights of its adapters are left out.
 
     Returns:
-        `hash`, and the `kind` of numbers, since those of a quantised model are others; None where nothing is
-        frozen, or where weights are in pieces or not in memory.
+        `hash`, and the `kind` of numbers, because a quantised model has other numbers; None if nothing is
+        frozen, or if weights are in pieces or not in memory.
     """
     adapters = getattr(model, "peft_config", None) or {}
     prefix = getattr(getattr(model, "base_model", None), "prefix", None) if adapters else None
@@ -47,7 +47,7 @@ def base_of(model: nn.Module) -> dict[str, str] | None:
 
 
 def _some(p: Tensor) -> Tensor:
-    """Numbers from all over a tensor, as bfloat16: a model loaded in that precision has the same."""
+    """Take numbers from all over a tensor, as bfloat16: a model loaded in bfloat16 has the same ones."""
     flat = p.detach().flatten()
     return flat[:: max(1, flat.numel() // LOOKED_AT)][:LOOKED_AT].to(torch.bfloat16).cpu().contiguous()
 
@@ -56,13 +56,13 @@ def refuse_other_base(now: Mapping[str, str] | None, before: Mapping[str, str] |
     """Refuse another base model than that of the earlier tasks.
 
     Args:
-        now: From `base_of`.
-        before: The same, as it was kept.
+        now: What `base_of` gives for the model now.
+        before: What `base_of` gave for the earlier tasks.
         where: Folder of states, for the message, or None.
 
     Raises:
-        RunError: It is another one. Nothing is said where one of them is not known, or is quantised and the
-            other is not.
+        RunError: It is another base model. There is no error if one of the two is not known, or if only one
+            of them is quantised.
     """
     if now and before and now["kind"] == before["kind"] and now["hash"] != before["hash"]:
         place = "" if where is None else f"{where}: "

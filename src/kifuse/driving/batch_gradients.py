@@ -1,4 +1,4 @@
-"""Losses and gradients that move nothing, under a live Trainer: its batches, its loss, any weights."""
+"""Losses and gradients under a live Trainer, with its batches and loss, at any weights; nothing changes."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from kifuse.errors import RunError
 from kifuse.methods.context import Weights
 
 FORWARD = Fraction(1, 3)
-"""A forward pass alone, in forward and backward passes."""
+"""Cost of a forward pass alone; the unit is one forward and backward pass."""
 
 TWICE = 2
-"""A gradient that is differentiated once more, in forward and backward passes."""
+"""Cost of a gradient that is differentiated again; the unit is one forward and backward pass."""
 
 
 class StepInputs:
     """Remembers the micro-batches of a Trainer's step until its optimizer moves.
 
     Args:
-        taps: Of a Trainer that is about to train.
-        model: Its model without wrappers.
+        taps: The taps of a Trainer that is about to train.
+        model: The Trainer's model without wrappers.
         curvature: Whether gradients of gradients will be asked for.
 
     Raises:
-        RunError: The set-up hides gradients at other weights, or cannot give gradients of gradients.
+        RunError: The set-up cannot give gradients at other weights, or gradients of gradients.
     """
 
     def __init__(self, taps: Taps, model: nn.Module, *, curvature: bool) -> None:
@@ -63,7 +63,7 @@ class StepInputs:
         self.clear()
 
     def take(self) -> tuple[Inputs, ...]:
-        """The micro-batches since `clear`."""
+        """Return the micro-batches since `clear`."""
         seen, self._seen = tuple(self._seen), []
         return seen
 
@@ -93,10 +93,10 @@ def _refuse(trainer: Any, model: nn.Module, curvature: bool) -> None:
 
 
 class BatchGradients:
-    """Losses and gradients on batches, at any weights, for a Trainer that is training; nothing moves.
+    """Losses and gradients on batches, at any weights, for a Trainer that is training; no weight changes.
 
     Args:
-        context: Of the training; its counts include these passes.
+        context: The context of the training; its counts include these passes.
     """
 
     def __init__(self, context: UnderWay) -> None:
@@ -111,11 +111,11 @@ class BatchGradients:
         return self._context.trainer.accelerator.num_processes
 
     def begin_step(self, parts: tuple[Inputs, ...] | None) -> None:
-        """Take in the step's own batch, where one was kept."""
+        """Take the step's own batch, if one was kept."""
         self._batch = None if parts is None else TrainerBatch(parts, self._processes)
 
     def end_step(self) -> None:
-        """Forget it."""
+        """Forget the step's batch."""
         self._batch = None
 
     def step_batch(self) -> TrainerBatch:
@@ -187,13 +187,13 @@ class BatchGradients:
                 return model(**inputs)
 
     def train_forward(self, batch: TrainerBatch) -> Any:
-        """See `Context.train_forward`; with its backward pass it is one pass more."""
+        """See `Context.train_forward`; with its backward pass it counts as one more pass."""
         self._count(batch.passes)
-        # not through its wrapper: another process may have no such pass to share its buffers in
+        # not through the wrapper, which shares buffers among processes: another one may have no such pass
         return self._context.trainer.model(**self._without_labels(batch))
 
     def _without_labels(self, batch: TrainerBatch) -> dict[str, Any]:
-        """The arguments of a forward pass of which no loss is asked for."""
+        """The arguments of a forward pass without a loss."""
         inputs = dict(batch.only_part)
         two_sided = getattr(self._context.trainer.model.config, "is_encoder_decoder", False)
         if not two_sided or "decoder_input_ids" in inputs:
@@ -260,12 +260,12 @@ class BatchGradients:
             yield loss * share
 
     def _names(self) -> list[str]:
-        """The parameters' names in the model, where its adapter may have one of its own."""
+        """The parameters' names in the model itself, which may contain the name of its adapter."""
         own = {id(p): name for name, p in self._context.trainer.model.named_parameters()}
         return [own[id(p)] for p in self._context.params.tensors]
 
     def _scaled(self, items: Any) -> bool:
-        """Whether a part's loss is its share of the whole batch's already, as in `Trainer.training_step`."""
+        """Whether a part's loss is already its share of the whole batch's, as in `Trainer.training_step`."""
         trainer = self._context.trainer
         said = getattr(trainer, "loss_is_scaled_for_ga", None)
         if said is not None:
@@ -275,10 +275,10 @@ class BatchGradients:
 
     @contextlib.contextmanager
     def _noise(self, noise: int, place: int) -> Iterator[None]:
-        """The random numbers of a part's pass; those of training stay where they are."""
+        """Give a part's pass random numbers of its own; those of training are not touched."""
         args = self._context.trainer.args
         step = self._context.trainer.state.global_step
-        # a text seeds alike on every machine
+        # a text as seed gives the same numbers on every machine
         draw = random.Random(f"{args.seed}:{step}:{noise}:{place}:{args.process_index}")  # noqa: S311
         device = args.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -296,14 +296,14 @@ class BatchGradients:
         return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
 
     def _count(self, passes: Fraction) -> None:
-        """Count work; what is not a whole pass yet waits."""
+        """Count work in whole passes; a fraction waits until it is part of a whole pass."""
         self._uncounted += passes
         whole = int(self._uncounted)
         self._uncounted -= whole
         self._context.extra_passes += whole
 
     def state(self) -> dict[str, Any]:
-        """The place in the memory, and what is counted of a pass, as JSON."""
+        """The place in the memory, and the fraction of a pass that is not counted yet, as JSON."""
         rest = self._uncounted
         return {
             "drawn": self._probes.drawn if self._probes else 0,
@@ -311,7 +311,7 @@ class BatchGradients:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` gave."""
         self._uncounted = Fraction(*state["uncounted"])
         if state["drawn"]:
             self._memory_probes().drawn = state["drawn"]

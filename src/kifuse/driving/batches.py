@@ -18,7 +18,7 @@ from kifuse.tasks.encoding import Encoded
 
 @dataclass(frozen=True, slots=True)
 class Filler(Encoded):
-    """An example that counts for nothing, where a process would otherwise have no batch."""
+    """An example that does not count, for a process that would otherwise have no batch."""
 
 
 class OrderedExamples(Dataset[Encoded]):
@@ -27,8 +27,8 @@ class OrderedExamples(Dataset[Encoded]):
     Args:
         encoded: The examples.
         order: Indices into `encoded`, as from `training_order`.
-        multiple: The number of examples is filled up to a multiple of this. Several processes need as many
-            batches each; left alone, the data loader would take the first examples again.
+        multiple: The number of examples is filled up to a multiple of this. All processes need the same
+            number of batches; otherwise the data loader would take the first examples again.
     """
 
     def __init__(self, encoded: Sequence[Encoded], order: Sequence[int], multiple: int = 1) -> None:
@@ -50,7 +50,7 @@ class ModelCollator:
     """A collator whose batches a model accepts without labels, so that the loss is computed outside of it.
 
     Args:
-        collator: From `kifuse.tasks`.
+        collator: A collator of `kifuse.tasks`.
         decoder_inputs: An encoder-decoder model's own shift of labels to decoder inputs, or None.
         constants: Further arguments of the forward pass, the same for each batch.
     """
@@ -66,7 +66,7 @@ class ModelCollator:
         self.constants = dict(constants or {})
 
     def __call__(self, examples: Sequence[Encoded]) -> dict[str, Any]:
-        """One batch of tensors."""
+        """Make one batch of tensors."""
         batch = {**self.collator(examples), **self.constants}
         for row, example in enumerate(examples):
             if isinstance(example, Filler):
@@ -85,7 +85,7 @@ class MemoryBatches:
     Args:
         encoded: The memory's examples.
         batch_size: Global batch size.
-        seed: Of the permutations.
+        seed: Seed of the permutations.
     """
 
     def __init__(self, encoded: Sequence[Encoded], batch_size: int, seed: int) -> None:
@@ -94,7 +94,7 @@ class MemoryBatches:
         self.seed = seed
         self.drawn = 0
         self.tasks: Sequence[str] = ()
-        """The task of each example, where whoever has them knows it."""
+        """The task of each example; empty if the tasks are not known."""
         self._pass: tuple[int, list[int]] = (-1, [])
 
     @property
@@ -103,7 +103,7 @@ class MemoryBatches:
         return -(-len(self.encoded) // self.batch_size) if self.encoded else 0
 
     def next(self) -> list[Encoded]:
-        """The next batch."""
+        """Return the next batch."""
         batch = [self.encoded[self._index(self.drawn + i)] for i in range(self.batch_size)]
         self.drawn += self.batch_size
         return batch
@@ -118,11 +118,11 @@ class MemoryBatches:
 
 
 def collator_of(backbone: Backbone, adapter: Adapter | None = None) -> ModelCollator:
-    """What makes a batch of a model's examples, in kifuse's own runs.
+    """Make the collator that builds a model's batches in kifuse's own runs.
 
     Args:
-        backbone: What the model was made from.
-        adapter: On the model, if there is one.
+        backbone: The backbone that the model was made from.
+        adapter: The adapter on the model, if there is one.
     """
     plain = Collator(
         backbone.tokenizer.pad_token_id,

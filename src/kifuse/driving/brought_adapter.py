@@ -34,7 +34,7 @@ from kifuse.methods.base import Method
 from kifuse.problems import from_pydantic
 
 ADAPTER = "adapter"
-"""The folder of the adapter in that of a state, and the key of its settings in `state.json`."""
+"""The adapter's folder inside the folder of a state, and the key of its settings in `state.json`."""
 
 
 class BroughtAdapter:
@@ -45,11 +45,11 @@ class BroughtAdapter:
         settings: The keys of `model.adapter` in a configuration; None takes those of the earlier tasks, or
             the defaults.
         state_dir: Folder of states.
-        place: Where a Trainer's training goes on from, given what it was asked to resume from; None where it
-            starts.
+        place: Called with a Trainer and what it was asked to resume from; gives the folder that training goes
+            on from, or None if it starts.
 
     Raises:
-        RunError: There is no folder to keep it in.
+        RunError: There is no folder to keep the adapter in.
         ConfigError: A setting is wrong.
     """
 
@@ -72,7 +72,7 @@ class BroughtAdapter:
         self.settings = AdapterConfig()
         self.seed = 0
         self.base: dict[str, str] | None = None
-        """The base model, from `base_of`; None where another callback has put the adapter on it."""
+        """The base model, from `base_of`; None if another callback has put the adapter on it."""
         self._untrained: dict[str, Tensor] = {}
         self._trainers: list[Taps] = []
 
@@ -109,7 +109,7 @@ class BroughtAdapter:
         """Make sure that a model about to be trained has the adapter.
 
         Raises:
-            RunError: It has not.
+            RunError: The model does not have it.
         """
         if self.adapter is None or adapter_on(model) is not self.adapter:
             raise RunError(
@@ -118,7 +118,7 @@ class BroughtAdapter:
             )
 
     def end_task(self) -> None:
-        """Make final what was trained."""
+        """Finish the training of the task; see `Adapter.end_task`."""
         self._there().end_task()
         self._untrained = {}
 
@@ -136,7 +136,7 @@ class BroughtAdapter:
         return self.adapter
 
     def _on(self, model: Any, seed: int) -> Any:
-        """The model with the adapter on it."""
+        """Return the model with the adapter on it."""
         newest = newest_state(self.state_dir)
         if newest:
             file = after_folder(self.state_dir, newest) / STATE
@@ -185,10 +185,10 @@ class BroughtAdapter:
         return adapted
 
     def _refuse_other_settings(self, file: Path, kept: AdapterConfig) -> AdapterConfig:
-        """What the earlier tasks were trained with.
+        """Return the settings that the earlier tasks were trained with.
 
         Raises:
-            RunError: Others are asked for now; names the first that differs.
+            RunError: Other settings are asked for now; the message names the first that differs.
         """
         for key, value in self._given.model_dump(by_alias=False).items() if self._given is not None else ():
             if value != getattr(kept, key):
@@ -199,7 +199,7 @@ class BroughtAdapter:
         return kept
 
     def _make_ready(self, checkpoint: Path | None) -> None:
-        """Put what the earlier tasks left on the model, and begin the task that training is about."""
+        """Load what the earlier tasks left into the adapter, and begin the task."""
         file = None if checkpoint is None else checkpoint / STATE
         index = newest_state(self.state_dir)
         if file is not None and file.is_file():
@@ -216,7 +216,7 @@ class BroughtAdapter:
             adapter.begin_task(index, self.seed)
 
     def _save(self, trainer: Any, original: Any, output_dir: Any = None, state_dict: Any = None) -> Any:
-        """Have the Trainer write the adapter in the place of a model, and everything else as ever."""
+        """Let the Trainer write the adapter in place of a model, and everything else as usual."""
         if not trainer.args.should_save:
             return original(output_dir, state_dict)
         folder = Path(trainer.args.output_dir if output_dir is None else output_dir)
@@ -236,7 +236,7 @@ class BroughtAdapter:
 
 
 def _checked(settings: Mapping[str, Any], method: Method) -> AdapterConfig:
-    """The settings of an adapter, with the defaults.
+    """Check the settings of an adapter, and add the defaults.
 
     Raises:
         ConfigError: One is unknown or wrong.

@@ -44,11 +44,11 @@ MEMORY, WEIGHTS = "memory.jsonl", "weights.safetensors"
 
 
 class CarryingCallback(MethodCallback):
-    """Finds out which task a training is, takes up what the earlier ones left, and writes what it leaves.
+    """Finds out which task is trained, loads what the earlier tasks left, and writes what this one leaves.
 
     Args:
         method: The method.
-        memory: See `kifuse.driving.standalone.StandaloneCallback`, as for the others.
+        memory: See `kifuse.driving.standalone.StandaloneCallback`, also for the other arguments.
         state_dir: Folder of states.
         name: The task's name.
         share: Part of each task's rows to remember.
@@ -91,7 +91,7 @@ class CarryingCallback(MethodCallback):
         self._base: dict[str, str] | None = None
         """The base model of the earlier tasks, from `base_of`."""
         self._data: str | None = None
-        """What the task's own rows are known by."""
+        """The hash of the task's own rows, from `known_by`."""
 
     @property
     def _draws(self) -> bool:
@@ -104,7 +104,7 @@ class CarryingCallback(MethodCallback):
         Args:
             dataset: The task's own rows.
             step: Step that training goes on from; 0 where it starts.
-            device: Of the trained tensors.
+            device: Device of the trained tensors.
         """
         place = self._checkpoint(step)
         self._middle = read_checkpoint(place, step, self.method) if step else None
@@ -117,13 +117,13 @@ class CarryingCallback(MethodCallback):
         self._rows = self._memory_rows(dataset)
 
     def _refuse_other_data(self, place: Path) -> None:
-        """Refuse to go on with a checkpoint of another task, and to learn by accident what was learned last.
+        """Refuse to go on with a checkpoint of another task, or to learn the last task again by accident.
 
         Args:
             place: The state beside the checkpoint that training goes on from.
 
         Raises:
-            RunError: It is so.
+            RunError: One of the two is the case.
         """
         finished = self._finished_tasks()
         if self._middle is not None:
@@ -135,7 +135,7 @@ class CarryingCallback(MethodCallback):
             refuse_twice(self.state_dir, self._data, finished)
 
     def _finished_tasks(self) -> list[dict[str, Any]]:
-        """All tasks that the newest state was written after."""
+        """All tasks that were learned when the newest state was written."""
         if self.state_dir is None or not self._newest:
             return self.learned
         return list(sealed_values(after_folder(self.state_dir, self._newest) / STATE)["learned"])
@@ -144,7 +144,7 @@ class CarryingCallback(MethodCallback):
         """Make sure that the base model is that of the earlier tasks.
 
         Raises:
-            RunError: It is another one.
+            RunError: It is another base model.
         """
         now = base_of(model) if self._brought is None else self._brought.base
         before = self._base if self._middle is None else self._middle.values.get("base", self._base)
@@ -214,7 +214,7 @@ class CarryingCallback(MethodCallback):
         batches.tasks = self._kept.tasks()
         counted = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
         if not (counted and args.average_tokens_across_devices):
-            # a loss that each process divides by its own rows is right only where all have as many
+            # if each process divides the loss by its own rows, all processes must have equally many
             batches.batch_size = max(1, batches.batch_size // processes) * processes
         return batches
 
@@ -251,7 +251,7 @@ class CarryingCallback(MethodCallback):
             model: A model with the same trainable parameters.
 
         Raises:
-            RunError: There is no state, it was written without weights, or they are of another model; or the
+            RunError: There is no state, it was written without weights or with those of another model, or the
                 method brings an adapter of its own.
         """
         if self._brought is not None:
@@ -260,6 +260,6 @@ class CarryingCallback(MethodCallback):
 
 
 def method_state(found: StateFolder, device: torch.device) -> MethodState:
-    """What a method is given back, where the model is."""
+    """The state to give back to a method, on the device of the model."""
     tensors = {name: tensor.to(device) for name, tensor in found.tensors.get("method", {}).items()}
     return MethodState(tensors, found.values["state"])

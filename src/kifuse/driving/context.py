@@ -46,12 +46,12 @@ class TrainerContext(MemorySteps):
             right under accumulation, mixed precision and several processes.
         shards: The trainable parameters.
         memory: Batches of the memory buffer, or None for a method that may not see old data.
-        task: Where in the stream training stands.
+        task: The task that is trained, and its place in the stream.
         method: The method, which keeps what is stored with examples; a plain one if it is not given.
-        guard: Judges the memory steps; None for one of its own.
+        guard: Judges the memory steps; None for a new one.
         collate: Makes a batch of memory examples; None for the Trainer's own collator.
-        examples: The current task's training examples, for a method that looks at single ones of them.
-        kept: Those of them that the memory will keep, for a method that asks for them.
+        examples: The current task's training examples, for a method that looks at single examples.
+        kept: Those of the examples that the memory will keep, for a method that asks for them.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TrainerContext(MemorySteps):
         self.before: list[Tensor] | None = None
         """The parameters before the task, for a method that needs `before task`."""
         self.found: dict[str, Any] = {}
-        """By need: what it has found in this step."""
+        """What the services have found in this step, by need."""
         self.base_lr = first_rate(trainer.optimizer, float(trainer.args.learning_rate))
         self.events: list[dict[str, Any]] = []
         self.measured: dict[str, list[float]] = {}
@@ -90,7 +90,7 @@ class TrainerContext(MemorySteps):
         """See `Context.adapter`.
 
         Raises:
-            RunError: It is the caller's own.
+            RunError: The adapter is the caller's own.
         """
         found = adapter_on(self.trainer.model)
         if found is None:
@@ -197,7 +197,7 @@ class TrainerContext(MemorySteps):
 
     def sampled(self, batch: Any, sampling: Sampling, most: int) -> TrainerBatch:
         """See `Context.sampled`."""
-        # what was replayed tells the steps on the memory apart
+        # the number of replayed examples makes the draws of several memory steps differ
         return self.on_policy.sampled(batch, sampling, most, f"{self.step}:{self.replayed}")
 
     def asked_otherwise(self, batch: Any, prompts: Sequence[Sequence[int]]) -> TrainerBatch:
@@ -248,7 +248,7 @@ class TrainerContext(MemorySteps):
         return self.method.noted.targets
 
     def reset_moments(self) -> None:
-        """Forget the moments of the task's optimizer and of the memory steps' own; both start them anew."""
+        """Reset the moments of the task's optimizer and of the memory steps' own optimizer."""
         for optimizer in (self.trainer.optimizer, self._own):
             if optimizer is not None:
                 forget_moments(optimizer)
@@ -277,12 +277,12 @@ class TrainerContext(MemorySteps):
             yield from ((name, batch) for batch in self._in_batches(rows, places))
 
     def _task_of(self, row: Any) -> str:
-        """The task of an example of the memory of kifuse's own runs, where it is known."""
+        """The task of a memory example in kifuse's own runs; empty if it is not known."""
         encoder_decoder = bool(getattr(self.trainer.model.config, "is_encoder_decoder", False))
         return self.method.noted.rows.get(key_of(row, encoder_decoder=encoder_decoder), "")
 
     def _in_batches(self, examples: Sequence[Any], places: Sequence[int]) -> Iterator[TrainerBatch]:
-        """Examples by their numbers, in batches of a step's size, alike on all processes."""
+        """Collate examples, given by number, in batches of a step's size; they are the same on all processes."""
         size = self.task.batch_size
         for start in range(0, len(places), size):
             rows = [examples[place] for place in places[start : start + size]]
@@ -312,9 +312,9 @@ class TrainerContext(MemorySteps):
             return
         control = self.trainer.control
         wanted = control.should_log
-        # as any Trainer: one that adds its own numbers to a line, as SFTTrainer, adds them to its own
+        # by the base class: a Trainer such as SFTTrainer would add its own numbers to this line
         Trainer.log(self.trainer, dict(values))
-        # logging takes the Trainer's own wish to log this step back
+        # logging resets the Trainer's own request to log this step
         control.should_log = wanted
 
     def event(self, kind: str, **values: Any) -> None:
@@ -358,10 +358,10 @@ class TrainerContext(MemorySteps):
         return MethodState(tensors, values)
 
     def load_state(self, state: MethodState) -> None:
-        """Take back what `state` gave.
+        """Restore what `state` gave.
 
         Raises:
-            ValueError: What is frozen beside the trained tensors is not what it was.
+            ValueError: The frozen tensors beside the trained ones are not what they were.
         """
         values = state.values
         if values.get("frozen", []) != sums_of(self.params.frozen):
@@ -386,6 +386,6 @@ class TrainerContext(MemorySteps):
 
 
 def sums_of(tensors: Mapping[str, Tensor]) -> list[float]:
-    """A sum of each tensor: one that differs in the last bit has another sum."""
+    """The sum of each tensor, by which a difference in the last bits is noticed."""
     sums = [tensor.sum(dtype=torch.float64) for tensor in tensors.values()]
     return torch.stack(sums).tolist() if sums else []

@@ -6,7 +6,7 @@ over t would give the same direction. Dropout is off. Examples are taken by numb
 batches, so that nothing depends on how those are made up: where a collator makes one row of a batch
 (padding-free), each example is a batch of its own.
 
-Left as they are: weights, gradients, modes of modules, random numbers.
+Weights, gradients, modes of modules and random numbers stay as they are.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Probes:
         examples: The current task's training examples, by number.
         collate: Makes a batch of them that the model takes, with `labels`.
 
-    Several processes take their share each, and come to the same result.
+    With several processes, each takes its share, and all come to the same result.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Probes:
         self.trainer, self.params, self.examples, self.collate = trainer, params, examples, collate
         self._model: nn.Module = trainer.model
         self.skipped = 0
-        """Examples whose gradient was not finite, in the last call."""
+        """How many examples had a gradient that was not finite, in the last call."""
 
     def chosen(self, count: int | None) -> list[int]:
         """The numbers of the examples that are looked at, drawn with the run's seed.
 
         Raises:
-            RunError: There are none.
+            RunError: There are no examples.
         """
         numbers = range(len(self.examples))
         if not numbers:
@@ -72,15 +72,15 @@ class Probes:
     def squared_gradients(self, count: int | None = None) -> list[Tensor]:
         """See `Context.squared_gradients`.
 
-        One backward pass for each batch where all trained layers are linear ones, otherwise one for each
-        example. An example whose gradient is not finite is left out and told.
+        It takes one backward pass for each batch if all trained layers are linear ones, otherwise one for
+        each example. An example whose gradient is not finite is left out, with a warning.
 
         Raises:
             RunError: There is no finite gradient, or the batches hold no targets.
         """
         accelerator, numbers = self.trainer.accelerator, self.chosen(count)
         mine = numbers[accelerator.process_index :: accelerator.num_processes]
-        # examples of like length share a batch
+        # examples of similar length share a batch
         mine.sort(key=lambda number: (_length(self.examples[number]), number))
         total = torch.zeros(self.params.count, device=self.params.tensors[0].device)
         with at_rest(self._model, total.device):
@@ -130,7 +130,7 @@ class Probes:
         """The sum over a batch's examples of g_j^2 as one vector; None if they cannot be told apart."""
         inputs = self.collate([self.examples[number] for number in numbers])
         if rows_of(inputs) != len(numbers):
-            hooks = None  # they take a row for an example
+            hooks = None  # the hooks take a row for an example
             if len(numbers) > 1:
                 return None
         scale, grads = self._gradients(inputs, _log_likelihood, hooks)
@@ -154,7 +154,7 @@ class Probes:
         return True
 
     def logit_gradients(self, count: int | None = None) -> Iterator[Tensor]:
-        """See `Context.logit_gradients`; an example whose gradient is not finite is left out and told.
+        """See `Context.logit_gradients`; an example whose gradient is not finite is left out, with a warning.
 
         Raises:
             RunError: There is no finite gradient, or the batches hold no targets.
@@ -165,7 +165,7 @@ class Probes:
         for start in range(0, len(numbers), processes):
             together = numbers[start : start + processes]
             with at_rest(self._model, self.params.tensors[0].device):
-                # a process without an example of its own takes another's, so that all gather alike
+                # a process without an example of its own takes another one's, so that all of them gather
                 mine = self.examples[together[min(rank, len(together) - 1)]]
                 scale, grads = self._gradients(self.collate([mine]), _gold_logits)
             own = _flat(grads, self.params).div_(scale)
@@ -180,7 +180,7 @@ class Probes:
         self._tell(len(numbers) - found, len(numbers))
 
     def try_one(self) -> None:
-        """Take the gradient of the first example, and forget it.
+        """Compute the gradient of the first example, and drop it.
 
         Raises:
             RunError: The batches hold no targets, or the model's logits do not fit them.
@@ -261,7 +261,7 @@ def examples_of(loader: Any) -> Sequence[Any]:
     """The rows of a data loader's data set, by number.
 
     Raises:
-        RunError: It is a stream, whose rows cannot be asked for again.
+        RunError: It is a stream, whose rows cannot be read again.
     """
     dataset = getattr(loader, "dataset", None)
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):

@@ -15,16 +15,16 @@ from kifuse.methods.base import Parameters
 
 
 class StepSquares:
-    """What `Parameters.squares` holds in each optimizer step, for a method that needs `squares`.
+    """Computes `Context.squares` in each optimizer step, for a method that needs `squares`.
 
     The squares are brought to the scale of the step's gradient, g = sum_j g_j over the examples j of all
-    micro-batches and processes: clipping multiplies g, and so each g_j, by a factor c, and the squares by
-    c^2; several processes average their gradients, so that an example's share is its local gradient divided
-    by their number.
+    micro-batches and processes. Clipping multiplies g, and so each g_j, by a factor c, and the squares by
+    c^2. Several processes average their gradients, so an example's share is its local gradient divided by the
+    number of processes.
 
     Args:
-        taps: Of a Trainer that is about to train.
-        model: Its model without wrappers.
+        taps: The taps of a Trainer that is about to train.
+        model: The Trainer's model without wrappers.
         params: The trainable parameters.
 
     Raises:
@@ -56,9 +56,9 @@ class StepSquares:
         return step(model, inputs, *args, **kwargs)
 
     def _listen(self, clip: Any, parameters: Any, max_norm: float, *args: Any, **kwargs: Any) -> Any:
-        """Clip as ever, and keep the factor by which it scaled."""
+        """Clip as usual, and keep the factor by which clipping multiplied."""
         norm = clip(parameters, max_norm, *args, **kwargs)
-        # as torch.nn.utils.clip_grad_norm_ has it
+        # the formula of torch.nn.utils.clip_grad_norm_
         self._factor = torch.clamp(max_norm / (torch.as_tensor(norm) + 1e-6), max=1.0)
         return norm
 

@@ -11,8 +11,8 @@ from transformers import Trainer
 def calling_trainer(callback: Any) -> Trainer | None:
     """The Trainer that is calling a callback's event, or None.
 
-    The Trainer hands an event neither itself nor anything that leads to it. It is on the stack, though: an
-    event is called by one of its methods.
+    The Trainer passes to an event neither itself nor anything that refers to it. But it is on the stack,
+    because one of its methods calls the event.
 
     Args:
         callback: The callback, in one of its events.

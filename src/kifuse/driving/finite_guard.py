@@ -1,16 +1,16 @@
-"""Numbers that go wrong: a step whose loss or gradient is not finite moves nothing, is counted, and is told.
+"""Guards against broken numbers: a step whose loss or gradient is not finite is skipped, counted and told.
 
-A step is judged before the optimizer moves: by the loss of each of its micro-batches, and by the largest
-gradient of each tensor as the backward pass left it, before clipping, which spreads a NaN to all of them. A
-bad step leaves weights, moments and whatever a method gathers bit-identical. The schedule, the data and the
-step count go on as if it had been taken.
+A step is judged before the optimizer changes any weight: by the loss of each of its micro-batches, and by the
+largest gradient of each tensor after the backward pass. This is before clipping, which would spread a NaN to
+all tensors. A bad step leaves weights, moments and whatever a method gathers bit-identical. The schedule, the
+data and the step count go on as if the step had been taken.
 
 Cost: two numbers are read from the device in each step. The Trainer reads the loss of each micro-batch anyway
-(`logging_nan_inf_filter`, on by default), so that hardly anything is queued on the device by then.
+(`logging_nan_inf_filter`, on by default), so hardly any work is queued on the device by then.
 
-Under fp16 a gradient that overflows is everyday work of the gradient scaler, which halves its scale and skips
-the step by itself. Such a step is kept from the method too, but it counts as bad only once the scale is below
-1, when the gradient itself must be broken.
+Under fp16 it is normal that a gradient overflows now and then: the gradient scaler halves its scale and skips
+the step by itself. The method does not see such a step either. It counts as bad only if the scale is below 1,
+because then the gradient itself must be broken.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Guard:
         self._largest: Tensor | None = None
 
     def watch(self, taps: Taps, params: Parameters) -> None:
-        """See the losses and raw gradients of a Trainer's steps."""
+        """Observe the losses and unclipped gradients of a Trainer's steps."""
         self.clear()
 
         def look(step: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -77,7 +77,7 @@ class Guard:
         self._losses, self._largest = [], None
 
     def take(self, params: Parameters) -> tuple[list[Tensor], Tensor]:
-        """The losses and largest gradients seen since the last call."""
+        """Return the losses and largest gradients seen since the last call."""
         largest = largest_gradients(params) if self._largest is None else self._largest
         seen = (self._losses, largest)
         self.clear()
@@ -89,14 +89,14 @@ class Guard:
         """Whether a step may be taken; otherwise it is counted and put on record.
 
         Args:
-            context: Of the training.
+            context: The context of the training.
             kind: Whether it is a step on the task's own batches or on the memory.
-            step: Its 1-based number in the task; of a memory step, that of the step before.
-            losses: Of its micro-batches on this process, scalars.
+            step: Its 1-based number in the task; for a memory step, the number of the task's step before it.
+            losses: Losses of its micro-batches on this process, scalars.
             largest: `largest_gradients` of the step.
 
         Raises:
-            RunError: It is the last of as many bad steps in a row as are allowed.
+            RunError: The step is bad, and the limit of bad steps in a row is reached.
         """
         accelerator = context.trainer.accelerator
         bad_loss, bad_gradient = _judge(losses, largest, accelerator)
@@ -125,7 +125,7 @@ class Guard:
             found += f" ({', '.join(broken[:3])}{', …' if len(broken) > 3 else ''})"
         if self.in_a_row[kind] < self.limit:
             count = self.bad[kind]
-            # the 1st, 2nd, 4th, 8th, ... so that a long training is not drowned in them
+            # the 1st, 2nd, 4th, 8th, ... so that a long training does not print too many of them
             if count & (count - 1) == 0:
                 _log.warning("%s skipped: %s; %d skipped so far", where, found, count)
             return
@@ -141,7 +141,7 @@ class Guard:
         )
 
     def note(self, context: UnderWay) -> None:
-        """Put on record, at the end of a task, what was not worth an entry each time."""
+        """Put the number of fp16 overflows on record, at the end of a task."""
         if self.overflows:
             context.event("fp16 overflows", skipped_steps=self.overflows)
 
@@ -151,7 +151,7 @@ class Guard:
         return {**counts, "overflows": self.overflows, "taken": self.taken}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore what `state` gave."""
         self.bad, self.in_a_row = dict(state["bad"]), dict(state["in_a_row"])
         self.overflows = int(state["overflows"])
         self.taken = int(state.get("taken", 1))  # an earlier kifuse did not count them
@@ -160,10 +160,10 @@ class Guard:
 def largest_gradients(params: Parameters) -> Tensor:
     """The largest absolute gradient of each parameter, NaN where one is NaN, 0 where there is none.
 
-    Of a tensor that is cut, only this process's piece is looked at.
+    If a tensor is cut into pieces, only this process's piece counts.
 
     Returns:
-        float32 `(parameters,)` on the first parameter's device; nothing is read from it.
+        float32 `(parameters,)` on the first parameter's device; no value is read from the device.
     """
     device = params.tensors[0].device
     pieces = [None if g is None else piece_of(g) for g in params.grads]
@@ -176,14 +176,14 @@ def largest_gradients(params: Parameters) -> Tensor:
 
 
 def _largest_on_cpu(grads: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The same as the fused norm, which has no fast kernel on a CPU."""
+    """Compute the same as the fused norm, which has no fast kernel on a CPU."""
     for grad in grads:
         low, high = torch.aminmax(grad)
         yield torch.maximum(-low, high)
 
 
 def drop_gradients(optimizer: Any) -> None:
-    """Leave an optimizer nothing to do: it passes over parameters without a gradient, moments and all."""
+    """Drop all gradients: an optimizer skips parameters without a gradient, and their moments too."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             p.grad = None
@@ -201,7 +201,7 @@ def _judge(losses: Sequence[Tensor], largest: Tensor, accelerator: Any) -> tuple
         ]
     ).float()
     if accelerator.num_processes > 1:
-        # a loss is one process's own; all must go the same way
+        # each process has its own losses, but all must decide alike
         torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
     bad_loss, bad_gradient = flags.tolist()
     return bool(bad_loss), bool(bad_gradient)

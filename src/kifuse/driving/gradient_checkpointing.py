@@ -1,4 +1,4 @@
-"""Gradient checkpointing: what enters a layer is kept, the rest computed again in the backward pass."""
+"""Gradient checkpointing: a layer's inputs are kept, the rest is computed again in the backward pass."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NAME = (
 
 
 def recomputing(on: bool) -> dict[str, Any]:
-    """The Trainer's arguments for it; recomputation goes through the modules, and so through their hooks."""
+    """The Trainer's arguments for gradient checkpointing; recomputing calls the modules and their hooks."""
     return {_NAME: True, f"{_NAME}_kwargs": {"use_reentrant": False}} if on else {}
 
 
 def stop_recomputing(model: Any) -> None:
-    """Take it off a model again, which the Trainer leaves on."""
+    """Turn gradient checkpointing off on a model; the Trainer leaves it on."""
     getattr(model, f"{_NAME}_disable")()

@@ -10,18 +10,18 @@ import torch
 
 
 def rate_of(optimizer: Any) -> float:
-    """The present learning rate: that of the first group that has one; 0 where none has."""
+    """The current learning rate: that of the first group whose rate is not 0; 0 if all are 0."""
     return next((rate for rate in _rates(optimizer) if rate), 0.0)
 
 
 def first_rate(optimizer: Any, otherwise: float) -> float:
-    """The rate that the schedule of the first group that has one starts from."""
+    """The initial rate of the first group that has one; `otherwise` if none has one."""
     groups = [] if optimizer is None else optimizer.param_groups
     return next((float(group["initial_lr"]) for group in groups if group.get("initial_lr")), otherwise)
 
 
 def ratios_of(optimizer: Any) -> list[float]:
-    """Each group's rate as a share of `rate_of`; where all are 0 now, of those it began with."""
+    """Each group's rate as a share of `rate_of`; if all rates are 0 now, the initial rates count."""
     rates = _rates(optimizer)
     if not any(rates):
         rates = [float(group.get("initial_lr", 0.0)) for group in optimizer.param_groups]
@@ -31,12 +31,12 @@ def ratios_of(optimizer: Any) -> list[float]:
 
 @contextlib.contextmanager
 def at_rate(optimizer: Any, lr: float, ratios: Sequence[float]) -> Iterator[None]:
-    """Run one step at another learning rate, then give the schedule its own back.
+    """Run one step at another learning rate, then restore the rates of the schedule.
 
     Args:
-        optimizer: Whose groups are meant.
+        optimizer: The optimizer whose groups get the rate.
         lr: The rate of a group whose ratio is 1.
-        ratios: From `ratios_of`.
+        ratios: What `ratios_of` gave.
     """
     before = [group["lr"] for group in optimizer.param_groups]
     for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
@@ -49,7 +49,7 @@ def at_rate(optimizer: Any, lr: float, ratios: Sequence[float]) -> Iterator[None
 
 
 def like_groups(optimizer: Any, **settings: Any) -> torch.optim.AdamW:
-    """A new AdamW over the groups of another optimizer, which get the same settings but their rates."""
+    """Make an AdamW with the parameter groups of another optimizer; all groups get the given settings."""
     groups = [{"params": list(group["params"])} for group in optimizer.param_groups]
     return torch.optim.AdamW(groups, **settings)
 

@@ -1,8 +1,8 @@
 """How much each output unit of a trained linear layer is used in a step, under a live Trainer.
 
-n_j = sum over the step's tokens of |y_j|, y the output of the layer in the forward pass of training. Only
-real tokens count: no padding, and no row without a target. Forward passes that a gradient checkpoint runs
-again lie in the backward pass, and evaluation has no gradients; neither is seen.
+n_j = sum over the step's tokens of |y_j|, where y is the output of the layer in the forward pass of training.
+Only real tokens count: no padding, and no row without a target. Evaluation does not count, nor do the forward
+passes that gradient checkpointing runs again in the backward pass.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from kifuse.methods.base import Parameters
 from kifuse.tasks.collator import IGNORED
 
 CROSS_ATTENTION = {"EncDecAttention", "encoder_attn", "cross_attn", "crossattention"}
-"""What families call a decoder's attention to the encoder."""
+"""Names that model families give a decoder's attention to the encoder."""
 OF_THE_ENCODER = {"k", "v", "k_proj", "v_proj", "key", "value"}
-"""Layers of it whose inputs are the encoder's outputs."""
+"""Layers of that attention whose inputs are the encoder's outputs."""
 
 
 class StepMagnitudes:
-    """What `Parameters.magnitudes` holds in each optimizer step, for a method that needs `magnitudes`.
+    """Computes `Context.magnitudes` in each optimizer step, for a method that needs `magnitudes`.
 
     Args:
-        taps: Of a Trainer that is about to train.
-        model: Its model without wrappers.
+        taps: The taps of a Trainer that is about to train.
+        model: The Trainer's model without wrappers.
         params: The trainable parameters.
 
     Raises:
@@ -67,7 +67,7 @@ class StepMagnitudes:
         taps.compute_loss(self._listen)
 
     def _listen(self, compute_loss: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss as ever, and look at the outputs of layers meanwhile."""
+        """Compute the loss as usual, and observe the outputs of layers meanwhile."""
         if torch.is_grad_enabled() and self._model.training:
             self._real = _RealTokens(inputs)
         try:
@@ -96,7 +96,7 @@ class StepMagnitudes:
         """Return the step's n, over all micro-batches and processes.
 
         Returns:
-            See `Parameters.magnitudes`; overwritten in the next step.
+            See `Context.magnitudes`; the tensors are overwritten in the next step.
 
         Raises:
             RunError: A weight has a gradient though its layer was not called as a module.
@@ -122,7 +122,7 @@ class StepMagnitudes:
 
 
 class _Layer:
-    """One linear layer: where its weight stands among the parameters, and where its sums go."""
+    """One linear layer, with the place of its weight among the parameters, and the tensor for its sums."""
 
     def __init__(self, name: str, module: nn.Module, place: int, sums: Tensor, side: str) -> None:
         self.name, self.module, self.place, self.sums, self.side = name, module, place, sums, side
@@ -138,7 +138,7 @@ class _RealTokens:
         inputs: Arguments of the model, with `labels`, and `attention_mask` where there is padding.
 
     Raises:
-        RunError: The mask is not one of rows and positions.
+        RunError: The mask does not have the shape (rows, positions).
     """
 
     def __init__(self, inputs: Mapping[str, Any]) -> None:
@@ -153,7 +153,7 @@ class _RealTokens:
         text = torch.ones(ids.shape[:2], dtype=torch.bool, device=ids.device) if mask is None else mask.bool()
         self.rows = torch.ones_like(text[:, 0])
         if labels is not None and labels.ndim > 1:
-            # a row without a target stands in for none where another process has one
+            # a row without a target only fills up a process that has fewer rows than another one
             self.rows = (labels != IGNORED).any(-1)
         self._masks: dict[str, Tensor] = {"text": text & self.rows[:, None]}
         target = inputs.get("decoder_attention_mask")
@@ -187,7 +187,7 @@ class _RealTokens:
 
 
 def _linear_owners(model: nn.Module, params: Parameters) -> list[tuple[str, nn.Module, int]]:
-    """Linear layers whose weight is trained and theirs alone: name, module, place among the parameters."""
+    """Find linear layers with a trained weight of their own: name, module, place among the parameters."""
     places = {id(p): place for place, p in enumerate(params.tensors)}
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():

@@ -28,7 +28,7 @@ class MemorySteps:
         trainer: The Trainer; its optimizer, accelerator, collator and loss are used.
         shards: The trainable parameters.
         memory: Batches of the memory buffer, or None for a method that may not see old data.
-        guard: Judges the steps; None for one of its own.
+        guard: Judges the steps; None for a new one.
         collate: Makes a batch of memory examples; None for the Trainer's own collator.
     """
 
@@ -96,7 +96,7 @@ class MemorySteps:
         before: Callable[[Parameters], None] | None,
         after: Callable[[Parameters], None] | None,
     ) -> None:
-        """One step of the model's own tensors on a global batch."""
+        """Take one step with the model's own tensors on a global batch."""
         with torch.enable_grad():
             losses = self._backward(batch)
         if weight != 1.0:
@@ -107,7 +107,7 @@ class MemorySteps:
         if limit and limit > 0:
             accelerator.clip_grad_norm_(own.tensors, limit)
         elif scaler is not None:
-            # clips nothing, but takes the scale off the gradients
+            # clips nothing, but divides the gradients by the scale
             accelerator.clip_grad_norm_(own.tensors, math.inf)
         stepper = self.trainer.optimizer if optimizer == "shared" else self._own_optimizer()
         if self.guard.healthy(self, "memory", self.step, losses, largest):
@@ -123,12 +123,12 @@ class MemorySteps:
             drop_gradients(stepper)
             stepper.step()
         if scaler is not None and optimizer == "own":
-            # the scale belongs to the shared optimizer, which took no step to bring it up to date
+            # a step of the shared optimizer would have updated the scale, but it took none
             scaler.update()
         stepper.zero_grad()
 
     def _backward(self, batch: Sequence[Any]) -> list[Tensor]:
-        """Accumulate the gradient of one global batch, reduced over processes; the loss of each part."""
+        """Accumulate the gradient of a global batch, reduced over processes; returns the loss of each part."""
         trainer = self.trainer
         accelerator, model = trainer.accelerator, trainer.model_wrapped
         inputs = self.parts(batch)
@@ -154,7 +154,7 @@ class MemorySteps:
     def _inputs(self, part: Sequence[Any], batch: Sequence[Any]) -> Any:
         inputs = self.collate(part or batch[:1])
         if not part:
-            # every process must run as many passes; one without examples contributes nothing
+            # all processes must run the same number of passes; one without examples contributes nothing
             inputs["labels"] = torch.full_like(inputs["labels"], IGNORED)
         return inputs
 

@@ -26,8 +26,8 @@ class _Part:
     """A micro-batch whose loss is being computed.
 
     Attributes:
-        loss: The Trainer's own, as it is handed to the backward pass.
-        factor: Gives what a sum over target positions is multiplied by to be scaled like it.
+        loss: The Trainer's own loss, as it goes into the backward pass.
+        factor: Gives the factor that scales a sum over target positions like the Trainer's loss.
     """
 
     loss: Tensor
@@ -35,12 +35,12 @@ class _Part:
 
 
 class MethodLoss:
-    """Puts `Method.loss` in the place of a Trainer's loss.
+    """Puts `Method.loss` in place of a Trainer's loss.
 
     Args:
-        taps: Of a Trainer that is about to train.
+        taps: The taps of a Trainer that is about to train.
         method: The method.
-        context: Given to the method.
+        context: The context that the method is given.
     """
 
     def __init__(self, taps: Taps, method: Method, context: UnderWay) -> None:
@@ -76,7 +76,7 @@ class MethodLoss:
         counted = bool(trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None)
         if not counted or items is None:
             return 1.0 / max(1, int((token_labels(inputs) != IGNORED).sum()))
-        # the Trainer multiplies by the number of processes what each of them has divided by the count of all
+        # each process divides by the count of all processes; the Trainer then multiplies by their number
         together = trainer.args.average_tokens_across_devices
         return (trainer.accelerator.num_processes if together else 1) / torch.as_tensor(items).clamp(min=1)
 
@@ -97,18 +97,18 @@ class MethodLoss:
 
 
 def targets_of(inputs: Inputs, outputs: Any, *, aligned: bool) -> list[tuple[Tensor, Tensor]]:
-    """What the model says at each target position, of each row.
+    """The model's logits at the target positions of each row.
 
     Args:
         inputs: A collated batch with `labels`.
-        outputs: Of the model.
-        aligned: Whether logits stand where their labels do; otherwise a position predicts the next.
+        outputs: Outputs of the model.
+        aligned: Whether logits have the positions of their labels; otherwise a position predicts the next.
 
     Returns:
         For each row float32 logits `(targets, vocabulary)` and the tokens' ids `(targets,)`.
 
     Raises:
-        RunError: There are no labels, or no logits that fit them.
+        RunError: There are no labels, or no logits that match them.
     """
     labels, logits = token_labels(inputs), getattr(outputs, "logits", None)
     if logits is None or logits.shape[:-1] != labels.shape:
@@ -125,10 +125,10 @@ def targets_of(inputs: Inputs, outputs: Any, *, aligned: bool) -> list[tuple[Ten
 
 
 def token_labels(inputs: Inputs) -> Tensor:
-    """The token ids that a batch's rows are to end in, `(rows, positions)`.
+    """The labels of a batch's rows as token ids, `(rows, positions)`.
 
     Raises:
-        RunError: There are none, as for preferences, or they are classes or numbers.
+        RunError: There are no labels, as with preference data, or they are classes or numbers.
     """
     labels = inputs.get("labels")
     if labels is None or labels.ndim < 2 or labels.is_floating_point():
@@ -141,15 +141,15 @@ def token_labels(inputs: Inputs) -> Tensor:
 
 
 def target_places(labels: Tensor, *, aligned: bool) -> Tensor:
-    """At which positions a target is said: `(rows, positions)`; a decoder-only model's last one says none."""
+    """Which positions predict a target, `(rows, positions)`; without the last one if `aligned` is False."""
     return (labels if aligned else labels[:, 1:]) != IGNORED
 
 
 def row_keys(inputs: Inputs) -> list[str]:
-    """A name for each row of a batch: the same wherever the row is met, whatever it is padded to.
+    """A key for each row of a batch; a row has the same key in every batch, whatever its padding.
 
     Raises:
-        RunError: The rows are not those of examples, as where several are packed into one.
+        RunError: The rows are not single examples, for instance because several are packed into one.
     """
     ids, labels = inputs.get("input_ids"), inputs.get("labels")
     mask = inputs.get("attention_mask")
@@ -168,7 +168,7 @@ def row_keys(inputs: Inputs) -> list[str]:
 
 
 def key_of(example: Encoded, *, encoder_decoder: bool) -> str:
-    """The name that `row_keys` gives an example's row."""
+    """The key that `row_keys` gives to an example's row."""
     text = example.input_ids if encoder_decoder else example.input_ids + example.target_ids
     return _key(text, example.target_ids)
 

@@ -1,4 +1,4 @@
-"""Rows of earlier tasks beside a task's own, in the training data of a user's Trainer."""
+"""Mixes rows of earlier tasks into the training data of a user's Trainer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MixedRows(Dataset[Any]):
 
     Args:
         own: The task's data set, with a length.
-        old: The others, as the collator takes them.
+        old: The rows of earlier tasks, as the collator takes them.
     """
 
     def __init__(self, own: Any, old: Sequence[Any]) -> None:
@@ -34,12 +34,12 @@ class MixedRows(Dataset[Any]):
 
 
 class Mixing:
-    """Mixes rows into what Trainers train on, each until it has ended its task.
+    """Mixes rows of earlier tasks into the training data of Trainers, until each has ended its task.
 
     Args:
         rows: Called as `rows(trainer, own, step)` when a Trainer makes its loader, with the data set of its
-            task and the step that training goes on from; gives the rows of earlier tasks. Without any, the
-            Trainer makes the loader that it would have made.
+            task and the step that training goes on from; gives the rows of earlier tasks. If there are none,
+            the Trainer makes its usual loader.
     """
 
     def __init__(self, rows: Callable[[Any, Any, int], Sequence[Any]]) -> None:
@@ -49,7 +49,7 @@ class Mixing:
         """Folder that the training under way goes on from; None where it starts."""
 
     def watch(self, trainer: Any) -> None:
-        """Be asked when a Trainer makes its loader."""
+        """Be called when a Trainer makes its loader."""
         if any(each.trainer is trainer for each in self._taps):
             return
         taps = Taps(trainer)
@@ -98,7 +98,7 @@ class Mixing:
     def _load(self, trainer: Any, make: Callable[[], Any]) -> Any:
         given = own = trainer.train_dataset
         if hasattr(own, "remove_columns"):
-            # as the Trainer will: memory rows hold the columns that the model reads
+            # the Trainer will do the same; memory rows hold only the columns that the model reads
             own = trainer._remove_unused_columns(own, description="training")
         old = self._rows(trainer, own, self._step())
         if not old:

@@ -1,4 +1,4 @@
-"""A model that is looked at while it trains, and left as it was."""
+"""Uses a model in the middle of its training, and leaves it as it was."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def at_rest(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Dropout off; afterwards every module's mode and the random numbers are as they were."""
+    """Put the model in eval mode; afterwards restore every module's mode and the random numbers."""
     modes = [(module, module.training) for module in model.modules()]
     with same_numbers(device):
         model.eval()
@@ -26,7 +26,7 @@ def at_rest(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def same_numbers(device: torch.device) -> Iterator[None]:
-    """Afterwards the random numbers are as they were."""
+    """Restore the state of the random numbers after the block."""
     numbers = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:

@@ -15,11 +15,11 @@ _ZERO_AT_FIRST = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
 
 
 def moments(optimizer: Any, named: Iterable[tuple[str, Any]]) -> dict[str, Tensor]:
-    """The state of an optimizer, as `<parameter> <key>`; whole tensors, asked for on all processes at once.
+    """The state of an optimizer by `<parameter> <key>`, as whole tensors; all processes must call it.
 
     Args:
         optimizer: A torch optimizer, or Accelerate's wrapper of one.
-        named: `(name, parameter)` pairs; others' state is left out.
+        named: `(name, parameter)` pairs; the state of other parameters is left out.
     """
     state = _inner(optimizer).state
     return {
@@ -35,15 +35,15 @@ def load_moments(optimizer: Any, named: Iterable[tuple[str, Any]], kept: Mapping
     for full, tensor in kept.items():
         name, _, key = full.rpartition(" ")
         p = by_name[name]
-        # as torch has it: the step count of AdamW stays on the CPU
+        # as in torch: the step count of AdamW stays on the CPU
         state[p][key] = tensor.clone() if key == "step" else spread(tensor.to(p.device, copy=True), p)
 
 
 def forget_moments(optimizer: Any) -> None:
-    """Start the moments anew, as if no step had been taken.
+    """Reset the moments, as if no step had been taken.
 
-    Those of Adam are set to zero in place. An empty state would not stay so under FSDP2: before a checkpoint
-    torch fills it by a step with zero gradients, which counts.
+    Adam's moments are set to zero in place. An empty state would not stay empty under FSDP2: before a
+    checkpoint torch fills it by a step with zero gradients, and that step counts.
     """
     state = _inner(optimizer).state
     found = [pair for kept in state.values() for pair in kept.items()]

@@ -15,7 +15,7 @@ from kifuse.models.loading import narrow_4bit_layer
 from kifuse.models.names import file_name
 
 Setup = tuple[Callable[[Any], Any], str]
-"""Whether a Trainer is set up so, and what to say."""
+"""A test whether a Trainer has the set-up, and the message to raise."""
 
 
 def _flag(name: str) -> Callable[[Any], bool]:
@@ -86,14 +86,15 @@ def refuse(trainer: Any) -> None:
 
 
 def refuse_shards(method: Method, *, by_engine: bool) -> None:
-    """Refuse to train what FSDP2 has cut into pieces where that cannot be right.
+    """Refuse to train a model that FSDP2 has cut into pieces if the result could not be right.
 
     Args:
         method: The method.
         by_engine: Whether kifuse's own engine made the Trainer.
 
     Raises:
-        RunError: It is so, or the method looks into the model's layers, or at the step's batch again.
+        RunError: The engine made the Trainer; or the method brings an adapter, looks into the model's layers,
+            or looks at the step's batch again.
     """
     if by_engine:
         raise RunError(
@@ -120,13 +121,13 @@ HOOKS_OF_TEXTS = ("training_examples", "remember")
 
 
 def refuse_method(method: Method, memory: Any, adapter: Any = None, *, keep_weights: bool = True) -> None:
-    """Refuse a method that no callback can drive, or what it does not take.
+    """Refuse a method that no callback can drive, or an argument that the method does not take.
 
     Args:
         method: The method.
-        memory: Rows of earlier tasks that are to be given to it, or None.
-        adapter: Settings of the adapter that it brings, or None.
-        keep_weights: Whether what is trained is kept after each task.
+        memory: Rows of earlier tasks that the method is to be given, or None.
+        adapter: Settings of the adapter that the method brings, or None.
+        keep_weights: Whether the trained tensors are kept after each task.
 
     Raises:
         RunError: The method needs other data than a callback can give it, reads no old data, brings no
@@ -166,7 +167,7 @@ def refuse_method(method: Method, memory: Any, adapter: Any = None, *, keep_weig
 
 
 def refuse_frozen(model: nn.Module | None) -> None:
-    """Refuse a model of which nothing would be trained.
+    """Refuse a model that has nothing to train.
 
     Raises:
         RunError: No parameter requires a gradient.
@@ -186,7 +187,8 @@ def refuse_second(trainer: Any, callback: Any) -> None:
         callback: One of its callbacks, with `method` and `state_dir`.
 
     Raises:
-        RunError: Another one, or the same once more, has the same method or the same folder of states.
+        RunError: Another callback has the same method or the same folder of states, or the same callback was
+            given twice.
     """
     own, kind = callback.method, type(callback.method).__name__
     given = [] if trainer is None else trainer.callback_handler.callbacks
@@ -207,15 +209,15 @@ def refuse_second(trainer: Any, callback: Any) -> None:
 
 
 def refuse_training(trainer: Any, state: Any, *, finished: Any) -> None:
-    """Refuse a training that is not the one and only of a task.
+    """Refuse a training that is not the only one of its task.
 
     Args:
-        trainer: The Trainer that begins it, or None where it was not found.
-        state: Its state.
+        trainer: The Trainer that begins the training, or None where it was not found.
+        state: The Trainer's state.
         finished: The Trainer of the task before, or None.
 
     Raises:
-        RunError: It is not.
+        RunError: It is not the only one.
     """
     if trainer is None:
         raise RunError("the Trainer was not found: call callback.attach(trainer) before trainer.train().")
@@ -232,12 +234,12 @@ def refuse_learned(name: str, index: int, learned: Sequence[Mapping[str, Any]]) 
     """Refuse a task with the name of an earlier one.
 
     Args:
-        name: The task's.
+        name: The task's name.
         index: Its 0-based position.
         learned: Number and name of each task that was learned.
 
     Raises:
-        RunError: There is one.
+        RunError: An earlier task has this name.
     """
     for task in learned:
         if task["name"] == name and task["number"] <= index:
@@ -248,15 +250,15 @@ def refuse_learned(name: str, index: int, learned: Sequence[Mapping[str, Any]]) 
 
 
 def refuse_twice(state_dir: Path, data: str | None, learned: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to learn a task again that was learned last and has no name of its own, as by a second start.
+    """Refuse to learn the last task again if it has no name of its own, as a second start would do.
 
     Args:
         state_dir: Folder of states.
-        data: What the task's rows are known by, or None.
+        data: Hash of the task's rows, or None.
         learned: Number, name and `data` of each task that was learned.
 
     Raises:
-        RunError: It would be.
+        RunError: The rows are those of the last task.
     """
     if learned and data is not None and learned[-1].get("data") == data:
         last = learned[-1]
@@ -268,10 +270,11 @@ def refuse_twice(state_dir: Path, data: str | None, learned: Sequence[Mapping[st
 
 
 def refuse_parameters(method: Method, params: Parameters) -> None:
-    """Refuse what a method cannot work with, before its first step.
+    """Refuse parameters that a method cannot work with, before its first step.
 
     Raises:
-        RunError: See `Method.check`; or two adapters are trained at once, which have one name on disk.
+        RunError: See `Method.check`; or two adapters are trained at once, whose tensors have the same names
+            on disk.
     """
     by_file: dict[str, str] = {}
     for name in params.names:
@@ -288,10 +291,10 @@ def refuse_parameters(method: Method, params: Parameters) -> None:
 
 
 def refuse_packed(method: Method, model: nn.Module) -> None:
-    """Refuse a method that looks at single examples where 4-bit layers on a CPU cannot take them.
+    """Refuse a method that looks at single examples if 4-bit layers on a CPU cannot take them.
 
     Raises:
-        RunError: It is so; found before the training, not after it.
+        RunError: They cannot. This is found before the training, not after it.
     """
     narrow = narrow_4bit_layer(model) if "examples" in method.needs else ""
     if narrow:
@@ -308,7 +311,7 @@ def refuse_other_precision(trainer: Any, model: nn.Module) -> None:
     """Refuse to train a model in another precision than an earlier Trainer of this process did.
 
     The first Trainer patches the model's forward pass for its precision, and later ones leave that as it is:
-    they would train in the old precision, or without any, and say nothing.
+    they would train in the old precision, or in full precision, without a word.
 
     Args:
         trainer: A Trainer that has prepared its model.
@@ -338,7 +341,7 @@ def _words(precision: str) -> str:
 
 
 def nothing_learned(name: str, steps: int) -> str:
-    """What is said of a training that moved nothing, and so is not kept."""
+    """The message about a training that took no step, so that its task is not kept."""
     return (
         f"task {name!r}: nothing was learned: none of its {steps} steps had a finite loss and finite "
         "gradients, so none was taken, and the task is not kept. Look at its examples, lower the learning "

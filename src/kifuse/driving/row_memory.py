@@ -25,7 +25,7 @@ _TENSOR, _ARRAY, _VALUES = "__tensor__", "__array__", "values"
 
 
 class RowMemory:
-    """Rows kept of each task learned, in the form in which they stand in a file.
+    """Rows kept of each task learned, in the form in which a file holds them.
 
     Args:
         share: Part of a task's rows to keep, above 0 and at most 1; rounded down, at least one.
@@ -54,9 +54,9 @@ class RowMemory:
         """Choose the rows of a task that are to be kept.
 
         Args:
-            task: Its name; the draw depends on it, on the seed and on the number of rows.
+            task: Name of the task; the draw depends on it, on the seed and on the number of rows.
             dataset: Rows by number.
-            seed: Of the draw.
+            seed: Seed of the draw.
 
         Returns:
             The rows, for `keep`.
@@ -77,18 +77,18 @@ class RowMemory:
         counts = {name: len(kept) for name, kept in self._tasks.items()}
         lines: list[Any] = [{"format": FORMAT, "tasks": counts}]
         lines += [row for kept in self._tasks.values() for row in kept]
-        # in ASCII, so that no character of a text ends a line or has no place in UTF-8
+        # in ASCII, so that no character of a text ends a line or cannot be written as UTF-8
         return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
     def read(self, text: str, file: Path) -> None:
-        """Take back what `text` gave.
+        """Restore what `text` gave.
 
         Args:
             text: The content of a file.
             file: Its name, for messages.
 
         Raises:
-            RunError: The content is not that of such a file; names the line.
+            RunError: The content is not that of such a file; the message names the line.
         """
         lines = text.splitlines()
         heading = _line(lines[0] if lines else "", file, 1)
@@ -114,7 +114,7 @@ def _line(text: str, file: Path, number: int) -> Row:
 
 
 def fingerprint_of(rows: Sequence[Row]) -> str:
-    """A hash of rows and their order; of their number only where they hold what no text can."""
+    """A hash of rows and their order; only their number if a row cannot be written as text."""
     try:
         return sha256_text("\n".join(json.dumps(plain(row, "a row"), sort_keys=True) for row in rows))
     except RunError:
@@ -122,14 +122,14 @@ def fingerprint_of(rows: Sequence[Row]) -> str:
 
 
 LOOKED_AT = 32
-"""Rows of a data set by which it is known again."""
+"""How many rows of a data set go into its hash."""
 
 
 def known_by(dataset: Any) -> str | None:
     """A hash of a data set's length and of some of its rows.
 
     Returns:
-        The hash; None of a stream, of rows that hold what no text can, and of rows that come out otherwise
+        The hash; None for a stream, for rows that cannot be written as text, and for rows that are different
         each time, as with random transforms.
     """
     try:
@@ -153,7 +153,7 @@ def plain(row: Any, where: str) -> Row:
         where: Which row it is, for messages.
 
     Raises:
-        RunError: It holds something else, such as a picture.
+        RunError: The row holds something else, such as a picture.
     """
     if not isinstance(row, Mapping):
         raise RunError(
@@ -186,7 +186,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def live(row: Row) -> Row:
-    """The row that `plain` was given."""
+    """Turn what `plain` made back into the row."""
     return {key: _live(value) for key, value in row.items()}
 
 
@@ -231,11 +231,11 @@ def with_columns_of(sample: Any, rows: list[Row], optional: Set[str] = frozenset
 
     Args:
         sample: One of the task's own rows.
-        rows: The others.
+        rows: Rows of earlier tasks.
         optional: Columns that they may lack.
 
     Raises:
-        RunError: They lack another one.
+        RunError: They lack another column.
     """
     if not isinstance(sample, Mapping):
         return rows
@@ -301,7 +301,7 @@ def _encoded(memory: MemoryBuffer, trainer: Any) -> list[Row]:
 
 
 def first_row(dataset: Any) -> Any:
-    """A row of a data set, or None of a stream."""
+    """The first row of a data set; None for a stream, or if there is no row."""
     try:
         return dataset[0] if len(dataset) else None  # type: ignore[arg-type, index]
     except TypeError:

@@ -1,4 +1,4 @@
-"""Answers that the model samples while it trains, in the place of a batch's own."""
+"""Answers that the model samples while it trains, in place of a batch's own answers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class OnPolicy:
 
     Args:
         trainer: The Trainer.
-        ends: Token ids of what ends an answer beside the end tokens of model and tokenizer.
-        tokenizer: Of the model; None for the Trainer's.
+        ends: Token ids of further markers that end an answer, beside the end tokens of model and tokenizer.
+        tokenizer: The model's tokenizer; None for the Trainer's.
     """
 
     def __init__(self, trainer: Any, ends: Sequence[Sequence[int]] = (), tokenizer: Any = None) -> None:
@@ -50,8 +50,8 @@ class OnPolicy:
         Args:
             batch: The batch.
             sampling: How tokens are drawn.
-            most: Tokens of an answer, at most.
-            moment: What the draws depend on beside the seed and the questions.
+            most: The most tokens of an answer.
+            moment: A text that the draws depend on, beside the seed and the questions.
 
         Raises:
             RunError: Rows are not examples, or have no question or no label.
@@ -61,7 +61,7 @@ class OnPolicy:
         two_sided = bool(getattr(model.config, "is_encoder_decoder", False))
         prompts = prompts_of(inputs, encoder_decoder=two_sided)
         keys = [key for key, there in zip(row_keys(inputs), labelled(inputs), strict=True) if there]
-        # a text seeds alike on every machine
+        # a text as seed gives the same numbers on every machine
         seeds = [random.Random(f"{trainer.args.seed}:{moment}:{key}").getrandbits(63) for key in keys]  # noqa: S311
         with at_rest(model, inputs["input_ids"].device), torch.no_grad():
             session = Session.build(model, self._tokenizer, two_sided, most, self._ends)
@@ -93,12 +93,12 @@ class OnPolicy:
 
 
 def labelled(inputs: Inputs) -> list[bool]:
-    """Which rows have a label; those that fill up a process's share have none."""
+    """Whether each row has a label; rows that only fill up a process's share have none."""
     return (token_labels(inputs) != IGNORED).any(dim=1).tolist()
 
 
 def prompts_of(inputs: Inputs, *, encoder_decoder: bool) -> list[list[int]]:
-    """The token ids that each row with a label asks: what its encoder reads, or what stands before the label.
+    """The prompt of each row with a label, as token ids: what the encoder reads, or what is before the label.
 
     Args:
         inputs: A collated batch with `labels`, which may be cut to the last columns.

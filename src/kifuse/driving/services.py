@@ -1,4 +1,4 @@
-"""What looks into every step for a method that asks for it in `Method.needs`."""
+"""Services that look into every step, for a method that asks for them in `Method.needs`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Service(Protocol):
         ...
 
     def take(self) -> Any:
-        """What the step had."""
+        """Return what was gathered in the step."""
         ...
 
     def remove(self) -> None:
-        """Take everything off the model."""
+        """Remove all hooks from the model."""
         ...
 
 
@@ -37,12 +37,12 @@ def open_services(
 
     Args:
         needs: See `Method.needs`.
-        taps: Of a Trainer that is about to train.
-        model: Its model without wrappers.
+        taps: The taps of a Trainer that is about to train.
+        model: The Trainer's model without wrappers.
         params: The trainable parameters.
 
     Raises:
-        RunError: The set-up hides from one of them what it is to see.
+        RunError: In this set-up, one of them cannot see what it needs.
     """
     found: dict[str, Service] = {}
     if "squares" in needs:

@@ -3,15 +3,15 @@
     method = RecurrentKIF()
     Trainer(..., callbacks=[method.callback(state_dir="memory")]).train()
 
-Files under `state_dir`, the newest two of which are kept:
+Files under `state_dir`; only the newest two states are kept:
 
     after-<k>/state.json            what was learned, the method and its settings, hashes of the files
     after-<k>/method.safetensors    the method's state after k tasks
     after-<k>/memory.jsonl          rows kept of the k tasks, for a method that reads old data
     after-<k>/weights.safetensors   the trained tensors after k tasks
-    after-<k>/adapter               instead of them: the adapter, for a method that brings one of its own
+    after-<k>/adapter               instead of these tensors, for a method that brings its own adapter
 
-and beside each checkpoint of the Trainer: `checkpoint-<step>/kifuse/`, for going on in the middle of a task.
+Beside each checkpoint of the Trainer, `checkpoint-<step>/kifuse/` serves to go on in the middle of a task.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ _log = logging.getLogger(__name__)
 class StandaloneCallback(CarryingCallback):
     """Drives a method inside a Trainer that kifuse did not make; see `Method.callback`.
 
-    The Trainer is found by itself; `attach(trainer)` says it explicitly. Several Trainers in a row may be
-    given the same callback: each is one task.
+    The callback finds its Trainer by itself; `attach(trainer)` names it explicitly. Several Trainers in a row
+    may be given the same callback: each is one task.
 
     Args:
         method: The method.
@@ -74,11 +74,11 @@ class StandaloneCallback(CarryingCallback):
         keep_weights: Whether `state_dir` holds the trained tensors too, for `restore`.
         checkpoint: Checkpoint folder that training goes on from, if it is not in the Trainer's `output_dir`.
         first: Whether this is the first task even where the adapter was trained before.
-        adapter: For a method that brings an adapter of its own, which the callback puts on the base model
-            that the Trainer is given: settings as in the section `model.adapter` of a configuration.
+        adapter: Settings as in the section `model.adapter` of a configuration, for a method that brings an
+            adapter of its own. The callback puts it on the base model that the Trainer is given.
 
     Raises:
-        RunError: The method cannot work as a callback, or is given what it does not take.
+        RunError: The method cannot work as a callback, or is given an argument that it does not take.
         ConfigError: A setting of the adapter is wrong.
     """
 
@@ -121,7 +121,7 @@ class StandaloneCallback(CarryingCallback):
         """Give the callback its Trainer; see `MethodCallback.attach`."""
         super().attach(trainer)
         if self._brought is not None:
-            self._brought.watch(trainer)  # first, so that the others have found the checkpoint before it
+            self._brought.watch(trainer)  # first: the others wrap it and find the checkpoint
         if self._mixing is not None:
             self._mixing.watch(trainer)
         if self.checkpoint is None:
@@ -136,7 +136,7 @@ class StandaloneCallback(CarryingCallback):
         refuse_frozen(model)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Take up what was learned before, then begin the task or go on in its middle."""
+        """Load what was learned before, then begin the task or go on in its middle."""
         trainer = calling_trainer(self)
         if trainer is not None and trainer is not self.trainer:
             self.attach(trainer)
@@ -162,7 +162,7 @@ class StandaloneCallback(CarryingCallback):
             check_place(place, middle.values, fingerprint(params), memory, self.name)
             training = MethodState(middle.tensors["training"], middle.values["training"])
             self.resume = (method_state(middle, params.tensors[0].device), training)
-        elif self.learned and self._brought is None:  # which was taken from the state itself
+        elif self.learned and self._brought is None:  # a brought adapter was loaded from the state
             refuse_other_weights(fingerprint(params), self.learned, self.state_dir, kept=self.keep_weights)
         elif self.state_dir is not None and not self._first and self._given is None and not self._newest:
             refuse_lost(self.state_dir, model, params)
@@ -184,7 +184,7 @@ class StandaloneCallback(CarryingCallback):
         }
 
     def _rows_to_mix(self, trainer: Any, own: Any, step: int) -> list[Row]:
-        """The rows of earlier tasks that a Trainer which is about to make its loader trains on too."""
+        """The rows of earlier tasks to mix in, for a Trainer that is about to make its loader."""
         self.attach(trainer)
         trained = [(name, p) for name, p in for_state(trainer.model) if p.requires_grad]
         self._names, device = [name for name, _ in trained], trained[0][1].device
@@ -193,14 +193,14 @@ class StandaloneCallback(CarryingCallback):
         return self._rows
 
     def _place(self, trainer: Any, resume_from: Any) -> Path | None:
-        """The state beside the checkpoint that a Trainer is asked to resume from; None: it begins."""
+        """The state beside the checkpoint that a Trainer is asked to resume from; None if it begins."""
         found = get_last_checkpoint(trainer.args.output_dir) if resume_from is True else resume_from
         return Path(self.checkpoint or found) / "kifuse" if found else None
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the method's state beside the Trainer's checkpoint."""
         context, method = self.running(), self.method.state()
-        training = context.state()  # on every process, since some of it may have to be put together
+        training = context.state()  # on every process, because pieces of it may have to be put together
         if not args.should_save:
             return
         values = {
@@ -227,13 +227,13 @@ class StandaloneCallback(CarryingCallback):
         device = context.params.tensors[0].device
         # the Trainer's integrations have ended by now; some would begin another run for one more line
         context.logs_reach_integrations = False
-        # drawn anew, so that a task ended from its last checkpoint ends alike: no batch brings the state back
+        # seeded again, so that a task ended from its last checkpoint ends alike: no batch restores the state
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(args.seed)
             super().on_train_end(args, state, control, **kwargs)
         if self._brought is not None:
             self._brought.end_task()
-        self._resuming.release(self.trainer)  # it was put around what the mixing had put around
+        self._resuming.release(self.trainer)  # first: it wraps what the mixing has wrapped
         if self._mixing is not None:
             self._mixing.release(self.trainer)
         if self._draws:
@@ -254,4 +254,4 @@ class StandaloneCallback(CarryingCallback):
             self._write(self.state_dir, context)
             let_go(self.state_dir)
         if self._brought is not None:
-            self.trainer.accelerator.wait_for_everyone()  # each process reads it for the next task
+            self.trainer.accelerator.wait_for_everyone()  # each process reads the adapter for the next task

@@ -1,4 +1,4 @@
-"""The folder that carries a stand-alone callback from month to month: held by one script, and not lost."""
+"""The folder with a stand-alone callback's states: one script at a time holds it, and its loss is noticed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kifuse.methods.base import Parameters
 LOCK = ".lock"
 _ADAPTER = re.compile(r"(?<=\.)(lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)|ia3_l)\.([^.\"]+)")
 _FRESH = (True, "gaussian", "default")
-"""Ways to begin an adapter of LoRA in which its B is zero."""
+"""Ways to initialise a LoRA adapter in which its B is zero."""
 
 _held: dict[Path, FileLock] = {}
 
@@ -25,10 +25,10 @@ _held: dict[Path, FileLock] = {}
 def hold(state_dir: Path) -> None:
     """Keep other processes off a folder of states until `let_go`, or until this process ends.
 
-    A script in the same process goes on, as after a training that failed in a notebook.
+    The same process may hold it again, as after a training that failed in a notebook.
 
     Raises:
-        RunError: Another process trains with it.
+        RunError: Another process trains with the folder.
     """
     place = state_dir.resolve()
     if place in _held:
@@ -54,15 +54,15 @@ def let_go(state_dir: Path) -> None:
 
 
 def refuse_lost(state_dir: Path, model: Any, params: Parameters) -> None:
-    """Refuse to begin as the first task where the adapter was trained before, and no state says on what.
+    """Refuse to begin as the first task if the adapter was trained before and no state says on what.
 
     Args:
         state_dir: Folder of states, which holds none.
         model: The model.
-        params: What it trains.
+        params: The parameters that are trained.
 
     Raises:
-        RunError: The adapter is of LoRA, began with zeros, and holds others now.
+        RunError: It is a LoRA adapter whose B began as zero and is not zero now.
     """
     configs = getattr(model, "peft_config", None) or {}
     if not configs or not all(getattr(c, "init_lora_weights", None) in _FRESH for c in configs.values()):
@@ -82,11 +82,11 @@ def refuse_lost(state_dir: Path, model: Any, params: Parameters) -> None:
 
 
 def for_adapter(found: StateFolder, names: Sequence[str]) -> StateFolder:
-    """A state for an adapter that may have another name than the one it was written for.
+    """Fit a state to an adapter that may have another name than the one it was written for.
 
     Args:
-        found: As it was read.
-        names: Of the parameters that are trained now.
+        found: The state as it was read.
+        names: Names of the parameters that are trained now.
 
     Returns:
         The state with the names of today's parameters.

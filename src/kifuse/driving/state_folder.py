@@ -31,9 +31,9 @@ class StateFolder:
 
     Attributes:
         values: What `state.json` says.
-        tensors: By the name of their file without its ending, then by their own.
-        texts: By the name of their file.
-        folders: What writes a folder, by its name. Their files are listed by hash, and not read.
+        tensors: Tensors by the name of their file without its ending, then by their own name.
+        texts: Texts by the name of their file.
+        folders: Functions that write a folder, by its name. Its files are listed with hashes, and not read.
     """
 
     values: dict[str, Any]
@@ -43,10 +43,10 @@ class StateFolder:
 
 
 def write_state(folder: Path, content: StateFolder) -> None:
-    """Write a folder of state, in place of one of that name.
+    """Write a folder of state; one of that name is replaced.
 
     Raises:
-        RunError: It cannot be written.
+        RunError: The folder cannot be written.
         KifuseError: A file in it cannot be written.
     """
 
@@ -72,12 +72,12 @@ def read_state(folder: Path, *, without: frozenset[str] = frozenset()) -> StateF
     """Read a folder of state, and make sure that every file is as it was written.
 
     Args:
-        folder: Where.
+        folder: The folder to read.
         without: Names of files that are not needed.
 
     Raises:
         RunError: A file is missing, damaged, or of another format; the message names it.
-        KifuseError: `state.json` is missing or no JSON.
+        KifuseError: `state.json` is missing or not JSON.
     """
     file = folder / STATE
     values = sealed_values(file)
@@ -99,11 +99,11 @@ def read_state(folder: Path, *, without: frozenset[str] = frozenset()) -> StateF
 
 
 def sealed_values(file: Path) -> dict[str, Any]:
-    """What the `state.json` of a folder says; its other files are not looked at.
+    """Read the `state.json` of a folder; its other files are not looked at.
 
     Raises:
         RunError: It is damaged, or of another format.
-        KifuseError: It is missing or no JSON.
+        KifuseError: It is missing or not JSON.
     """
     values, _ = read_sealed(file)
     if not isinstance(values, dict) or values.get("format") != FORMAT or "files" not in values:
@@ -124,16 +124,16 @@ def after_folder(state_dir: Path, k: int) -> Path:
 
 
 def newest_state(state_dir: Path) -> int:
-    """After how many tasks the newest state is; 0 if there is none.
+    """The number of tasks after which the newest state was written; 0 if there is none.
 
-    A folder appears whole or not at all, so that one which lacks its `state.json` is damaged, and counts.
+    A folder appears whole or not at all. So one without its `state.json` is damaged, and it counts.
     """
     numbers = {path.parent.name.removeprefix("after-") for path in state_dir.glob("after-*/*")}
     return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Make a folder, and make sure that files can be written in it: better now than after the training.
+    """Make a folder, and check that files can be written in it: better now than after the training.
 
     Raises:
         KifuseError: They cannot.
@@ -144,14 +144,14 @@ def refuse_unwritable(folder: Path) -> None:
 
 
 def refuse_other_writer(state_dir: Path, newest: int) -> None:
-    """Refuse to write over what another script has written meanwhile.
+    """Refuse to overwrite what another script has written meanwhile.
 
     Args:
         state_dir: Folder of states.
-        newest: After how many tasks the newest state was when this task began.
+        newest: The number of tasks of the newest state when this task began.
 
     Raises:
-        RunError: There is a newer one.
+        RunError: There is a newer state.
     """
     found = newest_state(state_dir)
     if found != newest:
@@ -172,7 +172,7 @@ def refuse_other_method(file: Path, values: Mapping[str, Any], method: Method) -
     """Refuse a state that another method, version or setting wrote.
 
     Raises:
-        RunError: It is not this method's; names the first thing that differs.
+        RunError: It is not this method's state; the message names the first thing that differs.
     """
     own = describe(method)
     pairs = [(key, values.get(key), own[key]) for key in ("method", "version")]
@@ -196,10 +196,10 @@ def refuse_other_weights(
         found: Fingerprint of the trained tensors.
         learned: What was learned, at least one task.
         state_dir: Folder of states, if there is one.
-        kept: Whether it holds the weights too.
+        kept: Whether that folder holds the weights too.
 
     Raises:
-        RunError: They are others.
+        RunError: They are other weights.
     """
     last = learned[-1]
     if found == last["weights"]:
@@ -236,7 +236,7 @@ def fingerprint(params: Parameters) -> str:
 
 
 def copied(state: MethodState, device: torch.device) -> MethodState:
-    """A state that shares nothing with what a method goes on changing."""
+    """Copy a state, so that it shares no memory with what the method goes on changing."""
     tensors = {name: tensor.detach().to(device, copy=True) for name, tensor in state.tensors.items()}
     return MethodState(tensors, copy.deepcopy(state.values))
 
@@ -257,7 +257,7 @@ def restore_weights(state_dir: Path | None, model: Any) -> None:
         model: A model with the same trainable parameters.
 
     Raises:
-        RunError: There is no state, it was written without weights, or they are of another model.
+        RunError: There is no state, or it was written without weights or with those of another model.
     """
     newest = newest_state(state_dir) if state_dir is not None else 0
     if state_dir is None or not newest:

@@ -10,12 +10,14 @@ from torch.nn import functional
 
 
 class TargetLoss:
-    """Sum over target tokens divided by the number of target tokens in the whole optimizer step.
+    """The sum over target tokens, divided by the number of target tokens in the whole optimizer step.
 
-    Dividing by the step's own count makes 4 x 1 = 2 x 2 = 1 x 4 under accumulation, for every kind of model.
+    Because of this divisor, 4 x 1, 2 x 2 and 1 x 4 examples give the same loss under accumulation, for every
+    kind of model.
 
     Args:
-        shift: Decoder-only models predict the next position; encoder-decoder models the same one.
+        shift: Whether a position predicts the next label, as in decoder-only models, or its own, as in
+            encoder-decoder models.
     """
 
     def __init__(self, *, shift: bool) -> None:

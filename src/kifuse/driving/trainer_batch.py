@@ -39,7 +39,7 @@ class TrainerBatch:
         """The inputs of a batch that is one forward pass.
 
         Raises:
-            RunError: It is several.
+            RunError: The batch is several forward passes.
         """
         if len(self.parts) != 1:
             raise RunError(f"a batch of one forward pass is needed here, but this one has {len(self.parts)}.")
@@ -68,7 +68,7 @@ class TrainerBatch:
 
 
 def rows_of(inputs: Inputs) -> int:
-    """Examples of a part."""
+    """Count the examples of a part."""
     of = inputs.get("labels", inputs.get("input_ids"))
     if isinstance(of, Tensor) and of.dim():
         return len(of)
@@ -76,7 +76,7 @@ def rows_of(inputs: Inputs) -> int:
 
 
 def joins_examples(inputs: Inputs) -> bool:
-    """Whether several texts stand in one row, as far as a batch tells: their positions begin anew."""
+    """Whether a row holds several texts, as far as a batch shows it: then positions begin again."""
     if not isinstance(inputs, Mapping) or inputs.get("attention_mask") is not None:
         return False
     places, lengths = inputs.get("position_ids"), inputs.get("cu_seq_lens_q")
@@ -90,17 +90,17 @@ def refuse_joined(inputs: Inputs, what: str) -> None:
 
     Args:
         inputs: The batch.
-        what: What is taken of its rows.
+        what: What is taken from its rows, for the message.
 
     Raises:
-        RunError: It does.
+        RunError: It joins them.
     """
     if joins_examples(inputs):
         raise RunError(f"it takes {what}, but {JOINED}")
 
 
 def _cut(inputs: Inputs, start: int, end: int) -> Inputs:
-    """Some examples of a part; what is no row of it each is for all of them."""
+    """Take some examples of a part; a value that has no row for each example is kept whole."""
     rows = rows_of(inputs)
     return {
         key: value[start:end] if isinstance(value, Tensor) and value.dim() and len(value) == rows else value

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class Resuming:
-    """Lets a Trainer that is to resume from its newest checkpoint pass over one that a kill left broken."""
+    """Lets a Trainer that resumes from its newest checkpoint pass over one that a kill left broken."""
 
     def __init__(self) -> None:
         self._taps: list[Taps] = []
@@ -43,7 +43,7 @@ class Resuming:
 
 
 def newest_whole(folder: Path) -> str | bool:
-    """The newest checkpoint whose method's state is whole; what is passed over is said.
+    """Find the newest checkpoint whose method's state is whole, and warn about those passed over.
 
     The method's state is written last of all, so that a checkpoint which has it is complete.
 
@@ -51,8 +51,8 @@ def newest_whole(folder: Path) -> str | bool:
         folder: The Trainer's `output_dir`.
 
     Returns:
-        Its folder. False where none is whole: the task begins anew. True where there is no checkpoint at
-        all, which the Trainer itself refuses.
+        Its folder. False if none is whole: the task begins again. True if there is no checkpoint at all,
+        which the Trainer itself refuses.
     """
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
     for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
@@ -68,7 +68,7 @@ def newest_whole(folder: Path) -> str | bool:
 
 
 def read_checkpoint(folder: Path, step: int, method: Method) -> StateFolder:
-    """Read what was kept of a step.
+    """Read the method's state that was written at a step.
 
     Args:
         folder: `checkpoint-<step>/kifuse`.
@@ -76,7 +76,7 @@ def read_checkpoint(folder: Path, step: int, method: Method) -> StateFolder:
         method: The method that goes on.
 
     Raises:
-        RunError: It is not there, or was written by another method.
+        RunError: The state is not there, or was written by another method.
     """
     if not (folder / STATE).is_file():
         parent = folder.parent.parent
@@ -111,19 +111,20 @@ def refuse_other_task(
 ) -> None:
     """Refuse a checkpoint of another task than the one whose rows the Trainer was given.
 
-    A finished task may be ended once more from its last checkpoint, as where the process ended before the
-    script had saved the adapter. In one output_dir for all months, the newest checkpoint may be last month's.
+    A finished task may be ended once more from its last checkpoint, for instance if the process ended before
+    the script had saved the adapter. If all months share one output_dir, the newest checkpoint may be last
+    month's.
 
     Args:
-        folder: Of the checkpoint's state.
-        index: 0-based position of the task that the checkpoint is of.
-        data: What the Trainer's rows are known by, or None where nothing tells.
-        kept: The same of the rows when the checkpoint was written.
+        folder: Folder of the checkpoint's state.
+        index: 0-based position of the checkpoint's task.
+        data: Hash of the Trainer's rows; None if they have none.
+        kept: Hash of the rows when the checkpoint was written.
         finished: Number, name and `data` of each task that was learned.
         named: Whether the script names its task.
 
     Raises:
-        RunError: It is another's, or nothing tells that it is not.
+        RunError: It is another task's, or nothing shows that it is not.
     """
     done = next((task for task in finished if task["number"] == index + 1), None)
     told = {kept, done.get("data")} - {None} if done is not None else {kept} - {None}
@@ -147,14 +148,14 @@ def check_place(folder: Path, found: Mapping[str, Any], weights: str, memory: st
     """Make sure that a checkpoint's weights and memory are those its state was written with.
 
     Args:
-        folder: Of the checkpoint, for the message.
+        folder: Folder of the checkpoint, for the message.
         found: What its `state.json` says.
         weights: Fingerprint of the trained tensors.
         memory: Fingerprint of the rows of earlier tasks.
-        name: Of the task.
+        name: Name of the task.
 
     Raises:
-        RunError: One of them is another.
+        RunError: One of them differs.
     """
     wrong = "weights" if found["weights"] != weights else ""
     if found["memory"] != memory:

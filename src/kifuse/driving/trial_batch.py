@@ -1,7 +1,7 @@
-"""What a method asks for only when a task is over, or in a later task, is tried before the first step.
+"""Tries before the first step what a method asks for only when a task is over, or in a later task.
 
-One row of the training data is collated and read as the method will have it read. Nothing comes of it:
-weights, gradients, random numbers and what the Trainer has counted are as before.
+One row of the training data is collated and run as the method will run it. Nothing changes: weights,
+gradients, random numbers and what the Trainer has counted are as before.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ BY_ROW = {
     "kept": "something with single examples",
     "answers": "an answer to each single example",
 }
-"""What is taken of each example, by need."""
+"""What is taken from each example, by need."""
 
 
 def try_out(context: TrainerContext, dataset: Any) -> None:
-    """Refuse a set-up in which a method would fail later, or be wrong.
+    """Refuse a set-up in which a method would fail later, or give wrong results.
 
     Args:
-        context: Of a training that is about to begin.
-        dataset: Its rows; of a stream, whose rows cannot be asked for again, none is tried.
+        context: The context of a training that is about to begin.
+        dataset: Its rows. A stream is not tried, because its rows cannot be read again.
 
     Raises:
-        RunError: It is so.
+        RunError: The set-up is such a one.
     """
     trainer, method = context.trainer, context.method
     if type(trainer)._prepare_inputs is not Trainer._prepare_inputs:
@@ -69,7 +69,7 @@ def _refuse_generating(trainer: Any, method: Method) -> None:
     """Refuse a method that trains on rows of its own where the Trainer's rows are prompts.
 
     Raises:
-        RunError: It is so.
+        RunError: The set-up is such a one.
     """
     kind, where = type(method).__name__, type(trainer).__name__
     if method.old_data == "steps" or method.needs & {"examples", "kept", "batch"}:
@@ -89,7 +89,7 @@ def _refuse_joined(context: TrainerContext, rows: list[Any]) -> None:
     """Refuse a method that takes a row for an example where rows or batches join several.
 
     Raises:
-        RunError: It is so.
+        RunError: The set-up is such a one.
     """
     args, needs = context.trainer.args, context.method.needs
     what = next((BY_ROW[need] for need in BY_ROW if need in needs), None)
@@ -114,7 +114,7 @@ def _texts_in(row: Any) -> int:
 
 
 def _read(context: TrainerContext, row: Any) -> None:
-    """Have a row read in each way that the method asks for."""
+    """Run a row in each way that the method asks for."""
     needs = context.method.needs
     if "examples" in needs:
         Probes(context.trainer, context.params, [row], context.collate).try_one()
@@ -151,7 +151,7 @@ def _read(context: TrainerContext, row: Any) -> None:
 
 @contextlib.contextmanager
 def _as_counted(trainer: Any) -> Iterator[None]:
-    """Afterwards the numbers that a Trainer and its loss function have gathered are as they were."""
+    """Restore, after the block, the numbers that a Trainer and its loss function have gathered."""
     holders = [vars(each) for each in (trainer, trainer.compute_loss_func) if hasattr(each, "__dict__")]
     before = [{key: copy.deepcopy(value) for key, value in own.items() if _numbers(value)} for own in holders]
     try:

@@ -1,4 +1,4 @@
-"""What the parts of a training under way know of the whole."""
+"""What the parts that take part in a training know about it as a whole."""
 
 from __future__ import annotations
 
