@@ -282,7 +282,7 @@ class TrainerContext(MemorySteps):
         return self.method.noted.rows.get(key_of(row, encoder_decoder=encoder_decoder), "")
 
     def _in_batches(self, examples: Sequence[Any], places: Sequence[int]) -> Iterator[TrainerBatch]:
-        """Collate examples, given by number, in batches of a step's size; they are the same on all processes."""
+        """Collate examples, given by number, in batches of a step's size, the same on all processes."""
         size = self.task.batch_size
         for start in range(0, len(places), size):
             rows = [examples[place] for place in places[start : start + size]]

@@ -128,7 +128,7 @@ class MemorySteps:
         stepper.zero_grad()
 
     def _backward(self, batch: Sequence[Any]) -> list[Tensor]:
-        """Accumulate the gradient of a global batch, reduced over processes; returns the loss of each part."""
+        """Accumulate a global batch's gradient, reduced over processes; returns the loss of each part."""
         trainer = self.trainer
         accelerator, model = trainer.accelerator, trainer.model_wrapped
         inputs = self.parts(batch)
