@@ -21,7 +21,7 @@ _RECURRENT_KIF = "arXiv 2502.17510"
 
 
 def class_with(data_class: DataClass, source: Literal["real", "generated", "generic"]) -> DataClass:
-    """Return a method's data class with this source of memory; other sources only change real replay."""
+    """Return a method's data class for this source of memory; the source matters only for real replay."""
     if data_class != "real replay" or source == "real":
         return data_class
     return "generated replay" if source == "generated" else "generic replay"

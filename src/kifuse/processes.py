@@ -1,4 +1,4 @@
-"""The processes that a launcher (torchrun, accelerate) starts for one run: shares of work, and agreement."""
+"""The processes that a launcher (torchrun, accelerate) starts for one run share work and results."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from kifuse.errors import KifuseError, RunError
 T = TypeVar("T")
 
 _PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others, as where the first one alone calls a slow metric."""
+"""Longest wait of a process for the others, for example while only the first one calls a slow metric."""
 
 
 class ToldByFirst(RunError):
-    """What went wrong on the first process, which says it itself."""
+    """An error of the first process, which reports it itself."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Processes:
     """The processes of a run; all of them make the same calls in the same order.
 
     Attributes:
-        rank: Which one this is, from 0 on; the first one writes and speaks for all.
-        count: How many there are.
+        rank: Number of this process, from 0; the first process writes and prints for all.
+        count: Number of processes.
     """
 
     rank: int = 0
@@ -35,10 +35,10 @@ class Processes:
 
     @classmethod
     def of_launcher(cls) -> Processes:
-        """Those that the launcher has started, as its environment variables say; they know each other then.
+        """Connect the processes that the launcher has started, as its environment variables say.
 
         Raises:
-            RunError: They cannot reach each other.
+            RunError: The processes cannot reach each other.
         """
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
@@ -52,10 +52,10 @@ class Processes:
         return cls(int(os.environ.get("RANK", "0")), count)
 
     def shared_out(self, costs: Sequence[int]) -> list[int]:
-        """The places of the work that is this process's: each goes to whoever has the least so far.
+        """Return the indices of this process's pieces of work: each piece goes to the least loaded process.
 
         Args:
-            costs: How much work each piece is, the same on all processes.
+            costs: The cost of each piece of work, the same on all processes.
         """
         loads, mine = [0] * self.count, []
         for place, cost in enumerate(costs):
@@ -66,7 +66,7 @@ class Processes:
         return mine
 
     def gathered(self, mine: T) -> list[T]:
-        """What all processes have, in the order of their ranks.
+        """Collect a value from every process, in the order of their ranks.
 
         Raises:
             RunError: Another process has ended.
@@ -81,17 +81,17 @@ class Processes:
         return found
 
     def joined(self, mine: Mapping[int, T]) -> dict[int, T]:
-        """What all processes have found, by its place."""
+        """Collect the results of all processes, by the index of the piece of work."""
         return {place: each for found in self.gathered(mine) for place, each in found.items()}
 
     def of_first(self, work: Callable[[], T]) -> T:
-        """Let the first process do something, and hand its outcome to all.
+        """Let only the first process do some work, and give its result to all processes.
 
         Args:
-            work: Is called on the first process alone.
+            work: The function that the first process calls.
 
         Raises:
-            Exception: What the work raises; the other processes raise `ToldByFirst` for it.
+            Exception: The error that the work raises; the other processes raise `ToldByFirst` for it.
             RunError: The first process has ended.
         """
         if self.count == 1:
@@ -116,15 +116,15 @@ class Processes:
 
 
 ALONE = Processes()
-"""One process, which nobody else has a share with."""
+"""A run with a single process."""
 
 
 @contextlib.contextmanager
 def _answering() -> Iterator[None]:
-    """Say in plain words that another process is gone.
+    """Turn an error of the connection into a plain message that another process is gone.
 
     Raises:
-        RunError: It is.
+        RunError: Another process has ended or does not answer.
     """
     try:
         yield

@@ -2,9 +2,9 @@
 
 A folder holds `adapter_config.json` and `adapter_model.safetensors`. For the PEFT kinds it is a standard PEFT
 adapter, which `PeftModel.from_pretrained(base, folder)` loads. Full fine-tuning changes the model's own
-weights, and `osf` puts all that it learned into the adapted weights. For these two the JSON says `"format":
-"kifuse full weights"`, and the other file holds the trained weights under their names in the model. They load
-with
+weights, and `osf` puts all that it learned into the adapted weights. For these two the JSON says
+`"format": "kifuse full weights"`, and the other file holds the trained weights under their names in the
+model. They load with
 
     model.load_state_dict(safetensors.torch.load_file(folder / "adapter_model.safetensors"), strict=False)
 

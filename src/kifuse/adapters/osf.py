@@ -113,9 +113,9 @@ class Osf(Peft):
 
         Returns:
             For U_l (out, r): if out > in, U_h (out, k), to which U_l must stay orthogonal; otherwise U_l0
-            (out, r), whose columns span everything orthogonal to U_h. For V_l the same holds for rows: if in
-            > out, V_h (k, in); otherwise V_l0 (r, in). These are the tensors that PEFT keeps. Empty while the
-            layers are closed.
+            (out, r), whose columns span everything orthogonal to U_h. For V_l the same holds for rows:
+            V_h (k, in) if in > out, otherwise V_l0 (r, in). These are the tensors that PEFT keeps. Empty
+            while the layers are closed.
         """
         found: dict[str, Tensor] = {}
         for name, layer in self._layers():

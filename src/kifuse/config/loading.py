@@ -43,8 +43,7 @@ def load_config(
     Args:
         path: The YAML file; None when everything is given in ``overrides``.
         overrides: Values that replace the file's, by dotted key: ``{"training.epochs": 2}``.
-        flags: For each dotted key that has its own command-line option, that option; the others have ``--set
-            KEY``.
+        flags: By dotted key, the command-line option that sets this key; other keys have ``--set KEY``.
         check_files: Whether the data must exist.
         without: Sections of the file that are ignored.
 

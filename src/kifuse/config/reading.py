@@ -23,7 +23,7 @@ class Document:
         path: The file.
         data: Its mapping, as plain dicts, lists and scalars.
         lines: The line of each key, counted from 1.
-        problems: Keys given twice, with their lines in ``problem_lines``.
+        problems: Keys given twice, each with its line.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""Kinds of values that a configuration holds, and what a section of it is."""
+"""The kinds of values in a configuration, and the base class of its sections."""
 
 from __future__ import annotations
 

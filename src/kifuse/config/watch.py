@@ -1,4 +1,4 @@
-"""What a configuration may say of tasks that are scored and never trained on."""
+"""The configuration of tasks that are scored and never trained on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kifuse.config.values import MOST, Folder, Section, Text
 
 
 class LmEvalConfig(Section):
-    """Tasks of lm-evaluation-harness, the extra `lm-eval`; a bare list is that of the tasks."""
+    """Tasks of lm-evaluation-harness, which needs the extra `lm-eval`; a plain list gives the tasks."""
 
     tasks: list[Text] = Field(
         default_factory=list,

@@ -151,7 +151,7 @@ def masked_sum(
         tau_in: Change made by the inner loop, same shapes.
         tau_out: Change made by the outer loop, same shapes.
         mask_in: Where the inner change matters, broadcastable: boolean, or soft in [0, 1].
-        mask_out: Where the outer change matters, likewise.
+        mask_out: Where the outer change matters, of the same form.
         both: Factors of (tau_in, tau_out) where both masks are 1.
         only_in: Factor of tau_in where only ``mask_in`` is 1; tau_out is dropped there.
         only_out: Factor of tau_out where only ``mask_out`` is 1; tau_in is dropped there.
@@ -208,8 +208,8 @@ def soft_masks(inner: Tensor, outer: Tensor, *, tau: float = 0.15) -> tuple[Tens
         tau: Temperature, above 0; small values give everything to one side, large values half to each.
 
     Returns:
-        The weights of tau_in and of tau_out, in [0, 1] and with sum 1, same shape: ``sigmoid((Norm(inner) -
-        Norm(outer)) / tau)`` and its complement, where Norm is `min_max`.
+        The weights of tau_in and of tau_out, in [0, 1] and with sum 1, same shape:
+        ``sigmoid((Norm(inner) - Norm(outer)) / tau)`` and its complement, where Norm is `min_max`.
 
     Raises:
         ValueError: If ``tau`` is not above 0 or an importance is not finite.

@@ -38,8 +38,8 @@ def quantile_threshold(values: Tensor, quantile: float) -> Tensor:
 def interpolated_fraction(count: int, quantile: float) -> float:
     """Return the fraction of scalars above their interpolated quantile, which the authors' code uses.
 
-    ``torch.quantile(values, q)`` lies between the two sorted values around position ``q (n - 1)``. So ``n - 1
-    - floor(q (n - 1))`` scalars lie above it unless some are equal: 58 of 288 for q = 0.8, while
+    ``torch.quantile(values, q)`` lies between the two sorted values around position ``q (n - 1)``. So
+    ``n - 1 - floor(q (n - 1))`` scalars lie above it unless some are equal: 58 of 288 for q = 0.8, while
     `quantile_threshold` selects 57, at most a fifth.
 
     Args:

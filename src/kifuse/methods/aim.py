@@ -23,7 +23,7 @@ From the second task on, this happens after each optimizer step, with theta_0 th
 | S_0, M_0 | `interval`, `memory_steps` |
 | kappa | `threshold` |
 | bounds of S | `shortest`, `longest` |
-| merges that leave S unchanged | `cold_merges` |
+| merges that leave S | `cold_merges` |
 | dropout of the probe | `probe`: "train" (the code: on), "eval" (off) |
 
 The weights sum to 1: the merge averages the two displacements, it does not add them. As in the code, nothing

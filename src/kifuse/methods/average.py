@@ -3,8 +3,8 @@
 - Weight ensemble (Eq. 14): after each task from the second on, one lambda for all parameters,
   u <- lambda u^ + (1 - lambda) u, with u^ the model before the task and u the model after it.
 - EMA: from the second task on, the model after a task is the running average of the parameters over its
-    steps, v_0 = u^ and v_t = d v_{t-1} + (1 - d) u_t. It starts at the model before the task, which therefore
-    keeps the weight d^steps, so it is not blended with that model a second time.
+  steps, v_0 = u^ and v_t = d v_{t-1} + (1 - d) u_t. It starts at the model before the task, which therefore
+  keeps the weight d^steps, so it is not blended with that model a second time.
 
 | symbol | setting |
 | --- | --- |

@@ -9,10 +9,10 @@ the training engine: the same object works in kifuse's own runner and in any `Tr
 | `begin_task` | before the first step of a task | copy weights, prepare statistics |
 | `loss` | after the forward pass of each micro-batch | add a term, or a teacher |
 | `on_gradients` | gradients complete, reduced, unscaled, clipped; weights not moved yet | read, change |
-| `on_update` | after the optimizer has really changed the weights | read or correct the update |
-| `on_step` | after each step, including skipped ones | take memory steps, fuse, log |
+| `on_update` | the optimizer has really moved | read or correct the update |
+| `on_step` | after each step, skipped ones too | take memory steps, fuse, log |
 | `end_task` | after the last step of a task | fuse, run a replay stage |
-| `remember` | when a task is learned | choose other examples to keep than real ones |
+| `remember` | when a task is learned | have other examples kept than real ones |
 
 State that must survive is declared in the class and is saved automatically: see `kifuse.methods.kept`.
 """

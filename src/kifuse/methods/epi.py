@@ -1,6 +1,6 @@
 """EPI (ACL 2023), called EIP in KIF's tables: a prefix for each task; the input decides which one is used.
 
-        task t learns its own prefix P_t,           L = cross-entropy; only P_t trains
+    task t learns a prefix P_t of its own,      L = cross-entropy; only P_t trains
     z(x)    = mean of the frozen model's last states over the tokens of x, read without a prefix
     mu_(t,c) = mean of z over the examples of task t with answer c
     Sigma_t = mean over c of the covariance of z around mu_(t,c);      Sigma = 1/T sum_t Sigma_t
@@ -12,9 +12,9 @@ one mean for all of them.
 | symbol | setting |
 | --- | --- |
 | places of P_t in each layer | `length` |
-| most answers c that have their own means | `answers` |
-| starting values of P_t: drawn, P_(t-1), or the mean of P_1 to P_(t-1) | `start` |
-| whether a test example's task is told instead of identified | `task_id` |
+| the most answers c that have means of their own | `answers` |
+| what P_t begins as: drawn, P_(t-1), or the mean of P_1 to P_(t-1) | `start` |
+| whether a test example's task is told instead of found out | `task_id` |
 """
 
 from __future__ import annotations

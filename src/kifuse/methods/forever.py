@@ -3,8 +3,7 @@
 Theta_t are the trained weights after optimizer step t of a task. From the second task on:
 
 - Delta_t = ||Theta_t - Theta_{t-1}||_2, tau_t = sum_{s<=t} Delta_s; the first S steps make a day, tau_day =
-    tau_S, and mu_0 = tau_day / S; after that mu_t = (1 - lambda) mu_{t-1} + lambda Delta_t and r_t = mu_t /
-    mu_0.
+  tau_S, and mu_0 = tau_day / S; then mu_t = (1 - lambda) mu_{t-1} + lambda Delta_t and r_t = mu_t / mu_0.
 - a replay event happens when tau_t >= d_j tau_day, d = 1, 2, 4, 7, 15, 30 days; tau restarts with each task.
 - an event takes memory steps on L(memory) + beta_t ||Theta - Theta*||^2 with
   beta_t = beta_base clip(1 + gamma (r_t - 1), low, high), where Theta* is the model before the task.
@@ -14,10 +13,10 @@ Theta_t are the trained weights after optimizer step t of a task. From the secon
 | S | `day_steps` |
 | d_j | `schedule` |
 | beta_base | `anchor` |
-| gamma | `gamma` (not published; 1 is our choice: clip's bounds are then the bounds of r_t) |
+| gamma | `gamma` (not published; 1 is ours: the bounds of clip are then those of r_t) |
 | lambda | `smoothing` |
 | low, high | `clip` |
-| memory steps of an event | `event_steps` (not published; our choice: one pass over the memory, at most S) |
+| memory steps of an event | `event_steps` (not published; ours: one pass over the memory, at most S) |
 
 The following are not published either, and are our choice: memory steps do not count in tau and mu, because
 an event could otherwise trigger the next one. They share the optimizer and the learning rate of the step

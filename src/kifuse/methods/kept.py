@@ -3,7 +3,7 @@
     class Anchor(Method):
         strength: float = 1.0
         _start: OfTask[list[Tensor] | None] = None   # saved in the middle of a task, forgotten at its end
-                _seen: Kept[int] = 0                         # kept from task to task
+        _seen: Kept[int] = 0                         # kept from task to task
 
 The table lists what may be declared, and where it is stored in a `MethodState`. `<name>` is the attribute's
 name without the underscores in front:

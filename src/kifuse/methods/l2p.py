@@ -1,8 +1,8 @@
 """L2P, learning to prompt (arXiv 2112.08654), for language models: each input picks its prompts from a pool.
 
     q(x) = mean of the frozen input embeddings of x
-        prompts of x: those N of M prompts whose keys k_m have the largest cos(q(x), k_m), put before x: N L
-        vectors L = L_task - lambda mean over target tokens of sum_(m picked for x) cos(q(x), k_m)
+    prompts of x: the N of M whose keys k_m have the largest cos(q(x), k_m), put before x, N L vectors
+    L = L_task - lambda mean over target tokens of sum_(m picked for x) cos(q(x), k_m)
 
 Only the pool trains: M prompts (L, d) and M keys (d). No task id is needed, neither in training nor
 afterwards.

@@ -1,6 +1,6 @@
 """LFPT5 (arXiv 2110.07298): one prompt learns all tasks and writes replay samples; distillation preserves it.
 
-        reads [E(x); P],      only P trains: L vectors for all tasks
+    reads [E(x); P],      P alone trains, L vectors for all tasks
     L = (1 - mu) (L_task + lambda_lm L_lm) + mu L_kd
     L_task  mean cross-entropy of y given x, on the task's examples and on pseudo samples of earlier tasks
     L_lm    mean cross-entropy of "x, separator, y" given a prompt that names the task, on the same examples
@@ -16,8 +16,8 @@ separator exactly once, followed by one of the task's labels.
 | lambda_lm | `lessons` |
 | mu | `distillation` |
 | pseudo samples of each class, or of a task without labels | `per_class`, `per_task` |
-| most times that the wanted number of samples is requested | `attempts` |
-| number of tokens that each next token is drawn from; divisor of the logits | `top_k`, `temperature` |
+| how often as many are asked for as are wanted | `attempts` |
+| tokens that each written one is drawn from, and what logits are divided by | `top_k`, `temperature` |
 
 In kifuse a step mixes all kinds of examples. So L_task and L_lm are sums, divided by the average number of
 their target tokens in a step. Then accumulation changes nothing, and each term counts as if it had its own

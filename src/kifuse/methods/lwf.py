@@ -11,8 +11,9 @@ started with. The first task has no teacher and is plain training.
 | lambda | `strength` |
 | T | `temperature` |
 
-In the paper, old tasks have their own output layers, which are held to their old answers. A language model
-has one output for all tasks: it is held to the answers that it would have given to the new inputs.
+In the paper, old tasks have their own output layers, which are trained to keep their old answers. A language
+model has one output for all tasks: it is trained to keep the answers that it would have given to the new
+inputs.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ For each trained linear layer and each step, n_j is the sum over the step's toke
 output of unit j. A trained linear layer is a LoRA matrix, A or B, or a weight that is itself trained. From
 the second task on, the units below the q-quantile of their layer are held back:
 
-        m_j = [n_j >= q-quantile of n],   row j of the weight changes only where m_j = 1.
+    m_j = [n_j >= q-quantile of n],   row j of the weight moves only where m_j = 1.
 
 Exactly ceil((1 - q) n) of n rows change, and more only if several have the threshold's magnitude. Nothing is
 kept from task to task.

@@ -10,7 +10,7 @@ t and its key k_t train on task t; the others are frozen.
 
 | symbol | setting |
 | --- | --- |
-| kind of module | `module` |
+| what a module is | `module` |
 | places of a prefix in each layer | `length` |
 | r, alpha, dropout, adapted layers of LoRA | `model.adapter` |
 | tau | `sharpness` |

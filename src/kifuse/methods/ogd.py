@@ -10,7 +10,7 @@ For a generated target the logit is the sum of its gold tokens' logits over all 
 
 | symbol | setting |
 | --- | --- |
-| examples of a task that are added to S | `per_task` |
+| examples of a task that join S | `per_task` |
 | most vectors in S | `basis`; 0 protects nothing |
 | what is projected | `project` |
 

@@ -13,8 +13,8 @@ At the end of the task they are merged into W. The adapter of kind `osf` does th
 
 | symbol | setting |
 | --- | --- |
-| k / min(out, in) in the first task | `model.adapter.preserve` |
-| growth of this share with each task, up to 1 | `growth` |
+| k / min(out, in) of the first task | `model.adapter.preserve` |
+| how much it grows with each task, up to 1 | `growth` |
 | what is projected | `project` |
 
 Projected gradients are enough for SGD. AdamW scales each coordinate separately, so its step leaves the

@@ -3,9 +3,9 @@
 Each task has many rounds. A round does the following, from the second task on:
 
 1. inner loop, from theta_b: Q steps on the current task; I_in <- a1 I_in + (1 - a1) |w g| (Eq. 3-4), reset in
-  each round; tau_in = theta_Q - theta_b (Eq. 2). 2. outer loop, from theta_Q: M steps on the memory; I_out <-
-  a2 |w g| + (1 - a2) I_out (Eq. 6-7: here a2 is the weight of the new value), kept for the whole task;
-  tau_out = theta_M - theta_Q (Eq. 5).
+   each round; tau_in = theta_Q - theta_b (Eq. 2).
+2. outer loop, from theta_Q: M steps on the memory; I_out <- a2 |w g| + (1 - a2) I_out (Eq. 6-7: here a2 is
+   the weight of the new value), kept for the whole task; tau_out = theta_M - theta_Q (Eq. 5).
 3. fusion: m_in, m_out mark the most important 20% of all parameters; theta_{b+1} = theta_b + m_in tau_in +
    m_out tau_out (Eq. 8-9).
 
@@ -13,7 +13,7 @@ Each task has many rounds. A round does the following, from the second task on:
 | --- | --- |
 | Q, M | `inner_steps`, `outer_steps` |
 | a1, a2 | `alpha_inner`, `alpha_outer` |
-| beta_out | `outer_lr` (None: the rate of the inner step just taken; `next`: the rate of the next step) |
+| beta_out | `outer_lr` (None: the rate of the inner step just taken; `next`: that of the next one) |
 | 1 - 20% | `quantile` |
 
 The paper's ablations (its names are in brackets) are settings too. Where the paper names a variant without a
@@ -26,8 +26,8 @@ formula, the formula here is our reading.
 - `masks="global"` (+GM): one weight each for all parameters, from the round's total importances s_in and
   s_out: theta_b + (s_in tau_in + s_out tau_out) / (s_in + s_out).
 - `masks="soft"` (+Adaptive): m_in = sigmoid((Norm(I_in) - Norm(I_out)) / `tau`) and m_out = 1 - m_in for each
-    scalar, where Norm is min-max over the model. This is the published formula: KIF's Eq. 16-17 with single
-    scalars as units.
+  scalar, where Norm is min-max over the model. This is the published formula: KIF's Eq. 16-17 with single
+  scalars as units.
 - `share=False` (-Share): m_in := 0 where both masks are 1.
 - `importance`: |g| (`gradient`), |w g - (w g)^2 / 2| (`second`) or |w| (`magnitude`) instead of |w g|.
 - `smoothing=False`: only the importance of the last step.

@@ -15,7 +15,7 @@ trained; older pairs and keys are frozen.
 | kappa | `reflection` |
 | rows of W_down | `bottleneck` |
 | r, alpha, dropout, adapted layers | `model.adapter` |
-| M_j: number of inputs, and whether they are real or written | `memory` |
+| M_j: how many inputs, real or written | `memory` |
 
 The kept inputs are read once before a task, since a(x) needs only their e(x). After that, all of them count
 in every step. Keys start uniformly distributed between -1 and 1.

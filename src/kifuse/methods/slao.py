@@ -1,14 +1,14 @@
 """SLAO (arXiv 2512.23017): one LoRA pair, started from the last fine-tuned pair, merged after each task.
 
-1. start of task i > 1: A_{ft,i-1}^T = Q R, with the signs of Q's columns and R's rows chosen so that diag(R)
-  > 0; A <- Q^T, so that A A^T = I_r, and B <- B_{ft,i-1}, the last fine-tuned B, not the merged one. 2.
-  training: the pair is trained on the task as usual. 3. end: A_merge <- A_{ft,i}; B_merge <- B_merge +
-  lambda(i) (B_{ft,i} - B_merge), lambda(i) = 1 / sqrt(i). B_merge A_merge is the model after the task: it is
-  scored, saved and exported.
+1. start of task i > 1: A_{ft,i-1}^T = Q R, with the signs of Q's columns and R's rows chosen so that
+   diag(R) > 0; A <- Q^T, so that A A^T = I_r, and B <- B_{ft,i-1}, the last fine-tuned B, not the merged one.
+2. training: the pair is trained on the task as usual.
+3. end: A_merge <- A_{ft,i}; B_merge <- B_merge + lambda(i) (B_{ft,i} - B_merge), lambda(i) = 1 / sqrt(i).
+   B_merge A_merge is the model after the task: it is scored, saved and exported.
 
 | symbol | setting |
 | --- | --- |
-| B at a task's start | `start`: "last-fine-tuned" (the paper) or "merged" (an ablation; a public package) |
+| B at a task's start | `start`: "last-fine-tuned" (the paper) or "merged" (an ablation, a public package) |
 | (none) | `keep_function`: B <- B R^T instead, beyond the paper |
 
 Q^T has the row space of the previous A; it is not its orthogonal complement. R is dropped, so the model at a

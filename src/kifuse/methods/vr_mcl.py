@@ -4,21 +4,21 @@ From the second task on, the method replaces the optimizer's gradient. The step'
 minibatches b_1..b_K, and there is a memory batch M_t:
 
 1. inner steps from phi_0 = theta: phi_k = phi_{k-1} - alpha * grad L(phi_{k-1}; b_k), with one learned alpha
-  per tensor. 2. outer gradient: g_t(theta) = d/dtheta sum_{k=1..K} L(phi_k; B_t and M_t). First order, the
-  default, treats the inner gradients as constants: sum_k grad L(phi_k). Second order differentiates them as
-  well. 3. variance reduction: m_t = g_t(theta_t) + c (m_{t-1} - g_t(theta_{t-1})), both on the same batches
-  with the same dropout. m_t goes to the optimizer, clipped as the Trainer clips its own gradients. 4. alpha
-  <- max(0, alpha - eta_alpha h), where h is the derivative of the sum in 2 by alpha: in first order
+   per tensor.
+2. outer gradient: g_t(theta) = d/dtheta sum_{k=1..K} L(phi_k; B_t and M_t). First order, the default, treats
+   the inner gradients as constants: sum_k grad L(phi_k). Second order differentiates them as well.
+3. variance reduction: m_t = g_t(theta_t) + c (m_{t-1} - g_t(theta_{t-1})), both on the same batches with the
+   same dropout. m_t goes to the optimizer, clipped as the Trainer clips its own gradients.
+4. alpha <- max(0, alpha - eta_alpha h), where h is the derivative of the sum in 2 by alpha: in first order
    h_i = -sum_k <grad_i L(phi_k), sum_{j<=k} grad_i L(phi_{j-1}; b_j)> for tensor i.
 
 | symbol | setting |
 | --- | --- |
 | size of b_k | `inner_size` (examples over all processes) |
-| initial alpha | `alpha` |
+| start of alpha | `alpha` |
 | eta_alpha | `alpha_lr` |
 | c (1 - a in the paper) | `momentum` |
-| bound on entries of inner gradients and on the norms of g_t and h, as in the code | `clip` (None: no bound)
-|
+| bound on entries of inner gradients, norms of g_t and h, as in the code | `clip` (None: no bound) |
 | first or second order | `second_order` |
 
 The default values are those of the paper's vision experiments; no code for language models is known. The
@@ -32,11 +32,11 @@ also differs in these points: it takes the mean over k instead of the sum, has a
 may become negative, gives memory examples half the weight, adds h at both points, and takes several
 meta-steps on a batch.
 
-Cost: g_t takes one pass over the batch in minibatches, and K passes over batch and memory batch together: 1 +
-2K passes over a batch of the step's size. m_t needs g_t at two points: 2 (1 + 2K) passes per step in addition
-to the Trainer's own, whose gradient is used only for its log and the check for non-finite numbers. Second
-order doubles the inner passes and keeps the graphs of all K. Copies of the trained parameters: two from step
-to step, and up to ten more during a step; between tasks one number per tensor.
+Cost: g_t takes one pass over the batch in minibatches, and K passes over batch and memory batch together:
+1 + 2K passes over a batch of the step's size. m_t needs g_t at two points: 2 (1 + 2K) passes per step in
+addition to the Trainer's own, whose gradient is used only for its log and the check for non-finite numbers.
+Second order doubles the inner passes and keeps the graphs of all K. Copies of the trained parameters: two
+from step to step, and up to ten more during a step; between tasks one number per tensor.
 """
 
 from __future__ import annotations

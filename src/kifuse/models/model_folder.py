@@ -76,7 +76,7 @@ def check_weights(name: str, folder: Path, parameters: int) -> None:
 
     name: The user's name for the model.
     folder: The model's folder.
-        folder: The model's.
+        folder: The model's folder.
         parameters: Number of scalars in the model that `config.json` describes, buffers included.
 
     Raises:
