@@ -1,4 +1,4 @@
-"""The command line: ``kifuse VERB``. One file a verb; nothing heavy is imported before a verb needs it."""
+"""The command line: ``kifuse VERB``. Each verb has a file, which imports heavy modules only when it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``kifuse ask``: put questions to a learner, as it is now and as it was."""
+"""``kifuse ask``: put questions to a learner, as it is now and as it was after earlier tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kifuse.learning.learner import ContinualLearner
 
 NOW = "now"
-"""What the present state is called beside earlier ones."""
+"""The name of the present state beside the names of earlier states."""
 
 
 def ask(
@@ -47,8 +47,8 @@ def ask(
 ) -> None:
     """Put questions to a learner and print its answers, one on a line.
 
-    With one state and one question the answer alone is printed. 'now' names the present state beside others:
-    --after october --after now.
+    With one state and one question, only the answer is printed. Use 'now' to name the present state beside
+    others: --after october --after now.
     """
     given = [bool(texts), file is not None, chat]
     if sum(given) > 1:
@@ -83,11 +83,11 @@ def _name(state: str | None) -> str:
 
 
 def _questions(texts: list[str] | None, file: Path | None) -> list[Any]:
-    """Texts, rows and chats.
+    """Return the questions: texts, rows and chats.
 
     Raises:
-        ConfigError: There is none, or a line of the file is no row.
-        KifuseError: The file cannot be read, is no UTF-8, or a line is no JSON.
+        ConfigError: There is no question, or a line of the file is not a row.
+        KifuseError: The file cannot be read or is not UTF-8, or a line is not JSON.
     """
     if texts:
         return list(texts)
@@ -121,7 +121,7 @@ def _print(question: Any, answers: dict[str, str], *, alone: bool) -> None:
     console = SafeConsole(highlight=False)
     if len(answers) == 1:
         text = next(iter(answers.values()))
-        # an answer of several lines stays one line among others, so that lines can be counted
+        # among other answers, an answer of several lines is printed on one line, so that lines can be counted
         console.print(text if alone else " ".join(text.split("\n")), markup=False, soft_wrap=True)
         return
     shown = question if isinstance(question, str) else json.dumps(question, ensure_ascii=False)
@@ -132,7 +132,7 @@ def _print(question: Any, answers: dict[str, str], *, alone: bool) -> None:
 
 
 def _chat(learner: ContinualLearner, states: list[str | None], options: dict[str, Any]) -> None:
-    """A dialogue with each state: all hear the same user, and each its own answers."""
+    """Hold a dialogue with each state: all read the same user's messages, and each one its own answers."""
     console = SafeConsole(highlight=False)
     told: dict[str | None, list[dict[str, str]]] = {state: [] for state in states}
     prompt = "you: " if sys.stdin.isatty() else ""

@@ -25,7 +25,7 @@ FLAGS = {
 """The options that stand for a key of the configuration."""
 
 FAILED = 1
-"""Exit code where a run failed and the others went on."""
+"""Exit code if a run failed and the others went on."""
 
 
 def compare(
@@ -73,10 +73,11 @@ def compare(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help=QUIET)] = False,
 ) -> None:
-    """Run every method with every order and seed, and set them side by side. Continues where it stopped.
+    """Run every method with every order and seed, and show them side by side. Continues where it stopped.
 
-    With --vary every method is run with each value and scored on dev; the best value's runs alone are then
-    scored on test. A run that fails is told, the others go on, and the same command tries it again.
+    With --vary every method is run with each value and scored on dev. Then only the best value's runs are
+    scored on test. If a run fails, the command says so and goes on with the others. Give the same command
+    to try the failed run again.
     """
     from kifuse.comparing.grid import load_grid
     from kifuse.comparing.varied_settings import check_choice, parse_vary
@@ -119,7 +120,7 @@ def compare(
 
 
 def whole_numbers(text: str | None, option: str) -> list[int] | None:
-    """The whole numbers of a list with commas, each once."""
+    """Read a list of whole numbers that are separated by commas. Each must occur once."""
     from kifuse.errors import ConfigError
 
     if text is None:
@@ -134,7 +135,7 @@ def whole_numbers(text: str | None, option: str) -> list[int] | None:
 
 
 def show_plan(grid: Grid, console: Console) -> None:
-    """Print the runs with their work."""
+    """Print the runs and how much work each of them is."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -174,7 +175,7 @@ def _range(values: list[int]) -> str:
 
 
 def _show(grid: Grid, outcome: Outcome, console: Console) -> None:
-    """Print the methods side by side, what failed, and where everything is."""
+    """Print the methods side by side, the runs that failed, and the paths of page and tables."""
     from kifuse.comparing.compare_section import PAGE, TABLES
     from kifuse.reporting.paired_differences import differences_table
     from kifuse.reporting.run_groups import group_runs

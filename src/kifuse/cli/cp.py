@@ -1,4 +1,4 @@
-"""``kifuse cp``: copy a recipe into a configuration of one's own."""
+"""``kifuse cp``: copy a recipe into a configuration file of the user's own."""
 
 from __future__ import annotations
 

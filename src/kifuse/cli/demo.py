@@ -1,4 +1,4 @@
-"""``kifuse demo``: forgetting and its cure, shown on a small stream of tasks that comes with kifuse."""
+"""``kifuse demo``: show forgetting, and how a method prevents it, on small tasks that come with kifuse."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def demo(
     ] = "sequential,recurrent-kif",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help=QUIET)] = False,
 ) -> None:
-    """Train a small model on one task after another, and compare methods by what it has forgotten."""
+    """Train a small model on one task after another, and compare how much it forgets with each method."""
     from kifuse.cli.user_errors import split_names
     from kifuse.errors import ConfigError
     from kifuse.registry import method_entry

@@ -42,7 +42,7 @@ def evaluate(
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)] = False,
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
-    """Score a learner on the tasks that it learned, or on others; nothing is kept of it."""
+    """Score a learner on the tasks that it learned, or on others. The scores are not kept."""
     from kifuse.learning.settings import checked_points
     from kifuse.terminal.safe_console import SafeConsole
 
@@ -62,7 +62,7 @@ def evaluate(
 
 
 def _table(scores: dict[str, float]) -> Table:
-    """One line for each task, and their mean."""
+    """Build the printed table: one line for each task, and the mean of all."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""``kifuse export``: what a learner or a run has learned, as a folder that loads without kifuse."""
+"""``kifuse export``: write what a learner or a run has learned as a folder that loads without kifuse."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ def export(
 ) -> None:
     """Export what was learned: the adapter, or a merged model, with tokenizer, chat template and model card.
 
-    It says what vLLM, llama.cpp and Ollama take of it, with the commands. A merged model is checked: it must
-    answer a probe as the adapter does. No example and no path of this machine is in it.
+    The command says which of vLLM, llama.cpp and Ollama can load the result, and how. It checks a merged
+    model: the model must give the same answers to some test questions as the adapter. The export holds no
+    example and no path of this machine.
     """
     from kifuse.cli.quiet import quieten
     from kifuse.exporting.folder import export as write_export

@@ -28,7 +28,8 @@ def forget(
 ) -> None:
     """Remove a task's kept examples, predictions and texts from the folder and its history, for good.
 
-    What it left in the weights cannot be removed; that is said, with the command that retrains without it.
+    What the weights have learned from the task cannot be removed. The command says so, and says how to
+    retrain without the task.
     """
     from kifuse.terminal.safe_console import SafeConsole
 

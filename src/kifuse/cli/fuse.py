@@ -12,7 +12,7 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "adaptive": ("importance", "units", "unit_score", "tau"),
     "average": ("average",),
 }
-"""The options that each way of fusing looks at."""
+"""The options that each way of fusing uses."""
 
 
 def fuse(
@@ -47,7 +47,7 @@ def fuse(
 ) -> None:
     """Fuse the adapter before a task with the one after it, unit by unit, as KIF does. Trains nothing.
 
-    The result is an adapter folder as the two are: a standard PEFT adapter, or weights of full fine-tuning.
+    The result is a folder like the two: a standard PEFT adapter, or weights of full fine-tuning.
     """
     given = {
         "importance": importance,
@@ -70,7 +70,7 @@ def fuse(
 
 
 def _settings(fusion: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given, none of which the way of fusing would pass over in silence."""
+    """Return the options that were given, after checking that the way of fusing uses all of them."""
     from kifuse.errors import ConfigError, did_you_mean
 
     if fusion not in USED_BY:

@@ -1,4 +1,4 @@
-"""``kifuse history``: what a learner learned, refused and took back, and what each step cost."""
+"""``kifuse history``: show what a learner learned, refused and took back, with all scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``kifuse learn``: teach a learner one more task; the first one makes it."""
+"""``kifuse learn``: teach a learner one more task; the first task makes the learner."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ def learn(
 ) -> None:
     """Teach a learner one task, score all tasks, and say what was gained and lost.
 
-    The first task makes the learner; --model is needed then. The same command goes on after a crash, and only
-    reports when the task was learned already. Exit codes: 0 learned, 2 an error, 3 rolled back by
-    --max-forgetting or --min-score; these hold until others are given.
+    The first task makes the learner and needs --model. After a crash, give the same command to go on. If the
+    task was learned already, the command only reports. Exit codes: 0 learned, 2 an error, 3 rolled back
+    because of --max-forgetting or --min-score. Both limits hold until you give others.
     """
     from kifuse.config.loading import nested, parse_overrides
     from kifuse.config.reading import read_setting
@@ -147,10 +147,10 @@ def learn(
 
 
 def _columns(given: list[str]) -> dict[str, str] | None:
-    """The data's own columns by what they hold.
+    """Return the names of the data's own columns, by what they hold.
 
     Raises:
-        ConfigError: One does not say both.
+        ConfigError: An entry does not name both.
     """
     pairs = [each.partition("=") for each in given]
     for each, (field, equals, column) in zip(given, pairs, strict=True):
@@ -160,10 +160,10 @@ def _columns(given: list[str]) -> dict[str, str] | None:
 
 
 def _hook(option: str, command: str | None, folder: Path, report: LearnReport | None = None) -> None:
-    """Run a command of the user's, which finds out from its environment what was learned.
+    """Run a command of the user's. Environment variables tell it what was learned.
 
     Raises:
-        RunError: It fails.
+        RunError: The command fails.
     """
     if command is None:
         return
@@ -174,7 +174,7 @@ def _hook(option: str, command: str | None, folder: Path, report: LearnReport | 
             "KIFUSE_ACCEPTED": str(int(report.accepted)),
             "KIFUSE_ADAPTER": str(report.adapter),
         }
-    # the command is the caller's own; what it prints goes to stderr (2): stdout is the result's alone
+    # the command is the caller's own; what it prints goes to stderr (2), since stdout is only for the result
     code = subprocess.run(command, shell=True, env={**os.environ, **known}, stdout=2).returncode  # noqa: S602
     if code:
         outcome = "nothing was learned" if report is None else "what was learned stays"

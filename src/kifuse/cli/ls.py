@@ -1,4 +1,4 @@
-"""``kifuse ls``: what there is to choose from."""
+"""``kifuse ls``: list the methods, benchmarks, metrics, models and recipes that a user can choose from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ls_app = typer.Typer(
 
 @ls_app.command(epilog="[bold]Example[/bold]  kifuse ls methods")
 def methods() -> None:
-    """List the methods: which data each trains on, what it does, and its paper."""
+    """List the methods: which data each one trains on, what it does, and its paper."""
     from kifuse.method_catalog import METHODS
 
     rows = [(name, each.data_class, each.summary, each.paper or "baseline") for name, each in METHODS.items()]
@@ -47,7 +47,7 @@ def benchmarks() -> None:
 
 @ls_app.command(epilog="[bold]Example[/bold]  kifuse ls metrics")
 def metrics() -> None:
-    """List the metrics that score answers: what each means, and over what."""
+    """List the metrics that score answers: what each one means, and if it scores each answer or the set."""
     from kifuse.scoring.metrics import METRICS
 
     _print(
@@ -79,7 +79,7 @@ def models() -> None:
 
 @ls_app.command(epilog="[bold]Example[/bold]  kifuse ls recipes")
 def recipes() -> None:
-    """List the rows of the papers' tables that 'kifuse cp' hands out, with the published figures."""
+    """List the rows of the papers' tables that 'kifuse cp' can copy, with the published figures."""
     from itertools import groupby
 
     from kifuse.recipes import model_names, papers

@@ -1,4 +1,4 @@
-"""A learner's folder as the verbs open it: answers go to stdout, everything else to stderr."""
+"""How the verbs open a learner's folder: answers go to stdout, everything else goes to stderr."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ AFTER = "The task after which the model is asked; without, as it is now."
 JSON = "Print the result as JSON, for scripts."
 
 GATE = 3
-"""Exit code where a task was rolled back since it cost too much or reached too little."""
+"""Exit code if a task was rolled back because it cost earlier tasks too much or scored too little."""
 
 
 def has_learner(folder: Path) -> bool:
-    """Whether something is on record there."""
+    """Return whether the folder holds the record of a learner."""
     return os.path.isfile(os.path.join(os.path.expanduser(folder), "record.json"))
 
 
@@ -34,7 +34,7 @@ def refuse_missing(folder: Path) -> None:
     """Refuse a folder that holds no learner.
 
     Raises:
-        RunError: It holds none.
+        RunError: The folder holds none.
     """
     if not has_learner(folder):
         raise RunError(
@@ -53,18 +53,18 @@ def opened(
     quiet: bool = False,
     **options: Any,
 ) -> Iterator[ContinualLearner]:
-    """Take up the learner of a folder; what it tells goes to stderr.
+    """Open the learner of a folder; its messages go to stderr.
 
     Args:
-        folder: Of the learner.
-        model: Its model's name; another than on record where it has moved; None: the one on record.
-        settings: Sections that it should have.
+        folder: The learner's folder.
+        model: The name or folder of its model, if the model has moved; None: the one on record.
+        settings: Sections that the learner must have.
         trust_remote_code: Whether code that comes with the model may run.
-        quiet: Tell nothing.
-        options: Others of `ContinualLearner.load`.
+        quiet: Whether to print no messages.
+        options: Other options of `ContinualLearner.load`.
 
     Raises:
-        KifuseError: There is none, or it cannot be opened.
+        KifuseError: There is no learner, or it cannot be opened.
     """
     refuse_missing(folder)
 
@@ -95,7 +95,7 @@ def begun(
     quiet: bool,
     **options: Any,
 ) -> Iterator[ContinualLearner]:
-    """Make a learner in a new folder; as `opened`.
+    """Make a learner in a new folder; its messages go to stderr, as in `opened`.
 
     Raises:
         ConfigError: The model is not named, or a setting is wrong.
@@ -119,7 +119,7 @@ def begun(
 
 @contextlib.contextmanager
 def _told(quiet: bool) -> Iterator[Any]:
-    """What a learner tells while it is open."""
+    """Print a learner's messages to stderr while it is open."""
     from kifuse.cli.quiet import quieten
     from kifuse.terminal.progress import ConsoleProgress
 
@@ -132,7 +132,7 @@ def _told(quiet: bool) -> Iterator[Any]:
 
 
 def known_states(names: list[str], learned: list[str]) -> list[str | None]:
-    """The states that are asked, each once; the present one where none is named.
+    """Return the states to ask, each once; the present one if none is named.
 
     Raises:
         RunError: No such task was learned.

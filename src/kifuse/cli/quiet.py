@@ -1,4 +1,4 @@
-"""Keeps other libraries' own bars and notices out of a run's terminal, or everything but errors."""
+"""Keep other libraries' progress bars and notices out of the terminal, or everything but errors."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ QUIET = "Print nothing but errors: no progress, no result. log.txt in the run's 
 
 
 def quieten_imports() -> None:
-    """Turn off what bitsandbytes says while it is imported, which peft does; to be called before that."""
+    """Silence bitsandbytes during its import. Call this before peft is imported, which imports it."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def quieten(*, everything: bool = False) -> None:
-    """Turn off transformers' loading bars and its warnings about its own future.
+    """Turn off transformers' loading bars and its warnings about future changes of its own.
 
     Args:
-        everything: Turn all warnings off, of kifuse too; a run's log has them nevertheless.
+        everything: Whether to turn off all warnings, those of kifuse too. A run's log has them anyway.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -27,8 +27,8 @@ def quieten(*, everything: bool = False) -> None:
     if everything:
         warnings.simplefilter("ignore")
         os.environ.setdefault("WANDB_SILENT", "true")
-        # with a handler of its own Python does not show a logger's warnings
+        # Python does not show the warnings of a logger that has a handler of its own
         logging.getLogger("kifuse").addHandler(logging.NullHandler())
-        # transformers shows its warnings by itself; what else listens to its logger still hears them
+        # transformers prints its warnings by itself; other handlers of its logger still get them
         for handler in logging.getLogger("transformers").handlers:
             handler.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""``kifuse report``: the page of a run, or of several side by side; figures and tables as files."""
+"""``kifuse report``: write the page of a run or of several runs, and figures and tables as files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``kifuse reproduce``: a table or figure of the papers by its name, ours beside theirs."""
+"""``kifuse reproduce``: run a table or figure of the papers, and show the results beside theirs."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def reproduce(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much work it is, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help=QUIET)] = False,
 ) -> None:
-    """Run a table or figure of the papers, and set what comes out beside what was published.
+    """Run a table or figure of the papers, and show the results beside the published ones.
 
-    'kifuse reproduce list' names them all. The same command goes on where it stopped. Page, tables and
-    pictures are written from what is finished, after each benchmark.
+    'kifuse reproduce list' names them all. The same command goes on where it stopped. After each benchmark
+    it writes the page, tables and pictures of what is finished.
     """
     from kifuse.config import parse_overrides
     from kifuse.errors import ConfigError
@@ -141,7 +141,7 @@ def _benchmarks(table: PaperTable) -> str:
 
 
 def _show(result: Result, console: Console) -> None:
-    """Print ours beside theirs, the claims, and where everything is."""
+    """Print our figures beside the paper's, the paper's claims, and the paths of the results."""
     from kifuse.reporting.terminal_tables import plain_table
 
     console.print(plain_table(result.table))

@@ -1,4 +1,4 @@
-"""``kifuse run``: train on a stream of tasks and score it."""
+"""``kifuse run``: train on a stream of tasks (one after another) and score them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(
 ) -> None:
     """Train on a stream of tasks, one after another, and score every task. Continues an unfinished run.
 
-    Everything may come from CONFIG.yaml, from options, or from both: options win.
+    Everything may come from CONFIG.yaml, from options, or from both. An option overrides the file.
     """
     from kifuse.config import load_config, parse_overrides
     from kifuse.recipes import refuse_recipe_name
@@ -71,7 +71,7 @@ def run(
     from kifuse.terminal.progress import ConsoleProgress
 
     quieten(everything=quiet)
-    console = SafeConsole(quiet=quiet or not is_main_process())  # one of several processes speaks for all
+    console = SafeConsole(quiet=quiet or not is_main_process())  # only one of several processes prints
     progress = ConsoleProgress(console)
     try:
         record = run_stream(resolved, progress=progress)

@@ -1,4 +1,4 @@
-"""``kifuse show``: what a run would train, before anything is trained."""
+"""``kifuse show``: show what a run would train, before anything is trained."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ show_app = typer.Typer(
 )
 
 MOST_TENSORS = 3
-"""Tensors of one unit that are written out; of more only the first are."""
+"""How many tensors of a unit are written out; further ones are only counted."""
 
 MEANING = {
     "matrix": "each trainable tensor",
@@ -61,7 +61,7 @@ def units(
         str | None, typer.Option(help="Layers to adapt, with commas; as model.adapter.target_modules.")
     ] = None,
 ) -> None:
-    """Show how what a model trains falls into skill units: how many, of which sizes, in which layers.
+    """Show the skill units of a model's trained parameters: how many, of which sizes, in which layers.
 
     Needs no weights: a model's config.json is enough.
     """
@@ -93,12 +93,12 @@ def units(
 
 
 def kind_in_words(kind: str, rank: int) -> str:
-    """An adapter's kind, with its rank where it has one."""
+    """Return an adapter's kind in words, with its rank if it has one."""
     return kind if kind in ("ia3", "full", "osf") else f"{kind} of rank {rank}"
 
 
 def chosen_adapter(kind: str, rank: int, target: str | None) -> object:
-    """The adapter's configuration; every setting checked as the run's configuration checks it."""
+    """Return the adapter's configuration, with every setting checked as in a run's configuration."""
     from typing import get_args
 
     from kifuse.cli.user_errors import split_names
@@ -115,10 +115,10 @@ def chosen_adapter(kind: str, rank: int, target: str | None) -> object:
 
 
 def known_value(option: str, value: str, names: Iterable[str]) -> None:
-    """Refuse what an option does not know.
+    """Refuse a value that an option does not know.
 
     Raises:
-        ConfigError: The value is none of the names.
+        ConfigError: The value is not one of the names.
     """
     from kifuse.errors import ConfigError, did_you_mean
 
@@ -157,7 +157,7 @@ def _place(row: UnitRow) -> str:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Whole numbers as ranges.
+    """Write whole numbers as ranges.
 
     Args:
         numbers: Ascending.
@@ -175,7 +175,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def _tensors(row: UnitRow) -> str:
-    """The tensors of a unit with their shapes; what all their names begin with is written once."""
+    """Write the tensors of a unit with their shapes; the common beginning of their names is written once."""
     parts = [name.split(".") for name, _ in row.tensors]
     shared = [len(set(each)) == 1 for each in zip(*parts, strict=False)] if len(parts) > 1 else []
     start = parts[0][: [*shared, False].index(False)]

@@ -1,4 +1,4 @@
-"""``kifuse show memory``: how much memory training needs on a device, before anything is loaded."""
+"""``kifuse show memory``: show how much memory training needs on a device, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from kifuse.models.memory import MemoryNeeds
 
 DEVICES = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
-"""GiB of memory that accelerators are sold with."""
+"""Common memory sizes of accelerators, in GiB."""
 
 ROOM = 0.9
-"""The share of a device's memory that can be counted on; driver, libraries and gaps take the rest."""
+"""The share of a device's memory that training can use; driver, libraries and gaps take the rest."""
 
 
 @show_app.command(
@@ -47,7 +47,7 @@ def memory(
         bool, typer.Option("--gradient-checkpointing", help="As training.gradient_checkpointing.")
     ] = False,
 ) -> None:
-    """Show how much memory training needs on each device: weights, what is trained, activations.
+    """Show how much memory training needs on each device: weights, trained parameters, activations.
 
     Needs no weights: a model's config.json is enough. Several devices train with plain data parallelism, so
     each of them holds the whole model.

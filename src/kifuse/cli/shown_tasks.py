@@ -1,4 +1,4 @@
-"""What `kifuse validate` says of tasks: what they were read as, how they are scored, what a model reads."""
+"""What `kifuse validate` prints about tasks: their format, how they are scored, what a model reads."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from kifuse.tasks.task import Task
 
 _LINES = 2
-"""Lines of a prompt that an excerpt takes."""
+"""How many lines of a prompt an excerpt shows."""
 
 _GAP = "… "
 
 
 def print_origin(console: Console, tasks: Sequence[Task]) -> None:
-    """Say what tasks were read as and how they are scored: once where it holds for all of them."""
+    """Print the format of the tasks and how they are scored: once if it is the same for all of them."""
     for label, fact in (("read as", _format), ("scored by", _scoring), ("compared", _comparison)):
         values = {task.name: fact(task) for task in tasks}
         for value in dict.fromkeys(filter(None, values.values())):
@@ -35,7 +35,7 @@ def print_origin(console: Console, tasks: Sequence[Task]) -> None:
 
 
 def print_notes(console: Console, notes: Iterable[str]) -> None:
-    """Say what is odd, one entry each."""
+    """Print what is odd in the data, one entry for each note."""
     found = list(dict.fromkeys(notes))
     if not found:
         console.print("Nothing stands out: no duplicates, no contradictions, no overlaps, nothing is cut.\n")
@@ -64,7 +64,7 @@ def print_excerpts(console: Console, tasks: Sequence[TaskFindings]) -> None:
 
 
 def print_whole(console: Console, found: TaskFindings) -> None:
-    """Show the first example of a task whole, and all that is known of the task."""
+    """Show the first example of a task in full, and all that is known about the task."""
     task = found.task
     console.print(Text(task.name, "bold"))
     for label, value in (
@@ -107,7 +107,7 @@ def print_whole(console: Console, found: TaskFindings) -> None:
 
 
 def legend(rendering: Rendering | None) -> Text:
-    """Say what the examples show, in their colours."""
+    """Return the legend of the examples, in their colours."""
     if rendering is None:
         return Text("The first example of each task, as its text stands in the data:")
     form = "by the model's chat template" if rendering.by_template else "as plain text"
@@ -122,7 +122,7 @@ def legend(rendering: Rendering | None) -> Text:
 
 
 def as_json(findings: Findings, notes: Sequence[str], steps: Callable[[Task], int | None]) -> dict[str, Any]:
-    """All of it as a JSON value."""
+    """Return everything that was found as a JSON value."""
     return {
         "tasks": [
             {
@@ -146,7 +146,7 @@ def as_json(findings: Findings, notes: Sequence[str], steps: Callable[[Task], in
 
 
 def _shared_beginning(prompts: Sequence[Sequence[Piece]]) -> int:
-    """How many pieces all prompts begin with: those of a template's system message, which tell nothing."""
+    """Count the pieces with which all prompts begin: a template's system message, which need not be shown."""
     if len(prompts) < 2:
         return 0
     return next((i for i, pieces in enumerate(zip(*prompts, strict=False)) if len(set(pieces)) > 1), 0)
@@ -173,7 +173,7 @@ def _line(console: Console, label: str, value: str) -> None:
 
 
 def _grid(width: int, label: str, text: Text) -> Table:
-    """A text beside its label, its further lines below its first."""
+    """Put a text beside its label, with its further lines below its first line."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(width=width)
     grid.add_column(overflow="fold")

@@ -11,7 +11,7 @@ import typer
 def table(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="RUN...")],
 ) -> None:
-    """Compare runs: the score of every task at the end, average, transfer and forgetting."""
+    """Compare runs: each task's score at the end, the average, forward and backward transfer, forgetting."""
     from kifuse.record.run_record import RunRecord
     from kifuse.reporting.terminal_tables import comparison_table
     from kifuse.terminal.safe_console import SafeConsole

@@ -15,7 +15,7 @@ from kifuse.processes import ToldByFirst
 from kifuse.terminal.safe_console import SafeConsole
 
 EPILOG_GAP = "\n\n"
-"""Between the lines of an epilog; rich joins lines that no empty line separates."""
+"""What separates the lines of an epilog; rich joins lines that have no empty line between them."""
 
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -24,13 +24,13 @@ INTERRUPTED = 130
 
 
 class KifuseGroup(TyperGroup):
-    """Prints what the user can put right as one message without a traceback; other errors keep theirs."""
+    """Print an error that the user can fix as one message without a traceback; other errors keep theirs."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the verb.
+        """Run the verb.
 
         Raises:
-            typer.Exit: With 2 after an error of the user's, with 130 after an interruption.
+            typer.Exit: With 2 after a user's error, with 130 after an interruption.
         """
         try:
             return super().invoke(ctx)
@@ -54,7 +54,7 @@ class KifuseGroup(TyperGroup):
 
 
 def print_error(message: str) -> None:
-    """Prints a message to stderr behind a bold 'error:', with no line broken, so that paths stay whole."""
+    """Print a message to stderr after a bold 'error:'. No line is broken, so paths stay whole."""
     text = Text.assemble(("error:", "bold red"), " ", message)
     SafeConsole(stderr=True).print(text, soft_wrap=True)
 
@@ -73,7 +73,7 @@ def refuse_twice(flags: Mapping[str, str], given: Mapping[str, Any], overrides: 
         overrides: What --set gave.
 
     Raises:
-        ConfigError: There is one; the message names all of them.
+        ConfigError: There is such a key; the message names all of them.
     """
     twice = [key for key in given if key in overrides]
     if twice:

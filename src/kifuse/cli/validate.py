@@ -38,8 +38,8 @@ def validate(
 ) -> None:
     """Check every key, the method's settings and the data, and say what would run. Trains nothing.
 
-    Shows of each task what the model reads, and what is odd in the data. The model's tokenizer is loaded for
-    it, its weights are not.
+    Shows what the model reads of each task, and what is odd in the data. This loads the model's tokenizer,
+    but not its weights.
     """
     from kifuse.cli import shown_tasks
     from kifuse.config import load_config, parse_overrides
@@ -49,7 +49,7 @@ def validate(
 
     refuse_recipe_name(config)
     resolved = load_config(config, parse_overrides(settings or []), check_files=True)
-    # the method of that name needs its own kind of adapter, and others refuse some kinds
+    # some methods need their own kind of adapter, and others refuse some kinds
     if resolved.model.adapter.kind != "lora" or resolved.model.adapter.from_ or resolved.method.name == "osf":
         from kifuse.running.run_start import open_method
 
@@ -66,7 +66,7 @@ def validate(
     if as_json:
         found = shown_tasks.as_json(findings, notes, lambda task: _steps(resolved, [task]))
         form = reading.rendering.state() if reading.rendering else None
-        # control characters of 8 bits, which a terminal would act upon, as escapes of JSON like all others
+        # write 8-bit control characters, which a terminal would obey, as JSON escapes like all others
         text = json.dumps({"config": str(config), "rendering": form, **found}, ensure_ascii=False)
         typer.echo(re.sub("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]", lambda c: f"\\u{ord(c[0]):04x}", text))
         return
@@ -87,7 +87,7 @@ def validate(
 
 
 class _Reading(NamedTuple):
-    """What was found, in which form examples are put to the model, and what is to be said of that."""
+    """What was found in the tasks, in which form the model gets the examples, and notes about that."""
 
     findings: Findings
     rendering: Rendering | None
@@ -95,7 +95,7 @@ class _Reading(NamedTuple):
 
 
 def _read(config: RunConfig, stream: TaskStream, progress: Console) -> _Reading:
-    """Look through the tasks with the tokenizer of the run, or without where it cannot be had."""
+    """Look through the tasks with the tokenizer of the run, or without it if it cannot be loaded."""
     from kifuse.errors import ModelError
     from kifuse.methods.general_data import GeneralData
     from kifuse.models.tokenizer import load_tokenizer
@@ -167,7 +167,7 @@ def _facts(config: RunConfig) -> list[tuple[str, str]]:
     entry, training, adapter = method_entry(config.method.name), config.training, config.model.adapter
     settings = {**entry.preset, **config.method.settings}
     data_class = entry.data_class
-    if config.method.settings:  # only then is the method imported, and torch with it
+    if config.method.settings:  # only then kifuse imports the method, and torch with it
         data_class = build_method(config.method.name, config.method.settings).data_class
     data_class = class_with(data_class, config.memory.source)
     facts = [
@@ -213,7 +213,7 @@ def _kind_of_model(name: str) -> str:
 
 
 def _steps(config: RunConfig, tasks: Sequence[Task]) -> int | None:
-    """Steps of tasks on their own examples; of a method that learns all at once, only of all together."""
+    """Count the steps on the tasks' own examples; None for a single task if the method learns all at once."""
     from kifuse.registry import method_entry
     from kifuse.streams import own_steps
 

@@ -1,4 +1,4 @@
-"""Text of the data for a terminal: nothing in it moves the cursor, changes colours or turns its direction."""
+"""Make text of the data safe for a terminal: it cannot move the cursor, change colours or its direction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROMPT, TARGET, SPECIAL = "", "bold green", "cyan"
 
 
 def visible(text: str) -> str:
-    r"""Write what a terminal would act upon as an escape such as `\x1b`, and a line break as `⏎`."""
+    r"""Write characters that a terminal would obey as escapes such as `\x1b`, and a line break as `⏎`."""
     return without_control(text).replace("\n", "⏎").replace("\t", "\\t")
 
 
@@ -20,8 +20,8 @@ def styled(pieces: Iterable[tuple[str, bool]], style: str, *, lines: bool) -> Te
     """Put the pieces of a rendered text together, special tokens in a colour of their own.
 
     Args:
-        pieces: Each a text, and whether it is made of special tokens.
-        style: Of the text that is not.
+        pieces: Texts, each with whether it is made of special tokens.
+        style: The style of text that is not made of special tokens.
         lines: Whether a line break breaks the line as well.
     """
     found = Text()
@@ -32,7 +32,7 @@ def styled(pieces: Iterable[tuple[str, bool]], style: str, *, lines: bool) -> Te
 
 
 def excerpt(text: Text, most: int) -> Text:
-    """Leave out the middle of a text of more than so many characters; its end is what matters most."""
+    """Leave out the middle of a text of more than `most` characters; its end matters most."""
     if len(text) <= most:
         return text
     begin = most // 3
