@@ -1,1 +1,1 @@
-"""From records to tables: pure functions of what runs left behind. No torch."""
+"""Turn the records of runs into tables, pictures and pages. Pure functions, without torch."""

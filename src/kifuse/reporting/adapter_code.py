@@ -1,4 +1,4 @@
-"""The few lines of Python that load what a run has learned, without kifuse where that is possible."""
+"""The few lines of Python that load what a run has learned, without kifuse if that is possible."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def adapter_code(run: Run) -> tuple[str, str]:
         run: The run.
 
     Returns:
-        What the code does, in a sentence, and the code; the code is empty while nothing has been learned.
+        A sentence that says what the code does, and the code; the code is empty while nothing is learned.
     """
     record = run.record
     learned = record.learned()
@@ -66,7 +66,7 @@ def _load(record: RunRecord, adapter: str, full: bool, own: bool) -> list[str]:
         f"model = {_auto(record)}.from_pretrained(base{trusted})",
     ]
     if full:
-        # frozen weights and second names of tied ones are not in the file
+        # the file holds neither frozen weights nor the second names of tied weights
         return [
             *lines,
             f"weights = load_file({adapter + '/adapter_model.safetensors'!r})",
@@ -103,7 +103,7 @@ def _section(record: RunRecord, key: str | None = None) -> dict[str, Any]:
 
 
 def _place(folder: Path | None) -> str:
-    """The folder as code in the current folder finds it."""
+    """Return the path by which code in the current folder finds the folder."""
     if folder is None:
         return "path/of/the/run"
     try:

@@ -1,4 +1,4 @@
-"""Everything that files are made of, for one run or for several: all pictures, all tables."""
+"""All pictures and all tables that can be written as files, for one run or for several."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from kifuse.reporting.watched import watched_by_method, watched_table
 
 
 def all_plots(runs: Sequence[Run], sweep: Sweep | None = None) -> list[Plot | Missing]:
-    """Every picture of a run, or of the comparison of several.
+    """Make every picture of a run, or of the comparison of several.
 
     Args:
         runs: One or more.
-        sweep: What the comparison tried of settings.
+        sweep: The settings that the comparison tried.
 
     Returns:
-        The pictures, and why others are missing.
+        The pictures, and the reasons why others are missing.
     """
     if len(runs) > 1 or sweep is not None:
         groups = group_runs(runs)
@@ -50,14 +50,15 @@ def all_plots(runs: Sequence[Run], sweep: Sweep | None = None) -> list[Plot | Mi
 
 
 def all_tables(runs: Sequence[Run], sweep: Sweep | None = None) -> list[Table]:
-    """Every table of a run, or of the comparison of several.
+    """Make every table of a run, or of the comparison of several.
 
     Args:
         runs: One or more.
-        sweep: What the comparison tried of settings.
+        sweep: The settings that the comparison tried.
 
     Returns:
-        Methods, their paired differences, tasks and runs; for one run its score matrix too.
+        The tables of methods, of their paired differences, of tasks and of runs; for one run also its score
+        matrix.
     """
     groups = group_runs(runs)
     labels = {id(run): group.label for group in groups for run in group.runs}

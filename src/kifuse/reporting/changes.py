@@ -1,4 +1,4 @@
-"""Single examples that a run lost, kept or gained: right or wrong when learned, and then at the end."""
+"""Single examples that a run lost, kept or gained: whether each was right when learned, and at the end."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _RIGHT = 0.5
 
 @dataclass(frozen=True)
 class Answer:
-    """What one run answered to one example, twice.
+    """The two answers of one run to one example.
 
     Attributes:
         learned: The output right after the task was learned.
         final: The output after the last task.
-        right_when_learned: Whether the first was right.
-        right_at_end: Whether the second was right.
+        right_when_learned: Whether the first answer was right.
+        right_at_end: Whether the second answer was right.
     """
 
     learned: str
@@ -36,17 +36,17 @@ class Answer:
 
     @property
     def lost(self) -> bool:
-        """Right once, wrong at the end."""
+        """Whether the answer was right when learned and wrong at the end."""
         return self.right_when_learned and not self.right_at_end
 
     @property
     def kept(self) -> bool:
-        """Right both times."""
+        """Whether both answers were right."""
         return self.right_when_learned and self.right_at_end
 
     @property
     def gained(self) -> bool:
-        """Wrong once, right at the end."""
+        """Whether the answer was wrong when learned and right at the end."""
         return not self.right_when_learned and self.right_at_end
 
 
@@ -80,7 +80,7 @@ class Changes:
         lost_count: How many the first run lost in all.
         kept_count: How many it kept in all.
         gained_count: How many it gained in all.
-        notes: What could not be read, and why.
+        notes: The files that could not be read, and why.
     """
 
     lost: list[Change] = field(default_factory=list)
@@ -95,12 +95,12 @@ class Changes:
 def changes(folders: Path | str | Sequence[Path | str], n: int = 5) -> Changes:
     """Pick examples that show what a run lost, what it kept and what it gained.
 
-    The choice is the same every time: examples that the other runs kept first, the tasks in turn, and within
-    a task in an order that follows from the text alone.
+    The choice is the same every time. Examples that the other runs kept come first, then it takes the tasks
+    in turn, and within a task an order that depends only on the text.
 
     Args:
-        folders: A run folder, or several: the run to look at, then those to compare it with.
-        n: The most examples of each kind.
+        folders: A run folder, or several: first the run to look at, then those to compare it with.
+        n: The largest number of examples of each kind.
 
     Returns:
         The examples. A file that is missing or damaged makes a note, never an error.
@@ -127,7 +127,7 @@ class _Answered:
     answer: Answer
 
 
-# What a run answered: by task name in the order of learning, then by what identifies an example.
+# The answers of a run, by task name in the order of learning, then by what identifies an example.
 _Key = tuple[str, int]
 _Run = dict[str, dict[_Key, _Answered]]
 
@@ -145,7 +145,7 @@ def _change(task: str, key: _Key, runs: Sequence[_Run]) -> Change:
 
 
 def _choose(candidates: Sequence[Change], n: int) -> list[Change]:
-    """Take those that more of the other runs kept first, and among equals one task after the other."""
+    """Choose first the examples that more of the other runs kept, and among equals take the tasks in turn."""
     tasks = list(dict.fromkeys(change.task for change in candidates))
     turns: Counter[tuple[int, str]] = Counter()
     ranked = []
@@ -171,7 +171,7 @@ def _read_run(folder: Path, notes: list[str]) -> _Run:
     run: _Run = {}
     seals = {(cell.after, cell.task): cell.predictions for cell in record.scores}
     for number, task in enumerate(record.tasks[:-1], start=1):
-        if task.sizes.get("test") == 0:  # never asked
+        if task.sizes.get("test") == 0:  # has no test questions
             continue
         learned = _read_rows(folder, number, task.name, seals.get((number, number - 1)), notes)
         final = _read_rows(folder, last, task.name, seals.get((last, number - 1)), notes)
@@ -197,13 +197,13 @@ def _read_rows(
     try:
         if seal is not None and file.is_file():
             check_file(file, seal, FILE)
-        # Split at line feeds only: other line ends may stand inside a JSON string.
+        # Split only at line feeds: a JSON string may hold other line ends.
         for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):  # noqa: B007
             if line.strip():
                 row = json.loads(line)
                 _ = float(row["score"]), str(row["prediction"]), tuple(row["references"])
                 name = _digest(f"{row.get('id')}\n{row['input']}")
-                # An example may come twice in a test set; its copies are told apart by their order.
+                # An example may occur twice in a test set; the order of its copies tells them apart.
                 rows[name, seen[name]] = row
                 seen[name] += 1
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The colours of the page and the figures: for light and dark, told apart by colour-blind people too."""
+"""The colours of the page and the figures, light and dark. Colour-blind people can tell them apart, too."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 STEPS = 21
-"""Colours of a heatmap's scale."""
+"""The number of colours of a heatmap's scale."""
 
 Triple = tuple[float, float, float]
 
-# Linear sRGB to LMS and LMS to OKLab (Ottosson 2020); rows.
+# The rows of the matrices from linear sRGB to LMS and from LMS to OKLab (Ottosson 2020).
 _TO_LMS = (
     (0.4122214708, 0.5363325363, 0.0514459929),
     (0.2119034982, 0.6806995451, 0.1073969566),
@@ -48,9 +48,9 @@ class Theme:
         faint: Curves in the background.
         right: Text about a right answer.
         wrong: Text about a wrong one.
-        groups: Methods and parts of a whole; also told apart by shape, dash or label.
-        scale: Ends of the scale from nothing to much.
-        spread: Least, middle and most of the scale around zero.
+        groups: Methods and parts of a whole; these also differ by shape, dash or label.
+        scale: The two ends of the scale from nothing to much.
+        spread: The lowest, middle and highest colour of the scale around zero.
     """
 
     paper: str
@@ -73,7 +73,7 @@ class Theme:
         return self.groups[0], self.groups[2], self.groups[1], self.line
 
     def steps(self, diverging: bool = False) -> list[str]:
-        """The scale in `STEPS` colours, even to the eye.
+        """Make the scale in `STEPS` colours that look equally far apart.
 
         Args:
             diverging: Whether the values lie around zero.
@@ -120,7 +120,7 @@ def ramp(stops: Sequence[str], count: int) -> list[str]:
     """Blend colours in OKLab, where equal distances look equal.
 
     Args:
-        stops: Two or more colours, evenly apart.
+        stops: Two or more colours at equal distances.
         count: How many to make, two or more.
 
     Returns:
@@ -140,9 +140,9 @@ def step_of(value: float, low: float, high: float) -> int:
     """Find the number of a value's colour on a scale.
 
     Args:
-        value: The value; beyond the ends it has the colour of the end.
+        value: The value; a value beyond an end has the colour of that end.
         low: Value of the first colour.
-        high: Value of the last.
+        high: Value of the last colour.
 
     Returns:
         From 0 to `STEPS` - 1.
@@ -153,12 +153,12 @@ def step_of(value: float, low: float, high: float) -> int:
 
 
 def text_on(colour: str) -> str:
-    """Black or white, whichever reads better on a colour; one of them always has 4.5:1."""
+    """Return black or white, whichever is easier to read on a colour; one of them always has 4.5:1."""
     return max(("#000000", "#ffffff"), key=lambda text: contrast(text, colour))
 
 
 def contrast(one: str, other: str) -> float:
-    """Contrast ratio of two colours as WCAG 2 defines it, from 1 to 21."""
+    """Return the contrast ratio of two colours as WCAG 2 defines it, from 1 to 21."""
     a, b = sorted((_luminance(one), _luminance(other)))
     return (b + 0.05) / (a + 0.05)
 

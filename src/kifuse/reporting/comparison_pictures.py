@@ -18,7 +18,7 @@ _TITLES = {
 
 
 def methods(groups: Sequence[Group]) -> Plot | Missing:
-    """AP and BWT of every group, with their spread and the single runs."""
+    """Draw AP and BWT of every group, with their spread and the single runs."""
     name, title = "methods", "Quality and forgetting, method by method"
     panels = [(label, [group.mean(metric(key)) for group in groups]) for key, label in _TITLES.items()]
     panels = [(label, means) for label, means in panels if any(means)]
@@ -37,7 +37,7 @@ def methods(groups: Sequence[Group]) -> Plot | Missing:
 
 
 def task_differences(groups: Sequence[Group]) -> Plot | Missing:
-    """Score of each task at the end, as the difference from the group of reference."""
+    """Draw the score of each task at the end, as the difference from the reference group."""
     first, others = reference(groups)
     name, title = "task-differences", f"Difference from {first.label}"
     names, rows = all_tasks(groups), []
@@ -67,7 +67,7 @@ def task_differences(groups: Sequence[Group]) -> Plot | Missing:
 
 
 def cost_and_quality(groups: Sequence[Group]) -> Plot | Missing:
-    """AP against the time of training."""
+    """Draw AP against the training time."""
     name, title = "cost", "Cost against quality"
     points: list[tuple[int, str, Mean, Mean]] = []
     for place, group in enumerate(groups):
@@ -94,7 +94,7 @@ def cost_and_quality(groups: Sequence[Group]) -> Plot | Missing:
 
 
 def number_of_fusions(groups: Sequence[Group]) -> Plot | Missing:
-    """AP and BWT against the number of fusions."""
+    """Draw AP and BWT against the number of fusions."""
     name, title = "fusion-count", "Quality against the number of fusions"
     panels = []
     finished = [r.record for group in groups for r in group.runs if fusions(r.record)]
@@ -131,7 +131,7 @@ def number_of_fusions(groups: Sequence[Group]) -> Plot | Missing:
 
 
 def sentence(groups: Sequence[Group]) -> str:
-    """Say what the comparison came to, in plain words.
+    """Sum up the comparison in plain words.
 
     Args:
         groups: The groups.
@@ -158,7 +158,7 @@ def sentence(groups: Sequence[Group]) -> str:
 
 
 def _caution(first: Mean, second: Mean) -> str:
-    """What the spread over runs says against a lead."""
+    """Say how far the spread over runs puts a lead in doubt."""
     spread = max(first.deviation or 0.0, second.deviation or 0.0)
     if first.deviation is None and second.deviation is None:
         return " The first two were run once each, so chance is not ruled out."
@@ -168,7 +168,7 @@ def _caution(first: Mean, second: Mean) -> str:
 
 
 def _together(scored: list[tuple[Group, Mean]], learning: list[tuple[Group, Mean]]) -> list[str]:
-    """A sentence for each group that was trained on all tasks at once."""
+    """Write a sentence for each group that was trained on all tasks at once."""
     if not learning:
         return []
     return [
@@ -179,7 +179,7 @@ def _together(scored: list[tuple[Group, Mean]], learning: list[tuple[Group, Mean
 
 
 def progress(groups: Sequence[Group]) -> Plot | Missing:
-    """Average over the tasks learned so far, after each task, for runs that scored all of them."""
+    """Draw the mean score of the tasks learned so far, after each task, for runs that scored all of them."""
     name, title = "progress", "Average over the tasks learned so far"
     lines, longest = [], 0
     for place, group in enumerate(groups):

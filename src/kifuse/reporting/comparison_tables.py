@@ -24,7 +24,7 @@ _IN_WORDS = {
 
 
 def metric(name: str) -> Callable[[RunRecord], float | None]:
-    """A metric as a function of a record; None where the record has none."""
+    """Return a metric as a function of a record. The function gives None if the record lacks the metric."""
 
     def measure(record: RunRecord) -> float | None:
         found: Metric = metrics(record)[name]
@@ -34,7 +34,7 @@ def metric(name: str) -> Callable[[RunRecord], float | None]:
 
 
 def final_score(record: RunRecord, task: str) -> float | None:
-    """Score of a task after the last one; None where the run lacks it."""
+    """Return the score of a task after the last task; None if the run lacks it."""
     for place, entry in enumerate(record.tasks):
         if clean(entry.name) == task:
             return record.matrix().get(len(record.tasks), place)
@@ -42,15 +42,15 @@ def final_score(record: RunRecord, task: str) -> float | None:
 
 
 def all_tasks(groups: Sequence[Group]) -> list[str]:
-    """The tasks of all runs, by name, in the order in which they come up."""
+    """Return the names of the tasks of all runs, in the order in which they occur."""
     return list(dict.fromkeys(clean(t.name) for g in groups for run in g.runs for t in run.record.tasks))
 
 
 def reference(groups: Sequence[Group]) -> tuple[Group, list[Group]]:
-    """The group that the others are compared with, and these others.
+    """Return the group that the others are compared with, and the others.
 
     Args:
-        groups: One or more; the first that learned one task after another is the reference.
+        groups: One or more; the reference is the first one that learned one task after another.
     """
     ordered = [g for g in groups if g.runs[0].record.method.data_class != "all data"]
     first = ordered[0] if ordered else groups[0]
@@ -58,14 +58,14 @@ def reference(groups: Sequence[Group]) -> tuple[Group, list[Group]]:
 
 
 def methods_table(groups: Sequence[Group], names: Sequence[str] = METRICS) -> Table:
-    """Every group in a line: metrics with their spread, and what they cost.
+    """Make the table of methods: for each group a line with metrics, their spread, and the cost.
 
     Args:
         groups: The groups.
         names: The metrics.
 
     Returns:
-        A table whose notes say why values are missing.
+        A table whose notes give the reasons for missing values.
     """
     table = Table(
         "methods",
@@ -108,13 +108,13 @@ def methods_table(groups: Sequence[Group], names: Sequence[str] = METRICS) -> Ta
 
 
 def tasks_table(groups: Sequence[Group]) -> Table:
-    """The score of every task at the end, for every group.
+    """Make the table of every task's score at the end, for every group.
 
     Args:
         groups: The groups; see `reference`.
 
     Returns:
-        A table with a line a task, and the differences from the first group.
+        A table with a line for each task, and the differences from the reference group.
     """
     names = all_tasks(groups)
     first, others = reference(groups)
@@ -134,14 +134,14 @@ def tasks_table(groups: Sequence[Group]) -> Table:
 
 
 def runs_table(runs: Sequence[Run], labels: dict[int, str]) -> Table:
-    """Every single run in a line.
+    """Make the table of the single runs, with a line for each.
 
     Args:
         runs: The runs.
         labels: The label of each run's group, by `id(run)`.
 
     Returns:
-        A table with everything that a spreadsheet may want.
+        A table with everything that is useful in a spreadsheet.
     """
     table = Table(
         "runs",
@@ -179,7 +179,7 @@ def runs_table(runs: Sequence[Run], labels: dict[int, str]) -> Table:
 
 
 def scores_table(record: RunRecord) -> Table:
-    """The score matrix of one run.
+    """Make the table of one run's score matrix.
 
     Args:
         record: The run.
@@ -201,14 +201,14 @@ def scores_table(record: RunRecord) -> Table:
 
 
 def side_by_side(records: Sequence[RunRecord], labels: Sequence[str] | None = None) -> Table:
-    """Every run in a column: tasks at the end, metrics, costs.
+    """Make the table with a column for each run: the tasks' scores at the end, metrics, costs.
 
     Args:
         records: The runs.
-        labels: A name for each; by default that of its method.
+        labels: A name for each run; by default the name of its method.
 
     Returns:
-        A table; the note of a final score is what it was right after its task was learned.
+        A table; the note of a final score is the score right after the task was learned.
 
     Raises:
         RunError: If there are no records, or not one label for each.
@@ -253,7 +253,7 @@ def side_by_side(records: Sequence[RunRecord], labels: Sequence[str] | None = No
 
 
 def _final(record: RunRecord, name: str) -> Cell:
-    """The score of a task at the end, with what it was when learned."""
+    """Make the cell of a task's score at the end, with a note of the score right after it was learned."""
     order, matrix = [task.name for task in record.tasks], record.matrix()
     if name not in order:
         return Cell(NONE)
@@ -268,7 +268,7 @@ def _whole(value: int | None) -> str:
 
 
 def _heads(records: Sequence[RunRecord]) -> list[str]:
-    """Names of the methods; where one comes twice, with its seed or a number."""
+    """Return the names of the methods; if one occurs twice, with its seed or a number."""
     names = [record.method.name for record in records]
     chosen = [
         f"{name} seed {record.seeds.get('training', '?')}" if names.count(name) > 1 else name
@@ -279,7 +279,7 @@ def _heads(records: Sequence[RunRecord]) -> list[str]:
 
 
 def mean_cell(mean: Mean | None, decimals: int = 1, *, sign: bool = False) -> Cell:
-    """A mean with its standard deviation; a dash where there is none."""
+    """Make the cell of a mean with its standard deviation; a dash if there is no mean."""
     if mean is None:
         return Cell(NONE)
     aside = None if mean.deviation is None else number(mean.deviation, decimals)
@@ -287,12 +287,12 @@ def mean_cell(mean: Mean | None, decimals: int = 1, *, sign: bool = False) -> Ce
 
 
 def _reasons(groups: Sequence[Group], names: Sequence[str], *, unfinished: bool = False) -> list[str]:
-    """Why metrics are missing, each reason once, and how many runs are still to come.
+    """Say why metrics are missing, each reason once, and how many runs have not finished.
 
     Args:
         groups: The groups.
         names: The metrics.
-        unfinished: Whether runs that are not finished are shown as well, and not left out of means.
+        unfinished: Whether the table also shows runs that are not finished, and does not leave them out.
     """
     lacks: dict[tuple[str, str], list[str]] = {}
     for group in groups:
@@ -307,7 +307,7 @@ def _reasons(groups: Sequence[Group], names: Sequence[str], *, unfinished: bool 
 
 
 def _missing(group: Group, names: Sequence[str], unfinished: bool) -> dict[str, list[str]]:
-    """The metrics that runs of a group lack, by the reason."""
+    """Return the metrics that runs of a group lack, by the reason."""
     lacks: dict[str, list[str]] = {}
     for run in group.runs:
         found = metrics(run.record) if unfinished or run.record.status == "finished" else {}
@@ -319,7 +319,7 @@ def _missing(group: Group, names: Sequence[str], unfinished: bool) -> dict[str, 
 
 
 def _cautions(groups: Sequence[Group]) -> list[str]:
-    """Why the runs may not be comparable."""
+    """Say why the runs may not be comparable."""
     records = [run.record for group in groups for run in group.runs]
     said = []
     if len({frozenset(task.name for task in record.tasks) for record in records}) > 1:

@@ -23,11 +23,11 @@ from kifuse.reporting.svg import (
 from kifuse.reporting.wording import compact, number
 
 _DOTTED = 24
-"""Points up to which each of a curve has a mark of its own."""
+"""A curve with at most this many points has a mark at each of them."""
 
 
 def curve_panel(plot: Curves, panel: CurvePanel, *, narrow: bool = False) -> Markup:
-    """Draw one panel of curves; its title stands beside it on the page.
+    """Draw one panel of curves; the page shows its title beside it.
 
     Args:
         plot: The curves.
@@ -68,7 +68,7 @@ def curve_panel(plot: Curves, panel: CurvePanel, *, narrow: bool = False) -> Mar
 
 
 def several(panel: CurvePanel) -> bool:
-    """Whether a panel has more than one curve that is not there for comparison only."""
+    """Return whether a panel has more than one curve, not counting those for comparison only."""
     return sum(not line.faint for line in panel.lines) > 1
 
 
@@ -169,11 +169,11 @@ def cloud(plot: Cloud, *, narrow: bool) -> Markup:
 
 
 def _label(name: str, x: float, y: float, width: float, taken: list[tuple[float, float, float]]) -> Markup:
-    """Write a name beside its point, where no other name is."""
+    """Write a name beside its point, at a place that no other name takes."""
     name = fit(name, width * 0.6)
     size = len(name) * CHARACTER
     start = x + 9 if x + 9 + size < width else x - 9 - size
-    # off the lines of the spread: first above the point, then below it, each time a little further
+    # keep off the lines of the spread: try above the point, then below it, each time a little further away
     for shift in (-12, 18, -28, 34, -44, 50):
         place = y + shift
         if all(abs(place - v) > 14 or start > b or start + size < a for a, b, v in taken):
@@ -197,7 +197,7 @@ def _around(mean: Mean) -> tuple[float, float]:
 
 
 def value_range(means: list[Mean], floor: float | None = None) -> tuple[float, float]:
-    """Round ends with room for every value and deviation."""
+    """Choose round ends of an axis with room for every value and deviation."""
     values = [v for mean in means for v in (*_around(mean), *mean.values)] or [0.0, 1.0]
     low, high = min(values), max(values)
     if floor is not None:

@@ -14,7 +14,7 @@ from kifuse.reporting.wording import compact, number, shorten
 _WIDTH = 430.0
 _ROW = 20.0
 _LONGEST = 22
-"""Characters of a name below a column."""
+"""The longest name below a column, in characters."""
 
 
 def heatmap_panel(plot: Heatmap, panel: HeatmapPanel, first_row: int) -> Markup:
@@ -26,7 +26,7 @@ def heatmap_panel(plot: Heatmap, panel: HeatmapPanel, first_row: int) -> Markup:
         first_row: Row of the heatmap's table where the panel's numbers begin, for the page's tooltips.
 
     Returns:
-        The drawing: cells of one colour are one path, which keeps large ones small.
+        The drawing. All cells of one colour are one path, which keeps large drawings small.
     """
     left = min(max(len(row) for row in plot.rows) * CHARACTER + 8, 128.0)
     columns = max(len(panel.columns), 1)
@@ -65,7 +65,7 @@ def heatmap_panel(plot: Heatmap, panel: HeatmapPanel, first_row: int) -> Markup:
 
 
 def _heads(columns: Sequence[str], left: float, top: float, cell: float) -> tuple[list[Markup], float]:
-    """The names below the columns, turned where they are longer than numbers, and their height."""
+    """Write the names below the columns, and return their height; names longer than numbers are turned."""
     longest = max(map(len, columns), default=0)
     if longest <= 3:
         every = next(n for n in (1, 2, 4, 5, 10, 20, 50, 100) if n * cell >= 24 or n == 100)
@@ -104,7 +104,7 @@ def scale(plot: Heatmap) -> Markup:
 
 
 def shares(plot: Shares) -> Markup:
-    """Draw one bar for each row, in parts that add up to 100 percent."""
+    """Draw one bar for each row, divided into parts that add up to 100 percent."""
     width, left, row = 430.0, 112.0, 28.0
     left = min(max(len(name) for name in plot.rows) * CHARACTER + 8, left)
     right, top = width - 14, 4.0

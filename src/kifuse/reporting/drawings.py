@@ -1,4 +1,4 @@
-"""Every kind of plot as drawings with a legend, for the page and for files alike."""
+"""Draw every kind of plot, with its legend, for the page and for files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kifuse.reporting.svg import element, marker
 
 @dataclass(frozen=True)
 class Drawing:
-    """One drawing, with a title and a remark to stand above it."""
+    """One drawing, with the title and the remark to write above it."""
 
     svg: Markup
     title: str = ""
@@ -30,8 +30,8 @@ class DrawnPlot:
     Attributes:
         plot: The plot.
         layout: `tiles` stand beside each other, `half` takes half of the page's width, `whole` all of it.
-        drawings: One for each panel; for `whole` one for wide pages and one for narrow ones, or one for all.
-        legend: (mark, name).
+        drawings: One for each panel. For `whole`: one for wide pages and one for narrow ones, or one for all.
+        legend: Pairs (mark, name).
         scale: The scale of a heatmap's colours.
     """
 
@@ -43,7 +43,7 @@ class DrawnPlot:
 
     @property
     def id(self) -> str:
-        """Its place in the page."""
+        """The id of the plot's place in the page."""
         return f"figure-{self.plot.name}"
 
 
@@ -51,7 +51,7 @@ def draw(plot: Plot | Missing) -> DrawnPlot | Missing:
     """Draw a plot.
 
     Args:
-        plot: The plot, or why there is none.
+        plot: The plot, or the reason why there is none.
 
     Returns:
         The drawings; a reason is returned as it is.
@@ -99,7 +99,7 @@ def draw_all(plots: Iterable[Plot | Missing]) -> list[DrawnPlot | Missing]:
 
 
 def _groups(plot: Curves) -> list[tuple[Markup, str]]:
-    """The marks of the curves, where a panel shows more than one."""
+    """Return the marks of the curves if a panel shows more than one."""
     if not plot.dots and not any(several(panel) for panel in plot.panels):
         return []
     names = {line.group: line.label for panel in plot.panels for line in panel.lines if not line.faint}
@@ -107,7 +107,7 @@ def _groups(plot: Curves) -> list[tuple[Markup, str]]:
 
 
 def _sample(*children: Markup) -> Markup:
-    """A mark for a legend, whose name stands beside it."""
+    """Make a mark for a legend; its name is written beside it."""
     return element(
         "svg", *children, viewBox="0 0 14 16", width=14, height=16, class_="sample", aria_hidden="true"
     )

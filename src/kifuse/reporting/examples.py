@@ -1,4 +1,4 @@
-"""Single examples for the page: lost, kept and gained, with what was asked and what was answered."""
+"""Single examples for the page that were lost, kept or gained, each with its question and answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kifuse.reporting.run_groups import Run
 from kifuse.reporting.wording import clean, count
 
 SHOWN = 8
-"""Examples of each kind."""
+"""How many examples of each kind are shown."""
 
 _LONGEST = 6000
 _KINDS = {
@@ -21,7 +21,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Example:
-    """One example with what the run answered, twice."""
+    """One example with the run's two answers."""
 
     task: str
     id: str | None
@@ -35,7 +35,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Kind:
-    """Examples of one kind: `name` lost, kept or gained; `total` of them in the run, some are shown."""
+    """Examples of one kind: `name` is lost, kept or gained. The run has `total` of them; some are shown."""
 
     name: str
     meaning: str
@@ -49,8 +49,8 @@ class Examples:
 
     Attributes:
         kinds: Lost, kept, gained.
-        reason: Why there are none; empty where there are.
-        notes: What could not be read.
+        reason: Why there are none; empty if there are some.
+        notes: The files that could not be read.
         counted: Whether the kinds are only counted, with no text of any example.
     """
 
@@ -68,7 +68,7 @@ def examples(run: Run, *, texts: bool = True) -> Examples:
         texts: Whether inputs, expected answers and predictions are shown; else the kinds are only counted.
 
     Returns:
-        Some of each kind, spread over the tasks; or why there are none.
+        Some examples of each kind, spread over the tasks; or the reason why there are none.
     """
     record = run.record
     if record.method.data_class == "all data":
@@ -88,7 +88,7 @@ def examples(run: Run, *, texts: bool = True) -> Examples:
         Kind(name, meaning, getattr(found, f"{name}_count"), [_example(c) for c in getattr(found, name)])
         for name, meaning in _KINDS.items()
     ]
-    # a note names a file by its path
+    # a note contains the path of a file
     notes = [clean(note) for note in found.notes] if texts else []
     if not any(kind.total for kind in kinds):
         reason = "No example was answered right in the end or when its task was learned."
@@ -114,7 +114,7 @@ def _example(change: Change) -> Example:
 
 
 def _cut(text: str) -> str:
-    """A text with its middle left out where it is very long."""
+    """Leave out the middle of a very long text."""
     text = clean(text)
     if len(text) <= _LONGEST:
         return text

@@ -17,19 +17,19 @@ from kifuse.reporting.styles import figure_style
 from kifuse.reporting.svg import CHARACTER, element, fit, text
 
 COLUMN, PAGE = 241.2, 496.8
-"""Widths in points (72 an inch): one column of a two-column paper, and both."""
+"""Widths in points (72 to an inch): one column of a two-column paper, and both columns."""
 
 DOTS = 300
-"""Dots an inch of a PNG file."""
+"""Resolution of a PNG file, in dots per inch."""
 
 _GAP, _MARGIN = 22.0, 8.0
 """Units between panels and around all of them; one unit is a pixel on the page."""
 
 _MOST = {COLUMN: 470.0, PAGE: 1010.0}
-"""Units across that a width can carry, so that text of 12 units stays above 5.5 points."""
+"""The most units across for each width, so that text of 12 units stays above 5.5 points."""
 
 _LEAST = {COLUMN: 413.0, PAGE: 852.0}
-"""Units across below which text of 12 units would be larger than 7 points."""
+"""The fewest units across for each width; with fewer, text of 12 units would be larger than 7 points."""
 
 
 def write_figures(plots: Iterable[Plot | Missing], folder: Path) -> list[Path]:
@@ -56,7 +56,7 @@ def write_figures(plots: Iterable[Plot | Missing], folder: Path) -> list[Path]:
     for plot in plots:
         if isinstance(plot, Missing):
             continue
-        # the converter takes a number without a unit for points
+        # the converter reads a number without a unit as points
         plain = figure(plot, unit="")
         made = {
             "svg": figure(plot).encode("utf-8"),
@@ -92,7 +92,7 @@ def figure(plot: Plot, *, unit: str = "pt") -> Markup:
     content = element("g", *parts, *key, class_="wide")
     return element(
         "svg",
-        element("style", Markup(figure_style())),  # noqa: S704 - kifuse's own file
+        element("style", Markup(figure_style())),  # noqa: S704 - a file of kifuse's own
         element("rect", width="100%", height="100%", fill="#fff"),
         content,
         xmlns="http://www.w3.org/2000/svg",
@@ -104,7 +104,7 @@ def figure(plot: Plot, *, unit: str = "pt") -> Markup:
 
 
 def _one_width(drawn: DrawnPlot) -> list[Drawing]:
-    """Where there are drawings for wide and for narrow pages, take the one that fits paper."""
+    """If there are drawings for wide and for narrow pages, take the one that fits paper."""
     if drawn.layout != "whole":
         return drawn.drawings
     return drawn.drawings[:1] if isinstance(drawn.plot, Timeline) else drawn.drawings[-1:]
@@ -117,7 +117,7 @@ def _columns(drawn: DrawnPlot, count: int) -> int:
 
 
 def _placed(drawings: list[Drawing], columns: int, left: float) -> tuple[list[Markup], float]:
-    """The drawings in rows below their titles, and where the last row ends."""
+    """Place the drawings in rows below their titles; return them and the height where the last row ends."""
     parts: list[Markup] = []
     top, wide = _MARGIN, max(_size(each.svg)[0] for each in drawings)
     for start in range(0, len(drawings), columns):
@@ -135,7 +135,7 @@ def _placed(drawings: list[Drawing], columns: int, left: float) -> tuple[list[Ma
 
 
 def _key(drawn: DrawnPlot, whole: float, top: float) -> tuple[list[Markup], float]:
-    """The scale and the legend below the drawings, and where they end."""
+    """Place the scale and the legend below the drawings; return them and the height where they end."""
     parts: list[Markup] = []
     if drawn.scale is not None:
         parts.append(_at(_MARGIN, top, drawn.scale))
@@ -156,7 +156,7 @@ def _at(x: float, y: float, drawing: Markup) -> Markup:
 
 
 def _size(drawing: Markup) -> tuple[float, float]:
-    """Width and height of a drawing in its own units."""
+    """Return width and height of a drawing in its own units."""
     found = re.search(r'viewBox="0 0 (\S+) (\S+)"', drawing)
     if found is None:
         raise ValueError(f"a drawing without a viewBox: {drawing[:80]}")

@@ -1,4 +1,4 @@
-"""The headline of a run: its numbers, and what they mean in plain sentences."""
+"""The headline of a run: its most important numbers, and plain sentences that say what they mean."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Figure:
         name: The name of the number.
         value: The text that is shown; a dash if there is no value.
         unit: The unit, in smaller letters behind the value.
-        note: What the number is, or why there is none.
+        note: What the number means, or why there is none.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Figure:
 
 
 def figures(record: RunRecord) -> list[Figure]:
-    """The numbers of a run, each with a note.
+    """Return the headline's numbers of a run, each with a note.
 
     Args:
         record: The run.
@@ -75,7 +75,7 @@ def figures(record: RunRecord) -> list[Figure]:
 
 
 def sentence(record: RunRecord) -> str:
-    """Say what a run came to.
+    """Sum up a run.
 
     Args:
         record: The run.
@@ -103,7 +103,7 @@ def sentence(record: RunRecord) -> str:
 
 
 def how_scored(record: RunRecord) -> str:
-    """What a score is in this run."""
+    """Say what a score means in this run."""
     named = f" ({unlike_metrics(record)})" if record.tasks else ""
     said = f"Scores run from 0 to 100{named}."
     data = record.config.get("data")
@@ -119,7 +119,7 @@ def how_scored(record: RunRecord) -> str:
 
 
 def spelled(value: int) -> str:
-    """A small number as a word."""
+    """Write a small number as a word."""
     return _FEW[value - 1] if 1 <= value <= len(_FEW) else ("none" if value == 0 else str(value))
 
 

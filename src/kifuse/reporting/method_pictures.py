@@ -1,6 +1,6 @@
-"""The pictures of what a method measured of each trainable tensor: importance, its drift, masks, movement.
+"""The pictures of what a method measured for each trainable tensor: importance, its drift, masks, movement.
 
-Nothing here knows which method ran: a picture is made of the series that the record has.
+Nothing here knows which method ran. The pictures are made from the series in the record.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from kifuse.reporting.tensors import by_layer
 from kifuse.reporting.wording import clean, number
 
 PROBED = re.compile(r"probed importance of (?P<task>.+), (?P<moment>end|step \d+)")
-"""Names of the series of `kifuse.running.importance_probe`."""
+"""The names of the series that `kifuse.running.importance_probe` writes."""
 
 _Shares = tuple[list[float], str]
-"""Percentages of `PARTS`, and of what they are."""
+"""The percentages of `PARTS`, and what they are percentages of."""
 
 _Cells = dict[str, dict[str, float]]
-"""By group of tensors, then by layer."""
+"""Values by group of tensors, then by layer."""
 
 RELATIVE = "share of the largest in its row"
 _OWN = "Each row is scaled by its largest value, since the size of importance changes with the loss."
@@ -32,13 +32,14 @@ _PAIR = "A cell is the mean over the tensors of a module (for LoRA its matrices 
 
 
 def views(record: RunRecord) -> list[Plot | Missing]:
-    """Heatmaps of tasks by layers, a panel for each stack and projection.
+    """Draw heatmaps of tasks by layers, with a panel for each stack and projection.
 
     Args:
         record: The run.
 
     Returns:
-        One for each series on record, the drift of historical importance after its own, or one reason.
+        A heatmap for each series on record, with the drift of historical importance right after that
+        importance, or the one reason why there are none.
     """
     names = task_names(record)
     found: list[Plot | Missing] = []
@@ -56,7 +57,7 @@ def views(record: RunRecord) -> list[Plot | Missing]:
 
 
 def probed(record: RunRecord) -> list[Plot | Missing]:
-    """Heatmaps of one task's importance at later moments, a row for each; none where none was asked for.
+    """Draw heatmaps of one task's importance with a row for each later moment; none if none was asked for.
 
     Args:
         record: The run.
@@ -86,13 +87,13 @@ def probed(record: RunRecord) -> list[Plot | Missing]:
 
 
 def moved_beside_importance(record: RunRecord) -> Plot | Missing:
-    """Size of the task vector against importance, a dot for each module, a panel for each task.
+    """Draw the size of the task vector against importance: a panel for each task, a dot for each module.
 
     Args:
         record: The run.
 
     Returns:
-        Panels with the rank correlation beside their title.
+        Panels with the rank correlation beside their titles.
     """
     name, title = "moved-importance", "Did what mattered most move most?"
     panels = []
@@ -132,13 +133,14 @@ PARTS = ("kept from before", "shared", "overwritten by the task", "neither")
 
 
 def fused_units(record: RunRecord) -> Plot | Missing:
-    """What became of the skill units at each task's fusions.
+    """Draw what happened to the skill units at each task's fusions.
 
     Args:
         record: The run.
 
     Returns:
-        A bar a task: important to earlier tasks only, to both, to the new task only, to none.
+        A bar for each task with the shares of units that are important to earlier tasks only, to both
+        sides, to the new task only, and to neither.
     """
     name, title = "fused-units", "What the fusions did with the skill units"
     rows, values, of = [], [], set()
@@ -165,13 +167,13 @@ def fused_units(record: RunRecord) -> Plot | Missing:
 
 
 def rank_correlation(points: Sequence[tuple[float, float]]) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank.
+    """Compute Spearman's rank correlation; equal values get their mean rank.
 
     Args:
         points: (x, y) pairs.
 
     Returns:
-        From -1 to 1; None for fewer than three points, or where all of one side are equal.
+        A number from -1 to 1; None for fewer than three points, or if all x or all y are equal.
     """
     if len(points) < 3:
         return None
@@ -190,7 +192,7 @@ def _ranks(values: list[float]) -> list[float]:
 
 
 def _series(record: RunRecord, name: str) -> list[_Cells]:
-    """One series by group and layer, for each task; empty for a task that lacks it."""
+    """Return one series by group and layer, for each task; empty for a task that lacks it."""
     rows: list[_Cells] = []
     for task in record.tasks:
         names, values = task.per_tensor.get("names"), _values(task, name)
@@ -208,13 +210,13 @@ def _values(task: TaskRecord, name: str) -> list[float | None] | None:
 
 
 def _scaled(cells: _Cells) -> _Cells:
-    """Divided by the largest, so that rows of unlike size can be compared."""
+    """Divide the values by the largest one, so that rows of different size can be compared."""
     largest = max((abs(v) for layers in cells.values() for v in layers.values()), default=0.0)
     return {g: {k: v / largest if largest else 0.0 for k, v in c.items()} for g, c in cells.items()}
 
 
 def _upper_end(rows: list[_Cells]) -> float:
-    """1 for shares that come near it, otherwise the next round number."""
+    """Choose the upper end of the scale: 1 for shares near 1, otherwise the next round number."""
     largest = max(v for cells in rows for layers in cells.values() for v in layers.values())
     return 1.0 if largest > 0.5 else round_up(largest)
 
@@ -257,7 +259,7 @@ def _file_name(series: Series) -> str:
 
 
 def _drift(record: RunRecord, later: Series, names: list[str]) -> list[Plot | Missing]:
-    """How importance changed since the series that it is compared with, or since the task before."""
+    """Draw how importance has changed since the series that it is compared with, or since the task before."""
     own = later.drift_from == later.name
     after = _series(record, later.name)
     before = [{}, *after][: len(after)] if own else _series(record, later.drift_from)
@@ -286,7 +288,7 @@ def _combined(one: _Cells, other: _Cells, join: Callable[[float, float], float])
 
 
 def _from_event(task: TaskRecord, fusions: list[tuple[TaskRecord, dict[str, Any], Event]]) -> _Shares | None:
-    """Shares of units at the end of a task, from the counts that the method noted."""
+    """Compute the shares of units at the end of a task from the counts that the method noted."""
     for of_task, event, declared in fusions:
         counts = [event.get(key) for key in ("kept", "shared", "overwritten", "neither")]
         if of_task is task and all(isinstance(count, int | float) for count in counts):
@@ -297,7 +299,7 @@ def _from_event(task: TaskRecord, fusions: list[tuple[TaskRecord, dict[str, Any]
 
 
 def _from_masks(task: TaskRecord, names: dict[str, str]) -> _Shares | None:
-    """Shares of parameters in the masks of old and new, averaged over fusions."""
+    """Compute the shares of parameters in the masks of old and new, averaged over the fusions."""
     new, old, both = (_values(task, names.get(part, "")) for part in ("new", "old", "both"))
     if not new or not old or not both or None in [*new, *old, *both]:
         return None

@@ -1,7 +1,7 @@
-"""The page of a run, or of several: one HTML file that loads nothing and runs nothing but its own few lines.
+"""The page of a run, or of several: one HTML file that loads nothing, and runs only its own few lines.
 
-What it holds comes from the records (and the predictions beside them) alone. Text of users and models is
-escaped, and a content security policy in the page refuses every script and style that is not kifuse's own.
+The page is made only from the records and the predictions beside them. Text of users and models is escaped.
+A content security policy in the page refuses every script and style that is not kifuse's own.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ def write_report(folder: Path | str) -> Path:
 
 
 def refresh_report(folder: Path | str) -> str | None:
-    """Write the page of a run while it goes on, where a page that fails must never cost the run.
+    """Write the page of a run that is still going on. A page that fails must never stop the run.
 
     Args:
         folder: The run's folder.
 
     Returns:
-        None, or in one line why the page could not be written.
+        None, or one line that says why the page could not be written.
     """
     try:
         write_report(folder)
@@ -92,8 +92,8 @@ def run_page(run: Run, *, texts: bool = True) -> str:
     """Make the page of one run.
 
     Args:
-        run: The run; the examples of one without a folder are not known.
-        texts: Whether the page holds examples and whole paths; without them it can be shown to others.
+        run: The run. If it has no folder, its examples are not known.
+        texts: Whether the page holds examples and whole paths. Without them it can be shown to others.
 
     Returns:
         HTML.
@@ -137,13 +137,13 @@ def run_page(run: Run, *, texts: bool = True) -> str:
 def comparison_page(
     runs: Sequence[Run], folder: Path, *, sweep: Sweep | None = None, texts: bool = True
 ) -> str:
-    """Make the page that sets several runs side by side.
+    """Make the page that shows several runs side by side.
 
     Args:
         runs: Two or more; with a sweep, one or more.
         folder: Where the page will be, for its links to the pages of single runs.
-        sweep: What was tried of settings, and scored on dev.
-        texts: Whether it links those pages, which hold examples; it has none itself.
+        sweep: The settings that were tried and scored on dev.
+        texts: Whether the page links to those pages, which hold examples. It holds none itself.
 
     Returns:
         HTML.
@@ -183,10 +183,10 @@ def comparison_page(
 
 
 def sweep_page(sweep: Sweep, folder: Path) -> str:
-    """Make the page of values that are being tried, while none is scored on test yet.
+    """Make the page of values that are being tried, before any of them is scored on test.
 
     Args:
-        sweep: What was tried of settings, and scored on dev.
+        sweep: The settings that were tried and scored on dev.
         folder: Where the page will be, for its links to the pages of single runs.
 
     Returns:
@@ -213,14 +213,14 @@ def reproduction_page(
     runs: Mapping[str, Run],
     folder: Path,
 ) -> str:
-    """Make the page of a paper's table as it came out here.
+    """Make the page that repeats a paper's table or figure.
 
     Args:
-        table: Ours and theirs.
-        claims: What the paper says of its figures, and what came out; None where it says nothing.
+        table: Our figures and the paper's.
+        claims: The paper's claims about its figures, and what came out here; None if it makes none.
         pictures: Pictures of the figure, or why they are missing.
-        links: Pages of comparisons by what they are called, seen from the folder.
-        runs: Runs whose own pages show the figure, by what they are called.
+        links: The pages of comparisons by their names, relative to the folder.
+        runs: The runs whose own pages show the figure, by their names.
         folder: Where the page will be.
 
     Returns:
@@ -239,7 +239,7 @@ def reproduction_page(
 
 
 def _link(run: Run | None, folder: Path) -> str | None:
-    """The relative path from a folder to a run's own page, or None if the run has no page."""
+    """Return the relative path from a folder to a run's own page, or None if the run has no page."""
     if run is None or run.folder is None or not (run.folder / FILE).is_file():
         return None
     try:
@@ -272,7 +272,7 @@ def _render(template: str, **content: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    # the names end in .j2, so escaping is not left to what jinja reads from them
+    # the names end in .j2, from which jinja cannot tell that it must escape, so this turns escaping on
     environment = Environment(
         loader=FunctionLoader(read_template),
         autoescape=True,
@@ -287,7 +287,7 @@ def _environment() -> Environment:
 
 
 def _runs(values: Sequence[float | None], join: bool) -> list[tuple[int, float | None, int]]:
-    """A row's cells as (column, value, columns that it takes); empty ones side by side are one, if joined."""
+    """Return a row's cells as (column, value, width in columns); `join` merges empty neighbours."""
     found: list[tuple[int, float | None, int]] = []
     for column, value in enumerate(values):
         if join and value is None and found and found[-1][1] is None:

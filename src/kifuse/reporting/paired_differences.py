@@ -1,7 +1,8 @@
-"""Methods compared on the cells that they share: paired differences, and whether these tell them apart.
+"""Compare methods on the cells that they share: paired differences, and whether the methods differ clearly.
 
-A cell is one order of the tasks with one seed. Two methods meet in it on the same data, memory draw and order
-of batches, so the spread between cells, often larger than that between methods, falls out of the difference.
+A cell is one order of the tasks with one seed. In a cell two methods have the same data, memory examples and
+order of batches. So the spread between cells, which is often larger than that between methods, cancels in
+the difference.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ _MOST_CELLS = 60
 
 @dataclass(frozen=True)
 class Paired:
-    """One method beside another one on the cells that both have.
+    """One method compared with another one on the cells that both have.
 
     Attributes:
         label: The method.
-        against: The other one.
+        against: The other method.
         differences: The method's measure minus the other's, in points, one for each shared cell.
-        elsewhere: In how many of them the two runs were made on other machines or with other versions.
+        elsewhere: In how many cells the two runs were made on different machines or with different versions.
     """
 
     label: str
@@ -50,20 +51,20 @@ class Paired:
 
     @property
     def reach(self) -> float | None:
-        """Half the width of the 95% interval of the mean, by Student's t with n - 1 degrees of freedom."""
+        """Half the width of the mean's 95% interval, from Student's t with n - 1 degrees of freedom."""
         return None if self.error is None else _student(len(self.differences)) * self.error
 
     @property
     def apart(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval does not contain zero."""
         return self.mean is not None and self.reach is not None and abs(self.mean) > self.reach
 
     def cells_needed(self) -> int | None:
-        """How many cells would tell a difference of this size from none, if the spread stays as it is.
+        """How many cells would show that a difference of this size is not zero, if the spread stays as it is.
 
         Returns:
-            The smallest n, above the number of cells, with t(n - 1) sd / sqrt(n) < |mean|; None if that is
-            more than 60, or if there is no spread to go by.
+            The smallest n above the present number of cells with t(n - 1) sd / sqrt(n) < |mean|; None if it
+            is more than 60, or if the spread is not known.
         """
         if self.mean is None or self.error is None or self.apart:
             return None
@@ -72,7 +73,7 @@ class Paired:
         return next((n for n in cells if _student(n) * spread / math.sqrt(n) < abs(self.mean)), None)
 
     def sentence(self, unit: str = "AP") -> str:
-        """What the differences say, in a sentence."""
+        """Say in a sentence what the differences mean."""
         if self.mean is None:
             return f"{self.label} and {self.against} share no order and seed, so they are not compared."
         over = f"over {count(len(self.differences), 'shared cell')}"
@@ -100,11 +101,11 @@ class Paired:
 
 
 def paired(group: Group, against: Group, measure: Callable[[RunRecord], float | None]) -> Paired:
-    """Differences of a measure over the cells in which both groups have a finished run.
+    """Compute the differences of a measure over the cells in which both groups have a finished run.
 
     Args:
         group: The method.
-        against: The one it is compared with.
+        against: The method that it is compared with.
         measure: Finds the quantity in the record of one run.
     """
     own, other = _by_cell(group, measure), _by_cell(against, measure)
@@ -114,14 +115,14 @@ def paired(group: Group, against: Group, measure: Callable[[RunRecord], float | 
 
 
 def differences_table(groups: Sequence[Group], name: str = "AP") -> Table | None:
-    """Every method beside the best one that learns task after task.
+    """Make the table that compares every method with the best one that learns task after task.
 
     Args:
         groups: The methods.
         name: The measure.
 
     Returns:
-        A table whose notes are a sentence for each method, or None where there are no two methods to compare.
+        A table whose notes are a sentence for each method, or None if there are no two methods to compare.
     """
     measure = metric(name)
     means = {id(group): group.mean(measure) for group in groups}
@@ -165,7 +166,7 @@ def differences_table(groups: Sequence[Group], name: str = "AP") -> Table | None
 def _by_cell(
     group: Group, measure: Callable[[RunRecord], float | None]
 ) -> dict[tuple[object, ...], tuple[float, RunRecord]]:
-    """The measure of each finished run, by order, seed and test examples; the last run of a cell counts."""
+    """Return the measure of each finished run by order, seed and test examples; a cell's last run counts."""
     found = {}
     for run in group.runs:
         value = measure(run.record) if run.record.status == "finished" else None
@@ -176,7 +177,7 @@ def _by_cell(
 
 
 def _made_on(record: RunRecord) -> tuple[object, object]:
-    """The machine and the versions that a run was made with."""
+    """Return the machine and the versions that a run was made with."""
     return record.machine.get("device_name"), record.versions
 
 
@@ -188,7 +189,7 @@ def _interval(found: Paired) -> str:
 
 
 def _student(cells: int) -> float:
-    """The quantile of Student's t for the 95% interval of a mean over so many cells."""
+    """Return the quantile of Student's t for the 95% interval of a mean over this many cells."""
     from scipy.stats import t
 
     return float(t.ppf((1 + CONFIDENCE) / 2, cells - 1))

@@ -10,12 +10,12 @@ from kifuse.reporting.wording import NONE, compact, number
 
 @dataclass(frozen=True)
 class Plot:
-    """What every kind of picture has.
+    """The common part of every kind of picture.
 
     Attributes:
-        name: Its file name, without an ending.
-        title: What it shows, in a few words.
-        meaning: How to read it, and what it says here, in plain sentences.
+        name: The file name, without an ending.
+        title: A few words that say what the picture shows.
+        meaning: Plain sentences that say how to read it, and what it says here.
     """
 
     name: str
@@ -23,17 +23,17 @@ class Plot:
     meaning: str
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """The numbers of the picture.
+        """Return the numbers of the picture as a table.
 
         Returns:
-            Heads, and rows of as many cells.
+            The heads, and rows with a cell for each head.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class HeatmapPanel:
-    """One panel of a heatmap; `values[row][column]` is None where there is none."""
+    """One panel of a heatmap; `values[row][column]` is None if there is no value."""
 
     title: str
     values: Sequence[Sequence[float | None]]
@@ -46,8 +46,8 @@ class Heatmap(Plot):
 
     Attributes:
         rows: The names of the rows, the same in every panel.
-        row_title: What a row is.
-        column_title: What a column is.
+        row_title: What a row stands for.
+        column_title: What a column stands for.
         unit: What a value is, with its unit.
         panels: One or more grids.
         low: Value of the scale's first colour.
@@ -88,7 +88,7 @@ class Heatmap(Plot):
 class Line:
     """A curve: `points` are (x, y) from left to right.
 
-    A faint curve is there for comparison only. `group` is the number of its colour and mark.
+    A faint curve is drawn only for comparison. `group` is the number of the curve's colour and mark.
     """
 
     label: str
@@ -108,18 +108,18 @@ class CurvePanel:
 
 @dataclass(frozen=True)
 class Curves(Plot):
-    """Curves in small panels of one scale.
+    """Curves in small panels with the same scale.
 
     Attributes:
         panels: One or more.
-        x_title: Title of the axis to the right, with its unit.
-        y_title: Title of the axis upwards, with its unit.
+        x_title: Title of the horizontal axis, with its unit.
+        y_title: Title of the vertical axis, with its unit.
         x_range: The lowest and the highest x.
         y_range: The lowest and the highest y.
         dots: Whether points are dots without lines between them.
         whole: Whether x has whole numbers only.
-        wide: Whether it is one large panel.
-        log: Whether the axis of x is logarithmic.
+        wide: Whether the plot is one large panel.
+        log: Whether the horizontal axis is logarithmic.
     """
 
     panels: Sequence[CurvePanel]
@@ -149,16 +149,16 @@ class Curves(Plot):
 
 @dataclass(frozen=True)
 class Timeline(Plot):
-    """Something over the steps of the whole stream.
+    """A quantity over the steps of the whole stream of tasks.
 
     Attributes:
         spans: (task, first step, last step), one after the other.
         lines: A curve for each task.
         marks: The steps that are marked.
         mark: What happened at a marked step.
-        x_title: Title of the axis to the right, with its unit.
-        y_title: Title of the axis upwards, with its unit.
-        log: Whether the axis of y is logarithmic.
+        x_title: Title of the horizontal axis, with its unit.
+        y_title: Title of the vertical axis, with its unit.
+        log: Whether the vertical axis is logarithmic.
     """
 
     spans: Sequence[tuple[str, float, float]]
@@ -183,7 +183,7 @@ class Shares(Plot):
         rows: The names of the rows.
         parts: The names of the parts.
         values: `values[row][part]`, percent of the row.
-        unit: What the parts are parts of, with the unit.
+        unit: The whole that the parts belong to, with the unit.
     """
 
     rows: Sequence[str]
@@ -216,11 +216,11 @@ class Mean:
 
 @dataclass(frozen=True)
 class Strips(Plot):
-    """Means with their spread and the single values, one line for each row, one panel for each quantity.
+    """Means with their spread and the single values: a panel for each quantity, a line for each row.
 
     Attributes:
         rows: The names of the rows, the same in every panel.
-        panels: (title with unit, a mean or None for each row).
+        panels: Pairs of a title with its unit, and a mean or None for each row.
     """
 
     rows: Sequence[str]
@@ -240,9 +240,9 @@ class Cloud(Plot):
     """Labelled points in the plane, with their spread.
 
     Attributes:
-        points: (group, label, x, y); the group numbers the colours and marks.
-        x_title: Title of the axis to the right, with its unit.
-        y_title: Title of the axis upwards, with its unit.
+        points: (group, label, x, y); the group is the number of the colour and mark.
+        x_title: Title of the horizontal axis, with its unit.
+        y_title: Title of the vertical axis, with its unit.
     """
 
     points: Sequence[tuple[int, str, Mean, Mean]]

@@ -10,17 +10,17 @@ from kifuse.io.storage import read_json
 from kifuse.record.run_record import RENDERED
 
 Pieces = list[tuple[str, bool]]
-"""Parts of a text, and whether each is made of special tokens."""
+"""Parts of a text, each with whether it is made of special tokens."""
 
 
 def rendered(folder: Path | None) -> dict[str, tuple[Pieces, Pieces, bool]]:
     """Read the rendered examples of a run.
 
     Args:
-        folder: The run's; None: there are none.
+        folder: The run's folder. None: there are no examples.
 
     Returns:
-        Prompt, target and whether a part was cut, by task; what cannot be read is left out.
+        Prompt, target and whether a part was cut, by task. Examples that cannot be read are left out.
     """
     found = {}
     for name, each in _read(folder).items() if folder is not None else ():

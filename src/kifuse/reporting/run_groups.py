@@ -1,4 +1,4 @@
-"""Runs as they are opened, and runs with the same settings as one group: mean and spread over seeds."""
+"""Open runs, and put runs with the same settings into one group, with mean and spread over seeds."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from kifuse.reporting.plots import Mean
 from kifuse.reporting.wording import clean, count, listed, plain
 
 COMPARISON_FILE = "compare.yaml"
-"""File that tells a comparison's folder, `<label>/<run>`, from that of a run."""
+"""A folder that holds this file is a comparison's, with its runs in `<label>/<run>`, and not a run's."""
 
 _VARIED = {"training": {"seed", "threads"}, "data": {"order", "path"}}
-"""Keys of the configuration in which runs of one group may differ, beside the method's own section."""
+"""The keys of the configuration, by section, in which runs of one group may differ."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Run:
 
 @dataclass
 class Group:
-    """Runs that differ in seed and task order at most.
+    """Runs that differ at most in seed and task order.
 
     Attributes:
-        label: The method, and the settings that tell it from the other groups.
+        label: The method, and the settings in which it differs from the other groups.
         runs: One or more.
     """
 
@@ -66,7 +66,7 @@ class Group:
             measure: Finds the quantity in the record of one run.
 
         Returns:
-            The mean, with the sample standard deviation (n - 1) from two runs on.
+            The mean; with two runs or more also the sample standard deviation (n - 1).
         """
         finished = [run.record for run in self.runs if run.record.status == "finished"]
         found = [value for record in finished if (value := measure(record)) is not None]
@@ -75,7 +75,7 @@ class Group:
         return Mean(fmean(found), stdev(found) if len(found) > 1 else None, found)
 
     def made_of(self) -> str:
-        """How many runs, seeds and orders: `3 runs, seeds 0, 1 and 2`."""
+        """Say how many runs, seeds and orders the group has: `3 runs, seeds 0, 1 and 2`."""
         seeds = sorted(
             {str(run.seed) for run in self.runs if run.seed is not None}, key=lambda s: (len(s), s)
         )
@@ -96,7 +96,7 @@ def open_run(path: Path | str) -> Run:
         The run.
 
     Raises:
-        RunError: There is none, or its record cannot be read.
+        RunError: There is no run, or its record cannot be read.
     """
     path = Path(path)
     if path.is_dir():
@@ -121,13 +121,13 @@ def open_run(path: Path | str) -> Run:
 
 
 def open_runs(paths: Sequence[Path | str]) -> list[Run]:
-    """Read several runs; one that is named twice is read once.
+    """Read several runs. A run that is named twice is read once.
 
     Args:
         paths: Folders of runs, folders of comparisons, or records kept as files.
 
     Raises:
-        RunError: None is named, or one cannot be read.
+        RunError: No run is named, or one cannot be read.
     """
     if not paths:
         raise RunError("there is nothing to report; name at least one run.")
@@ -149,8 +149,8 @@ def comparison_runs(
 
     Args:
         folder: The folder of the comparison.
-        labels: The labels that come first, in this order; the others come after them.
-        left_out: Takes what is wrong with records that cannot be read; None: such a record is refused.
+        labels: The labels that come first, in this order. The others come after them.
+        left_out: Collects what is wrong with records that cannot be read. None: such a record is refused.
 
     Raises:
         RunError: A record cannot be read.
@@ -170,7 +170,7 @@ def comparison_runs(
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that puts `seed10` behind `seed9`."""
+    """Return a sorting key that puts `seed10` behind `seed9`."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -181,8 +181,8 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         runs: The runs.
 
     Returns:
-        Groups in the order in which they come up. Where a method has several, their labels name the settings
-        in which they differ.
+        Groups in the order in which they occur. If a method has several groups, their labels name the
+        settings in which they differ.
     """
     settings = {_key(run): _settings(run) for run in runs}
     labels = _labels(settings)
@@ -194,7 +194,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def fusions(record: RunRecord) -> int:
-    """Count the fusions of old and new weights that are on record."""
+    """Count the fusions of old and new weights in the record."""
     rounds = [event.get("rounds", 1) for _, event, _ in record.fusions()]
     return sum(r for r in rounds if isinstance(r, int))
 
@@ -204,7 +204,7 @@ def _key(run: Run) -> str:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """What makes a run comparable with itself: everything but seed, order and places on the machine."""
+    """Return the settings that runs of one group share: all but seed, order and places on the machine."""
     record = run.record
     flat: dict[str, Any] = {"method": record.method.name, "label": run.label}
     flat.update({f"method.{key}": value for key, value in record.method.settings.items()})
@@ -221,7 +221,7 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _labels(settings: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """The method's name; where several groups have it, with the settings in which these differ."""
+    """Return the method's name; if several groups have it, with the settings in which they differ."""
     labels = {}
     for key, own in settings.items():
         alike = "label" if own["label"] else "method"
@@ -243,10 +243,10 @@ def _labels(settings: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def folder_for(runs: Sequence[Run]) -> Path:
-    """The folder in which a page about these runs belongs: the deepest that holds them all.
+    """Return the folder for a page about these runs: the deepest one that holds them all.
 
     Raises:
-        RunError: There is none, since no run has a folder.
+        RunError: There is no such folder, since no run has a folder.
     """
     folders = [run.folder for run in runs if run.folder is not None]
     if not folders:

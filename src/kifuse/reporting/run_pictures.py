@@ -1,4 +1,4 @@
-"""The pictures of one run that every record has: scores, forgetting, loss."""
+"""The pictures that every run's record has the numbers for: scores, forgetting, loss, learning rate."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SCORE = "score (0 to 100)"
 STEP = "optimizer step"
 
 _FEW = 20
-"""Up to so many tasks each panel of the forgetting shows the others in grey."""
+"""With at most this many tasks, each panel of the forgetting curves shows the other tasks in grey."""
 
 _WIDE = 20
-"""From this ratio of the largest to the smallest value on a curve has a logarithmic axis."""
+"""A curve gets a logarithmic axis if its largest value is at least this many times its smallest."""
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A picture that cannot be made of a record, and why, in a plain sentence."""
+    """A picture that cannot be made from a record, and a plain sentence that says why."""
 
     name: str
     title: str
@@ -31,25 +31,25 @@ class Missing:
 
 
 def task_names(record: RunRecord) -> list[str]:
-    """The tasks in the order of learning, with their numbers unless they have them: `1 yelp`, `01-queue`."""
+    """Return the tasks in the order of learning, numbered unless they have numbers: `1 yelp`, `01-queue`."""
     return [numbered(i, task.name) for i, task in enumerate(record.tasks, start=1)]
 
 
 def numbered(place: int, name: str) -> str:
-    """A task's name behind its place in the stream, which some names begin with already."""
+    """Put a task's place in the stream before its name, unless the name already begins with it."""
     name = clean(name)
     own = re.match(r"0*(\d+)\D", name)
     return name if own and own[1] == str(place) else f"{place} {name}"
 
 
 def score_matrix(record: RunRecord) -> Plot | Missing:
-    """The score of each task after each learned task.
+    """Draw the score of each task after each learned task.
 
     Args:
         record: The run.
 
     Returns:
-        A heatmap with a row for each moment that was scored.
+        A heatmap with a row for each moment at which tasks were scored.
     """
     name, title = "score-matrix", "Score of every task after every task"
     if not record.tasks:
@@ -85,13 +85,13 @@ def score_matrix(record: RunRecord) -> Plot | Missing:
 
 
 def forgetting_curves(record: RunRecord) -> Plot | Missing:
-    """Each task's score after each task, a panel a task; the others stand behind it.
+    """Draw each task's score after each learned task: a panel for each task, with the others behind it.
 
     Args:
         record: The run.
 
     Returns:
-        Curves over the number of tasks learned.
+        Curves over the number of learned tasks.
     """
     name, title = "forgetting", "How each task fared as others were learned"
     if not record.tasks:
@@ -109,7 +109,7 @@ def forgetting_curves(record: RunRecord) -> Plot | Missing:
     if not any(len(points) > 1 for points in found):
         return Missing(name, title, "No task has been scored twice yet.")
     lines = [Line(label, points) for label, points in zip(names, found, strict=True)]
-    # all others in each panel would be as many curves as tasks times tasks
+    # with many tasks, showing all others in each panel would be too many curves: tasks times tasks
     behind = lines if count <= _FEW else []
     panels = [
         CurvePanel(
@@ -139,7 +139,7 @@ def forgetting_curves(record: RunRecord) -> Plot | Missing:
 
 
 def losses(record: RunRecord) -> Plot | Missing:
-    """Training loss over the steps of all tasks, with the fusions marked.
+    """Draw the training loss over the steps of all tasks, with the fusions marked.
 
     Args:
         record: The run.
@@ -164,7 +164,7 @@ def losses(record: RunRecord) -> Plot | Missing:
 
 
 def learning_rates(record: RunRecord) -> Plot | Missing:
-    """The learning rate over the steps of all tasks, where it is on record.
+    """Draw the learning rate over the steps of all tasks, if it is on record.
 
     Args:
         record: The run.
@@ -190,20 +190,20 @@ def learning_rates(record: RunRecord) -> Plot | Missing:
 
 
 def metrics(record: RunRecord) -> dict[str, Metric]:
-    """AP, FWT, BWT and forgetting as `RunRecord.summary` has them, also before any task has come."""
+    """Return AP, FWT, BWT and forgetting as `RunRecord.summary` has them, also before the first task."""
     if not record.tasks:
         return dict.fromkeys(("AP", "FWT", "BWT", "forgetting"), Metric(None, "no task has come yet"))
     return record.summary()
 
 
 def lost_by_task(record: RunRecord) -> list[tuple[str, float, float]]:
-    """What became of each task: (name, score right after it was learned, score at the end).
+    """Return for each task (name, score right after it was learned, score at the end).
 
     Args:
         record: The run.
 
     Returns:
-        All tasks but the last that have both scores; none while the run goes on or for joint training.
+        All tasks but the last that have both scores; none for an unfinished run or for joint training.
     """
     if not record.tasks or record.method.data_class == "all data" or record.learned() < len(record.tasks):
         return []
@@ -217,7 +217,7 @@ def lost_by_task(record: RunRecord) -> list[tuple[str, float, float]]:
 
 
 def _since_learned(place: int, line: Line) -> Line:
-    """The faint curve of a task behind another one: its scores since it was learned."""
+    """Make the faint curve of a task behind another task: its scores since it was learned."""
     return Line(line.label, [point for point in line.points if point[0] >= place], faint=True)
 
 
@@ -280,7 +280,7 @@ def _steps(task: TaskRecord) -> float:
 
 
 def _starts(record: RunRecord) -> list[float]:
-    """The steps taken before each task."""
+    """Return the number of steps before each task."""
     starts = [0.0]
     for task in record.tasks[:-1]:
         starts.append(starts[-1] + _steps(task))
@@ -288,11 +288,11 @@ def _starts(record: RunRecord) -> list[float]:
 
 
 def _fusion_steps(record: RunRecord) -> tuple[list[float], bool]:
-    """The steps of all fusions, and whether the record lacks the steps of some."""
+    """Return the steps of all fusions, and whether the record lacks the steps of some."""
     starts = {task.name: start for task, start in zip(record.tasks, _starts(record), strict=True)}
     marks, unknown = [], False
     for task, event, _ in record.fusions():
-        # an event that counts rounds was noted at the end of the task, not where they were
+        # an event that counts rounds was noted at the end of the task, not at the steps of the rounds
         known = event.get("steps", None if "rounds" in event else [event.get("step")])
         if isinstance(known, list):
             marks += [starts[task.name] + step for step in known if isinstance(step, int)]
@@ -307,5 +307,5 @@ def _rates(task: TaskRecord) -> list[tuple[float, float]]:
 
 
 def unlike_metrics(record: RunRecord) -> str:
-    """How the tasks are scored, in a few words: `exact match`, `exact match and ROUGE-L`."""
+    """Say in a few words how the tasks are scored: `exact match`, `exact match and ROUGE-L`."""
     return listed([clean(title) for title in metric_titles([task.metric for task in record.tasks])])

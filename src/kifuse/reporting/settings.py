@@ -1,4 +1,4 @@
-"""What a run was made of: its settings, data, versions, machine, and what there is to beware of."""
+"""The page's account of a run: its settings, data, versions and machine, its history, and warnings."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from kifuse.reporting.tables import Cell, Table
 from kifuse.reporting.wording import NONE, clean, compact, count, duration, number, plain
 
 _EVENTS = 40
-"""Entries shown of each task."""
+"""The largest number of entries that are shown of each task."""
 
 _PARTS = {"train": "training", "dev": "validation", "test": "test"}
 
 
 def heading(record: RunRecord) -> str:
-    """Method and stream: `recurrent-kif on standard-cl order 1`."""
+    """Return method and stream: `recurrent-kif on standard-cl order 1`."""
     return f"{clean(record.method.name)} on {clean(record.stream)}"
 
 
 def meta(record: RunRecord) -> list[str]:
-    """The line below the title: model, adapter, seed, date, status."""
+    """Return the parts of the line below the title: model, adapter, seed, date, status."""
     said = [_model(record)]
     adapter = (
         record.config.get("model", {}).get("adapter")
@@ -39,13 +39,13 @@ def meta(record: RunRecord) -> list[str]:
 
 
 def settings(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The configuration, section by section, the method's with its defaults filled in.
+    """Return the configuration, section by section; the method's section has its defaults filled in.
 
     Args:
         record: The run.
 
     Returns:
-        (section, [(key, value)]).
+        A list of (section, [(key, value)]).
     """
     method = {"name": record.method.name, **record.method.settings}
     sections: dict[str, Any] = {"method": method}
@@ -63,7 +63,7 @@ def settings(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def facts(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Model, machine, versions, memory and times as they were, each as (title, [(key, value)])."""
+    """Return model, machine, versions, memory and times of the run, each as (title, [(key, value)])."""
     times = {
         "started": record.created,
         "finished": record.finished or "not yet",
@@ -87,13 +87,13 @@ def facts(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def cost_table(record: RunRecord) -> Table:
-    """What the training of each task took.
+    """Make the table of what the training of each task cost.
 
     Args:
         record: The run.
 
     Returns:
-        A table with a line a task and one for all.
+        A table with a line for each task and one for all.
     """
     heads = ["task", "steps", "examples", "replayed", "extra passes", "seconds", "inputs cut", "kept"]
     table = Table("costs", "What each task took", heads)
@@ -116,13 +116,13 @@ def cost_table(record: RunRecord) -> Table:
 
 
 def events_table(record: RunRecord) -> Table | None:
-    """What the method and the training noted of each task, in their own words.
+    """Make the table of what the method and the training noted about each task.
 
     Args:
         record: The run.
 
     Returns:
-        A table with a line for each event; None where there are none.
+        A table with a line for each event; None if there are no events.
     """
     table = Table("events", "What was noted while training", ["task", "step", "what", "details"])
     for i, task in enumerate(record.tasks, start=1):
@@ -152,7 +152,7 @@ def _detail(value: object) -> str:
 
 
 def data_table(record: RunRecord) -> Table:
-    """The data of each task: sizes, metric, labels, and the hash of each part.
+    """Make the table of each task's data: sizes, metric, labels, and the hash of each part.
 
     Args:
         record: The run.
@@ -178,7 +178,7 @@ def data_table(record: RunRecord) -> Table:
 
 
 def history_table(record: RunRecord) -> Table | None:
-    """What was learned, refused or rolled back in a learner's folder, oldest first.
+    """Make the table of what was learned, refused or rolled back in a learner's folder, oldest first.
 
     Args:
         record: The run.
@@ -217,16 +217,16 @@ def _scores(found: object) -> dict[str, float]:
 
 
 def notices(record: RunRecord) -> list[str]:
-    """Everything that a reader should beware of.
+    """Return everything that a reader should be careful about.
 
     Args:
         record: The run.
 
     Returns:
-        Warnings, overlaps of the data, losses that were not finite, notes.
+        Warnings, overlaps of the data, losses that were not finite, and notes.
     """
     said = [clean(warning) for warning in record.warnings]
-    looked = any(task.repeated is not None for task in record.tasks)  # then the warnings have it
+    looked = any(task.repeated is not None for task in record.tasks)  # then the warnings say it
     for overlap in [] if looked else record.overlaps:
         sides = [f"{clean(overlap.get(f'task_{s}'))} ({_side(overlap, s)})" for s in ("a", "b")]
         number_of = overlap.get("count")
@@ -255,7 +255,7 @@ def notices(record: RunRecord) -> list[str]:
 
 
 def _skipped(task: TaskRecord) -> list[str]:
-    """Steps that moved nothing."""
+    """Report the steps that moved nothing."""
     name = clean(task.name)
     bad = [event for event in task.events if event.get("kind") == "bad step"]
     said = (

@@ -1,4 +1,4 @@
-"""A run as it can be shown to others: nothing of its examples' texts, and no path of the machine."""
+"""A run in a form that can be shown to others: no texts of its examples, and no path of the machine."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from kifuse.reporting.run_groups import Run
 
 
 def without_paths(run: Run) -> Run:
-    """A copy of a run whose paths are cut to their last part, and whose folder is its name alone.
+    """Copy a run, cut its paths to their last parts, and keep only the name of its folder.
 
-    What is cut is the place of the data and the model where the configuration names a folder; a hub id stays.
+    This cuts the paths of the data and the model if the configuration names a folder; a hub id stays.
 
     Args:
-        run: The run; it is left as it is.
+        run: The run; it is not changed.
 
     Returns:
-        The copy. Its folder leads nowhere any more, so nothing can be read of it or linked from it.
+        The copy. Its folder leads nowhere any more, so nothing can be read from it or linked to it.
     """
     record = run.record.model_copy(deep=True)
     model = record.config.get("model")
@@ -37,12 +37,12 @@ def without_paths(run: Run) -> Run:
 
 
 def last_part(path: str) -> str:
-    """The last part of a path of any system, or the path where it has none."""
+    """Return the last part of a path of any operating system, or the path itself if it has no parts."""
     return PureWindowsPath(path).name or path
 
 
 def model_name(name: str) -> str:
-    """A model's name: a bundled name or a hub id (`owner/name`) as it is, of a folder the last part."""
+    """Return a model's name: a bundled name or a hub id (`owner/name`) as it is, or a folder's last part."""
     parts = PurePosixPath(name).parts
     is_path = "\\" in name or len(parts) > 2 or name.startswith(("/", ".", "~"))
     return last_part(name) if is_path else name

@@ -18,7 +18,7 @@ def read_template(name: str) -> str:
 
 @cache
 def page_style() -> str:
-    """The style sheet of a page, for light and dark."""
+    """Return the style sheet of a page, for light and dark."""
     sheet = read_template("page.css")
     for name, theme in (("LIGHT", LIGHT), ("DARK", DARK)):
         values = "".join(f"--{key}:{value};" for key, value in _variables(theme).items())
@@ -30,9 +30,9 @@ def page_style() -> str:
 
 @cache
 def figure_style() -> str:
-    """The part of the page's style sheet that drawings need, in light colours, without variables.
+    """Return the part of the page's style sheet that drawings need, in light colours, without variables.
 
-    Converters of SVG files know neither variables nor the fonts of the system by their general names.
+    Converters of SVG files know neither variables nor the general names of the system's fonts.
     """
     drawings = read_template("page.css").partition("/* drawings */\n")[2].partition(".panels {")[0]
     colours = _variables(LIGHT)

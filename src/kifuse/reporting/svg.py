@@ -1,6 +1,6 @@
-"""Small vector graphics for the page: elements with their text escaped, scales, axes. No styles inside.
+"""Make small vector graphics for the page: elements with escaped text, scales, axes. They hold no styles.
 
-The style sheet says how things look. So one drawing serves light, dark, print and files.
+The style sheet says how things look. So the same drawing works in light and dark, in print and in files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from kifuse.reporting.wording import MINUS, clean, shorten
 
 CHARACTER = 6.6
-"""Width of a character of the drawings' text, on average, at its 12 units of height."""
+"""The mean width of a character of the drawings' text, which is 12 units high."""
 
 
 def element(tag: str, *children: object, **attributes: object) -> Markup:
@@ -23,10 +23,11 @@ def element(tag: str, *children: object, **attributes: object) -> Markup:
     Args:
         tag: The name of the element.
         children: Text, which is escaped, or elements.
-        attributes: An underscore in a name becomes a hyphen, one at its end is dropped; None is left out.
+        attributes: An underscore in a name becomes a hyphen, and one at its end is dropped. An attribute
+            that is None is left out.
 
     Returns:
-        The element; numbers have two decimals at most.
+        The element; numbers have at most two decimals.
     """
     written = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{escape(_plain(value))}"'
@@ -44,8 +45,8 @@ def drawing(width: float, height: float, label: str, *children: object, kind: st
         width: Units across; one unit is a pixel at natural size.
         height: Units down.
         label: What a screen reader reads out instead.
-        children: The elements in it.
-        kind: More classes.
+        children: The elements in the picture.
+        kind: More CSS classes.
     """
     return element(
         "svg",
@@ -60,13 +61,13 @@ def drawing(width: float, height: float, label: str, *children: object, kind: st
 
 
 def text(x: float, y: float, content: object, kind: str = "", anchor: str | None = None) -> Markup:
-    """Write text with its baseline at y; `anchor` is `middle` or `end`."""
+    """Make an element with text whose baseline is at y; `anchor` is `middle` or `end`."""
     return element("text", content, x=x, y=y, class_=kind or None, text_anchor=anchor)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Puts values from `low` to `high` between two places."""
+    """Maps values from `low` to `high` to places between two ends."""
 
     low: float
     high: float
@@ -75,7 +76,7 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """The place of a value."""
+        """Return the place of a value."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log10(low), math.log10(high), math.log10(value)
@@ -110,7 +111,7 @@ def ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[fl
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Choose values between two ends for a logarithmic axis: 1, 2 and 5 times powers of ten, or less."""
+    """Choose values between two ends for a logarithmic axis: 1, 2 and 5 times powers of ten, or fewer."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):
         found = [f * 10.0**p for p in powers for f in factors if low * 0.999 <= f * 10.0**p <= high * 1.001]
@@ -120,7 +121,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def round_up(value: float) -> float:
-    """The next 1, 1.5, 2, 3, 4, 5, 6 or 8 times a power of ten; 1 for nothing."""
+    """Return the next 1, 1.5, 2, 3, 4, 5, 6 or 8 times a power of ten; 1 for zero."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
@@ -130,13 +131,13 @@ def round_up(value: float) -> float:
 def axes(
     x: Scale, y: Scale, *, x_title: str, y_title: str, x_ticks: Sequence[float], y_ticks: Sequence[float]
 ) -> list[Markup]:
-    """Lines at the ticks of y, ticks at x, and the titles of both axes.
+    """Draw lines at the ticks of y, ticks at x, and the titles of both axes.
 
     Args:
-        x: The scale of the axis to the right.
-        y: The scale of the axis upwards.
-        x_title: The title below the axis to the right.
-        y_title: The title above the axis upwards.
+        x: The scale of the horizontal axis.
+        y: The scale of the vertical axis.
+        x_title: The title below the horizontal axis.
+        y_title: The title above the vertical axis.
         x_ticks: Values with a number.
         y_ticks: Values with a number and a line.
     """
@@ -181,7 +182,7 @@ def marker(index: int, x: float, y: float, *, tip: str | None = None, size: floa
 
 
 def fit(name: object, width: float) -> str:
-    """Cut a name so that it fits so many units."""
+    """Cut a name so that it fits into a width, in units."""
     return shorten(name, max(int(width / CHARACTER), 1))
 
 

@@ -1,4 +1,4 @@
-"""Values of settings that were tried and scored on dev: which one is chosen, the table and the curve."""
+"""The settings that were tried and scored on dev: which value is chosen, the table and the curve."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Tried:
 
     Attributes:
         method: The label of the method.
-        values: By the keys of the sweep.
-        runs: Those that have a record.
-        expected: How many there will be.
+        values: The values, by the keys of the sweep.
+        runs: The runs that have a record.
+        expected: How many runs there will be.
     """
 
     method: str
@@ -57,27 +57,30 @@ class Sweep:
         return list(dict.fromkeys(each.method for each in self.tried))
 
     def of(self, method: str) -> list[Tried]:
-        """What was tried with a method."""
+        """Return everything that was tried with a method."""
         return [each for each in self.tried if each.method == method]
 
     def chosen(self, method: str) -> Tried | None:
-        """The value with the highest mean AP on dev, the first of equals; None where none is scored yet."""
+        """Return the value with the highest mean AP on dev, the first if several are equal.
+
+        None if no value is scored yet.
+        """
         scored = [(mean.value, each) for each in self.of(method) if (mean := each.on_dev) is not None]
         return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
     def title(self, tried: Tried) -> str:
-        """For people: `kif, learning_rate 0.0001`."""
+        """Return the title that people read: `kif, learning_rate 0.0001`."""
         return f"{clean(tried.method)}, {_title(self, tried.values, None)}"
 
     @property
     def names(self) -> list[str]:
-        """The keys without their section, where that tells them apart."""
+        """The keys without their section, if they still differ without it."""
         short = [key.rpartition(".")[2] for key in self.keys]
         return short if len(set(short)) == len(short) else list(self.keys)
 
 
 def sweep_table(sweep: Sweep) -> Table:
-    """Every value in a line, with its mean AP on dev and its spread."""
+    """Make the table with a line for each value: its mean AP on dev and the spread."""
     table = Table(
         NAME, "What was tried, scored on dev", ["method", *sweep.names, "runs", "AP on dev", "chosen"]
     )
@@ -108,7 +111,7 @@ def sweep_table(sweep: Sweep) -> Table:
 
 
 def sweep_picture(sweep: Sweep) -> Plot | Missing:
-    """The mean AP on dev against the first key whose values are numbers; a line for each method."""
+    """Draw the mean AP on dev against the first key whose values are numbers, with a line for each method."""
     scored = [each for each in sweep.tried if each.on_dev is not None]
     if len(scored) < 2:
         return Missing(NAME, TITLE, "Fewer than two values are scored on dev so far.")
@@ -149,7 +152,7 @@ def sweep_picture(sweep: Sweep) -> Plot | Missing:
 
 
 def _families(sweep: Sweep, axis: int) -> list[tuple[str, tuple[Any, ...]]]:
-    """Methods with the values of the other keys, each once."""
+    """Return the methods with the values of the other keys, each combination once."""
     found: list[tuple[str, tuple[Any, ...]]] = []
     for each in sweep.tried:
         family = each.method, _without(each.values, axis)

@@ -35,7 +35,7 @@ _LATEX = {
     "→": r"$\rightarrow$",
     "…": r"\ldots{}",
 }
-# also behind white space, and as full-width signs, which some spreadsheets read alike
+# also after white space, and as full-width signs, which some spreadsheets read in the same way
 _FORMULA = re.compile(r"[\s\ufeff\u200b]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r]")
 
 
@@ -44,11 +44,11 @@ class Cell:
     """One cell.
 
     Attributes:
-        text: What people read.
+        text: The text that people read.
         value: The number, for sorting and for CSV; None for a text or a missing value.
         aside: The standard deviation, or what else `Table.spread` says, if there is one.
         note: A remark about the value.
-        link: The run that the page links to.
+        link: The run to which the page links.
     """
 
     text: str
@@ -63,17 +63,17 @@ class Cell:
 
 @dataclass
 class Table:
-    """A table without its looks; the first column names the rows.
+    """The content of a table; the first column names the rows.
 
     Attributes:
         name: The file name, without an ending.
-        title: What it shows.
+        title: What the table shows.
         heads: The heads of the columns.
         rows: The rows, each with as many cells as there are heads.
         notes: Remarks below the table.
         total: A last row that sums up the others.
-        sections: After how many rows a new group of them begins.
-        spread: What stands behind a value's ±.
+        sections: The numbers of rows after which a new group of rows begins.
+        spread: What the number behind a ± means.
     """
 
     name: str
@@ -86,17 +86,17 @@ class Table:
     spread: str = "standard deviation"
 
     def numeric(self, column: int) -> bool:
-        """Whether a column holds numbers, or nothing but dashes in their place."""
+        """Return whether a column holds numbers, or only dashes in their place."""
         cells = [row[column] for row in self.lines()]
         held = any(cell.value is not None for cell in cells)
         return held or (bool(cells) and all(cell.text == NONE for cell in cells))
 
     def lines(self) -> list[list[Cell]]:
-        """All rows, the totals last."""
+        """Return all rows, with the total last."""
         return self.rows + ([self.total] if self.total else [])
 
     def csv(self) -> str:
-        """Write it for spreadsheets: numbers unrounded, deviations in columns of their own, no notes."""
+        """Write the table as CSV: numbers are not rounded, deviations have their own columns, no notes."""
         spread = [any(row[i].aside is not None for row in self.lines()) for i in range(len(self.heads))]
         heads: list[str] = []
         for head, wide in zip(self.heads, spread, strict=True):
@@ -112,7 +112,7 @@ class Table:
         return stream.getvalue()
 
     def md(self) -> str:
-        """Write it as a Markdown table with its notes below."""
+        """Write the table in Markdown, with its notes below."""
         sides = ["---:" if self.numeric(i) else ":---" for i in range(len(self.heads))]
         lines = [self.heads, sides, *([str(cell) for cell in row] for row in self.lines())]
         text = "\n".join("| " + " | ".join(_for_markdown(c) for c in line) + " |" for line in lines) + "\n"
@@ -121,7 +121,7 @@ class Table:
         )
 
     def tex(self) -> str:
-        """Write it as a LaTeX `tabular` in the style of the package booktabs, with its notes as comments."""
+        """Write the table as a LaTeX `tabular` for the package booktabs, with its notes as comments."""
         sides = "".join("r" if self.numeric(i) else "l" for i in range(len(self.heads)))
         notes = "".join(f"% {' '.join(clean(note).split())}\n" for note in self.notes)
         return (
@@ -160,7 +160,7 @@ def _for_csv(cell: Cell) -> str:
 
 
 def _harmless(text: str) -> str:
-    """A text that no spreadsheet reads as a formula."""
+    """Change a text so that no spreadsheet reads it as a formula."""
     text = clean(text)
     return f"'{text}" if _FORMULA.match(text) else text
 

@@ -1,4 +1,4 @@
-"""Where a trainable tensor sits in the model, read from its name: encoder or decoder, layer, projection."""
+"""Find out from a trainable tensor's name where it is in the model: encoder or decoder, layer, projection."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _STACKS = ("encoder", "decoder")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor sits.
+    """The place of a tensor in the model.
 
     Attributes:
-        stack: `encoder`, `decoder`, or empty for a model with one stack only.
-        cross: Whether it is in a decoder's attention to its encoder.
+        stack: `encoder`, `decoder`, or empty for a model with only one stack.
+        cross: Whether it belongs to a decoder's attention to its encoder.
         projection: `query`, `value`, or the module's own name.
         layer: Number of the layer from 0; None for a tensor outside of the layers.
     """
@@ -51,7 +51,7 @@ def place(name: str) -> Place:
         name: The tensor's name from `named_parameters()`, with or without the parts that PEFT adds.
 
     Returns:
-        Its place; both matrices of an adapted module have the same.
+        Its place. Both matrices of an adapted module have the same place.
     """
     parts = name.split(".")
     low_rank = next((i for i, part in enumerate(parts) if part.startswith(("lora_", "ia3_", "osf_"))), None)
@@ -69,15 +69,15 @@ def place(name: str) -> Place:
 
 
 def by_layer(names: Sequence[str], values: Sequence[float | None]) -> dict[str, dict[str, float]]:
-    """Average what was measured of each tensor over those of one layer and projection.
+    """Average the measured values over the tensors of each layer and projection.
 
     Args:
         names: The names of the tensors.
-        values: One number for each tensor; None where there is none.
+        values: One number for each tensor; None if there is none.
 
     Returns:
         By group (encoder before decoder, self- before cross-attention), then by layer: the mean over the
-        module's tensors, for LoRA its matrices A and B.
+        module's tensors. For LoRA these are its matrices A and B.
     """
     gathered: dict[tuple[int, bool, str], dict[tuple[int, str], list[float]]] = {}
     for name, value in zip(names, values, strict=True):

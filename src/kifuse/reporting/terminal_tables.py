@@ -1,4 +1,4 @@
-"""Tables in a terminal: runs side by side, methods by rank, the score matrix. Names are never markup."""
+"""Tables for a terminal: runs side by side, ranked methods, the score matrix. Names are never markup."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kifuse.reporting.sweeps import Sweep, sweep_table
 from kifuse.reporting.tables import Cell, Table
 from kifuse.reporting.wording import MINUS, NONE
 
-# From this many tasks on a matrix has bare numbers for heads and no decimals, to fit 80 columns.
+# With this many tasks or more, a matrix has only numbers as heads and no decimals, to fit 80 columns.
 _MANY_TASKS = 7
 _WIDTH = 78
 
@@ -30,18 +30,18 @@ COLUMNS = {
     "extra passes": "extra",
     "training, s": "train, s",
 }
-"""Heads of `methods_table` that a terminal has room for, and what they are called there."""
+"""The heads of `methods_table` that a terminal has room for, and their names there."""
 
 
 def comparison_table(records: Sequence[RunRecord], labels: Sequence[str] | None = None) -> RichTable:
-    """Set runs side by side: every task at the end, the metrics, and what they cost.
+    """Show runs side by side: every task's score at the end, the metrics, and the costs.
 
     Args:
-        records: The runs, of the same tasks as a rule.
-        labels: A name for each; by default that of its method.
+        records: The runs, usually of the same tasks.
+        labels: A name for each run; by default the name of its method.
 
     Returns:
-        A table for a terminal; two runs fit 80 columns. Notes below it say why a value is missing.
+        A table for a terminal. Two runs fit into 80 columns. Notes below it say why a value is missing.
 
     Raises:
         RunError: If there are no records, or not one label for each.
@@ -59,7 +59,7 @@ def comparison_table(records: Sequence[RunRecord], labels: Sequence[str] | None 
 
 
 def plain_table(table: Table) -> RichTable:
-    """Any table for a terminal, with its title and notes."""
+    """Make any table ready for a terminal, with its title and notes."""
     shown = _table(table.title)
     for place, head in enumerate(table.heads):
         shown.add_column(Text(head), justify="right" if table.numeric(place) else "left", overflow="fold")
@@ -71,7 +71,7 @@ def plain_table(table: Table) -> RichTable:
 
 
 def ranked(groups: Sequence[Group]) -> list[Group]:
-    """Sort by AP, the highest first; those that have none come last."""
+    """Sort groups by AP, the highest first; groups without AP come last."""
 
     def place(group: Group) -> float:
         mean = group.mean(metric("AP"))
@@ -81,13 +81,13 @@ def ranked(groups: Sequence[Group]) -> list[Group]:
 
 
 def ranking_table(groups: Sequence[Group]) -> RichTable:
-    """Set methods below each other, the best first: class, metrics with their spread, and what they cost.
+    """List the methods, the best first: class, metrics with their spread, and costs.
 
     Args:
         groups: One or more.
 
     Returns:
-        A table for a terminal; its notes say why values are missing.
+        A table for a terminal. Its notes say why values are missing.
     """
     table = methods_table(ranked(groups), METRICS)
     shown = _table("Methods")
@@ -95,7 +95,7 @@ def ranking_table(groups: Sequence[Group]) -> RichTable:
     places = [table.heads.index(head) for head in COLUMNS]
     for (head, name), place in zip(COLUMNS.items(), places, strict=True):
         side = "right" if table.numeric(place) else "left"
-        # where there is no room, spreads go below their means, and long names are broken
+        # if there is no room, spreads go below their means, and long names are broken
         shown.add_column(Text(name), justify=side, overflow="fold", no_wrap=head not in ("method", *METRICS))
     for row in table.rows:
         cells = [row[place].text + (f" ±{row[place].aside}" if row[place].aside else "") for place in places]
@@ -107,7 +107,7 @@ def ranking_table(groups: Sequence[Group]) -> RichTable:
 
 
 def sweep_shown(sweep: Sweep) -> RichTable:
-    """Show the values that were tried with their mean AP on dev, and which one is chosen."""
+    """Show the values that were tried, with their mean AP on dev, and which one is chosen."""
     table = sweep_table(sweep)
     shown = plain_table(table)
     for place, row in enumerate(table.rows):
@@ -122,8 +122,8 @@ def matrix_table(record: RunRecord) -> RichTable:
         record: The run.
 
     Returns:
-        A table for a terminal: a row for each moment, a column for each task; the score of a task just
-        learned is bold.
+        A table for a terminal, with a row for each moment and a column for each task. The score of a task
+        that was just learned is bold.
     """
     matrix = record.matrix()
     names = matrix.tasks
@@ -131,7 +131,7 @@ def matrix_table(record: RunRecord) -> RichTable:
     shown = _table("Scores")
     if many:
         shown.padding, shown.pad_edge = 0, False
-        # Numbers never wrap, so the names give way: 16 tasks fit 80 columns.
+        # Numbers never wrap, so the names must: 16 tasks fit into 80 columns.
         shown.add_column("after", no_wrap=True, max_width=max(8, _WIDTH - 4 * len(names)))
     else:
         shown.add_column("", overflow="fold")
@@ -166,7 +166,7 @@ def _table(title: str) -> RichTable:
 
 
 def _text(cell: Cell) -> Text:
-    """A cell in signs that every terminal has, with its note in a lighter print."""
+    """Write a cell with characters that every terminal has, and its note in a lighter colour."""
     shown = cell.text if cell.value is None else cell.text.replace(MINUS, "-")
     text = Text("-" if shown == NONE else shown)
     if cell.aside:

@@ -1,4 +1,4 @@
-"""Tasks that were scored beside the stream and never trained on: what changed of them."""
+"""Tables of the watched tasks, which are scored but never trained on: how their scores changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOTE = "They are in no average of this page, and were in no training and no mem
 
 
 def watched_table(record: RunRecord) -> Table | None:
-    """The scores of a run's watched tasks at every moment, and their change since the first; None without."""
+    """Make the table of a run's watched tasks: all scores, the change since the first; None without any."""
     if not record.watched or not record.watch_scores:
         return None
     names = [clean(entry.name) for entry in record.watched]
@@ -39,7 +39,7 @@ def watched_table(record: RunRecord) -> Table | None:
 
 
 def watched_by_method(groups: Sequence[Group]) -> Table | None:
-    """First and last score of every watched task with every method, and the change; None without any."""
+    """Make the table of first score, last score and change of watched tasks, by method; None without any."""
     table = Table(NAME, TITLE, ["watched task", "method", "first", "last", "change"])
     errors = any(score.stderr is not None for g in groups for r in g.runs for score in r.record.watch_scores)
     table.heads += ["standard error of a score"] * errors

@@ -1,4 +1,4 @@
-"""What the model read of each task: counts of the data, what it was read as, and one example rendered."""
+"""What the model read of each task: counts of the data, the format, and one example as it is rendered."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kifuse.reporting.tables import Cell, Table
 from kifuse.reporting.wording import NONE, clean, count, listed
 
 _LONGEST = 6000
-"""Characters of a prompt or an answer that are shown; a longer one loses its middle."""
+"""How many characters of a prompt or an answer are shown; a longer text loses its middle."""
 
 
 @dataclass(frozen=True)
 class ReadExample:
-    """A test example as the model reads it: pieces of its prompt and answer, and whether it was too long."""
+    """A test example as the model reads it: the pieces of prompt and answer, and whether it was too long."""
 
     task: str
     prompt: Pieces
@@ -33,14 +33,14 @@ class ReadExample:
 
 @dataclass
 class WhatWasRead:
-    """The block of the page.
+    """The page's section "What the model read".
 
     Attributes:
-        counts: A line a task.
-        facts: What was read as what and how it is scored, each with the tasks that it holds for.
-        passed_over: What stands in the data and was not read.
-        examples: One of each task; none where texts are left out.
-        left_out: Whether they were left out.
+        counts: A table with a line for each task.
+        facts: The format of the data and how it is scored, each with the tasks for which this holds.
+        passed_over: Parts of the data that were not read.
+        examples: One example of each task; none if texts are left out.
+        left_out: Whether texts were left out.
     """
 
     counts: Table
@@ -51,14 +51,14 @@ class WhatWasRead:
 
 
 def what_was_read(run: Run, *, texts: bool = True) -> WhatWasRead | None:
-    """Collect what a model read.
+    """Collect what the model of a run read.
 
     Args:
         run: The run.
         texts: Whether examples are shown.
 
     Returns:
-        The block; None for a record of a kifuse that did not look at its data.
+        The section; None for the record of an older kifuse, which did not look at its data.
     """
     record = run.record
     if all(task.repeated is None for task in record.tasks):
@@ -119,7 +119,7 @@ def _few(names: list[str]) -> str:
 
 
 def _shortened(pieces: Pieces) -> Pieces:
-    """Leave out the middle of a very long text, which is that of its longest piece."""
+    """Leave out the middle of the longest piece of a very long text."""
     spare = sum(len(text) for text, _ in pieces) - _LONGEST
     if spare <= 0:
         return [(clean(text), special) for text, special in pieces]

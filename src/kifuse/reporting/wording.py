@@ -1,4 +1,4 @@
-"""Numbers, times and names as people read them."""
+"""Write numbers, times and names so that people can read them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 NONE = "\u2013"
-"""Stands where there is no value."""
+"""What is written if there is no value."""
 
 MINUS = "\u2212"
 
@@ -16,28 +16,29 @@ _CONTROL = re.compile(
 
 
 def clean(text: object) -> str:
-    """Make a text that any file can hold, and that leaves what stands around it as it is.
+    """Make a text that any file can hold, and that does not change the look of the text around it.
 
-    Control characters, those that turn the direction of text and halves of surrogate pairs are replaced.
+    This replaces control characters, characters that change the direction of text, and halves of surrogate
+    pairs.
 
     Args:
         text: What a user or a model wrote; anything else is turned into text first.
 
     Returns:
-        The text, with a replacement character for each that had to go. Line breaks and tabs stay.
+        The text, with a replacement character for each character that was removed. Line breaks and tabs stay.
     """
     whole = str(text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return _CONTROL.sub("\ufffd", whole)
 
 
 def shorten(text: object, most: int) -> str:
-    """Cut a text at its end, on one line, so that it has at most so many characters."""
+    """Put a text on one line, and cut its end so that it has at most `most` characters."""
     line = " ".join(clean(text).split())
     return line if len(line) <= most else line[: max(most - 1, 1)].rstrip() + "…"
 
 
 def number(value: float | None, decimals: int = 1, *, sign: bool = False) -> str:
-    """Write a number with so many decimals, a true minus sign, and a dash for None."""
+    """Write a number with `decimals` decimals and a true minus sign; None becomes a dash."""
     if value is None:
         return NONE
     # Adding zero turns a rounded -0.0 into 0.0.
@@ -58,7 +59,7 @@ def compact(value: float | None) -> str:
 
 
 def count(value: int, one: str, many: str | None = None) -> str:
-    """Write how many there are of something: `1 task`, `15 tasks`."""
+    """Write a number of things with its noun: `1 task`, `15 tasks`."""
     return f"{value:,} {one if value == 1 else many or one + 's'}"
 
 
@@ -75,7 +76,7 @@ def duration(seconds: float | None) -> str:
 
 
 def clock(seconds: float) -> tuple[str, str]:
-    """Write a time short, with its unit apart: (`4.2`, `s`), (`9:06`, `min`), (`3:12`, `h`)."""
+    """Write a time in short form, with its unit apart: (`4.2`, `s`), (`9:06`, `min`), (`3:12`, `h`)."""
     if seconds < 60:
         return f"{seconds:.1f}", "s"
     minutes, left = divmod(round(seconds), 60)
@@ -85,7 +86,7 @@ def clock(seconds: float) -> tuple[str, str]:
 
 
 def megabytes(value: float | None) -> str:
-    """Write a size in MiB, from 1024 of them on in GiB."""
+    """Write a size in MiB, or in GiB from 1024 MiB on."""
     if value is None:
         return NONE
     return f"{value / 1024:.1f} GiB" if value >= 1024 else f"{value:.0f} MiB"
@@ -97,7 +98,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def plain(value: object) -> str:
-    """Write a setting as its configuration file has it."""
+    """Write a setting as it stands in a configuration file."""
     if value is None:
         return "none"
     if isinstance(value, bool):
