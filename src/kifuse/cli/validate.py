@@ -189,7 +189,7 @@ def _facts(config: RunConfig) -> list[tuple[str, str]]:
 
 
 def _watched(config: RunConfig) -> list[tuple[str, str]]:
-    """What is scored beside the stream; it is read to find out."""
+    """Return the watched tasks with the number of answers to score; this reads the tasks."""
     if not (config.watch.tasks or config.watch.lm_eval.tasks):
         return []
     from kifuse.running.watched_tasks import answers_of, open_watched

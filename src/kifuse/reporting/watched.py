@@ -66,7 +66,7 @@ def _score_cell(score: ScoreRecord | None) -> Cell:
 
 
 def _of_lm_eval(records: Sequence[RunRecord]) -> list[str]:
-    """How the tasks of lm-evaluation-harness were run, each said once."""
+    """Say how the tasks of lm-evaluation-harness were run, each sentence once."""
     said = []
     for entry in (entry for record in records for entry in record.watched if entry.lm_eval is not None):
         of = entry.lm_eval
@@ -82,7 +82,7 @@ def _of_lm_eval(records: Sequence[RunRecord]) -> list[str]:
 
 
 def _error(record: RunRecord, name: str) -> float | None:
-    """Standard error of the last score."""
+    """Return the standard error of the last score of a watched task."""
     place = _place(record, name)
     found = [s.stderr for s in sorted(record.watch_scores, key=lambda s: s.after) if s.task == place]
     return found[-1] if found else None
