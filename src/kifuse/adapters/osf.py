@@ -1,4 +1,4 @@
-"""Orthogonal subspace fine-tuning (OSF) through PEFT's tuner; PEFT leaves out what happens between tasks.
+"""Orthogonal subspace fine-tuning (OSF) with PEFT's tuner, and the step between tasks that PEFT lacks.
 
 Each adapted weight W (out, in) is decomposed into its singular directions,
 

@@ -108,8 +108,8 @@ class ChatTemplate:
             The last turn, as text.
 
         Raises:
-            DataError: The template refuses the chat, leaves the answer out, or renders the answer in a place
-                where its prompt would not lead.
+            DataError: The template refuses the chat, leaves the answer out, or does not render the answer as
+                a continuation of its own prompt.
         """
         asked, answer = self._ready(messages[:-1]), self._answer(messages[-1])
         try:

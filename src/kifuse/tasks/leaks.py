@@ -1,9 +1,9 @@
 """Asserts that no example of a dev or test split gets into the memory buffer or into training.
 
-The rule needs care. Published benchmark data contains training examples that also appear word for word in
-test splits (a run's record lists them under ``overlaps``). Such an example is a training example, and a rule
-"no hash of a test example in memory" would refuse the data as it is published. Instead, everything that is
-kept or trained on must come from a train split, and no more often than it appears there:
+Published benchmark data contains training examples that also appear word for word in test splits (a run's
+record lists them under ``overlaps``). Such an example is a training example, so a rule "no hash of a test
+example in memory" would refuse the data as it is published. Instead, everything that is kept or trained on
+must come from a train split, and no more often than it appears there:
 
 - An example is identified by its input and accepted answers (:meth:`Example.content_hash`) and by its id. A
   test example that equals a training example in content but has another id is refused. If neither has an id,
