@@ -1,4 +1,4 @@
-"""What there is to know about a run's data, found before it is trained on, put on record and said once."""
+"""Findings about a run's data: made before it is trained on, put on record and said once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kifuse.tasks.data_findings import Findings
 
 
 def is_looked_through(record: RunRecord) -> bool:
-    """Whether the findings about each of a record's tasks are on it; a kifuse of before did not look."""
+    """Whether the findings about every task are on record; an earlier kifuse did not look for them."""
     return all(entry.repeated is not None for entry in record.tasks)
 
 
@@ -21,10 +21,11 @@ def put_on_record(record: RunRecord, findings: Findings, folder: Path | None) ->
     """Fill the entries of tasks, and add to the warnings what is odd.
 
     Args:
-        record: Of the run; has an entry of each task.
-        findings: About tasks of the run.
-        folder: Of the run, where a test example of each task is kept as it is rendered; beside the record, so
-            that a record holds no text of the data. None: this process writes no files.
+        record: The run's record, which has an entry for each task.
+        findings: Findings about tasks of the run.
+        folder: The run's folder. A test example of each task is written there as it is rendered, in a file
+            beside the record, so that the record holds no text of the data. None if this process writes no
+            files.
 
     Returns:
         What is odd about these tasks: the readers' warnings and the notes of the findings.
@@ -43,7 +44,7 @@ def put_on_record(record: RunRecord, findings: Findings, folder: Path | None) ->
 
 
 def _rendered(folder: Path) -> dict[str, Any]:
-    """What is there of the tasks before; a file that cannot be read is made anew."""
+    """Read the examples that are there already; a file that cannot be read is written again."""
     try:
         found = read_json(folder / RENDERED)
     except KifuseError:

@@ -1,4 +1,4 @@
-"""A model in a run's folder that learns, is scored, kept and put back; it does not know what comes next."""
+"""The engine of a run: its model learns, is scored, saved and restored. It does not know what comes next."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ from kifuse.tasks.task import Task
 from kifuse.tasks.token_cache import TokenCache
 
 REMEMBERED: tuple[OldData, ...] = ("mixed", "steps")
-"""Ways of meeting old data that need a memory buffer."""
+"""Ways of using old data that need a memory buffer."""
 
 
 class Engine:
     """Model, method, memory and record of one run.
 
     Args:
-        config: Of the run.
-        record: Of the run; what is learned and scored goes into it.
+        config: The run's configuration.
+        record: The run's record; what is learned and scored goes into it.
         method: The method.
-        backbone: The model; it is given its adapter here.
-        progress: Told what is going on.
-        tokens: Where token ids are kept for other runs in this process.
-        writes: Whether anything is written; only the main process ever does.
+        backbone: The model; its adapter is put on it here.
+        progress: The listener, which is told what is going on.
+        tokens: Keeps token ids for other runs in this process.
+        writes: Whether files are written; only the main process ever writes any.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Engine:
         )
 
     def look_through(self, tasks: Sequence[Task], earlier: Mapping[str, Inputs] | None = None) -> Findings:
-        """Find out what there is to know about tasks before they are trained on; see `look_through`."""
+        """Collect the findings about tasks before they are trained on; see `look_through`."""
         limit = self.config.evaluation.max_new_tokens
         known = {**(earlier or {}), **general_inputs(self._sources)}
         return look_through(tasks, self.encoder, earlier=known, max_new_tokens=limit)
@@ -139,7 +139,7 @@ class Engine:
         """Keep the trackers of `training.report_to` open for as long as the block runs.
 
         Raises:
-            RunError: One cannot be begun.
+            RunError: A tracker cannot be started.
         """
         if self.tracking is None:
             yield
@@ -151,7 +151,7 @@ class Engine:
             self.tracking.close()
 
     def _small_start(self) -> dict[str, Tensor] | None:
-        """Copies of what holds all that is learned, before any training, unless it is most of the model."""
+        """Copy the tensors that will be learned, before any training; None if they are most of the model."""
         learned = self.adapter.learned()
         if 2 * sum(p.numel() for p in learned.values()) > sum(p.numel() for p in self.model.parameters()):
             return None
@@ -159,12 +159,12 @@ class Engine:
 
     @property
     def writers(self) -> list[Method]:
-        """The method, and what else has a say in what is trained on and kept."""
+        """The method, and the sources that decide with it what is trained on and kept."""
         return [self.method, *self._sources]
 
     @property
     def remembers(self) -> bool:
-        """Whether the method is handed examples of earlier tasks; no other method ever is."""
+        """Whether the method is given examples of earlier tasks."""
         return self.method.old_data in REMEMBERED
 
     def learned(self, k: int) -> bool:
@@ -175,7 +175,8 @@ class Engine:
         """Put back the model, the method's state and the memory after k tasks.
 
         Raises:
-            RunError: A file is damaged; or k is 0, and most weights are trained of a model that was given.
+            RunError: A file is damaged; or k is 0, most weights are trained, and the model was given as an
+                object.
         """
         if k:
             self.memory = self.snapshots.load(k, self.adapter, self.method, self.record.tasks[k - 1].seal)
@@ -191,7 +192,7 @@ class Engine:
         self._cut_short = False
 
     def settle(self, k: int) -> None:
-        """Put the state after k tasks back if a training in this process did not come to its end.
+        """Restore the state after k tasks if a training in this process was cut short.
 
         Raises:
             RunError: As `restore`.
@@ -204,7 +205,7 @@ class Engine:
         self._cut_short = True
 
     def passes(self, index: int, task: Task) -> int:
-        """Forward and backward passes that training on a task will take, at its place from 0 and alone."""
+        """Count the passes that training on this task alone will take; `index` is its place, from 0."""
         settings, [size] = self.config.training, self.reading.sizes([task])
         steps = own_steps(size, settings.epochs, settings.batch_size)
         info = TaskInfo(index + self._earlier, task.name, steps, batch_size=settings.batch_size)
@@ -214,8 +215,8 @@ class Engine:
         """Train on the k-th task (1-based), then keep adapter, state, memory and record, in this order.
 
         Args:
-            k: The record's k-th entry is filled.
-            task: The task; goes into the memory if the method uses one.
+            k: The task's number; the record's k-th entry is filled.
+            task: The task; it goes into the memory if the method uses one.
             earlier: The tasks before it whose training examples are at hand.
             jointly: Train on all of them at once.
 
@@ -243,7 +244,7 @@ class Engine:
         middle = Middle(self.folder / "checkpoint", seconds, patience, self.progress.say)
         self._cut_short = True
         self.adapter.begin_task(k - 1 + self._earlier, self.config.training.seed)
-        # several processes keep nothing of a task's middle: they stop at once, as by themselves
+        # several processes write no checkpoint in the middle of a task: they stop at once, as usual
         with patience.listening() if process_count() == 1 else contextlib.nullcontext():
             probe = probe_of(self.config, self.backbone, self.encoder, [*earlier, task])
             done = self._train(k, name, current, old, kept, middle, probe)
@@ -252,7 +253,7 @@ class Engine:
                 middle.forget()
             raise RunError(nothing_learned(name, done.steps))
         self.adapter.end_task()
-        # with what a method did after the last step
+        # including the passes that a method made after the last step
         self.progress.passes(done.steps + done.extra_passes)
         # the record changes when the task is learned, not before: a training cut short leaves it as it was
         for key, value in {
@@ -344,7 +345,7 @@ class Engine:
     def score(self, after: int, index: int, task: Task) -> Cell | None:
         """Score a task (0-based index) after some tasks were learned, unless the record has it already.
 
-        Scores are written in at most a twentieth of the time, and at the latest by `tell_row`.
+        Writing scores takes at most a twentieth of the time; `tell_row` writes those that are left.
         """
         if any((s.after, s.task) == (after, index) for s in self.record.scores):
             return None
@@ -365,7 +366,7 @@ class Engine:
         return cell
 
     def tell_row(self, after: int, tasks: Sequence[int] | None = None) -> None:
-        """Tell the row of the score matrix after so many tasks, or of it those tasks alone (0-based)."""
+        """Report the row of the score matrix after so many tasks, or only these tasks of it (0-based)."""
         if self._unsaved:
             self.save()
         names = None if tasks is None else {self.record.tasks[i].name for i in tasks}
@@ -375,7 +376,7 @@ class Engine:
             self.tracking.scores(after, row)
 
     def tell_saved(self) -> None:
-        """Tell that the folder holds something new to look at; what a listener could not do is said."""
+        """Tell the listener that the folder holds something new; if it has a problem with it, say so."""
         if self.writes:
             problem = self.progress.saved(self.folder)
             if problem:

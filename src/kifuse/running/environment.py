@@ -49,7 +49,7 @@ def machine(backbone: Backbone) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Name the CPU, with what tells it from others of the same name: scores differ from one to another."""
+    """Name the CPU, with details that others of the same name may not share: scores differ between them."""
     found: dict[str, str] = {}
     with contextlib.suppress(OSError):  # Linux only
         for line in _CPU_INFO.read_text("utf-8").split("\n\n")[0].splitlines():
@@ -61,7 +61,7 @@ def _processor() -> str:
 
 
 def reset_peak_memory() -> None:
-    """Begin to measure the peak anew, as a run begins that is not the first in its process."""
+    """Reset the measured peak, because a run may not be the first one in its process."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return
@@ -93,7 +93,7 @@ def is_main_process() -> bool:
 
 
 def leave_processes() -> None:
-    """Part from the processes that trained together, so that no thread of theirs outlives the run."""
+    """Leave the group of processes that trained together, so that none of its threads outlives the run."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():

@@ -3,8 +3,8 @@
     I_j = | theta_j * dL/dtheta_j |,   L the mean loss over the target tokens of the task's probe examples
 
 at the weights theta of the moment (the first-order sensitivity, KIF Eq. 8), without smoothing and without
-dropout; on record is its mean over each trainable tensor. Recurrent-KIF's Fig. 5b, 7 and 8 are made of it.
-Nothing moves: weights, gradients, modes and random numbers are as before.
+dropout. The record holds its mean over each trainable tensor. Recurrent-KIF's Fig. 5b, 7 and 8 are made from
+it. Nothing changes: weights, gradients, modes and random numbers are as before.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ SERIES = "probed importance of {task}, {moment}"
 """Name of a series in the record of the task that was being learned."""
 
 END = "end"
-"""The moment after the task, whatever its method did last."""
+"""The moment after the task, when its method has done everything."""
 
 
 class ImportanceProbe(TrainerCallback):
-    """Measures the importance of tasks while another one is learned, and when it is.
+    """Measures the importance of tasks while another one is learned, and at its end.
 
     Args:
-        backbone: What the model was made from.
-        examples: Of each task that is probed, by its name; those whose turn has not come are left out.
+        backbone: The backbone that the model was made from.
+        examples: Examples of each task that is probed, by its name; tasks whose turn has not come are left
+            out.
         stages: Moments within the task's training, evenly spaced, beside its end.
         batch_size: Examples of one forward and backward pass.
     """
@@ -53,10 +54,10 @@ class ImportanceProbe(TrainerCallback):
         self._backbone, self._examples = backbone, examples
         self._stages, self._batch_size = stages, batch_size
         self.driver: MethodCallback | None = None
-        """Of the training under way, to whose record the measures go."""
+        """The callback of the training under way; what is measured goes into its record."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure where a stage is over; the last one is the task's end."""
+        """Measure when a stage is over; the last stage ends with the task."""
         at = {round(state.max_steps * part / (self._stages + 1)) for part in range(1, self._stages + 1)}
         if self.driver is not None and state.global_step in at - {state.max_steps}:
             self.measure(self.driver.running(), f"step {state.global_step}")
@@ -65,8 +66,8 @@ class ImportanceProbe(TrainerCallback):
         """Measure every task at this moment.
 
         Args:
-            context: Of the training under way.
-            moment: What it is called on record.
+            context: The context of the training under way.
+            moment: Name of the moment, for the record.
         """
         began, count = monotonic(), sum(map(len, self._examples.values()))
         for task, rows in self._examples.items():
@@ -80,14 +81,14 @@ class ImportanceProbe(TrainerCallback):
 def importance(
     model: Any, backbone: Backbone, params: Parameters, rows: Sequence[Encoded], batch_size: int
 ) -> torch.Tensor:
-    """The mean of |theta dL/dtheta| over each trainable tensor, at the present weights.
+    """The mean of |theta dL/dtheta| over each trainable tensor, at the current weights.
 
     Args:
         model: The adapted model.
-        backbone: What it was made from.
-        params: Its trainable parameters.
+        backbone: The backbone that it was made from.
+        params: The model's trainable parameters.
         rows: Examples with targets, at least one.
-        batch_size: Of them in a pass.
+        batch_size: Examples in one pass.
 
     Returns:
         `(tensors,)`, float32, in the order of `params`.
@@ -116,16 +117,16 @@ def importance(
 def probe_of(
     config: RunConfig, backbone: Backbone, encoder: Encoder, tasks: Sequence[Task]
 ) -> ImportanceProbe | None:
-    """The probe of the tasks that `record.probe_importance` names, as far as their turn has come.
+    """Make the probe of the tasks that `record.probe_importance` names, as far as their turn has come.
 
     Args:
-        config: Of the run.
-        backbone: What the model was made from.
+        config: The run's configuration.
+        backbone: The backbone that the model was made from.
         encoder: Makes token ids of their examples.
-        tasks: Those learned, and the one to be learned.
+        tasks: The learned tasks, and the one to be learned.
 
     Returns:
-        None where none of them is to be probed.
+        The probe; None if none of these tasks is to be probed.
     """
     section, seed = config.record, config.training.seed
     drawn = {
@@ -140,15 +141,15 @@ def probe_of(
 
 
 def refuse_probes(config: RunConfig, names: Sequence[str], *, jointly: bool) -> None:
-    """Refuse tasks to be probed that the stream does not have, or that have no later moment.
+    """Refuse to probe tasks that the stream does not have, or that have no later moment.
 
     Args:
-        config: Of the run.
-        names: Of the stream's tasks.
+        config: The run's configuration.
+        names: Names of the stream's tasks.
         jointly: Whether all tasks are learned at once.
 
     Raises:
-        ConfigError: There are such.
+        ConfigError: There are such tasks.
     """
     wanted = config.record.probe_importance
     if wanted and jointly:

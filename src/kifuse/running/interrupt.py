@@ -1,4 +1,4 @@
-"""Ctrl-C while a task trains: the step is finished, its state is kept, and the user learns how to go on."""
+"""Ctrl-C while a task trains: the step is finished, its state is kept, and the user is told how to go on."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Patience:
-    """Notes the first wish to stop, and grants it between two steps; a second one is granted at once.
+    """Notes the first request to stop, and obeys it between two steps; obeys a second one at once.
 
     Args:
-        say: Told what is going on.
+        say: Called with a line about what is going on.
     """
 
     def __init__(self, say: Callable[[str], None] = lambda _: None) -> None:
@@ -46,7 +46,7 @@ class Patience:
         """Stop between two steps if it was asked for.
 
         Raises:
-            KeyboardInterrupt: It was.
+            KeyboardInterrupt: It was asked for.
         """
         self._stop(f"step {step}")
 
@@ -54,7 +54,7 @@ class Patience:
         """Stop at a task's end if it was asked for after the last step.
 
         Raises:
-            KeyboardInterrupt: It was.
+            KeyboardInterrupt: It was asked for.
         """
         self._stop(f"the training on {name}")
 

@@ -24,13 +24,13 @@ from kifuse.running.progress import Plan, Progress, RowScore
 FILE = "log.txt"
 
 LIBRARIES = ("kifuse", "transformers", "accelerate", "peft")
-"""Whose warnings go into the log as well."""
+"""Libraries whose warnings go into the log too."""
 
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[^\S\n ]|[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 class RunLog(Progress):
-    """Writes down what a run tells, and passes it on to another listener.
+    """Writes what a run reports into the log, and passes it on to another listener.
 
     Outside of `writing()` it only passes on.
 
@@ -49,9 +49,9 @@ class RunLog(Progress):
 
     @contextlib.contextmanager
     def writing(self, *opening: str) -> Iterator[None]:
-        """Keep the log for as long as the block runs; its last line says how it ended if it failed.
+        """Keep the log while the block runs; if the block fails, the last line says how.
 
-        A log that cannot be written is said once, and stops nothing.
+        If the log cannot be written, this is said once, and the run goes on.
 
         Args:
             opening: First lines.
@@ -72,7 +72,7 @@ class RunLog(Progress):
             self.write(f"failed: {error}")
             raise
         except BaseException as error:
-            # not foreseen, so that where it came from matters
+            # this error was not expected, so the log shows where it came from
             self.write("failed: " + "".join(traceback.format_exception(error)).rstrip())
             raise
         finally:
@@ -88,7 +88,7 @@ class RunLog(Progress):
         time = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         lines = plain(text).replace("\n", "\n    ")
         try:
-            # one unbuffered write: a signal's handler may say something in the midst of another line
+            # one unbuffered write: a signal's handler may say something in the middle of another line
             os.write(self._descriptor, f"{time}  {lines}\n".encode("utf-8", "replace"))
         except OSError as error:
             self._give_up(error)
@@ -96,7 +96,7 @@ class RunLog(Progress):
     def _open(self) -> None:
         if not self.writes:
             return
-        # without waiting, should somebody have put a pipe there
+        # does not wait if somebody has put a pipe there
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
         try:
             self._descriptor = os.open(self.file, flags, 0o666)
@@ -196,7 +196,7 @@ class RunLog(Progress):
 
 
 class _Warnings(logging.Handler):
-    """Writes libraries' warnings into a run's log, and takes from nobody what was shown before."""
+    """Writes libraries' warnings into a run's log; they are still shown wherever they were shown before."""
 
     def __init__(self, log: RunLog) -> None:
         super().__init__(logging.WARNING)
@@ -207,7 +207,7 @@ class _Warnings(logging.Handler):
             self.log.write(f"{record.levelname.lower()} ({record.name}): {record.getMessage()}")
         except Exception:  # as every handler does: a message that cannot be formatted stops nothing
             self.handleError(record)
-        # Python shows a warning for which there is no handler; this one must not count
+        # Python itself shows a warning that has no handler; this handler must not count as one
         if logging.lastResort is not None and not self._others(record.name):
             logging.lastResort.handle(record)
 
@@ -221,12 +221,12 @@ class _Warnings(logging.Handler):
 
 
 def plain(text: str) -> str:
-    """A text without control characters, line breaks excepted: nothing that moves a terminal's cursor."""
+    """Replace control characters, except line breaks, by spaces: nothing moves a terminal's cursor then."""
     return _CONTROL.sub(" ", text)
 
 
 def named_numbers(values: Mapping[str, Any]) -> str:
-    """Name and value, one after the other; a long list is only counted."""
+    """Names and values as one text; a long list is given by its length and last value."""
     return ", ".join(f"{name} {_short(value)}" for name, value in values.items())
 
 

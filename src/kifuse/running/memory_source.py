@@ -24,10 +24,10 @@ def refuse_source(memory: MemoryConfig, method: Method, name: str) -> None:
     Args:
         memory: The section `memory`.
         method: The method of the run.
-        name: Its name.
+        name: The method's name.
 
     Raises:
-        ConfigError: They do.
+        ConfigError: They are such settings.
     """
     if memory.source != "real" and "kept" in method.needs:
         raise ConfigError(
@@ -55,14 +55,15 @@ def refuse_source(memory: MemoryConfig, method: Method, name: str) -> None:
 
 
 def sources(method: Method, memory: MemoryConfig) -> list[Method]:
-    """Whose hooks see a task's examples as texts beside the method's own.
+    """Choose the methods whose hooks see a task's examples as texts, beside the run's own method.
 
     Args:
         method: The method of the run.
         memory: The section `memory`.
 
     Returns:
-        What writes the memory or brings it where the source is not `real`, and what mixes general data in.
+        The method that writes or brings the memory if the source is not `real`, and the one that mixes
+        general data in.
 
     Raises:
         DataError: The samples or the general data cannot be read.
@@ -85,7 +86,7 @@ def read_general(path: Path) -> tuple[tuple[Example, ...], dict[str, str]]:
     """Read general data, in any form that a task may have.
 
     Args:
-        path: A task's folder or file; of one with splits the training examples count.
+        path: A task's folder or file; if it has splits, the training examples are read.
 
     Returns:
         The examples, and the path with their SHA-256 for the record.
@@ -100,10 +101,10 @@ def read_general(path: Path) -> tuple[tuple[Example, ...], dict[str, str]]:
 
 
 def general_inputs(found: Sequence[Method]) -> dict[str, Inputs]:
-    """Hashes of the inputs of general data, as those of a task that is trained on, by its key.
+    """Hashes of the inputs of general data, in the form of a task's training inputs, by its key.
 
     Args:
-        found: The `sources` of a run; those that draw from general data draw from the same.
+        found: The `sources` of a run; all that draw from general data draw from the same data.
     """
     rows = next((each.rows for each in found if isinstance(each, GeneralData)), ())
     return {"memory.generic": {"train": [row.input_hash() for row in rows]}} if rows else {}
@@ -116,10 +117,11 @@ def read_samples(file: Path) -> dict[str, list[tuple[str, str]]]:
         file: A JSON Lines file, or a JSON list.
 
     Returns:
-        By the name of a task: inputs and outputs.
+        Inputs and outputs, by the name of their task.
 
     Raises:
-        DataError: It cannot be read, or a row lacks one of them; names file, line and key.
+        DataError: The file cannot be read, or a row lacks one of the texts; the message names file, line and
+            key.
     """
     rows = read_rows(file)
     if isinstance(rows, dict):
@@ -132,5 +134,5 @@ def read_samples(file: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def writes_memory(found: Sequence[Method]) -> bool:
-    """Whether the memory of a run holds what one of these has made, and no real examples."""
+    """Whether one of these methods makes what the memory holds, so that it holds no real examples."""
     return any(type(each).remember is not Method.remember for each in found)

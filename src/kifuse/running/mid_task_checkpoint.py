@@ -1,8 +1,8 @@
-"""Going on in the middle of a task: everything that training needs, written now and then, without pickle.
+"""Checkpoints in the middle of a task: all that training needs to go on, written without pickle.
 
     <run>/checkpoint/middle/   state.json; weights, optimizer, method, training, random (safetensors)
 
-It is written before a step, when the step before it is complete to its last log line. Whoever goes on from it
+It is written before a step, when the step before is complete to its last log line. A run that goes on from it
 takes the very same steps, bit for bit, on the same machine.
 """
 
@@ -36,7 +36,7 @@ def refuse_file_for_middle(folder: Path) -> None:
     """Refuse a run's folder in which a file has the name of the folder for the middle of a task.
 
     Raises:
-        RunError: It is so.
+        RunError: There is such a file.
     """
     if (folder / "checkpoint").is_file():
         raise RunError(
@@ -47,13 +47,13 @@ def refuse_file_for_middle(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Middle:
-    """Where and how often the middle of a task is kept.
+    """Where and how often a checkpoint is written in the middle of a task.
 
     Attributes:
-        folder: Of the run's checkpoint.
-        seconds: Least time between two; 0: before every step.
+        folder: Folder of the run's checkpoint.
+        seconds: Least time between two checkpoints; with 0 one is written before every step.
         patience: Whether the user wants to stop.
-        say: Told when training goes on from one.
+        say: Called with a line if a checkpoint cannot be read, or training goes on from one.
     """
 
     folder: Path
@@ -67,9 +67,9 @@ class Middle:
         return self.folder / "middle"
 
     def read(self, identity: dict[str, Any]) -> StateFolder | None:
-        """What was kept of this very training; None if there is nothing, or of another one, or damaged.
+        """Read the checkpoint of this very training; None if there is none, or it is another's or damaged.
 
-        Training anew from the task's start comes to the same, so that nothing is lost but time.
+        Training again from the task's start gives the same result, so only time is lost.
         """
         if not (self.place / "state.json").is_file():
             return None
@@ -81,7 +81,7 @@ class Middle:
         return found if found.values.get("identity") == identity else None
 
     def forget(self) -> None:
-        """Remove it: the task is over."""
+        """Remove the checkpoint: the task is over."""
         shutil.rmtree(self.place, ignore_errors=True)
 
 
@@ -99,13 +99,13 @@ def identity_of(driver: MethodCallback, examples: Sequence[Encoded], steps: int,
 
 
 class MiddleKeeper(TrainerCallback):
-    """Writes the middle of a task as training goes, and puts one back as it begins.
+    """Writes checkpoints in the middle of a task, and restores one when training begins.
 
     Args:
-        driver: The method's callback; what was kept of the method goes through it.
-        middle: Where to.
-        identity: From `identity_of`.
-        found: What to go on from, or None.
+        driver: The method's callback; it restores what was kept of the method.
+        middle: Where and how often to write.
+        identity: What `identity_of` gave.
+        found: The checkpoint to go on from, or None.
     """
 
     def __init__(
@@ -137,13 +137,13 @@ class MiddleKeeper(TrainerCallback):
         lr_scheduler: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Put weights, moments, schedule and counts back; comes before the method's own callback."""
+        """Restore weights, moments, schedule and counts; this callback comes before the method's own."""
         self.started = self.kept = time.monotonic()
         if self.found is None:
             return
         values, tensors = self.found.values, self.found.tensors
         state.global_step = values["step"]
-        # the Trainer's running mean of the loss since its last log line
+        # the Trainer's sum of the loss since its last log line
         self.trainer._globalstep_last_logged = values["last_logged"]
         self.trainer._tr_loss.fill_(values["loss_sum"])
         named = {n: p for n, p in kwargs["model"].named_parameters() if p.requires_grad}
@@ -163,7 +163,7 @@ class MiddleKeeper(TrainerCallback):
         self.found = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Restore the random numbers before the first step; afterwards keep the middle when it is time."""
+        """Restore the random numbers before the first step; afterwards write a checkpoint when it is time."""
         if self._random is not None:
             _set_random(self._random)
             self._random = None
@@ -189,7 +189,7 @@ class MiddleKeeper(TrainerCallback):
             "rates": self.driver.rates,
             "seconds": self.total_seconds(),
             "random": numbers,
-            # of fp16: the scale, and how long it has held
+            # for fp16: the scale, and for how many steps it has held
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
             "method": method.values,
             "training": training.values,

@@ -39,20 +39,20 @@ StepListener = Callable[[int, int, float | None, int], None]
 
 @dataclass
 class TaskTraining:
-    """What the training of one task was.
+    """What came of the training on one task.
 
     Attributes:
         steps: Optimizer steps on the task's own batches.
-        taken: How many of them moved anything: their loss and gradients were finite.
+        taken: How many of these steps changed weights: their loss and gradients were finite.
         examples_seen: Examples of the current task that went through a step, repeats counted.
-        replayed: Examples of earlier tasks that did: of the memory buffer, mixed in or in memory steps, and
-            those that `Method.training_examples` has added.
+        replayed: Examples of earlier tasks that went through a step: of the memory buffer, mixed in or in
+            memory steps, and those that `Method.training_examples` has added.
         extra_passes: Forward and backward passes beyond one per step.
         seconds: Wall time of `trainer.train()`.
         losses: (step, training loss) pairs.
         rates: (step, learning rate) pairs.
-        events: What the method noted.
-        per_tensor: What it measured of each trainable tensor: `names`, and `series` by name.
+        events: Entries that the method noted.
+        per_tensor: What the method measured of each trainable tensor: `names`, `sizes`, and `series` by name.
     """
 
     steps: int
@@ -111,27 +111,28 @@ def train_task(
 
     Args:
         model: The adapted model, trained in place.
-        backbone: What it was made from.
-        method: The method, whose hooks are driven.
+        backbone: The backbone that the model was made from.
+        method: The method, whose hooks are called.
         settings: Rate, epochs, batch size and so on.
         index: 0-based position in the stream.
         name: The task's name.
         current: Examples of the task.
         mixed: Memory examples that join every pass (replay).
         memory: Memory examples for steps of their own.
-        kept: Those of the task that the memory will keep.
+        kept: Examples of the task that the memory will keep.
         folder: The Trainer's output folder.
-        listener: Told of each step.
-        heard: Told of each entry that the method adds to the record.
+        listener: Called after each step.
+        heard: Called with each entry that the method adds to the record.
         callbacks: More callbacks of the Trainer, which come last.
-        middle: Where training is kept in its middle, and goes on from; None: nowhere.
-        ends: Token ids of what ends an answer beside the end tokens of model and tokenizer.
+        middle: Where checkpoints in the middle of the task are written, and training goes on from; None for
+            nowhere.
+        ends: Token ids of further markers that end an answer, beside the end tokens of model and tokenizer.
         probe: Measures the importance of other tasks meanwhile.
 
     Raises:
         RunError: The batch size cannot be split over processes and accumulation.
     """
-    # of each task its own, and within what every generator takes
+    # each task has its own seed, within the range that every generator takes
     seed = (settings.seed * 1000 + index) % 2**32
     set_seed(seed)
     examples = [*current, *mixed]
@@ -223,7 +224,7 @@ def train_task(
 
 
 def _replays(method: Method, example: Encoded, backbone: Backbone) -> bool:
-    """Whether a method has added an example to be reminded of an earlier task; see `Method.reminders`."""
+    """Whether a method has added an example as a reminder of an earlier task; see `Method.reminders`."""
     if not method.reminders:
         return False
     key = key_of(example, encoder_decoder=backbone.encoder_decoder)
@@ -259,7 +260,7 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         save_strategy="no",
         logging_steps=max(1, steps // 25),
-        # kifuse.running.tracking sees to these, for all Trainers of a run together
+        # kifuse.running.tracking handles these, for all Trainers of a run together
         report_to=[],
         disable_tqdm=True,
         **recomputing(settings.gradient_checkpointing),

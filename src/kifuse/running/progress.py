@@ -1,4 +1,4 @@
-"""What a run tells while it goes on; the terminal's own way of showing it lives in the command line."""
+"""What a run reports while it goes on; `kifuse.terminal` shows it in a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from kifuse.answering.evaluator import Cell
 
 EVAL_STEP_SHARE = 0.07
-"""Work of scoring one short example, in optimizer steps of 8 examples: for the time left, until measured."""
+"""Work of scoring one short example, in optimizer steps of 8 examples; the time left is estimated with it."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Plan:
 
     @property
     def work(self) -> float:
-        """In units of one pass."""
+        """The work in units of one pass."""
         return self.steps + EVAL_STEP_SHARE * self.scored
 
 
@@ -33,7 +33,7 @@ class RowScore:
     Attributes:
         task: The task's name.
         score: 0 to 100.
-        change: Points since the task was last scored; None: it is the first time.
+        change: Points since the task was last scored; None if this is the first time.
         learned: Whether the model has been trained on the task.
     """
 
@@ -65,7 +65,7 @@ class Progress:
         """An optimizer step was taken."""
 
     def logged(self, task: str, step: int, values: Mapping[str, Any]) -> None:
-        """Numbers of a step, by name: loss, learning rate, and what the method has to say."""
+        """Numbers of a step, by name: loss, learning rate, and the method's own numbers."""
 
     def event(self, task: str, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Something that happened once, such as a fusion; it goes on record too."""
@@ -77,7 +77,7 @@ class Progress:
             task: Name of the task.
             step: The step.
             text: The words.
-            once: It happened once and is on record. Otherwise it is the present state of something.
+            once: Whether it happened once and is on record; otherwise it is the current state of something.
         """
 
     def scoring(self, task: str, done: int, total: int) -> None:
@@ -93,10 +93,10 @@ class Progress:
         """The run's folder holds something new to look at: a task is done, or the run is.
 
         Args:
-            folder: Of the run.
+            folder: The run's folder.
 
         Returns:
-            None, or in one line what this listener could not do; it is said to all.
+            None, or one line about what this listener could not do; it is then said to all.
         """
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""How a model reads the examples of a run: in which form, and what is to be said of it."""
+"""How a model reads the examples of a run: in which form, and the notes about that form."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Reading:
     """Turns the examples of a run into token ids.
 
     Args:
-        config: Of the run.
-        record: Of the run; gets the form, and what is to be known of it.
+        config: The run's configuration.
+        record: The run's record; it gets the form and the notes about it.
         backbone: The model.
-        say: Told what is to be known of the form.
-        tokens: Where token ids are kept for other runs in this process.
-        folder: Where they are kept for the next process.
+        say: Called with each note about the form.
+        tokens: Keeps token ids for other runs in this process.
+        folder: Folder in which they are kept for the next process.
         writes: Whether this process writes files.
 
     Attributes:
@@ -59,7 +59,7 @@ class Reading:
         self._note_end(backbone)
 
     def training(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Token ids to train on; a text that is too long is several pieces.
+        """Token ids to train on; a text that is too long becomes several pieces.
 
         Args:
             examples: Examples of one or more tasks.

@@ -1,4 +1,4 @@
-"""The start of a run: an empty folder gets a new record, a folder with the same run is gone on with."""
+"""The start of a run: an empty folder gets a new record; in the folder of the same run, that run goes on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPEN_STREAM = "tasks as they come"
 """Name of a stream whose tasks are not known beforehand."""
 
 HARMLESS = frozenset({"log.txt", "config.yaml", ".lock", ".lock.owner", "wandb", "tensorboard"})
-"""Files of a folder that holds no run yet."""
+"""Files that may be in a folder that holds no run yet."""
 
 
 WITHOUT_EFFECT = (
@@ -50,8 +50,8 @@ def open_run(folder: Path, config: RunConfig, *, but: tuple[str, ...] = ()) -> R
     """The record of an earlier start of the same run, or None for an empty folder.
 
     Args:
-        folder: The run's.
-        config: Its configuration.
+        folder: The run's folder.
+        config: The run's configuration.
         but: Keys, each with a space after it, that may differ too.
 
     Raises:
@@ -70,7 +70,7 @@ def open_run(folder: Path, config: RunConfig, *, but: tuple[str, ...] = ()) -> R
     if setting == "auto" or setting == (begun_form(record) != PLAIN):
         but = (*but, RENDERING)  # prompts stay as they were
     if refuse_another_start(config, record):
-        but = (*but, "model.adapter.from ")  # wherever it lies now
+        but = (*but, "model.adapter.from ")  # it may lie elsewhere now
     harmless = (*WITHOUT_EFFECT, *but)
     changed = [d for d in differences(record.config, config_json(config)) if not d.startswith(harmless)]
     if changed:
@@ -82,27 +82,27 @@ def open_run(folder: Path, config: RunConfig, *, but: tuple[str, ...] = ()) -> R
 
 
 def begun_form(record: RunRecord) -> Form:
-    """The form in which a run's or a learner's examples were put to the model when it began."""
+    """The form in which the model read the examples of a run or a learner when that began."""
     if record.rendering:
         found = record.rendering["form"]
         return CHAT if found == CHAT else ONE_TURN if found == ONE_TURN else PLAIN
-    # an older kifuse took the template only where it was told to
+    # an older kifuse used the template only if it was told to
     return ONE_TURN if record.config.get("data", {}).get("chat_template") is True else PLAIN
 
 
 def settle_rendering(
     record: RunRecord, config: RunConfig, tokenizer: Any, say: Callable[[str], None]
 ) -> Rendering:
-    """Decide in which form examples are put to the model, and put it on record; a change is said.
+    """Decide in which form the model reads examples, put it on record, and say if it changes.
 
     Args:
-        record: Of the run; what it began with stays, unless the configuration says otherwise.
-        config: Of the run.
-        tokenizer: The model's.
-        say: Told where the form is another than the default's, or another than before.
+        record: The run's record; the form it began with stays, unless the configuration says otherwise.
+        config: The run's configuration.
+        tokenizer: The model's tokenizer.
+        say: Called with a line if the form is not the default, or is another one than before.
 
     Raises:
-        ModelError: The template is asked for, and there is none.
+        ModelError: The template is asked for, but there is none.
     """
     data, begun = config.data, begun_form(record)
     found = decide_rendering(data.chat_template, tokenizer, benchmark=data.benchmark, begun=begun)
@@ -150,14 +150,14 @@ def check_data(folder: Path, record: RunRecord, stream: TaskStream) -> None:
 
 
 def other_source(task: Task, entry: TaskRecord) -> str | None:
-    """Say that the user's own function that scores a task is not what it was when the task was learned.
+    """Say that the user's own function that scores a task has changed since the task was learned.
 
     Args:
         task: The task as it is scored now.
-        entry: What the record says of it.
+        entry: The task's entry on record.
 
     Returns:
-        The sentence; None where it is the same, or the record does not know.
+        The sentence; None if the function is the same, or the record does not know.
     """
     if entry.metric_source is None or task.metric_source == entry.metric_source:
         return None
@@ -172,7 +172,7 @@ def open_method(config: RunConfig) -> Method:
 
     Raises:
         ConfigError: Its settings are wrong.
-        ModelError: It and the kind of adapter do not go together.
+        ModelError: The method and the kind of adapter do not go together.
     """
     method = build_method(config.method.name, config.method.settings)
     refuse_pairing(config.model.adapter, method, config.method.name)
@@ -181,12 +181,12 @@ def open_method(config: RunConfig) -> Method:
 
 
 def check_method(name: str, method: Method, model: Any) -> None:
-    """Refuse a method that cannot work with what is trained.
+    """Refuse a method that cannot work with the trained parameters.
 
     Args:
-        name: Of the method.
+        name: The method's name.
         method: The method.
-        model: With its adapter.
+        model: The model with its adapter.
 
     Raises:
         ModelError: It cannot.
@@ -213,16 +213,16 @@ def open_backbone(config: RunConfig, say: Callable[[str], None]) -> Backbone:
 
 
 def config_json(config: RunConfig) -> dict[str, Any]:
-    """Everything that makes a run what it is; where it is written does not."""
+    """The whole configuration as JSON values, without the output folder, which changes no result."""
     resolved = config.model_dump(mode="json")
     del resolved["output"]
     return resolved
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The keys in which two runs' configurations differ, with both values; a key left out is its default.
+    """List the keys in which two configurations differ, with both values; a missing key has its default.
 
-    An older kifuse did not know every key of today, and did what is the default now.
+    An older kifuse did not know every key of today, and did what is the default today.
     """
     old, new = _completed(old), _completed(new)
     names = [config.get("method", {}).get("name") for config in (old, new)]
@@ -235,7 +235,7 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
     try:
         return config_json(RunConfig.model_validate({**config, "output": "."}))
     except ValidationError:
-        return config  # of a kifuse that knew other keys
+        return config  # written by a kifuse that knew other keys
 
 
 def _with_method_defaults(config: dict[str, Any]) -> dict[str, Any]:
@@ -259,10 +259,10 @@ def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[st
 
 
 def require_trackers(config: RunConfig) -> None:
-    """Make sure that what `training.report_to` names is installed.
+    """Make sure that the trackers in `training.report_to` are installed.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: One is not.
     """
     missing = missing_trackers(config.training.report_to)
     if missing:
@@ -284,7 +284,7 @@ def opening_lines(config: RunConfig, record: RunRecord | None) -> list[str]:
 
 
 def now() -> str:
-    """The time, UTC, for the record only; nothing is decided by it."""
+    """The time in UTC, for the record only; no decision depends on it."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
@@ -301,7 +301,7 @@ def new_record(config: RunConfig, stream: TaskStream | None, method: Method, bac
         model=model_facts(config.model.name, backbone),
         method=MethodRecord(
             name=config.method.name,
-            # as it will be read back
+            # in the form in which it will be read back
             settings=json.loads(json.dumps(method.settings())),
             data_class=class_with(method.data_class, config.memory.source),
             shown=method.shown,
@@ -317,7 +317,7 @@ def new_record(config: RunConfig, stream: TaskStream | None, method: Method, bac
 
 
 def model_facts(name: str, backbone: Backbone) -> dict[str, Any]:
-    """What a record says of a base model."""
+    """The facts about a base model that go on record."""
     return {
         "name": name,
         "family": backbone.model.config.model_type,

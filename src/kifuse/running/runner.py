@@ -63,19 +63,20 @@ def run(
 
     Args:
         config: What to run.
-        progress: Told what is going on.
-        reuse: Folders of other runs. Where one differs in its method and in the order of later tasks at most,
-            and both methods train the first task plainly, its outcome is the same, and is taken over instead
-            of being computed again.
-        shared: What runs in this process hand on to each other: the base model, the tasks and their tokens.
-        trained: Folder of a finished run that differs in what it is scored on at most; its states are scored.
+        progress: The listener, which is told what is going on.
+        reuse: Folders of other runs. If one differs at most in its method and in the order of later tasks,
+            and both methods train the first task plainly, the first task has the same outcome. It is then
+            taken over instead of being computed again.
+        shared: What runs in this process share: the base model, the tasks and their tokens.
+        trained: Folder of a finished run that differs at most in what it is scored on. Its training is taken
+            over, and its states are scored.
 
     Returns:
         The finished record, which is also in the run's folder.
 
     Raises:
-        KifuseError: The configuration, the data, the model or the output folder is not as it must be, or
-            another process is writing to the folder.
+        KifuseError: The configuration, the data, the model or the output folder is wrong, or another process
+            is writing to the folder.
     """
     progress, shared = progress or Progress(), shared or Shared(keeps=False)
     name_method(config.method.name)
@@ -107,7 +108,7 @@ def _opened(folder: Path, config: RunConfig) -> RunRecord | None:
 
 
 def _check_finished(config: RunConfig, record: RunRecord, shared: Shared, progress: Progress) -> None:
-    """Say that there is nothing to do, unless the scores are of other data than there is now."""
+    """Say that there is nothing to do, after checking that the data is still the same."""
     try:
         stream = shared.stream(config.data, config.training.seed)
     except DataError as error:  # the data may be gone: the run is done
@@ -151,7 +152,7 @@ def _run(
 
 
 class _StreamRun:
-    """Leads an engine through a stream."""
+    """Takes an engine through a stream."""
 
     def __init__(self, engine: Engine, stream: TaskStream, watched: Sequence[Watched]) -> None:
         self.engine, self.tasks = engine, stream.tasks
@@ -209,7 +210,7 @@ class _StreamRun:
             score_watched(self.engine, k, self.watched)
 
     def _score_states(self) -> None:
-        """Score the model as it was before the last task, where the training was taken over whole."""
+        """Score the states before the last one, if the whole training was taken over."""
         known = {(score.after, score.task) for score in self.record.scores}
         moments = {after for after, i in self.cells if (after, i) not in known}
         if self.watched:
@@ -250,7 +251,7 @@ class _StreamRun:
             self.engine.learn(k, self.tasks[k - 1], self.tasks[: k - 1], jointly=self.joint)
 
     def _take_over_training(self, trained: Path) -> None:
-        """Let the first process copy another run's training, and all have it on record."""
+        """Let the first process copy another run's training, and give all processes the record of it."""
 
         def taken() -> RunRecord:
             take_over_training(self.engine.folder, trained, self.config, self.record)
@@ -259,7 +260,7 @@ class _StreamRun:
         vars(self.record).update(vars(self.engine.processes.of_first(taken)))
 
     def _take_over_first_task(self, others: Sequence[Path]) -> None:
-        """Use another run's first task where it must come out the same."""
+        """Take over another run's first task if it must have the same outcome."""
         engine, record = self.engine, self.record
         memory = self.config.memory
         plainly = trains_plainly(engine.method) and memory.source == "real" and not memory.generic_share

@@ -1,4 +1,4 @@
-"""What the record holds of files beside it, so that one that was swapped, edited or emptied is refused."""
+"""Hashes on record of the files beside it, so that a swapped, edited or emptied file is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_base(record: RunRecord, backbone: Backbone) -> None:
     """Make sure that a base model is the one on record, and put on record which it is.
 
     Raises:
-        ModelError: It is another one.
+        ModelError: It is another base model.
     """
     if record.model.get("given"):
         return
@@ -27,14 +27,14 @@ def check_base(record: RunRecord, backbone: Backbone) -> None:
 
 
 def seal_if_unsealed(folder: Path, record: RunRecord) -> bool:
-    """Put the hashes of a folder's files on record if an earlier kifuse has written it without.
+    """Put the hashes of a folder's files on record if an earlier kifuse wrote the record without them.
 
     Args:
-        folder: The run's.
-        record: Of the run; changed in place, not saved.
+        folder: The run's folder.
+        record: The run's record; it is changed in place, and not saved.
 
     Returns:
-        Whether it was so.
+        Whether the record had no hashes.
     """
     if not (folder / FILE).is_file() or read_sealed(folder / FILE)[1]:
         return False
@@ -49,7 +49,7 @@ def seal_if_unsealed(folder: Path, record: RunRecord) -> bool:
 
 
 SEALED_NOW = "written by an earlier kifuse: its files are taken as they are, and sealed from now on"
-"""What is said of such a folder, once, behind its path."""
+"""The message about such a folder, said once, after its path."""
 
 
 def _hash(file: Path) -> str | None:

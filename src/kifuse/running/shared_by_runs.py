@@ -1,8 +1,8 @@
 """What runs in one process share: the base model, the tasks and their tokens. Results stay bit-identical.
 
 A base model is used again only if it is, bit for bit, what was loaded: its adapter is taken off, its settings
-are put back, and checksums of all its tensors are compared. Otherwise the next run loads it anew, as it does
-after a run that failed, and where a run changes the base itself: full fine-tuning, merged subspaces
+are put back, and checksums of all its tensors are compared. Otherwise the next run loads it again. It also
+does so after a run that failed, and if a run changes the base itself: full fine-tuning, merged subspaces
 (`osf`), quantised weights, and frozen weights that are kept in bf16 or fp16.
 """
 
@@ -25,14 +25,14 @@ from kifuse.tasks.task import TaskStream
 from kifuse.tasks.token_cache import TokenCache
 
 _ROW = 1 << 16
-"""Numbers that one checksum is over."""
+"""How many numbers go into one checksum."""
 
 
 class Shared:
     """Hands out what the next run may use again; for `run(..., shared=...)`, one run after another.
 
     Args:
-        keeps: Whether there may be a next run; without, nothing is kept.
+        keeps: Whether there may be a next run; if not, nothing is kept.
     """
 
     def __init__(self, *, keeps: bool = True) -> None:
@@ -75,7 +75,7 @@ class Shared:
         return backbone
 
     def give_back(self, backbone: Backbone, model: Any) -> None:
-        """Keep a model for the next run if it is what it was.
+        """Keep a model for the next run if it is unchanged.
 
         Args:
             backbone: What `backbone` gave.
@@ -99,7 +99,7 @@ def _stays(config: RunConfig, backbone: Backbone) -> bool:
 
 
 def _name(config: RunConfig) -> str:
-    """Everything that decides which model is loaded; its adapter does not."""
+    """All settings that decide which model is loaded, as a text; those of the adapter do not."""
     return config.model.model_dump_json(exclude={"adapter"})
 
 
@@ -160,7 +160,7 @@ def _checksums(model: Any) -> list[tuple[str, str, str]]:
 
 @torch.no_grad()
 def _checksum(tensor: Tensor) -> str:
-    """A hash of a tensor's shape and of sums over its bits, which read it once, where it lies."""
+    """A hash of a tensor's shape and of sums over its bits; the tensor is read once, on its own device."""
     flat = tensor.detach().contiguous().view(-1)
     words = flat.view(torch.int32) if flat.dtype == torch.float32 else flat.view(torch.uint8)
     whole = len(words) // _ROW * _ROW

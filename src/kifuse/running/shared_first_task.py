@@ -1,4 +1,4 @@
-"""The first task of one run taken from another, where both must come out the same."""
+"""Takes the first task of a run from another run, if both must give the same result."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from kifuse.running.run_start import RENDERING, WITHOUT_EFFECT, begun_form, conf
 from kifuse.running.snapshot import Snapshots
 
 WITHOUT_WEIGHT = (*WITHOUT_EFFECT, RENDERING, "method.", "data.order ")
-"""Beginnings of the differences between two configurations that leave a first task the same."""
+"""Beginnings of those differences between two configurations that leave the first task the same."""
 
 
 def trains_plainly(method: Method) -> bool:
-    """Whether a method trains its first task as any other does, with nothing to remember but the weights."""
+    """Whether a method trains its first task like any other method, and keeps nothing but the weights."""
     return method.plain_first_task and method.old_data != "all" and not isinstance(method.adapter, type)
 
 
@@ -29,9 +29,9 @@ def same_first_task(
     """Find a run whose first task was trained plainly, on the same data, with all the same settings.
 
     Args:
-        others: Folders of runs, or of what may become runs.
-        config: Of the run that has not trained anything yet.
-        record: Of that run; its method trains the first task plainly.
+        others: Folders that hold runs, or may hold them later.
+        config: Configuration of the run that has not trained anything yet.
+        record: Record of that run; its method trains the first task plainly.
 
     Returns:
         The first such run whose adapter after one task is whole, with its record, or None.
@@ -79,9 +79,9 @@ def early_scores(theirs: RunRecord, record: RunRecord, cells: Sequence[tuple[int
     """Another run's scores before and after the first task, for the cells that this run needs.
 
     Args:
-        theirs: The other run; its later tasks may come in another order, or be others.
-        record: Of this run.
-        cells: (after, task) of this run.
+        theirs: The other run; its later tasks may have another order, or be other tasks.
+        record: Record of this run.
+        cells: Cells (after, task) that this run needs.
     """
     known = {(score.after, score.task): score for score in theirs.scores if score.after <= 1}
     found = []

@@ -66,8 +66,8 @@ class Snapshots:
         """Make sure that the snapshot after k tasks is as it was written.
 
         Args:
-            k: After how many tasks.
-            seal: What `save` gave; None: not known.
+            k: The number of tasks.
+            seal: What `save` gave; None if it is not known.
 
         Raises:
             RunError: A file is damaged, missing, or of another snapshot.
@@ -75,7 +75,7 @@ class Snapshots:
         check_manifest(self.state(k) / "manifest.json", [self.adapter(k), self.state(k)], seal)
 
     def load(self, k: int, adapter: Adapter, method: Method, seal: str | None) -> MemoryBuffer:
-        """Put the snapshot after k tasks back; `seal` as of `check`.
+        """Restore the snapshot after k tasks; `seal` is that of `check`.
 
         Returns:
             The memory buffer.
@@ -112,7 +112,7 @@ def save_state(folder: Path, method: Method, memory: MemoryBuffer) -> None:
 
 
 def load_state(folder: Path, method: Method) -> MemoryBuffer:
-    """Give a method its state back.
+    """Restore a method's state.
 
     Returns:
         The memory buffer.

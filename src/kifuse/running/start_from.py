@@ -1,4 +1,4 @@
-"""A run or a learner that begins from an adapter made elsewhere: its copy, its hashes, and what is said."""
+"""Begins a run or a learner from an adapter made elsewhere: copies it, and puts its hashes on record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kifuse.models.loading import Backbone, load_backbone
 from kifuse.record.run_record import FILE, RunRecord
 
 KEY = "adapter"
-"""Of a record's `model`: the adapter that it began from; `files` are their SHA-256 by name."""
+"""Key in a record's `model` for the adapter that the run began from; `files` are SHA-256 by file name."""
 
 
 def earlier_than_first(config: RunConfig) -> int:
@@ -33,10 +33,10 @@ def refuse_another_start(config: RunConfig, record: RunRecord) -> bool:
     """Make sure that the adapter that is named is the one that a run began from.
 
     Returns:
-        Whether it is there, and is that one, wherever it lies now.
+        Whether it is there and is that one, wherever it lies now.
 
     Raises:
-        ModelError: It is another one.
+        ModelError: It is another adapter.
         RunError: The copy of it is damaged.
     """
     folder, known = config.model.adapter.from_, record.model.get(KEY, {}).get("files")
@@ -59,11 +59,11 @@ def attach(
     """Put an adapter on a model, with what was learned elsewhere in it.
 
     Args:
-        adapter: Not yet on a model.
+        adapter: The adapter, which is not on a model yet.
         backbone: The model.
-        config: Of the run or learner.
-        record: Of the same; the adapter's hashes go into it.
-        say: Told from what it begins.
+        config: Configuration of the run or learner.
+        record: Its record; the adapter's hashes go into it.
+        say: Called with lines about the adapter that it begins from.
 
     Returns:
         The model to train.
@@ -96,7 +96,7 @@ def attach(
 
 
 def keep_start(config: RunConfig) -> None:
-    """Copy the adapter that a run begins from into its folder, unless it is there; call it with a record.
+    """Copy the adapter that a run begins from into its folder, unless it is there; the record comes first.
 
     Raises:
         OSError: It cannot be written.
@@ -113,15 +113,15 @@ def keep_start(config: RunConfig) -> None:
 
 
 def weights_as_loaded(config: RunConfig, record: RunRecord, names: Iterable[str]) -> dict[str, Tensor]:
-    """Weights of the model itself before any training, of which no copy is kept: out of its files, once more.
+    """Load the model's own weights as they were before any training from its files: no copy is kept.
 
     Args:
-        config: Of the run.
-        record: Of the run.
-        names: Of the weights.
+        config: The run's configuration.
+        record: The run's record.
+        names: Names of the weights.
 
     Raises:
-        RunError: The model was given as an object, or what is trained is not what its files hold.
+        RunError: The model was given as an object, or its files do not hold the trained weights.
     """
     model = config.model
     if not record.model.get("given"):

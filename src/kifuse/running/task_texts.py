@@ -1,4 +1,4 @@
-"""A task's examples as texts, in the hands of methods: what is trained on, and what the memory keeps."""
+"""A task's examples as texts: methods may change what is trained on, and what the memory keeps."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class TaskTexts:
         task: The task.
         index: Its 0-based position.
         evaluator: Generates with the model as it is.
-        seed: Of the run.
-        progress: Told of each entry.
+        seed: The run's seed.
+        progress: The listener, which is told of each entry.
     """
 
     def __init__(self, task: Task, index: int, evaluator: Evaluator, seed: int, progress: Progress) -> None:
@@ -44,12 +44,12 @@ class TaskTexts:
         self.events: list[dict[str, Any]] = []
         self._task, self._evaluator, self._progress = task, evaluator, progress
         self._shown, self._memory, self._batch_size = Shown(), MemoryBuffer(), 1
-        # a text seeds alike on every machine
+        # a text as seed gives the same numbers on every machine
         self._random = random.Random(f"{seed}:{task.name}")  # noqa: S311
 
     @classmethod
     def of(cls, engine: Any, k: int, task: Task) -> TaskTexts:
-        """Those of an engine's k-th task (1-based)."""
+        """Make the texts of an engine's k-th task (1-based)."""
         found = cls(task, k - 1, engine.evaluator, engine.config.training.seed, engine.progress)
         found._memory, found._batch_size = engine.memory, engine.config.training.batch_size
         return found
@@ -121,7 +121,7 @@ class TaskTexts:
         Watcher(self._progress, self.task.name, self._shown).heard(self.events[-1])
 
     def trained_on(self, methods: Sequence[Method], rows: Sequence[Example]) -> list[Example]:
-        """What a task is trained on, after what methods have to say of it."""
+        """The examples that a task is trained on, after the methods have changed them."""
         found: list[Any] = list(rows)
         for method in methods:
             self._shown = method.shown
@@ -137,7 +137,7 @@ class TaskTexts:
         return found
 
     def _noted(self, rows: Sequence[Example]) -> Noted:
-        """What is noted with the rows that are trained on, and with those of the memory."""
+        """Collect the notes of the rows that are trained on, and of those in the memory."""
         encoder, names = self._evaluator.encoder, dict[str, str]()
         encoder_decoder = self._evaluator.backbone.encoder_decoder
         noted = [row for row in rows if row.note]
@@ -153,7 +153,7 @@ class TaskTexts:
         return Noted(names, {note: share * count for note, count in counts.items()})
 
     def remembered(self, methods: Sequence[Method], count: int) -> list[Example] | None:
-        """What the memory is to keep of a task in place of real examples; None: real ones."""
+        """The examples that the memory is to keep of a task in place of real ones; None for real ones."""
         for method in methods:
             self._shown = method.shown
             found = method.remember(self, self._task.train, count)  # type: ignore[arg-type]
@@ -163,7 +163,7 @@ class TaskTexts:
 
 
 def _of_the_first(texts: list[str]) -> list[str]:
-    """The first process's texts: another's model may differ in the last bits."""
+    """Give all processes the texts of the first one: another's model may differ in the last bits."""
     if process_count() > 1:
         distributed.broadcast_object_list(texts, src=0)
     return texts

@@ -1,15 +1,15 @@
-"""TensorBoard, Weights & Biases and Trackio: one run in them for one of kifuse, however many Trainers it has.
+"""TensorBoard, Weights & Biases and Trackio: one run there for each run of kifuse, whatever its Trainers.
 
-A Trainer makes its integrations anew, ends them with its training and counts its steps from 0. There is a
-Trainer for each task here. So the integrations of `training.report_to` are made once, by the function that a
-Trainer makes them with, outlive the Trainers, and are told of steps that are counted over the whole stream.
+A Trainer makes its own integrations, ends them with its training and counts its steps from 0. Here each task
+has its own Trainer. So the integrations of `training.report_to` are made once, by the function that a Trainer
+uses too. They outlive the Trainers, and their steps are counted over the whole stream.
 
-What they are sent: `train/...`, what a Trainer logs (loss, learning_rate, grad_norm) and what a method does
-(orthogonality, mask_overlap, mean_weight_of_previous, fusions), with `train/task`, the task's number; and
-`test/score/<task>`, `test/AP`, `test/BWT` after each task.
+Under `train/...` they are sent what a Trainer logs (loss, learning_rate, grad_norm) and what a method does
+(orthogonality, mask_overlap, mean_weight_of_previous, fusions), with `train/task`, the task's number. After
+each task they are sent `test/score/<task>`, `test/AP` and `test/BWT`.
 
-A run that goes on is gone on with: TensorBoard drops what came after the step that it goes on from, Weights &
-Biases and Trackio find the run again by the id that is made of its record.
+A run that goes on also goes on there: TensorBoard drops what came after the step that the run goes on from;
+Weights & Biases and Trackio find the run again by an id that is made from its record.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Tracking:
     Args:
         names: `training.report_to`.
         folder: The run's folder; TensorBoard's files go into its `tensorboard`.
-        record: Of the run.
+        record: The run's record.
         arguments: Makes the Trainer's arguments; some of them name the run.
-        model: What is trained, for the trackers' notes.
-        say: Told what trackers say, and of one that fails.
+        model: The trained model, for the trackers' notes.
+        say: Called with what trackers print, and if one fails.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class Tracking:
         self._own_wandb = False
 
     def open(self) -> None:
-        """Begin, or go on, in each tracker; does nothing if they are open.
+        """Start the run, or go on with it, in each tracker; does nothing if they are open.
 
         Raises:
-            RunError: A tracker cannot be begun.
+            RunError: A tracker cannot be started.
         """
         if self._open:
             return
@@ -95,7 +95,7 @@ class Tracking:
         if name == "wandb":
             import wandb  # pyright: ignore[reportMissingImports]
 
-            if wandb.run is None:  # else it is the user's own, and stays so
+            if wandb.run is None:  # otherwise the run is the user's own, and stays so
                 wandb.init(
                     project=os.environ.get("WANDB_PROJECT", PROJECT),
                     name=self.title,
@@ -115,7 +115,7 @@ class Tracking:
         return tracker
 
     def callback(self, task: int, before: int) -> TrainerCallback:
-        """What a Trainer tells what it logs.
+        """The callback through which a Trainer sends what it logs.
 
         Args:
             task: The task's number, from 1.
@@ -124,10 +124,10 @@ class Tracking:
         return _Relay(self, task, before)
 
     def at(self, step: int) -> None:
-        """Training stands at a step of the stream; what TensorBoard has of later ones is of a lost start.
+        """Note the current step of the stream; TensorBoard's later steps are those of a lost start.
 
         Args:
-            step: Complete to its last log line.
+            step: The step, which is complete to its last log line.
         """
         if self._last_step < 0 or step < self._last_step:
             self._tell("tensorboard", lambda board: self._new_file(board, step))
@@ -141,11 +141,11 @@ class Tracking:
         board.on_train_begin(self._arguments, _state(step), TrainerControl(), model=self.model)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Send numbers; a tracker that fails is said, and is sent no more.
+        """Send numbers; if a tracker fails, this is said, and it is sent no more.
 
         Args:
-            step: Over the whole stream.
-            values: By name; what begins with `test_` goes under `test/`, all else under `train/`.
+            step: The step, counted over the whole stream.
+            values: Numbers by name; what begins with `test_` goes under `test/`, all else under `train/`.
         """
         finite = {k: v for k, v in values.items() if not isinstance(v, float) or math.isfinite(v)}
         self.at(step)
@@ -167,7 +167,7 @@ class Tracking:
             self.say(f"training.report_to: {name} failed, and is sent no more: {error}")
 
     def scores(self, after: int, row: Sequence[RowScore]) -> None:
-        """Send scores of the moment after so many tasks, with AP and BWT so far where they are known."""
+        """Send the scores after so many tasks, with AP and BWT so far if they are known."""
         values = {f"test_score/{score.task}": score.score for score in row}
         if after:
             matrix = self.record.matrix()
@@ -195,7 +195,7 @@ class Tracking:
 
 
 class _Relay(TrainerCallback):
-    """Hands on what one Trainer logs."""
+    """Passes on what one Trainer logs."""
 
     def __init__(self, tracking: Tracking, task: int, before: int) -> None:
         self.tracking, self.task, self.before = tracking, task, before

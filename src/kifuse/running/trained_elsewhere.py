@@ -1,4 +1,4 @@
-"""A training taken from another run whole, where only what is scored differs."""
+"""Takes the whole training from another run, if the two differ only in what is scored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kifuse.running.run_start import RENDERING, WITHOUT_EFFECT, begun_form, conf
 from kifuse.running.snapshot import Snapshots
 
 SCORED = ("data.scored_on ", "watch.")
-"""Beginnings of the differences between two configurations that leave the whole training the same."""
+"""Beginnings of those differences between two configurations that leave the whole training the same."""
 
 _TRAINED = (
     "train_steps",
@@ -28,20 +28,20 @@ _TRAINED = (
     "per_tensor",
     "seal",
 )
-"""What the training of a task leaves in its entry; everything else there is about its data."""
+"""Fields of a task's entry that its training fills; all other fields are about its data."""
 
 
 def take_over_training(folder: Path, trained: Path, config: RunConfig, record: RunRecord) -> None:
     """Copy every state of a finished run, and put on record how it was trained.
 
     Args:
-        folder: Of the run that has not trained anything yet.
-        trained: Of the other run.
-        config: Of this run.
-        record: Of this run; changed in place, not saved.
+        folder: Folder of the run that has not trained anything yet.
+        trained: Folder of the other run.
+        config: Configuration of this run.
+        record: Record of this run; it is changed in place, and not saved.
 
     Raises:
-        RunError: The other run is not finished or damaged, or would be trained otherwise here.
+        RunError: The other run is not finished or damaged, or would be trained in another way here.
     """
     theirs = RunRecord.load(trained)
     changed = [

@@ -13,7 +13,7 @@ from kifuse.running.progress import Progress, RowScore
 
 
 class Watcher(TrainerCallback):
-    """Hands log lines and a method's entries on to a listener.
+    """Passes log lines and a method's entries on to a listener.
 
     Args:
         progress: The listener.
@@ -45,9 +45,10 @@ class Watcher(TrainerCallback):
 
 
 def step_values(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a log line of a Trainer says of a step; nothing for the last one, which sums training up.
+    """The numbers of a step in a Trainer's log line; none for the last line, which sums up the training.
 
-    Its epoch is the share of one task's training, and its sums leave out what an earlier start did of it.
+    The epoch is left out, because it is a share of one task's training. So is the last line, because its sums
+    lack what an earlier start of the run did.
     """
     if "train_runtime" in logs:
         return {}
@@ -58,8 +59,8 @@ def matrix_row(record: RunRecord, after: int) -> list[RowScore]:
     """The scores after so many tasks, that of the task just learned first, with their changes.
 
     Args:
-        record: Of the run.
-        after: Number of tasks learned; 0: before any training.
+        record: The run's record.
+        after: Number of tasks learned; 0 before any training.
     """
     row = []
     for cell in sorted(

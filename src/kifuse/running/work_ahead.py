@@ -1,4 +1,4 @@
-"""How much there is to do in a run, known before it begins."""
+"""How much work a run has to do, computed before it begins."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def empty_memory(config: RunConfig) -> MemoryBuffer:
 
 
 def cells_to_score(config: RunConfig, method: Method, tasks: Sequence[Task]) -> list[tuple[int, int]]:
-    """The cells (after, task) of the score matrix; joint training has no moment but the end."""
+    """The cells (after, task) of the score matrix; joint training is scored only at the end."""
     count = len(tasks)
     jointly = method.old_data == "all"
     cells = (
@@ -50,10 +50,10 @@ def passes(
     """Forward and backward passes that training on tasks of these training set sizes will take.
 
     Args:
-        config: Of the run.
+        config: The run's configuration.
         writers: The method, and its `sources`.
         tasks: The tasks.
-        sizes: Of their training sets.
+        sizes: Sizes of their training sets.
     """
     method = writers[0]
     memory, epochs, batch = empty_memory(config), config.training.epochs, config.training.batch_size
@@ -76,14 +76,14 @@ def plan_of(
     sizes: Sequence[int] | None = None,
     watched: Sequence[int] = (),
 ) -> Plan:
-    """The whole of a run's work.
+    """The whole work of a run.
 
     Args:
-        config: Of the run.
+        config: The run's configuration.
         writers: The method that it names, and its `sources`.
-        tasks: Of its stream, in their order.
-        sizes: Examples that the training on each has; None: as many as the task.
-        watched: Answers that scoring each task beside the stream takes.
+        tasks: The tasks of its stream, in order.
+        sizes: How many examples each task is trained on; None for all training examples of the task.
+        watched: How many answers it takes to score each watched task.
     """
     training, method = config.training, writers[0]
     sizes = [len(task.train) for task in tasks] if sizes is None else list(sizes)
