@@ -1,1 +1,1 @@
-"""What was learned, as others load it: an adapter or a merged model, with its tokenizer and a model card."""
+"""Exports what was learned, for use without kifuse: adapter or merged model, tokenizer and model card."""

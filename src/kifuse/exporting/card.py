@@ -1,7 +1,7 @@
 """The model card: what was learned in which order, what was kept, on which data, and how to load it.
 
-Names of tasks, metrics and models are text from outside. In Markdown every sign that means something is
-escaped, in the metadata the writer of YAML does it.
+Names of tasks, metrics and models are text from outside. In Markdown every sign that has a meaning is
+escaped; in the metadata the YAML writer does this.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def escaped(text: str) -> str:
-    """A text from outside for Markdown: one line, no mark-up, no HTML, no link."""
+    """Make a text from outside safe for Markdown: one line, no mark-up, no HTML, no link."""
     line = without_control(" ".join(text.split()))
     line = _MEANS_SOMETHING.sub(r"\\\1", line).replace("www.", "www\\.")
     return "".join(_ENTITIES.get(sign, sign) for sign in line)
@@ -33,7 +33,7 @@ def escaped(text: str) -> str:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A learned task as the card tells it; scores from 0 to 100, None where they were not measured."""
+    """A learned task as the card shows it; scores from 0 to 100, None where they were not measured."""
 
     task: TaskRecord
     before: float | None
@@ -42,7 +42,7 @@ class TaskResult:
 
 
 def results(source: Source) -> list[TaskResult]:
-    """Of each learned task its score before it was learned, right after, and in the exported state."""
+    """The scores of each learned task: before it was learned, right after, and in the exported state."""
     cells = {(cell.after, cell.task): cell.score for cell in source.record.scores}
     return [
         TaskResult(task, cells.get((i, i)), cells.get((i + 1, i)), cells.get((source.count, i)))
@@ -75,12 +75,12 @@ def card(
 
     Args:
         source: What is exported.
-        base: Its base model.
+        base: The base model.
         family: `model_type` of the base model.
-        servers: What each server takes.
-        encoder_decoder: The kind of model.
+        servers: For each server whether and how it serves the export.
+        encoder_decoder: Whether it is an encoder-decoder model.
         probe: What the probe of a merged model found; None for an adapter.
-        notes: What else is to be said, in sentences.
+        notes: Further notes, in sentences.
 
     Returns:
         Markdown with the hub's metadata before it.

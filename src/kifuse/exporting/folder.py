@@ -1,4 +1,4 @@
-"""An export: the folder that is written, whole or not at all, and what is said of it."""
+"""Writes the folder of an export, whole or not at all, and reports what was exported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kifuse.models.loading import empty_model
 from kifuse.models.tokenizer import load_tokenizer
 
 FACTS = "kifuse.json"
-"""What was learned, for programs; a folder that has it is an export and may be replaced."""
+"""File that tells programs what was learned; a folder with it is an export and may be replaced."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Export:
     """What was exported.
 
     Attributes:
-        folder: Where it is.
+        folder: The folder of the export.
         form: `adapter` or `merged`.
-        base: What the base model is called, and its licence.
+        base: Name and licence of the base model.
         tasks: Names of the tasks learned, in their order.
         files: SHA-256 of each file, by name.
-        servers: What vLLM, llama.cpp and Ollama take of it.
+        servers: Whether and how vLLM, llama.cpp and Ollama serve it.
         probe: What the probe of a merged model found; None for an adapter.
         notes: What was guessed, is missing or differs.
         commit: The address on the hub; empty where nothing was pushed.
@@ -56,7 +56,7 @@ class Export:
     commit: str = ""
 
     def facts(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """Return the export as JSON values."""
         return {**asdict(self), "folder": str(self.folder)}
 
 
@@ -79,24 +79,25 @@ def export(
     """Write what a run or a learner has learned as a folder that loads without kifuse.
 
     Args:
-        folder: Of the run or learner.
-        output: Where to; None: `export` in that folder. An earlier export there is replaced.
-        after: Number of tasks, or the name of the last one, whose state is exported; None: the last.
-        merged: The whole model, with what was learned in its weights, instead of the adapter.
-        precision: Of a merged model's weights: `base`, `fp32`, `bf16` or `fp16`.
+        folder: The folder of the run or learner.
+        output: The folder to write; None for `export` in that folder. An earlier export there is replaced.
+        after: Number of tasks, or the name of the last one, whose state is exported; None for the last state.
+        merged: Export the whole model, with what was learned in its weights, instead of the adapter.
+        precision: Precision of a merged model's weights: `base`, `fp32`, `bf16` or `fp16`.
         may_differ: How many answers on the probe of a merged model may differ from the adapter's.
         model: The base model's name or folder, if it is not where the record says.
-        base: What the base model is called for others, such as a hub id; None: as is known.
-        licence: Of the base model; None: as its own card says.
+        base: Name of the base model for others, such as a hub id; None for the name that is known.
+        licence: Licence of the base model; None for the one in its own card.
         push_to_hub: The repository on the hub to upload the folder to.
         private: Whether a repository that is made there is private.
-        trust_remote_code: Run Python code that comes with the model; what the folder says does not count.
-        say: Told in one line what is going on.
+        trust_remote_code: Run Python code that comes with the model; the setting in the folder does not
+            count.
+        say: Called with lines about what is going on.
 
     Raises:
         KifuseError: There is nothing to export, a file is damaged, the base model is another one than on
-            record, the method's adapter has not this form, the merged model answers otherwise, or the folder
-            cannot be written.
+            record, the method's adapter cannot be exported in this form, the merged model gives other
+            answers, or the folder cannot be written.
     """
     if precision not in ("base", *DTYPES) or may_differ < 0:
         raise ConfigError(
@@ -179,7 +180,7 @@ def _refuse_other(target: Path) -> None:
     """Refuse to replace a folder that is no export.
 
     Raises:
-        RunError: It is there, and none.
+        RunError: The folder is there, and is no export.
     """
     if target.is_dir() and any(target.iterdir()) and not (target / FACTS).is_file():
         raise RunError(f"{target}: is not empty and holds no export; name a new or empty folder.")
@@ -191,7 +192,7 @@ def _loaded_by(source: Source, model: str | None) -> str:
     """The name by which the base model is loaded.
 
     Raises:
-        RunError: It was given as an object, and is not named now.
+        RunError: The model was given as an object, and `model` does not name it.
     """
     if model is None and source.record.model.get("given"):
         raise RunError(
@@ -202,7 +203,7 @@ def _loaded_by(source: Source, model: str | None) -> str:
 
 
 def _notes(source: Source, base: Base, name: str) -> list[str]:
-    """What is to be said beside the facts."""
+    """The notes that go on the card and are said."""
     notes = []
     if not base.on_hub:
         notes.append(
@@ -227,7 +228,7 @@ def _notes(source: Source, base: Base, name: str) -> list[str]:
 
 
 def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write the tokenizer and its chat template, without what says where it was loaded from."""
+    """Write the tokenizer and its chat template, without the keys that say where it was loaded from."""
     tokenizer.save_pretrained(str(folder))
     file = folder / "tokenizer_config.json"
     here = ("name_or_path", "is_local", "local_files_only")
@@ -235,7 +236,7 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def _facts(source: Source, base: Base, probe: dict[str, Any] | None) -> dict[str, Any]:
-    """What was learned, for programs; without paths, and without any example."""
+    """The facts about what was learned, for programs; without paths, and without any example."""
     record = source.record
     return {
         "kifuse_version": __version__,
@@ -267,7 +268,7 @@ def _tensor_names(file: Path) -> list[str]:
 
 
 def _refuse_private(folder: Path, places: list[Path]) -> None:
-    """Make sure that no file names a place on this machine.
+    """Make sure that no file names a path on this machine.
 
     Raises:
         RunError: One does.

@@ -8,14 +8,14 @@ from pathlib import Path
 from kifuse.errors import RunError
 
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}\Z")
-"""What a model or repository is called on the hub."""
+"""The form of a model's or repository's name on the hub."""
 
 
 def check_repo(repo: str) -> None:
-    """Refuse what is no name of a repository, before anything is written.
+    """Refuse a text that is no name of a repository, before anything is written.
 
     Raises:
-        RunError: It is none.
+        RunError: It is no such name.
     """
     if not HUB_ID.match(repo):
         raise RunError(f"push_to_hub: found {repo!r}, expected a repository's name such as me/support-desk.")
@@ -28,7 +28,7 @@ def push(folder: Path, repo: str, *, private: bool, message: str) -> str:
         folder: The export.
         repo: `owner/name`; made if it is not there.
         private: Whether a repository that is made is private.
-        message: Of the commit.
+        message: Message of the commit.
 
     Returns:
         The address of the commit.
@@ -47,7 +47,7 @@ def push(folder: Path, repo: str, *, private: bool, message: str) -> str:
             folder_path=folder,
             commit_message=message,
             ignore_patterns=[".*"],
-            # what an earlier export had and this one has not
+            # files that an earlier export had and this one does not have
             delete_patterns=["*.safetensors", "*.json", "*.jinja"],
         )
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:

@@ -1,9 +1,10 @@
-"""What was learned, merged into the base model in the base's own precision, and checked by its answers.
+"""Merges what was learned into the base model, in the base's own precision, and checks the answers.
 
     W <- round(W + s B A)
 
-The sum is computed in float32 and rounded once. That is not the same as the adapter beside W, so the merged
-model, read back from its files, must answer a probe as the adapter on the base does in the same precision.
+The sum is computed in float32 and rounded once. That is not exactly the same as an adapter beside W. So the
+merged model is read back from its files, and must answer a probe as the adapter on the base does in the same
+precision.
 """
 
 from __future__ import annotations
@@ -40,18 +41,18 @@ def write_merged(
 
     Args:
         source: What is exported.
-        name: Of the base model, by which it is loaded.
-        folder: Where to.
-        precision: Of the weights: `base`, `fp32`, `bf16` or `fp16`.
+        name: Name by which the base model is loaded.
+        folder: The folder to write to.
+        precision: Precision of the weights: `base`, `fp32`, `bf16` or `fp16`.
         may_differ: How many answers on the probe may differ.
         trust_remote_code: Run code that comes with the model.
-        say: Told what is going on.
+        say: Called with lines about what is going on.
 
     Returns:
         What the probe found: `questions`, `same`, `of_tasks` and `precision`.
 
     Raises:
-        ModelError: The merged weights are no finite numbers, or more answers differ.
+        ModelError: The merged weights are no finite numbers, or more answers differ than may.
     """
 
     def loaded() -> Backbone:
@@ -96,7 +97,7 @@ def write_merged(
 
 
 def _dtype_of(backbone: Backbone, trust_remote_code: bool) -> torch.dtype:
-    """The precision in which a base model is kept: as its configuration, or else its first weight, says."""
+    """The precision of a base model's files, from its configuration or else from its first weight."""
     from transformers import AutoConfig
 
     found = AutoConfig.from_pretrained(backbone.source, trust_remote_code=trust_remote_code).dtype

@@ -1,4 +1,4 @@
-"""An adapter as PEFT loads it by itself: what is one already, what can be made one, and what cannot.
+"""Adapters that PEFT loads by itself: which are such already, which can be made so, and which cannot.
 
 | what was learned | as an adapter | merged |
 | --- | --- | --- |
@@ -32,14 +32,14 @@ REASONS = {
     "AttendedLora": "weighs the pairs of all tasks anew for each input",
     "PromptBehind": "has its prompt behind what is asked, and prompt tuning has it before",
 }
-"""Why an adapter of kifuse's own is no adapter of PEFT's, by the name of its class."""
+"""Why one of kifuse's own adapters cannot be an adapter of PEFT, by the name of its class."""
 
 
 def refuse_form(source: Source, *, merged: bool) -> None:
-    """Refuse what cannot be exported in this form.
+    """Refuse an adapter that cannot be exported in this form.
 
     Raises:
-        ModelError: It cannot; says why, and what can be done.
+        ModelError: It cannot; the message says why, and what can be done.
     """
     config, how = source.config, "merged" if merged else "as an adapter"
     if is_full(config) and not merged:
@@ -63,12 +63,12 @@ def refuse_form(source: Source, *, merged: bool) -> None:
 
 
 def write_adapter(source: Source, base: str, folder: Path, empty_model: Callable[[], Any]) -> None:
-    """Write an adapter that PEFT loads by itself; no file of it names a place on this machine.
+    """Write an adapter that PEFT loads by itself; none of its files names a path on this machine.
 
     Args:
         source: What is exported; `refuse_form` has passed it.
-        base: What the base model is called.
-        folder: Where to.
+        base: Name of the base model.
+        folder: The folder to write to.
         empty_model: Gives the base model without weights.
 
     Raises:
@@ -84,7 +84,7 @@ def write_adapter(source: Source, base: str, folder: Path, empty_model: Callable
 
 
 def _prompt_tuning(tensors: dict[str, Tensor], model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """[P_t; ...; P_1] as one prompt of PEFT's prompt tuning, before what is read; `(t L, d)`."""
+    """[P_t; ...; P_1] as one prompt of PEFT's prompt tuning, before the input; `(t L, d)`."""
     from peft import PromptTuningConfig, TaskType
 
     (newest,) = (t for name, t in tensors.items() if name.endswith(".prompt"))

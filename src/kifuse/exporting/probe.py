@@ -1,4 +1,4 @@
-"""The probe of a merged model: asked what the adapter on its base is asked, it must answer the same."""
+"""The probe of a merged model: it must answer the same questions as the adapter on its base does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kifuse.tasks.chat_template import ChatTemplate
 from kifuse.tasks.rendering import PLAIN
 
 EACH, MOST = 4, 32
-"""Questions of a task, and of all of them."""
+"""The most questions of one task, and of all tasks together."""
 
 LENGTH = 32
 """Most tokens of an answer."""
@@ -28,11 +28,11 @@ GENERAL = (
     "A customer asks: where is my parcel? Answer politely.",
     "2 + 3 =",
 )
-"""Asked where no question of a task is in the folder."""
+"""Questions to ask if the folder holds no question of a task."""
 
 
 def questions(source: Source) -> tuple[list[str], bool]:
-    """Questions of the learned tasks' test examples, out of the predictions beside the record.
+    """Take questions from the learned tasks' test examples, out of the predictions beside the record.
 
     Returns:
         The texts, and whether they are of the tasks; else they are general ones.
@@ -51,7 +51,7 @@ def questions(source: Source) -> tuple[list[str], bool]:
                     check_file(file, seal, FILE)
                 found += _inputs(file)
                 break
-    # the last tasks', of which any loss would show first
+    # those of the last tasks, where a loss would show first
     return (found[-MOST:], True) if found else (list(GENERAL), False)
 
 
@@ -64,7 +64,7 @@ def _inputs(file: Path) -> list[str]:
 
 
 def prompts(texts: Sequence[str], source: Source, tokenizer: Any) -> list[list[int]]:
-    """The questions in tokens, in the form in which the model was trained."""
+    """The questions as token ids, in the form in which the model was trained."""
     if source.record.rendering.get("form", PLAIN) == PLAIN or not tokenizer.chat_template:
         return [tokenizer(text, truncation=True, max_length=512)["input_ids"] for text in texts]
     template = ChatTemplate(tokenizer)
@@ -74,7 +74,7 @@ def prompts(texts: Sequence[str], source: Source, tokenizer: Any) -> list[list[i
 
 @torch.no_grad()
 def answers(model: Any, asked: Sequence[Sequence[int]], tokenizer: Any) -> list[list[int]]:
-    """What a model answers greedily to each prompt, in tokens."""
+    """What a model answers greedily to each prompt, as token ids."""
     model.eval()
     device = model.get_input_embeddings().weight.device
     found = []

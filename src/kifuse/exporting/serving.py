@@ -1,8 +1,8 @@
-"""What vLLM, llama.cpp and Ollama take of an export, and the commands that serve it.
+"""Whether vLLM, llama.cpp and Ollama can serve an export, and the commands for it.
 
 The rules are those of their own code and documentation: vLLM's `PEFTHelper` and `LoRAConfig`, llama.cpp's
-`convert_lora_to_gguf.py` and its adapter loader, Ollama's page on importing. The files are checked against
-them; the servers themselves are not run here.
+`convert_lora_to_gguf.py` and its adapter loader, Ollama's page on importing. An export's files are checked
+against these rules; the servers themselves are not run here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of vLLM's `--max-lora-rank`."""
 
 OLLAMA_ADAPTERS = ("llama", "mistral", "mixtral", "gemma", "gemma2")
-"""Families of models of which Ollama imports adapters."""
+"""Families of models for which Ollama imports adapters."""
 
 OLLAMA_MODELS = ("llama", "mistral", "mixtral", "gemma", "gemma2", "phi3")
 """Families of models that Ollama imports from safetensors."""
@@ -25,12 +25,12 @@ OLLAMA_MODELS = ("llama", "mistral", "mixtral", "gemma", "gemma2", "phi3")
 
 @dataclass(frozen=True)
 class Server:
-    """What a server makes of an export.
+    """Whether and how a server serves an export.
 
     Attributes:
-        name: Of the server.
-        refuses: Why it does not take it; empty where it does.
-        commands: What to type, where it does; `EXPORT` is the folder of the export, `BASE` that of the base.
+        name: Name of the server.
+        refuses: Why the server cannot serve the export; empty if it can.
+        commands: What to type if it can; `EXPORT` is the folder of the export, `BASE` that of the base model.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Server:
     commands: tuple[str, ...] = ()
 
     def placed(self, folder: Path) -> Server:
-        """The same with the export's folder in its commands."""
-        # a bare name would be taken for one of the hub or of Ollama
+        """Put the export's folder into the commands."""
+        # a bare name would be taken for a name on the hub or in Ollama
         place = str(folder) if folder.is_absolute() else f"./{folder}"
         quoted, inside = shlex.quote(place), place.replace("'", "'\\''")
         commands = (
@@ -51,14 +51,14 @@ class Server:
 def servers(
     config: Mapping[str, Any] | None, tensors: Iterable[str], family: str, encoder_decoder: bool, base: str
 ) -> list[Server]:
-    """What each server takes.
+    """Find out for each server whether and how it can serve an export.
 
     Args:
-        config: `adapter_config.json` of an adapter; None of a merged model.
+        config: `adapter_config.json` of an adapter; None for a merged model.
         tensors: Names of the adapter's tensors.
         family: `model_type` of the base model.
-        encoder_decoder: The kind of model.
-        base: What the base model is called.
+        encoder_decoder: Whether it is an encoder-decoder model.
+        base: Name of the base model.
     """
     if encoder_decoder:
         return [
@@ -131,7 +131,7 @@ def _of_adapter(config: Mapping[str, Any], tensors: list[str], family: str, base
 
 
 def not_plain(config: Mapping[str, Any], tensors: Iterable[str]) -> str:
-    """Why an adapter is no plain LoRA, which is all that the three servers take; empty where it is one."""
+    """Why an adapter is no plain LoRA, which is all that the three servers take; empty if it is one."""
     if config.get("peft_type") != "LORA":
         return f"it is {config.get('peft_type')}, and only LoRA is taken"
     if config.get("use_dora"):

@@ -1,4 +1,4 @@
-"""What is exported: the state of a run or a learner after a task, and the base model that it stands on."""
+"""What is exported: the state of a run or a learner after a task, and its base model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Source:
     """The state of a run or a learner after some tasks.
 
     Attributes:
-        folder: Of the run or learner.
-        record: Of the same.
-        count: Number of tasks after which it is.
-        adapter: Folder of the adapter, whose files are as they were written.
+        folder: The folder of the run or learner.
+        record: Its record.
+        count: Number of tasks learned in this state.
+        adapter: Folder of the adapter, whose files have been checked.
         config: Its `adapter_config.json`.
     """
 
@@ -36,16 +36,16 @@ class Source:
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the tasks learned until then, in their order."""
+        """Names of the tasks learned in this state, in their order."""
         return [task.name for task in self.record.tasks[: self.count]]
 
 
 def open_source(folder: Path, after: int | str | None) -> Source:
-    """Find what is to be exported.
+    """Find the state to export.
 
     Args:
-        folder: Of a run or a learner.
-        after: Number of tasks, or the name of the last one; None: all that were learned.
+        folder: The folder of a run or a learner.
+        after: Number of tasks, or the name of the last one; None for all learned tasks.
 
     Raises:
         RunError: There is no run, nothing was learned yet, no such task, or a file is damaged.
@@ -71,11 +71,11 @@ def open_source(folder: Path, after: int | str | None) -> Source:
 
 @dataclass(frozen=True)
 class Base:
-    """The base model, as others are told of it.
+    """The base model, as it is described to others.
 
     Attributes:
-        name: A hub id, or where none is known the last part of its folder; never a path.
-        licence: As its own card says; None: not known.
+        name: A hub id or, if none is known, the last part of its folder's path; never a path.
+        licence: The licence in its own card; None if it is not known.
     """
 
     name: str
@@ -83,18 +83,18 @@ class Base:
 
     @property
     def on_hub(self) -> bool:
-        """Whether the name is one of the hub."""
+        """Whether the name has the form of a hub id."""
         return bool(HUB_ID.match(self.name))
 
 
 def public_base(loaded: str, source: str, name: str | None, licence: str | None) -> Base:
-    """What the base model is called outside of this machine.
+    """Find the name and licence of the base model for use outside of this machine.
 
     Args:
-        loaded: The name that it is loaded by: of kifuse, of the hub, or a folder.
+        loaded: The name that it is loaded by: one of kifuse's own, a hub id, or a folder.
         source: Where its files are: a folder or a hub id.
-        name: The caller's word for it.
-        licence: The caller's word for its licence.
+        name: The name that the caller gives, or None.
+        licence: The licence that the caller gives, or None.
     """
     if loaded in BUNDLED:
         entry = BUNDLED[loaded]
@@ -108,7 +108,7 @@ def public_base(loaded: str, source: str, name: str | None, licence: str | None)
 
 
 def _licence_of(model: Path | str) -> str | None:
-    """What the card of a model says; None where there is none, or it cannot be had."""
+    """The licence in a model's card; None if there is no card or licence, or the card cannot be loaded."""
     from huggingface_hub import ModelCard
 
     if isinstance(model, Path):
