@@ -1,1 +1,1 @@
-"""The papers' tables and figures, each run by its name, with the published figures beside."""
+"""Runs the papers' tables and figures by name, and puts the published figures beside."""

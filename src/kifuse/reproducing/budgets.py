@@ -12,16 +12,16 @@ from kifuse.recipes.catalog import WRITTEN_FOR
 
 @dataclass(frozen=True)
 class Budget:
-    """What is changed in every row of a table.
+    """Settings that are changed in every row of a table.
 
     Attributes:
-        name: What the command calls it.
-        summary: What it means.
-        model: The model where none is named.
-        seeds: The seeds where none are named.
-        settings: Values by dotted key, which stand in the place of the recipes'. A key that a row of the
-            table varies keeps the row's value.
-        superni: What is other for SuperNI.
+        name: Its name in the command.
+        summary: What it means, in words.
+        model: The model if none is named.
+        seeds: The seeds if none are named.
+        settings: Values by dotted key, in place of the recipes' values. A key that a row of the table varies
+            keeps the row's value.
+        superni: Values that are different for SuperNI.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Budget:
 
 
 def _answers(longest: int) -> dict[str, int]:
-    """As many tokens for answers in training as for those that are generated."""
+    """Allow the same number of tokens for answers in training and for generated answers."""
     return {"data.max_target": longest, "evaluation.max_new_tokens": longest}
 
 
@@ -106,7 +106,7 @@ def budget_of(name: str) -> Budget:
     """A budget by its name.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: There is no budget of that name.
     """
     if name not in BUDGETS:
         nearest = did_you_mean(name, BUDGETS)

@@ -1,4 +1,4 @@
-"""The papers' tables and figures by name: rows, orders, claims, and what shows them."""
+"""The papers' tables and figures by name: rows, orders, claims, and the pictures that show them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FILE = Path(__file__).parent / "tables.yaml"
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says of its own figures.
+    """What a paper says about its own figures.
 
     Attributes:
-        text: In words.
+        text: The claim in words.
         measure: AP, FWT or BWT; higher is better in each.
         above: The row that is said to be higher.
         below: The rows that are said to be lower.
@@ -38,17 +38,17 @@ class PaperTable:
     """A table or a figure of a paper.
 
     Attributes:
-        name: What the command calls it, such as `rkif-table-2`.
+        name: Its name in the command, such as `rkif-table-2`.
         paper: The paper.
         title: What it shows.
         rows: Its rows.
         orders: The task orders whose mean the paper gives, by benchmark.
-        claims: What the paper says of the figures.
+        claims: What the paper says about the figures.
         pictures: Names of the comparison's pictures that show it.
         of_each_run: Names of the pictures of single runs that show it.
         full_matrix: Whether all scores in between are needed.
-        note: What is kifuse's choice in it.
-        missing: Why it cannot be run by name; empty where it can.
+        note: What in it is kifuse's own choice.
+        missing: Why it cannot be run by name; empty if it can.
     """
 
     name: str
@@ -104,7 +104,7 @@ def paper_table(name: str) -> PaperTable:
     """A table or figure that can be run.
 
     Raises:
-        ConfigError: There is none of that name, or it cannot be run by name.
+        ConfigError: There is no table of that name, or it cannot be run by name.
     """
     known = paper_tables()
     if name not in known:
@@ -123,6 +123,6 @@ def _own_row(table: str, entry: Mapping[str, Any]) -> PublishedRow:
 
 
 def _place(name: str) -> tuple[bool, bool, int]:
-    """KIF before Recurrent-KIF, tables before figures, by number."""
+    """The sort key: KIF before Recurrent-KIF, tables before figures, by number."""
     paper, kind, number = name.split("-")
     return paper != "kif", kind == "figure", int(number)

@@ -1,4 +1,4 @@
-"""The runs of a table: one grid for each benchmark, its variants the table's rows."""
+"""The runs of a table: one grid for each benchmark, with the rows of the table as its variants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kifuse.reproducing.budgets import Budget
 from kifuse.reproducing.catalog import PaperTable
 
 _OF_THE_GRID = {"model.name", "data.benchmark", "data.path", "data.order", "training.seed", "output"}
-"""Keys of a recipe that the grid as a whole has."""
+"""Keys of a recipe that are set for the grid as a whole."""
 
 _ELSEWHERE = {
     "q": "q_proj",
@@ -28,7 +28,7 @@ _ELSEWHERE = {
     "wi": "up_proj",
     "wo": "down_proj",
 }
-"""What models like LLaMA call the layers that T5 calls so; their gate is left out."""
+"""The names that models like LLaMA have for the layers of T5; their gate is left out."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Wanted:
         budget: How much it may cost.
         data: The folder with the benchmark's data.
         output: The folder for everything; each benchmark has a folder in it.
-        model: A model's name; None: the budget's.
-        benchmarks: Names of the table's benchmarks; empty: all.
-        orders: Numbers of orders; empty: the paper's.
-        seeds: Seeds; empty: the budget's.
-        rows: Names of rows; empty: all.
+        model: A model's name; None for the budget's.
+        benchmarks: Names of the table's benchmarks; empty for all.
+        orders: Numbers of orders; empty for the paper's.
+        seeds: Seeds; empty for the budget's.
+        rows: Names of rows; empty for all.
         settings: Values by dotted key for all rows, over those of the budget.
     """
 
@@ -133,7 +133,7 @@ def _recipe(row: PublishedRow, wanted: Wanted, benchmark: str, order: int) -> di
 
 
 def _measured(key: str) -> bool:
-    """Whether a key says what is measured for the record alone, of which a recipe says nothing."""
+    """Whether a key only says what is measured for the record; a recipe has no such key."""
     return key.startswith("record.")
 
 

@@ -1,4 +1,4 @@
-"""A table as it came out here, beside the published one: as page, Markdown, LaTeX and CSV."""
+"""Writes a table as it came out here, beside the published one: as page, Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Result:
 
     Attributes:
         page: The page's file.
-        table: Ours and theirs.
+        table: Our figures and the published ones.
         claims: Each claim and its verdict.
-        problem: Why pictures could not be written as files; None where they could.
+        problem: Why pictures could not be written as files; None if they could.
     """
 
     page: Path
@@ -54,11 +54,11 @@ def rows_of(grid: Grid, wanted: Wanted) -> dict[str, Group]:
 
 
 def result_table(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> Table:
-    """Ours and theirs, a line for each row of the paper's table.
+    """Our figures beside the published ones, a line for each row of the paper's table.
 
     Args:
         wanted: What was asked for.
-        groups: By benchmark and row, the runs.
+        groups: The runs, by benchmark and row.
     """
     paper = wanted.table.paper
     heads = ["row"]
@@ -141,7 +141,7 @@ def plots_of(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> list[
 
 
 def pages_of(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> dict[str, Run]:
-    """The runs whose own pages show a figure, by what they are called."""
+    """The runs whose own pages show a figure, by their names."""
     if not wanted.table.of_each_run:
         return {}
     runs = [run for by_row in groups.values() for group in by_row.values() for run in group.runs]
@@ -153,8 +153,8 @@ def write_pictures(wanted: Wanted, plots: Sequence[Plot | Missing], runs: Mappin
 
     Args:
         wanted: What was asked for.
-        plots: Those of the comparison.
-        runs: The runs whose own pictures show it, by what they are called.
+        plots: Pictures of the comparison.
+        runs: The runs whose own pictures show it, by their names.
 
     Raises:
         RunError: The converter for PNG and PDF is not installed.

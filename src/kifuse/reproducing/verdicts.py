@@ -21,13 +21,13 @@ SAME = {"OP": "AP"}
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim and what came of it.
+    """A claim and its verdict.
 
     Attributes:
         claim: The claim.
-        verdict: `holds` where every difference has the right sign and its 95% interval leaves out zero;
-            `direction only` where every sign is right; `not` where one is wrong; `not measured` where a pair
-            shares no order and seed.
+        verdict: `holds` if every difference has the right sign and its 95% interval leaves out zero;
+            `direction only` if every sign is right; `not` if one is wrong; `not measured` if a pair shares no
+            order and seed.
         why: The differences, in words.
     """
 
@@ -37,7 +37,7 @@ class Judged:
 
 
 def judge(claim: Claim, groups: Mapping[str, Group]) -> Judged:
-    """Look at a claim in what was measured.
+    """Judge a claim by what was measured.
 
     Args:
         claim: The claim.
@@ -60,10 +60,11 @@ def judge(claim: Claim, groups: Mapping[str, Group]) -> Judged:
 def rank_correlation(
     rows: Sequence[PublishedRow], groups: Mapping[str, Group], benchmark: str, paper: Paper
 ) -> tuple[float, int] | None:
-    """How alike the rows are ordered by their average score, here and in the paper.
+    """How similar the order of the rows by average score is, here and in the paper.
 
     Returns:
-        Spearman's rank correlation, from -1 to 1, and over how many rows; None for fewer than three.
+        Spearman's rank correlation, from -1 to 1, and over how many rows; None for fewer than three, or if
+        all scores of one side are equal.
     """
     from scipy.stats import spearmanr
 
