@@ -1,11 +1,11 @@
-"""The bench regime: Standard CL order 1 on SmolLM2-135M, small enough for two CPU cores, forgetting plain.
+"""Measure rows of the bench regime: Standard CL on SmolLM2-135M, small enough for two CPU cores.
 
     python benchmarks/bench_regime.py --data FOLDER [--rows sequential,replay] [--seeds 0,1] [--order 1]
 
-Runs every row of the table that has no record yet, one at a time, resumably. The records are kept under
-benchmarks/results/bench-regime/ (or in the folder of that name that --results gives), and the table of all of
-them is printed at the end. REPRODUCIBILITY.md says what the regime is and why; --test-examples 400 --results
-benchmarks/results/winning is the protocol of docs/measured/winning.md.
+Runs every row of the table that has no record yet, one at a time. A run that was stopped goes on. The records
+are kept in benchmarks/results/bench-regime/, or in the folder that --results names. The table of all records
+is printed at the end. REPRODUCIBILITY.md says what the regime is and why. The protocol of
+docs/measured/winning.md uses --test-examples 400 --results benchmarks/results/winning.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "rkif-published-m1": {"name": "recurrent-kif", **PUBLISHED, "outer_steps": 1},
 }
-"""Rows of the table: a label and a method with its settings. 'm4' is four memory steps a round.
+"""Rows of the table: a label, and a method with its settings. 'm4' means four memory steps in each round.
 
-With two memory steps a round Recurrent-KIF replays exactly as many examples as replay does: 480.
+With two memory steps in each round Recurrent-KIF replays exactly as many examples as replay does: 480.
 """
 
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -90,7 +90,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 """Recurrent-KIF with one thing changed: its Table 2, our adaptive threshold and scopes, two open defaults.
 
-`reset` starts the optimizer's moments afresh at each fusion; `outer-1e-3` holds the memory step's rate.
+`reset` starts the optimizer's moments anew at each fusion; `outer-1e-3` keeps the rate of memory steps fixed.
 """
 
 OF_KIFLORA: dict[str, dict[str, Any]] = {
@@ -106,7 +106,7 @@ OF_KIFLORA: dict[str, dict[str, Any]] = {
     "average": {"fusion": "average"},
     "ema": {"fusion": "ema"},
 }
-"""KIFLoRA with one thing changed: what KIF's Tables IV and V vary, and rows of our own."""
+"""KIFLoRA with one thing changed: the rows of KIF's Tables IV and V, and rows of our own."""
 
 RIVALS = (
     "inclora",
@@ -128,13 +128,13 @@ RIVALS = (
 """The other methods, with their defaults."""
 
 ADAPTERS: dict[str, dict[str, Any]] = {"osf": {"kind": "osf"}, "osf-own-rate": {"kind": "osf"}}
-"""What is trained where it is not LoRA: smaller singular directions of the same projections."""
+"""The adapters of rows that do not train LoRA: OSF trains singular directions of the same projections."""
 
 RATES = {"osf-own-rate": 5e-5}
-"""Learning rates other than the regime's, which is one for LoRA: the one of OSF's paper."""
+"""Learning rates of rows that do not use the regime's rate, which suits LoRA: that of OSF's paper."""
 
 PAPERS_SHARE = 3
-"""Kept examples of a task where the memory is 2% of its 150, as the papers keep 20 of 1,000."""
+"""How many of a task's 150 examples are kept if the memory is 2%; the papers keep 20 of 1,000."""
 
 OF_PAPERS_SHARE: dict[str, dict[str, Any]] = {
     "replay-2pct": {"name": "replay"},
@@ -142,7 +142,7 @@ OF_PAPERS_SHARE: dict[str, dict[str, Any]] = {
     "rkif-2pct-equal": {"name": "recurrent-kif", "inner_steps": 20},
     "rkif-2pct-m4": {"name": "recurrent-kif", "outer_steps": 4},
 }
-"""Rows with the papers' share. With 20 inner steps a round Recurrent-KIF replays about as much as replay."""
+"""Rows with the papers' share. With 20 steps in a round Recurrent-KIF replays about as much as replay."""
 
 ROWS |= OF_PAPERS_SHARE
 ROWS |= {name: {"name": name} for name in RIVALS}
@@ -162,7 +162,7 @@ def config(
     order: int = 1,
     test_examples: int | None = None,
 ) -> RunConfig:
-    """The regime with one row's method."""
+    """Return the regime's configuration with one row's method."""
     sizes = {"test_examples": test_examples} if test_examples else {}
     model, training = REGIME["model"], REGIME["training"]
     rate = RATES.get(row, training["learning_rate"])
@@ -180,7 +180,7 @@ def config(
 
 
 def measure(row: str, seed: int, arguments: argparse.Namespace, console: Console) -> None:
-    """Run one row with one seed unless its record is there."""
+    """Run one row with one seed, unless its record exists."""
     order = arguments.order
     place = "" if order == 1 else f".order{order}"
     kept = arguments.results / f"{row}{place}.seed{seed}.json"
@@ -201,7 +201,7 @@ def measure(row: str, seed: int, arguments: argparse.Namespace, console: Console
 
 
 def show(console: Console, results: Path) -> None:
-    """One line for each record."""
+    """Print one line for each record."""
     console.print(
         f"{'row':24}{'seed':>5}{'AP':>7}{'BWT':>7}{'FWT':>7}{'replayed':>10}{'extra':>7}{'train s':>9}"
     )
@@ -220,7 +220,7 @@ def show(console: Console, results: Path) -> None:
 
 
 def main() -> None:
-    """Parse the command line, measure, show."""
+    """Parse the command line, measure, and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

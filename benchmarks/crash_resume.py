@@ -1,16 +1,16 @@
-"""How many runs that were killed at random moments end bit-identical with the one that was not.
+"""Count how many runs that are killed at random moments end bit-identical with one that is not killed.
 
     python benchmarks/crash_resume.py [--runs 100] [--seed 0] [--folder FOLDER]
 
-A tiny model, three tasks, Recurrent-KIF with memory steps of their own, dropout, the middle of a task kept at
-every step. Each run is killed (`kill -9`) up to three times, at moments drawn evenly over the time that a
-whole run takes, and started again with the same command until it is through. Compared are scores, losses,
-counts, the bytes of all adapters and all predictions.
+The runs train a tiny model on three tasks with Recurrent-KIF, an optimizer of its own for memory steps, and
+dropout. They save at every step. Each run is killed (`kill -9`) up to three times, at moments drawn evenly
+over the time that a whole run takes. It is started again with the same command until it has finished. Then
+scores, losses, counts, and the bytes of all adapters and predictions are compared.
 
     python benchmarks/crash_resume.py --scenes [--minutes 600] [--folder FOLDER]
 
-kills a rollback, a refused task, a month of a callback and a comparison at each of their file operations
-instead, or at as many evenly spread ones as the minutes allow; see `crash_scenes.py`.
+instead kills a rollback, a refused task, a month of a callback and a comparison at each of their file
+operations, or at as many evenly spread ones as the minutes allow; see `crash_scenes.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NEEDED_BY_SCENES = ("kifuse.learning.learner", "kifuse.comparing.grid_runs", "te
 
 
 def main() -> int:
-    """Kill, go on, compare, count."""
+    """Kill runs, let them go on, compare the results and count."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -59,7 +59,7 @@ def main() -> int:
     assert wait(fork(do_run(place.config(folder / "whole")))) == 0
     seconds = time.monotonic() - began
     expected = outcome(folder / "whole")
-    draw = random.Random(arguments.seed)  # noqa: S311 - moments, no secrets
+    draw = random.Random(arguments.seed)  # noqa: S311 - draws moments, not secrets
     same = kills = 0
     for number in range(1, arguments.runs + 1):
         output = folder / f"run-{number}"
@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def _import_once(*modules: str) -> None:
-    """Import for all forks, and keep what was imported from the collector: each Trainer collects garbage."""
+    """Import modules once for all forks, and hide them from the garbage collector that each Trainer runs."""
     for module in modules:
         importlib.import_module(module)
     gc.collect()
@@ -87,7 +87,7 @@ def _import_once(*modules: str) -> None:
 
 
 def scenes(names: list[str], place: Workplace, folder: Path, minutes: float) -> int:
-    """Kill scenes at their file operations, and keep the counts beside those of earlier scenes."""
+    """Kill scenes at their file operations, and write the counts beside those of earlier scenes."""
     wrong = 0
     for name in names:
 

@@ -1,8 +1,8 @@
-"""Work that is killed at its file operations and goes on: a rollback, a refusal, a callback, a comparison.
+"""Kill work at its file operations and let it go on: a rollback, a refusal, a callback, a comparison.
 
-Each scene is begun in a fork that kills itself (`kill -9`) as it is about to change something on disk for the
-n-th time, and is then started again, as its user would. What it comes to is compared with what it comes to
-undisturbed.
+Each scene starts in a fork that kills itself (`kill -9`) just before it changes something on disk for the
+n-th time. Then the scene is started again, as its user would do. The result is compared with the result of
+the same scene without a kill.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tests.faults import contents, failing_at
 from tests.runs import TASKS
 
 LEFT = ("set-aside/", "checkpoint/")
-"""Folders of what a training that was cut short has left; they hold nothing else."""
+"""Folders with what an interrupted training has left; they hold nothing else."""
 
 
 class Scene:
-    """Something that is done in a folder.
+    """Some work that is done in a folder.
 
     Attributes:
         place: The tiny model and stream.
@@ -37,14 +37,14 @@ class Scene:
         self.place = place
 
     def prepare(self, folder: Path) -> None:
-        """Do what comes before; never killed."""
+        """Do the work before the scene; this is never killed."""
 
     def do(self, folder: Path) -> None:
-        """Do it; called again after a kill."""
+        """Do the scene's work; this is called again after a kill."""
         raise NotImplementedError
 
     def outcome(self, folder: Path) -> str:
-        """What it came to, without times."""
+        """Return the result without times."""
         found = hashlib.sha256()
         for name, content in contents(folder).items():
             if name.endswith((".safetensors", ".jsonl")) and not name.startswith(LEFT):
@@ -52,7 +52,7 @@ class Scene:
         return found.hexdigest()
 
     def learner(self, folder: Path, **options: Any) -> Any:
-        """A learner in the folder."""
+        """Make a learner in the folder."""
         from tests.learners import settings_of
 
         from kifuse import ContinualLearner
@@ -63,7 +63,7 @@ class Scene:
 
 
 class Rollback(Scene):
-    """Going back from the second task to the first."""
+    """A learner goes back from the second task to the first."""
 
     def prepare(self, folder: Path) -> None:
         """Do what comes before."""
@@ -82,7 +82,7 @@ class Refused(Scene):
     """A task that costs too much: it is trained, refused, and moved aside."""
 
     def at_a_loss(self, folder: Path) -> Any:
-        """A learner whose scores fall by 8 points with each task, of which it allows 5."""
+        """Make a learner whose scores fall by 8 points with each task, and which allows 5."""
         from kifuse.answering.evaluator import Evaluator
 
         plain = Evaluator.score
@@ -108,7 +108,7 @@ class Callback(Scene):
     """The second month of a script with a callback."""
 
     def month(self, folder: Path, number: int, **options: Any) -> None:
-        """Train a month."""
+        """Train one month."""
         from tests.months import script
         from transformers import AutoTokenizer
 
@@ -126,7 +126,7 @@ class Callback(Scene):
             self.month(folder, 2, resume=any((folder / "month-2").glob("checkpoint-*")))
 
     def outcome(self, folder: Path) -> str:
-        """The state after the month; checkpoints of the Trainer hold times."""
+        """Return the state after the month, without the Trainer's checkpoints, which hold times."""
         return super().outcome(folder / "state" / "after-2")
 
 
@@ -171,7 +171,7 @@ def _do(scene: Scene, folder: Path, number: int, count: Path) -> Callable[[], No
 
 
 def spread(count: int) -> list[int]:
-    """The numbers from 1 on in an order of which each beginning is spread evenly over all of them."""
+    """Order the numbers from 1 to `count` so that every beginning of the order is spread evenly over them."""
     bits = count.bit_length()
     order = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits))
     return [number + 1 for number in order if number < count]
@@ -180,18 +180,18 @@ def spread(count: int) -> list[int]:
 def kill_everywhere(
     name: str, place: Workplace, top: Path, minutes: float, keep: Callable[[dict[str, int]], None]
 ) -> dict[str, int]:
-    """Kill a scene at its file operations, at evenly spread ones first.
+    """Kill a scene at its file operations, first at evenly spread ones.
 
     Args:
-        name: Of the scene.
+        name: The scene's name.
         place: The tiny model and stream.
-        top: Folder for all of it.
-        minutes: How long; what is not tried by then is left out.
+        top: Folder for all files.
+        minutes: How long to try; operations that are not reached by then are left out.
         keep: Called with the counts after each kill.
 
     Returns:
-        How many `operations` there are, at how many it was `tried`, at how many of these it was `killed`, and
-        how many came out `identical`.
+        How many `operations` there are, at how many of them a kill was `tried`, how many times the scene was
+        `killed`, and how many results were `identical`.
     """
     until = time.monotonic() + 60 * minutes
     scene, start, count = SCENES[name](place), top / name / "start", top / name / "count"

@@ -1,15 +1,15 @@
-"""What becomes of each damage to each file that a learner, a run or a callback left.
+"""Damage each file that a learner, a run or a callback left, and see how the work goes on.
 
     python benchmarks/damage.py [--folder FOLDER] [--only learner run callback]
 
-A tiny model, three tasks, Recurrent-KIF. Every file below a folder is, one after the other, changed by a bit,
-cut in half, deleted, emptied, or swapped with its version of an earlier time; then the work goes on:
+The work is Recurrent-KIF on a tiny model with three tasks. One after the other, every file in a folder is
+changed by a bit, cut in half, deleted, emptied, or swapped with its earlier version. Then the work goes on:
 the learner is loaded, scores its tasks and learns another one; the run that was stopped in its last task goes
-on; the script of the next month trains. Each ends in one of these ways:
+on; the script of the next month trains. Each case ends in one of these ways:
 
-    refused       with an error of kifuse's own that names the file, or the folder of it
-    the same      bit for bit what the undamaged folder comes to: the file is not needed, or made again
-    other         anything else: other scores or weights, or an error that is not kifuse's
+    refused       an error of kifuse's own names the file or its folder
+    the same      the result is that of the undamaged folder bit for bit: the file is not needed or made anew
+    other         anything else: other scores or weights, or an error that is not kifuse's own
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PASSED_OVER = {".lock", ".lock.owner"}
 
 
 def digest(*folders: Path) -> str:
-    """A hash over the weights, states and predictions below some folders."""
+    """Return a hash over the weights, states and predictions below some folders."""
     found = hashlib.sha256()
     for folder in folders:
         for file in sorted(folder.rglob("*")):
@@ -53,7 +53,7 @@ class Learner:
         self.place = place
 
     def build(self, folder: Path) -> None:
-        """Learn two tasks; what was there after one is the earlier version."""
+        """Learn two tasks; the files after the first one are the earlier version."""
         from tests.learners import settings_of
 
         from kifuse import ContinualLearner
@@ -67,7 +67,7 @@ class Learner:
                 shutil.copytree(folder, folder.with_name("learner-earlier"))
 
     def go_on(self, folder: Path) -> str:
-        """Load, score, learn."""
+        """Load the learner, score its tasks, and learn another one."""
         from kifuse import ContinualLearner
 
         learner = ContinualLearner.load(folder, progress=False)
@@ -83,7 +83,7 @@ class Run:
         self.place = place
 
     def build(self, folder: Path) -> None:
-        """Stop in the second task, then in the third: what was there at first is the earlier version."""
+        """Stop in the second task, then in the third; the files at the first stop are the earlier version."""
         from kifuse.page_refresh import run
 
         for task in TASKS[1:]:
@@ -93,7 +93,7 @@ class Run:
                 shutil.copytree(folder, folder.with_name("run-earlier"))
 
     def go_on(self, folder: Path) -> str:
-        """Go on to the end."""
+        """Let the run go on to its end."""
         from kifuse.page_refresh import run
 
         record = run(self.place.config(folder))
@@ -102,13 +102,13 @@ class Run:
 
 
 class Callback:
-    """The state of two months, and the script of the third."""
+    """The state after two months, and the script of the third month."""
 
     def __init__(self, place: Workplace) -> None:
         self.place = place
 
     def month(self, folder: Path, number: int) -> Any:
-        """Train a month in a folder; the adapters lie beside the state, undamaged."""
+        """Train one month in a folder; the adapters are beside the state and are not damaged."""
         from tests.months import script
         from transformers import AutoTokenizer
 
@@ -138,7 +138,7 @@ SCENES: dict[str, Callable[[Workplace], Any]] = {"learner": Learner, "run": Run,
 
 
 def earlier_version(file: Path, whole: Path) -> Path | None:
-    """The file of an earlier time: of the folder then, or of the state before; None if there is no other."""
+    """Return the file's version in the earlier folder or in the state before; None if there is none."""
     name = file.relative_to(whole)
     for k in (3, 2):
         older = whole / name.as_posix().replace(f"after-{k}", f"after-{k - 1}").replace(
@@ -152,7 +152,7 @@ def earlier_version(file: Path, whole: Path) -> Path | None:
 
 
 def ended(scene: Any, folder: Path, file: Path, expected: str) -> tuple[str, str]:
-    """How the work with a damaged folder ends, and what was said."""
+    """Let the work go on in a damaged folder; return how it ends, and the message."""
     from kifuse.errors import KifuseError
 
     try:
@@ -166,7 +166,7 @@ def ended(scene: Any, folder: Path, file: Path, expected: str) -> tuple[str, str
 
 
 def main() -> int:
-    """Damage, go on, compare, count."""
+    """Damage files, let the work go on, compare the results and count."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

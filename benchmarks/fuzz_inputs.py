@@ -3,11 +3,11 @@
     python benchmarks/fuzz_inputs.py [--cases 10000] [--first 0] [--seed 0] [--targets config,tensors]
     python benchmarks/fuzz_inputs.py --only N --keep DIR
 
-Each case writes sound files, damages them (fuzzing/mutations.py) and reads them. It must load to an object
-that holds what it promises, or be refused with a KifuseError that names the file: no other exception, no
-hang, no file written, no memory bomb. A case depends on the seed and its number only: `--only N --keep DIR`
-writes case N again and says what became of it. A long run may be done in pieces: `--first 4000 --cases 2000`
-runs the cases 4000 to 5999. Ends with 1 when a case failed.
+Each case writes sound files, damages them (fuzzing/mutations.py) and reads them. The files must load as a
+valid object, or be refused with a KifuseError that names the file. There must be no other exception, no hang,
+no written file and no memory bomb. A case depends only on the seed and its number: `--only N --keep DIR`
+writes case N again and says how it ended. You can split a long run into pieces: `--first 4000 --cases 2000`
+runs the cases 4000 to 5999. The exit code is 1 if a case failed.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from fuzzing.targets import TARGETS, damage_files, expect
 from kifuse.errors import KifuseError
 
 SECONDS = 10.0
-"""Most time that a case may compute."""
+"""How long a case may compute, in seconds."""
 _PATIENCE = 12
 MEGABYTES = 512
-"""Most memory that a case may add to the process."""
+"""How much memory a case may add to the process, in megabytes."""
 
 
 class Hang(BaseException):
-    """The time of a case is over; no `except Exception` may swallow it."""
+    """The time of a case is over. It is a BaseException, so that no `except Exception` swallows it."""
 
 
 class Outcome(NamedTuple):
-    """What became of a case: `kind` is loaded, refused or failed."""
+    """How a case ended: `kind` is loaded, refused or failed."""
 
     target: str
     kind: str
@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
 
 
 def check_message(error: KifuseError, root: Path) -> None:
-    """A refusal names the file and the line, and can be printed anywhere."""
+    """Check that a refusal names the file and the line, and can be printed anywhere."""
     message = str(error)
     message.encode("utf-8")
     expect(str(root) in message, f"names no file: {message:.300}")
@@ -88,12 +88,12 @@ def check_message(error: KifuseError, root: Path) -> None:
 
 @contextmanager
 def alarm(seconds: float) -> Iterator[None]:
-    """Raise Hang when the block computes for longer, or waits for twelve times as long."""
+    """Raise Hang if the block computes longer than `seconds`, or waits twelve times as long."""
 
     def ring(*_: Any) -> None:
         raise Hang
 
-    # Time of the processor, as a busy machine may keep a case waiting; the clock finds what waits for ever.
+    # Processor time is limited, since a busy machine may keep a case waiting. The clock ends endless waits.
     timers = {
         signal.SIGPROF: (signal.ITIMER_PROF, seconds),
         signal.SIGALRM: (signal.ITIMER_REAL, _PATIENCE * seconds),
@@ -112,13 +112,13 @@ def alarm(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def without_rights(root: Path) -> Iterator[None]:
-    """As root, be nobody while the block runs if the case took the rights to a file away."""
+    """If root runs this and the case took away the rights to a file, be the user nobody during the block."""
     places = (os.lstat(path).st_mode for path in root.rglob("*"))
     if os.geteuid() != 0 or all(mode & 0o777 for mode in places):
         yield
         return
     root.parents[1].chmod(0o755)
-    codecs.lookup("utf-8-sig")  # nobody may have no right to Python's own files
+    codecs.lookup("utf-8-sig")  # the user nobody may not be allowed to read Python's own files
     os.seteuid(_NOBODY)
     try:
         yield
@@ -127,7 +127,7 @@ def without_rights(root: Path) -> Iterator[None]:
 
 
 def snapshot(folder: Path) -> list[tuple[str, int, int]]:
-    """Everything in a folder with its size and time of change."""
+    """List everything in a folder, with its size and time of change."""
     found = []
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -138,7 +138,7 @@ def snapshot(folder: Path) -> list[tuple[str, int, int]]:
 
 
 def prepare(seed: int, index: int, work: Path, names: list[str]) -> tuple[str, Path, Random]:
-    """Write the files of a case; gives its target, its folder, and the draw that goes on."""
+    """Write the files of a case; return its target, its folder, and the random generator to go on with."""
     name = names[index % len(names)]
     rng = Random(f"{seed}\n{index}\n{name}")  # noqa: S311 - test data, no secret
     root = work / "data"
@@ -152,7 +152,7 @@ def prepare(seed: int, index: int, work: Path, names: list[str]) -> tuple[str, P
         try:
             (target.damage or damage_files)(root, rng, outside)
         except (ValueError, IndexError, OSError, TypeError, AttributeError, UnicodeError, RecursionError):
-            continue  # a second damage may find the file too broken to be damaged with care
+            continue  # after the first damage the file may be too broken for a second one
     return name, root, rng
 
 
@@ -160,7 +160,7 @@ def run_case(seed: int, index: int, work: Path, names: list[str], seconds: float
     """Run one case in an empty folder.
 
     Returns:
-        What became of it; never raises.
+        How it ended; this never raises.
     """
     name, root, rng = prepare(seed, index, work, names)
     target = TARGETS[name]
@@ -215,7 +215,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         for index in range(first, first + count):
             work = Path(scratch) / f"case-{index}"
-            # a case stuck in C code hears no alarm: say where, and stop
+            # a case that is stuck in C code does not get the alarm: say where, and stop
             faulthandler.dump_traceback_later(5 * _PATIENCE * SECONDS, exit=True)
             outcome = run_case(options.seed, index, work, names)
             faulthandler.cancel_dump_traceback_later()

@@ -1,13 +1,13 @@
-"""How time, folder and page of a learner grow with its tasks, and memory with the rows that are tokenised.
+"""Measure how a learner's time, folder and page grow with its tasks, and memory with the tokenised rows.
 
     python benchmarks/growth.py [--only tasks tokens] [--methods sequential o-lora] [--folder FOLDER]
 
-A tiny model (2 layers, width 32, LoRA of rank 8) learns 100 tasks of 12 training and 3 test rows with each
-method, in a process of its own, and scores every task after each. Written down at 5, 20, 60 and 100 tasks:
-the seconds of that `learn`, and into what its processor time divides, which other work on the machine changes
-little; the bytes of the folder, of its record and of its page. Also the peak of memory while 30,000 and
-300,000 rows are tokenised. Figures in benchmarks/results/growth.json; a method that is measured again takes
-the place of its former figures.
+A tiny model (2 layers, width 32, LoRA of rank 8) learns 100 tasks of 12 training and 3 test rows. It does so
+with each method in a process of its own, and scores every task after each one. At 5, 20, 60 and 100 tasks
+this is measured: the seconds of that `learn`; how its processor time divides, which other work on the machine
+changes little; the bytes of the folder, of its record and of its page. It also measures the peak of memory
+while 30,000 and 300,000 rows are tokenised. The figures are in benchmarks/results/growth.json. New figures of
+a method replace its old ones.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ PARTS = {
     "write adapter and state": "kifuse.running.snapshot:Snapshots.save",
     "look through the data": "kifuse.running.engine:look_through",
 }
-"""What the seconds of a `learn` are divided into, and the functions that do it; what is left is the rest."""
+"""The parts of the time of a `learn`, and the functions that are timed for each; what is left is the rest."""
 
 
 class Clock:
-    """Adds up the processor time spent in some functions; what one calls of the others counts to it."""
+    """Adds up the processor time of some functions; if one calls another, the time counts for the caller."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._within = False
 
     def wrap(self, part: str, target: str) -> None:
-        """Time every call of a function from now on."""
+        """Begin to time every call of a function."""
         module, _, path = target.partition(":")
         *owners, name = path.split(".")
         owner: Any = importlib.import_module(module)
@@ -81,14 +81,14 @@ class Clock:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes on disk below a folder; a file of several names counts once."""
+    """Count the bytes on disk below a folder; a file with several names counts once."""
     found = {(s.st_dev, s.st_ino): s.st_size for p in folder.rglob("*") if p.is_file() for s in [p.stat()]}
     return sum(found.values())
 
 
 def rows_of(number: int, count: int, words: int = 8) -> list[dict[str, str]]:
-    """Rows of a task, of which no two are alike."""
-    draw = random.Random(number)  # noqa: S311 - data, no secrets
+    """Make the rows of a task; no two of them are the same."""
+    draw = random.Random(number)  # noqa: S311 - draws data, not secrets
     return [
         {"input": f"{number} {i} " + " ".join(draw.choices(WORDS, k=words)), "output": draw.choice(ANSWERS)}
         for i in range(count)
@@ -96,7 +96,7 @@ def rows_of(number: int, count: int, words: int = 8) -> list[dict[str, str]]:
 
 
 def learn(method: str, folder: Path) -> list[dict[str, Any]]:
-    """Learn the tasks with a method in this process, and measure at some of them."""
+    """Learn the tasks with a method in this process, and measure after some of them."""
     import torch
     from tests.tiny import build_llama, build_tokenizer
 
@@ -150,7 +150,7 @@ def learn(method: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def tokenise(count: int) -> dict[str, Any]:
-    """The peak of memory while so many rows are tokenised, above what the process held before."""
+    """Measure the peak of memory while `count` rows are tokenised, above what the process held before."""
     from tests.tiny import build_tokenizer
 
     from kifuse.tasks.any_task import as_task
@@ -165,7 +165,7 @@ def tokenise(count: int) -> dict[str, Any]:
         for what in ("first start", "next start"):
             gc.collect()
             before = memory("VmRSS")
-            # the peak starts anew
+            # start the measurement of the peak again
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
             began = time.perf_counter()
             encoded = encoder.encode_pieces(task.train)
@@ -180,7 +180,7 @@ def tokenise(count: int) -> dict[str, Any]:
 
 
 def memory(key: str) -> int:
-    """A figure of this process's memory in bytes, by its name in /proc."""
+    """Return a figure of this process's memory in bytes, by its name in /proc."""
     for line in Path("/proc/self/status").read_text("ascii").splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
@@ -194,7 +194,7 @@ def alone(*what: str) -> Any:
 
 
 def main() -> int:
-    """Measure, keep, show."""
+    """Measure, write the figures and print them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

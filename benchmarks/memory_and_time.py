@@ -1,11 +1,11 @@
-"""Memory and time of a training step by the size of the model: counted, and measured on this machine's CPU.
+"""Count memory and time of a training step by the size of the model, and measure them on this machine's CPU.
 
     python benchmarks/memory_and_time.py [--only count,time,memory]
 
-Counted: `kifuse.models.memory` on the shapes of published models, up to 70 billion parameters, for a GPU.
-Measured: models of random weights, each in a process of its own, once for the time of a step and once for the
-peak of its memory, with every tensor in pages of its own, which are given back when it is freed. Records in
-benchmarks/results/memory-and-time.json.
+To count, it uses `kifuse.models.memory` on the shapes of published models, up to 70 billion parameters, for a
+GPU. To measure, it trains models with random weights, each in a process of its own: once for the time of a
+step, and once for the peak of its memory. For the peak every tensor has memory pages of its own, which are
+given back when it is freed. The records are in benchmarks/results/memory-and-time.json.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GIB = 2**30
 
 
 def llama(hidden: int, inner: int, layers: int, heads: int, kv: int, words: int, **more: Any) -> LlamaConfig:
-    """A configuration by its sizes."""
+    """Make the configuration of a LLaMA from its sizes."""
     return LlamaConfig(
         hidden_size=hidden,
         intermediate_size=inner,
@@ -46,7 +46,7 @@ def llama(hidden: int, inner: int, layers: int, heads: int, kv: int, words: int,
 
 
 def t5(width: int, inner: int, layers: int, heads: int, size: int = 64) -> T5Config:
-    """A configuration by its sizes."""
+    """Make the configuration of a T5 from its sizes."""
     return T5Config(
         d_model=width, d_ff=inner, num_layers=layers, num_heads=heads, d_kv=size, vocab_size=32128
     )
@@ -64,11 +64,11 @@ MODELS: dict[str, Any] = {
 }
 MEASURED = ("SmolLM2-135M", "SmolLM2-360M", "LLaMA of 1.1B")
 ROWS, TOKENS, TARGET = 8, 512, 16
-FEW = 128  # tokens of an example where it is measured
+FEW = 128  # tokens of an example in the measurements
 
 
 def empty(config: Any) -> tuple[Any, bool]:
-    """A model of shapes with the default adapter, and whether it is an encoder-decoder."""
+    """Make a model without numbers and with the default adapter; return if it is an encoder-decoder, too."""
     pair = isinstance(config, T5Config)
     with torch.device("meta"):
         model = (AutoModelForSeq2SeqLM if pair else AutoModelForCausalLM).from_config(config)
@@ -77,7 +77,7 @@ def empty(config: Any) -> tuple[Any, bool]:
 
 
 def counted(name: str, quantization: Any, checkpointing: bool) -> dict[str, Any]:
-    """What a device needs."""
+    """Count the memory that a device needs."""
     model, pair = empty(MODELS[name])
     parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     needs = needs_of(
@@ -103,13 +103,13 @@ def counted(name: str, quantization: Any, checkpointing: bool) -> dict[str, Any]
 
 
 def measure(name: str, memory: bool) -> dict[str, Any]:
-    """Time of a step, or the peak of its memory, in this process."""
+    """Measure the time of a step, or the peak of its memory, in this process."""
     import time
 
     from kifuse.driving.target_loss import TargetLoss
 
     torch.manual_seed(0)
-    config = copy.deepcopy(MODELS[name])  # making a model notes its dtype there
+    config = copy.deepcopy(MODELS[name])  # making a model writes its dtype into its configuration
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.bfloat16)
     model.get_input_embeddings().float()
     model = add_adapter(model, AdapterConfig(dropout=0.0), encoder_decoder=False, seed=0).train()
@@ -121,7 +121,7 @@ def measure(name: str, memory: bool) -> dict[str, Any]:
     labels[:, 1:] = ids[:, -TARGET:]
     loss_of, times = TargetLoss(shift=True), []
     before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # start the measurement of the peak again
     for _ in range(4):
         began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16):
@@ -179,7 +179,7 @@ def _memory(key: str) -> int:
 
 
 def main() -> None:
-    """Count, measure, keep, show."""
+    """Count, measure, write the figures and print them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

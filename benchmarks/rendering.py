@@ -1,10 +1,11 @@
-"""What the chat template does to the demo and to one bench row: the same runs with it and without.
+"""Measure what the chat template changes in the demo and in one bench row: the same runs with and without it.
 
     python benchmarks/rendering.py --data FOLDER [--only bench-row]
 
-`bench-row` is `sequential`, Standard CL order 1, seed 0, of bench_regime.py (FOLDER is its data); the demo's
-two methods run with seed 0. Each runs once with plain prompts and once with the model's chat template,
-resumably. The records are kept under benchmarks/results/rendering/, and all of them are shown at the end.
+`bench-row` is the row `sequential` of bench_regime.py, Standard CL order 1, seed 0 (FOLDER is its data). The
+demo's two methods run with seed 0. Each runs once with plain prompts and once with the model's chat template.
+A run that was stopped goes on. The records are kept in benchmarks/results/rendering/, and all of them are
+printed at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ FORMS = {"plain": False, "chat-template": True}
 
 
 def settings(name: str, chat_template: bool, data: Path, folder: Path) -> RunConfig:
-    """One run under one rendering, on one thread."""
+    """Return the configuration of one run with one form of prompts, on one thread."""
     if name == "bench-row":
         chosen = config("sequential", 0, data, folder, threads=1)
     else:
@@ -41,7 +42,7 @@ def settings(name: str, chat_template: bool, data: Path, folder: Path) -> RunCon
 
 
 def measure(name: str, form: str, arguments: argparse.Namespace, console: Console) -> None:
-    """Run it unless its record is there."""
+    """Run it, unless its record exists."""
     kept = RESULTS / f"{name}.{form}.json"
     if kept.is_file():
         return
@@ -56,7 +57,7 @@ def measure(name: str, form: str, arguments: argparse.Namespace, console: Consol
 
 
 def show(console: Console) -> None:
-    """One line for each record: its measures, and each task's score at the end."""
+    """Print one line for each record: its measures, and each task's score at the end."""
     for file in sorted(RESULTS.glob("*.json")):
         record = RunRecord.model_validate(read_sealed(file)[0])
         numbers = {key: measured.value for key, measured in record.summary().items()}
@@ -67,7 +68,7 @@ def show(console: Console) -> None:
 
 
 def main() -> None:
-    """Parse the command line, measure, show."""
+    """Parse the command line, measure, and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,10 @@
-"""What the pictures of a run cost: recording while it trains, and drawing the page afterwards.
+"""Measure what the pictures of a run cost: recording while it trains, and drawing the page afterwards.
 
     python benchmarks/report_cost.py [--threads 1] [--steps 20] [--pages 5] [--run RUN]
 
-The five jobs of the support desk on SmolLM2-135M (batch 8, inputs cut to 96 tokens), with KIFLoRA and with
-Recurrent-KIF. Recording is timed inside the run, as a share of the time spent training; its size is what it
-adds to `record.json`. The page is drawn by `kifuse report` in a process of its own.
+SmolLM2-135M learns the five jobs of the support desk (batches of 8, inputs cut to 96 tokens) with KIFLoRA and
+with Recurrent-KIF. Recording is timed inside the run, as a share of the training time; its size is what it
+adds to `record.json`. `kifuse report` draws the page in a process of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Stopwatch:
         self._deep = 0
 
     def wrap(self, owner: type, name: str) -> None:
-        """Time every call of one method from now on."""
+        """Begin to time every call of one method."""
         inner: Callable[..., Any] = getattr(owner, name)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -59,7 +59,7 @@ class Stopwatch:
 
 
 def recording(label: str, folder: Path, steps: int, threads: int | None, watch: Stopwatch) -> dict[str, Any]:
-    """Train on the jobs; the seconds and bytes of recording beside those of training."""
+    """Train on the jobs; return the seconds and bytes of recording beside those of training."""
     watch.seconds = 0.0
     config = RunConfig.model_validate(
         {
@@ -91,7 +91,7 @@ def recording(label: str, folder: Path, steps: int, threads: int | None, watch: 
 
 
 def page(folder: Path, times: int) -> list[float]:
-    """Seconds that `kifuse report` takes, the start of Python included."""
+    """Return the seconds that `kifuse report` takes, with the start of Python."""
     found = []
     for _ in range(times):
         began = time.perf_counter()

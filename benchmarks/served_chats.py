@@ -1,12 +1,12 @@
-"""Whether an adapter answers a chat server as it answered when kifuse scored it, on SmolLM2-135M.
+"""Check that an adapter gives the same answers on a chat server as when kifuse scored it, on SmolLM2-135M.
 
     python benchmarks/served_chats.py [--precision fp32,bf16]
 
 A run learns chats with a system text and two turns. Its predictions are compared, word for word, with what
 plain transformers and PEFT generate from `apply_chat_template(messages[:-1], add_generation_prompt=True)`, in
-the precision of the run and in others. The margin is by how much the first token of an answer is ahead of the
-second in float32; in bf16 logits from 16 to 32 come in steps of 0.125. Takes some minutes on two cores.
-Records in benchmarks/results/served-chats.json.
+the precision of the run and in others. The margin is the difference in float32 between the likeliest first
+token of an answer and the second likeliest. In bf16, logits from 16 to 32 have steps of 0.125. This takes
+some minutes on two cores. The records are in benchmarks/results/served-chats.json.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MODEL = "smollm2-135m"
 
 
 def chats(split: int) -> list[list[dict[str, str]]]:
-    """32 chats for training (0) or test (1), which differ in what thing met with what mishap."""
+    """Make 32 chats for training (0) or test (1), which differ in the thing and in what happened to it."""
     found = []
     for i, thing in enumerate(THINGS):
         for word, mishaps in MISHAPS.items():
@@ -56,7 +56,7 @@ def chats(split: int) -> list[list[dict[str, str]]]:
 
 
 def scored(folder: Path, precision: str) -> tuple[float, list[str]]:
-    """Run kifuse; the score, and the predictions that it is of."""
+    """Run kifuse; return the score and the predictions that were scored."""
     (folder / "data" / "routes").mkdir(parents=True)
     for split, name in enumerate(("train", "test")):
         lines = "".join(json.dumps({"messages": messages}) + "\n" for messages in chats(split))
@@ -78,7 +78,7 @@ def scored(folder: Path, precision: str) -> tuple[float, list[str]]:
 
 @torch.inference_mode()
 def served(folder: Path, weights: torch.dtype, *, autocast: bool = False) -> tuple[list[str], list[float]]:
-    """Answers of plain transformers and PEFT, one chat at a time, and the margin of each first token."""
+    """Return the answers of plain transformers and PEFT to single chats, and each first token's margin."""
     source = str(bundled_model(MODEL))
     base = AutoModelForCausalLM.from_pretrained(source, dtype=weights)
     model = PeftModel.from_pretrained(base, str(folder / "run" / "adapters" / "after-1")).eval()
@@ -104,7 +104,7 @@ def served(folder: Path, weights: torch.dtype, *, autocast: bool = False) -> tup
 
 
 def compared(precision: str) -> dict[str, Any]:
-    """What a run in one precision scored, and how many of its answers servers give word for word."""
+    """Return the score of a run in one precision, and how many of its answers a server gives exactly."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         score, mine = scored(folder, precision)

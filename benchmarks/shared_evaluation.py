@@ -1,10 +1,10 @@
-"""How much sooner two processes answer a test set than one, with one thread each.
+"""Measure how much faster two processes answer a test set than one process, with one thread each.
 
     python -m benchmarks.shared_evaluation
 
-A small LLaMA with random weights answers 384 prompts in batches of 1,024 tokens. One process and two work in
-turn; the ratio of their median times is printed, and what both answer is compared. It needs two idle cores:
-on a machine that does other work the ratio says little.
+A small LLaMA with random weights answers 384 prompts in batches of 1,024 tokens. One process and two
+processes work in turn. The ratio of their median times is printed, and their answers are compared. It needs
+two idle cores: on a machine that does other work the ratio means little.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _timed(processes: int) -> tuple[float, str]:
-    """Seconds of the slowest process, and a hash of what was answered."""
+    """Return the seconds of the slowest process, and a hash of the answers."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "benchmarks.shared_evaluation", "answer"],
@@ -50,7 +50,7 @@ def _timed(processes: int) -> tuple[float, str]:
 
 
 def _answer() -> None:
-    """Answer the prompts as one of the processes; the first one prints."""
+    """Answer the prompts as one of the processes; the first process prints."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -93,7 +93,7 @@ class _Tokens:
     pad_token_id, eos_token_id = 0, 1
 
     def decode(self, ids: Any, **_: Any) -> str:
-        """The numbers of the tokens."""
+        """Write the numbers of the tokens."""
         return " ".join(map(str, ids))
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/tables.py [--check]
 
-A table stands in a page between two comments. The first holds, as YAML, what it shows; the second is
-`<!-- end of table -->`; what is between them is written anew. Its first key is its kind:
+A table stands in a page between two comments. The first comment says in YAML what the table shows, and the
+second is `<!-- end of table -->`. Everything between them is written anew. The first key is the table's kind:
 
     <!-- table
     records: bench-regime
@@ -15,14 +15,14 @@ A table stands in a page between two comments. The first holds, as YAML, what it
       training: {a step with kif: a training step with KIF}
     -->
 
-`records` is a folder of benchmarks/results, and `rows` are the names that its records begin with, with
-words for the reader. A column is a measure (AP, BWT, FWT, steps, replayed, extra, kept, class), then the
-seeds, then `mean` for mean and standard deviation over them, and `order N` for another order of the tasks.
-A word in the place of the seeds is what a record is called otherwise (`AP plain` is of ROW.plain.json). A
-cell without a record stays empty, a measure that a record does not have is a dash.
+`records` is a folder of benchmarks/results. `rows` are the names that its records begin with, with words for
+the reader. A column is a measure (AP, BWT, FWT, steps, replayed, extra, kept, class), then the seeds, then
+`mean` for mean and standard deviation over them, and `order N` for another order of the tasks. If a record's
+name has another ending than a seed, write that in place of the seeds (`AP plain` reads ROW.plain.json). A
+cell without a record stays empty. A measure that a record does not have is a dash.
 
-The others are of benchmarks/results/speed.json: `speed` names entries of its sections, `by_task` shows
-sections side by side, and `section` shows one with `columns` such as `seconds: seconds .2f`.
+The other kinds show benchmarks/results/speed.json: `speed` names entries of its sections, `by_task` shows
+sections side by side, and `section` shows one section with `columns` such as `seconds: seconds .2f`.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ _TABLE = re.compile(r"(<!-- table\n(.*?)-->\n)(.*?)(<!-- end of table -->)", re.
 
 @dataclass(frozen=True)
 class Column:
-    """What a column shows of each row.
+    """What a column shows for each row.
 
     Attributes:
         measure: AP, BWT, FWT, steps, replayed, extra, kept or class.
-        endings: What follows the row's name in its records' file names.
-        mean: Whether mean and standard deviation are shown in place of each.
+        endings: What follows the row's name in the file names of its records.
+        mean: Whether mean and standard deviation are shown instead of each value.
     """
 
     measure: str
@@ -65,7 +65,7 @@ class Column:
 
     @classmethod
     def read(cls, text: str) -> Column:
-        """A column as a page writes it, such as `AP 0 1 2 order 3 mean`."""
+        """Read a column as a page writes it, such as `AP 0 1 2 order 3 mean`."""
         measure, *words = text.split()
         place = ""
         if "order" in words:
@@ -78,7 +78,7 @@ class Column:
         return cls(measure, endings, mean)
 
     def cell(self, folder: Path, row: str) -> str:
-        """What stands in this column of a row."""
+        """Return the text of this column's cell in a row."""
         files = [folder / f"{row}{ending}.json" for ending in self.endings]
         values = [measured(file)[self.measure] for file in files if file.is_file()]
         if self.measure in ("steps", "replayed", "extra", "kept", "class"):
@@ -94,7 +94,7 @@ class Column:
 
 @cache
 def measured(file: Path) -> dict[str, Any]:
-    """Everything that a column can show of one record."""
+    """Return everything that a column can show of one record."""
     record = RunRecord.model_validate(read_sealed(file)[0])
     kept = record.tasks[-1].kept_parameters
     return {
@@ -108,7 +108,7 @@ def measured(file: Path) -> dict[str, Any]:
 
 
 def lines_of_records(table: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Head and rows of a table of records."""
+    """Return head and rows of a table of records."""
     folder = RESULTS / table["records"]
     columns = {name: Column.read(str(text)) for name, text in table["columns"].items()}
     yield ["row", "what", *columns]
@@ -117,7 +117,7 @@ def lines_of_records(table: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def lines_of_speed(table: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Head and rows of a table of ratios: the time of the alternative by kifuse's own."""
+    """Return head and rows of a table of ratios: the alternative's time divided by kifuse's time."""
     found = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
     yield ["what", "against", "ratio (10% to 90% of the pairs)", "note"]
     for section, rows in table["speed"].items():
@@ -133,7 +133,7 @@ def lines_of_speed(table: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def lines_by_task(table: Mapping[str, Any]) -> Iterator[list[str]]:
-    """One row for each task that several sections of speed.json have, with each section's ratio."""
+    """Return one row for each task that several sections of speed.json have, with each section's ratio."""
     found = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
     ratios = {
         name: {each["name"].removeprefix("answers of "): f"{each['ratio']:.1f}" for each in found[section]}
@@ -145,7 +145,7 @@ def lines_by_task(table: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def lines_of_section(table: Mapping[str, Any]) -> Iterator[list[str]]:
-    """One row for each entry of a section of speed.json; a column is a key and how it is written."""
+    """Return one row for each entry of a section of speed.json; a column is a key and its number format."""
     found = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
     yield [*table["columns"]]
     for each in found[table["section"]]:
@@ -161,7 +161,7 @@ KINDS = {
 
 
 def table_of(text: str) -> str:
-    """A table as Markdown, from the YAML that says what it shows."""
+    """Make a table in Markdown from the YAML that says what it shows."""
     table = yaml.safe_load(text)
     lines = list(next(make for kind, make in KINDS.items() if kind in table)(table))
     lines.insert(1, ["---"] * len(lines[0]))
@@ -169,12 +169,12 @@ def table_of(text: str) -> str:
 
 
 def written(page: str) -> str:
-    """A page with every table written anew."""
+    """Return a page with every table written anew."""
     return _TABLE.sub(lambda found: f"{found[1]}\n{table_of(found[2])}\n{found[4]}", page)
 
 
 def main() -> None:
-    """Write all pages, or say which are not as the records are."""
+    """Write all pages, or say which pages do not agree with the records."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,1 +1,1 @@
-"""The parts of fuzz_inputs.py: odd values, mutations, and what is fed with them."""
+"""The parts of fuzz_inputs.py: odd values, mutations, and the readers that get them."""

@@ -1,4 +1,4 @@
-"""Rows of every format in files of every kind, damaged; and whether all that is in them is read or named."""
+"""Damaged rows of every format in files of every kind, and the check that all of it is read or named."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ KINDS += ["parquet", "saved"]
 
 
 def _text(rng: Random) -> str:
-    """A text with a mark that stands nowhere else."""
+    """Make a text with a mark that occurs nowhere else."""
     words = rng.choice(["ship", "Größe", "日本", "two\nlines", "a, b; c", "x"])
     return f"mark{rng.randrange(10**8):08} {words}"
 
@@ -104,7 +104,7 @@ FORMATS: dict[str, Callable[[Random], dict[str, Any]]] = {
 
 
 def _data_set(rows: Rows) -> Dataset:
-    """Rows as a data set; at deep values datasets takes twice as long for each level."""
+    """Make a data set of rows; with nested values, datasets takes twice as long for each level."""
     level: list[Any] = list(rows)
     for _ in range(20):
         level = [
@@ -116,13 +116,13 @@ def _data_set(rows: Rows) -> Dataset:
     if level:
         raise ValueError("values too deep for datasets")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    # named, as a name by hashing takes half a minute where rows have thousands of fields
+    # with a name: to make a name by hashing takes half a minute if rows have thousands of fields
     with mock.patch("datasets.arrow_dataset.generate_fingerprint", return_value="rows"):
         return Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
 
 
 def write(path: Path, kind: str, rows: Rows) -> Path:
-    """Write rows as a file, or folder, of a kind; the path is that without the ending."""
+    """Write rows as a file or folder of a kind; `path` has no ending."""
     file = path.with_name(f"{path.name}.{kind.rpartition('.')[2] if kind[-5:] == '.json' else kind}")
     file.parent.mkdir(parents=True, exist_ok=True)
     if kind == "saved":
@@ -155,12 +155,12 @@ def _bytes(kind: str, rows: Rows) -> bytes:
 
 
 def kind_of(path: Path) -> str:
-    """The kind of a file by its name; files of JSON are told by their first sign."""
+    """Return the kind of a file by its name; for JSON, by its first character."""
     return "saved" if path.is_dir() else path.name.partition(".")[2]
 
 
 def read(path: Path) -> Rows:
-    """Read rows again; raises ValueError or the like where that is not possible."""
+    """Read rows again; raises ValueError or a similar error if that is not possible."""
     kind = kind_of(path)
     if kind == "saved":
         found = load_from_disk(str(path))
@@ -187,7 +187,7 @@ def read(path: Path) -> Rows:
 
 
 def build(root: Path, rng: Random) -> None:
-    """Write two tasks, each in a format and kind of file of its own."""
+    """Write two tasks, each with its own format and kind of file."""
     for name in ("colour", "Früchte"):
         make, kind = rng.choice(list(FORMATS.values())), rng.choice(KINDS)
         single = rng.random() < 0.2
@@ -207,7 +207,7 @@ def build(root: Path, rng: Random) -> None:
 
 
 def damage(root: Path, rng: Random, outside: Path) -> None:
-    """Damage a value of a row, the bytes of a file, its name, or the tree of folders."""
+    """Damage a value of a row, the bytes of a file, its name, or the folder tree."""
     way = rng.random()
     if way < 0.12:
         mutations.mutate_tree(rng, root, outside)
@@ -249,10 +249,10 @@ def _rename(path: Path, rng: Random) -> None:
 
 
 def _damage_row(path: Path, rng: Random) -> None:
-    """Change a value, add a field, or rename a column; the file stays one of its kind."""
+    """Change a value, add a field, or rename a column; the file keeps its kind."""
     try:
         rows, kind = read(path), kind_of(path)
-    except Exception as error:  # the damage before this one left no rows
+    except Exception as error:  # after the damage before, no rows are left
         raise ValueError(path) from error
     way = rng.random()
     if way < 0.25:
@@ -276,7 +276,7 @@ def _damage_row(path: Path, rng: Random) -> None:
         names = list(dict.fromkeys(name for row in rows for name in row))
         rows = [{name: row.get(name, "") for name in names} for row in rows]
     if kind in ("parquet", "saved"):
-        _data_set(rows)  # raises, else writes
+        _data_set(rows)  # raises an error, or the rows can be written
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         write(path.with_name(path.name.removesuffix(".parquet")), kind, rows)
     else:
@@ -287,7 +287,7 @@ def _damage_row(path: Path, rng: Random) -> None:
 
 
 def load(root: Path, rng: Random) -> TaskStream:
-    """Read all of it."""
+    """Read all tasks of the folder."""
     return read_stream(root)
 
 
@@ -298,7 +298,7 @@ def build_rows(root: Path, rng: Random) -> None:
 
 
 def damage_rows(root: Path, rng: Random, outside: Path) -> None:
-    """Damage one of them."""
+    """Damage one of the rows."""
     _damage_row(root / "rows.json", rng)
 
 
@@ -313,7 +313,7 @@ def load_rows(root: Path, rng: Random) -> TaskStream:
     )
     try:
         data = holder(rows)
-    except Exception:  # the libraries take fewer rows than kifuse
+    except Exception:  # the libraries accept fewer rows than kifuse
         data = rows
     try:
         return TaskStream("rows", (as_task(data, name="t", to_learn=False),))
@@ -330,10 +330,10 @@ def _by_split(rows: Rows, make: Callable[[Rows], Any] = list) -> Mapping[str, An
 
 
 def undropped(stream: TaskStream, root: Path) -> str:
-    """Say what stands in the files and is neither read nor named; empty where there is no such thing.
+    """Say what is in the files and is neither read nor named; empty if there is no such thing.
 
-    Every text of the data holds a mark. One that is in a file must be in an example, or the file or field
-    that holds it must be named among what was passed over.
+    Every text of the data holds a mark. A mark that is in a file must be in an example, or the notes about
+    unread data must name the file or field that holds it.
     """
     read_marks = {mark for task in stream for mark in _marks_of([*task.train, *task.dev, *task.test])}
     said = " ".join([*stream.passed_over, *(note for task in stream for note in task.passed_over)])
@@ -361,7 +361,7 @@ def _marks_of(examples: Sequence[Example]) -> Iterator[str]:
 
 
 def _places(path: Path) -> dict[str, set[str]]:
-    """The marks in a file, with the fields that hold them and the splits."""
+    """Return the marks in a file, with the fields and splits that hold them."""
     found: dict[str, set[str]] = defaultdict(set)
     holder = path.parent if _inside_saved(path) else path
     try:

@@ -1,4 +1,4 @@
-"""What can be wrong with a file: seeded mutations of bytes, lines, JSON, YAML and folders."""
+"""Damage files at random, from a seed: mutations of bytes, lines, JSON, YAML and folders."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fuzzing.values import DEEP, LONG, NAMES, NUMBERS, TEXTS, YAML_VALUES
 
 
 class Raw(str):
-    """Text that stands in a JSON file as it is, for what json.dumps would not write."""
+    """Text that is written into a JSON file as it is, for things that json.dumps would not write."""
 
 
 class Pairs(list[tuple[str, Any]]):
-    """An object with its keys in order, some perhaps twice."""
+    """A JSON object with its keys in order; a key may occur twice."""
 
 
 def odd_value(rng: Random) -> Any:
-    """A JSON value that belongs nowhere."""
+    """Draw a JSON value that fits nowhere."""
     kind = rng.randrange(6)
     if kind == 0:
         return rng.choice(TEXTS)
@@ -43,7 +43,7 @@ def odd_value(rng: Random) -> Any:
 
 
 def write_json(value: Any) -> str:
-    """JSON with raw parts and keys given twice."""
+    """Write JSON with raw parts, and with keys that occur twice."""
     if isinstance(value, Raw):
         return str(value)
     if isinstance(value, Pairs):
@@ -160,7 +160,7 @@ def _lines(rng: Random, data: bytes) -> bytes:
     at = rng.randrange(len(lines))
     kind = rng.randrange(6)
     if kind == 0:
-        # a line that another mutation made long is not repeated to more than the machine's due
+        # do not repeat a line that another mutation made long: it would fill the machine's memory
         times = min(rng.choice([1, 3, 1000]), max(1, 32 * LONG // max(1, len(lines[at]))))
         lines[at:at] = [lines[at]] * times
     elif kind == 1:
@@ -203,7 +203,7 @@ _BYTES: list[Callable[[Random, bytes], bytes]] = [_flip, _insert, _cut, _lines, 
 
 
 def mutate_json(rng: Random, data: bytes, *, lines: bool) -> bytes:
-    """Change a value inside a JSON file or one line of a JSON Lines file, keeping the rest sound."""
+    """Change a value in a JSON file, or in one line of a JSON Lines file; the rest stays sound."""
     if not lines:
         return write_json(mutate_value(rng, json.loads(data))).encode("utf-8", "surrogatepass")
     rows = data.splitlines()
@@ -213,7 +213,7 @@ def mutate_json(rng: Random, data: bytes, *, lines: bool) -> bytes:
 
 
 def yaml_bomb(rng: Random) -> str:
-    """A few lines that would unfold to billions of values; ends with an alias to all of them as ``boom``."""
+    """Write a few lines that would unfold to billions of values; the alias ``boom`` at the end is all of them."""
     levels, wide = rng.choice([9, 12, 30]), rng.choice([2, 9])
     kind = rng.randrange(3)
     lines = ["a0: &a0 {x: 1}" if kind == 2 else "a0: &a0 [lol, lol]" if kind == 0 else "a0: &a0 {k: lol}"]
@@ -267,7 +267,7 @@ def mutate_yaml(rng: Random, data: bytes) -> bytes:
 
 
 def overrides(rng: Random, keys: list[str]) -> list[str]:
-    """Settings as the command line would give them."""
+    """Draw settings as the command line would give them."""
     odd = ["", "=", ".", "a..b", "training", "training.", ".training", "training.epochs.x", "method", "=1"]
     odd += [
         "__class__",
@@ -283,7 +283,7 @@ def overrides(rng: Random, keys: list[str]) -> list[str]:
         key = rng.choice(keys) if rng.random() < 0.7 else rng.choice(odd)
         value = rng.choice(YAML_VALUES)
         if rng.random() < 0.1:
-            # one line: every alias is defined inside the value itself
+            # one line, so every alias is defined inside the value itself
             inner = "&b0 [lol, lol]"
             for level in range(1, 25):
                 inner = f"&b{level} [{inner}, *b{level - 1}, *b{level - 1}]"
@@ -293,7 +293,7 @@ def overrides(rng: Random, keys: list[str]) -> list[str]:
 
 
 def mutate_tree(rng: Random, root: Path, outside: Path) -> str:
-    """Put something else where a file or folder of the data should be; says what."""
+    """Put something else in the place of a file or folder of the data; return what it is."""
     entries = sorted(path for path in root.rglob("*") if not path.is_symlink())
     files = [path for path in entries if path.is_file()]
     path = rng.choice(entries)

@@ -1,4 +1,4 @@
-"""Sound files of every kind that kifuse reads, small and seeded."""
+"""Write sound files of every kind that kifuse reads. They are small and depend on a seed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _text(rng: Random) -> str:
 
 
 def _json(path: Path, value: Any) -> None:
-    # half of the files have one line, the others many
+    # half of the files have one line, the others have many
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         json.dumps(value, indent=1 if len(path.name) % 2 else None, ensure_ascii=False), encoding="utf-8"
@@ -61,7 +61,7 @@ def build_superni(root: Path, rng: Random) -> None:
 
 
 def build_pairs(root: Path, rng: Random, form: int | None = None) -> None:
-    """Write JSON Lines of pairs in one of the arrangements that are read."""
+    """Write pairs as JSON Lines, in one of the arrangements that kifuse reads."""
     form = rng.randrange(4) if form is None else form
     for task in ("colour", "Früchte"):
         settings = {
@@ -162,7 +162,7 @@ def build_record(root: Path, rng: Random) -> None:
         tasks=tasks,
         scores=[ScoreRecord(after=a, task=t, score=50.0, valid=100.0, n=3, seconds=0.1) for a, t in cells],
     ).save(root)
-    # unsealed, as an earlier kifuse wrote it: damage is then looked for by every other check
+    # without a seal, as an earlier kifuse wrote it, so that all other checks must find the damage
     write_json(root / "record.json", read_sealed(root / "record.json")[0])
 
 
@@ -176,7 +176,7 @@ def build_memory(root: Path, rng: Random) -> None:
 
 
 def build_tensors(root: Path, rng: Random) -> None:
-    """Write a safetensors file as a method's state."""
+    """Write a method's state as a safetensors file."""
     import torch
 
     dtypes = [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.float16]

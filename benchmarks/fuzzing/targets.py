@@ -1,4 +1,4 @@
-"""What is fed with damaged files: how sound ones are written, read, checked and damaged, for each kind."""
+"""The kinds of input that are fuzzed: for each, how sound files are written, damaged, read and checked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kifuse.tasks.readers import LAYOUTS
 
 
 class Fault(AssertionError):
-    """A property that does not hold."""
+    """An object that was read lacks a property that it must have."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Target:
 
     Attributes:
         build: Writes sound files into an empty folder.
-        load: Reads the folder; the second argument draws how.
-        check: Raises Fault when what was read does not hold what it promises.
-        damage: Damages the files; the default knows JSON and bytes.
+        load: Reads the folder; the second argument decides at random how.
+        check: Raises Fault if the object that was read is not valid.
+        damage: Damages the files; the default works on JSON and bytes.
     """
 
     build: Callable[[Path, Random], None]
@@ -47,7 +47,7 @@ class Target:
 
 
 def expect(holds: bool, what: str) -> None:
-    """Raise Fault unless something holds."""
+    """Raise Fault with the message `what` unless `holds`."""
     if not holds:
         raise Fault(what)
 
@@ -56,7 +56,7 @@ def expect(holds: bool, what: str) -> None:
 
 
 def load_stream(root: Path, rng: Random) -> TaskStream:
-    """Read a folder as a user would: all of it, some tasks, a part of it, or through a configuration."""
+    """Read a folder as a user would: all of it, some tasks, some examples, or through a configuration."""
     order = None
     if rng.random() < 0.15:
         order = rng.choices([*NAMES, "yelp", "1572", "colour"], k=rng.choice([1, 2]))
@@ -79,13 +79,13 @@ def load_stream(root: Path, rng: Random) -> TaskStream:
 
 
 def load_configuration(root: Path, rng: Random) -> RunConfig:
-    """Read a configuration with or without settings of the command line."""
+    """Read a configuration, with or without settings from the command line."""
     settings = mutations.overrides(rng, sound.CONFIG_KEYS) if rng.random() < 0.3 else []
     check = rng.random() < 0.1
     try:
         return load_config(root / "run.yaml", parse_overrides(settings), check_files=check)
     except KifuseError as error:
-        # an error in a setting names the setting in the place of a file
+        # an error in a setting names the setting instead of a file
         expect(
             str(root) in str(error) or (bool(settings) and "--set" in str(error)), f"no place named: {error}"
         )
@@ -101,7 +101,7 @@ def load_memory(root: Path, rng: Random) -> MemoryBuffer:
 
 
 def safe_name(name: str) -> bool:
-    """Whether a name can be a file's on Linux, macOS and Windows; written apart from kifuse's own rule."""
+    """Return whether a name can be a file name on Linux, macOS and Windows; does not use kifuse's rule."""
     stem = name.split(".")[0].strip().upper()
     reserved = {
         "CON",
@@ -122,14 +122,14 @@ def safe_name(name: str) -> bool:
 
 
 def check_texts(*texts: Any) -> None:
-    """Every text must be one that UTF-8 can hold."""
+    """Check that UTF-8 can hold every text."""
     for text in texts:
         expect(isinstance(text, str), f"not a text: {text!r:.80}")
         text.encode("utf-8")
 
 
 def check_example(example: Example) -> None:
-    """An example asks something and accepts something."""
+    """Check that an example has a question and an accepted answer."""
     check_texts(example.head, example.body, example.tail)
     expect(bool(example.input.strip() or example.target.strip()), "neither an input nor a text to continue")
     expect(isinstance(example.references, tuple) and len(example.references) > 0, "no reference")
@@ -139,7 +139,7 @@ def check_example(example: Example) -> None:
 
 
 def check_stream(stream: TaskStream, root: Path) -> None:
-    """Names are file names, examples are whole, and a run can write what it writes of them."""
+    """Check that names are file names, examples are whole, and a run can write its files about them."""
     check_texts(stream.name, *stream.warnings)
     expect(len(stream) > 0, "no task")
     alike = {unicodedata.normalize("NFC", task.name.casefold()) for task in stream}
@@ -173,7 +173,7 @@ def check_stream(stream: TaskStream, root: Path) -> None:
 
 
 def check_formats(stream: TaskStream, root: Path) -> None:
-    """As `check_stream`, and nothing that stands in the data was dropped without a word."""
+    """Check as `check_stream`, and that nothing in the data was dropped in silence."""
     check_stream(stream, root)
     expect(not (dropped := formats.undropped(stream, root)), dropped)
 
@@ -184,7 +184,7 @@ def _write(path: Path, task: Task) -> None:
 
 
 def check_config(config: RunConfig, root: Path) -> None:
-    """Written out and read again it is the same."""
+    """Check that the configuration is the same after it is written and read again."""
     text = to_yaml(config)
     write_text(root.parent / "out" / "config.yaml", text)
     expect(load_config(root.parent / "out" / "config.yaml") == config, "changed by writing and reading")
@@ -193,7 +193,7 @@ def check_config(config: RunConfig, root: Path) -> None:
 
 
 def check_record(record: RunRecord, root: Path) -> None:
-    """It can be saved, read again and summed up."""
+    """Check that the record can be saved, read again and summed up."""
     record.save(root.parent / "out")
     expect(RunRecord.load(root.parent / "out").tasks == record.tasks, "changed by writing and reading")
     for task in record.tasks:
@@ -205,7 +205,7 @@ def check_record(record: RunRecord, root: Path) -> None:
 
 
 def check_memory(memory: MemoryBuffer, root: Path) -> None:
-    """It holds whole examples, as many of each task as it may, and writes itself out."""
+    """Check that the memory holds whole examples, not too many of each task, and can be written."""
     expect(len(memory) == sum(len(memory.examples(name)) for name in memory.tasks), "size")
     for name in memory.tasks:
         expect(safe_name(name), f"unsafe name {name!r}")
@@ -221,7 +221,7 @@ def check_memory(memory: MemoryBuffer, root: Path) -> None:
 
 
 def check_tensors(found: Any, root: Path) -> None:
-    """Tensors are no larger than their file."""
+    """Check that tensors are not larger than their file."""
     tensors, metadata = found
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     expect(held <= (root / "method.safetensors").stat().st_size, "larger than its file")
@@ -232,7 +232,7 @@ def check_tensors(found: Any, root: Path) -> None:
 
 
 def damage_files(root: Path, rng: Random, outside: Path) -> None:
-    """Damage one file, or the tree, of a folder of JSON."""
+    """Damage one file of a folder of JSON, or the folder tree."""
     if rng.random() < 0.2:
         mutations.mutate_tree(rng, root, outside)
         return
@@ -242,7 +242,7 @@ def damage_files(root: Path, rng: Random, outside: Path) -> None:
 
 def damage_file(path: Path, rng: Random) -> None:
     """Damage one JSON or JSON Lines file."""
-    if not path.is_file():  # a pipe, where the damage before this one put it
+    if not path.is_file():  # a pipe, which the damage before this one made
         return
     data = path.read_bytes()
     if rng.random() < 0.6:
@@ -254,12 +254,12 @@ def damage_file(path: Path, rng: Random) -> None:
 
 
 def damage_task_json(root: Path, rng: Random, outside: Path) -> None:
-    """Damage the settings of a task only."""
+    """Damage only the settings of a task."""
     damage_file(rng.choice(sorted(root.glob("*/task.json"))), rng)
 
 
 def damage_config(root: Path, rng: Random, outside: Path) -> None:
-    """Damage a configuration, or nothing where the settings are odd."""
+    """Damage a configuration, or nothing if the settings are already odd."""
     path = root / "run.yaml"
     if not path.is_file():
         return

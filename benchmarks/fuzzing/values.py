@@ -1,4 +1,4 @@
-"""Names, texts, numbers and YAML values that belong nowhere."""
+"""Odd names, texts, numbers and YAML values, which fit nowhere."""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@
                                                                evaluation, products, growth, start
     python -m benchmarks.speed --only published_tasks --data FOLDER [--precision fp32] [--rows 1]
 
-Every figure is a ratio: the time of the alternative by kifuse's own, above 1 where kifuse is the faster,
-measured in turn in the same process, or in two processes in turn for answers. They are written to
-benchmarks/results/speed.json; the table names the last ones beside them.
+Every figure is a ratio: the alternative's time divided by kifuse's time, above 1 if kifuse is faster. Both
+are measured in turn in the same process, or for answers in two processes in turn. The figures are written to
+benchmarks/results/speed.json. The printed table shows the last ones beside the new ones.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from rich.table import Table
 RESULTS = Path(__file__).parents[1] / "results" / "speed.json"
 COMPARISONS = ("identification", "selection", "training", "evaluation", "products")
 WITH_DATA = "published_tasks"
-"""The comparison that needs the papers' data, which is not kifuse's to bring along."""
+"""The comparison that needs the papers' data, which kifuse may not include."""
 ROWS = (8, 1)
 GROWTH = (1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 
 
 def main() -> None:
-    """Measure what was asked for, keep it, show it."""
+    """Measure what was asked for, write the figures and print them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def show(console: Console, found: dict[str, Any], before: dict[str, Any]) -> None:
-    """The table of ratios, then the absolute figures."""
+    """Print the table of ratios, then the absolute figures."""
     table = Table("what", "ours", "against", "ratio", "10-90%", "ours ms", "last", "note")
     with_data = [f"{WITH_DATA}_{precision}_{rows}" for precision in PRECISIONS for rows in ROWS]
     for part in (*COMPARISONS, *with_data):

@@ -1,10 +1,10 @@
-"""Answers to test examples: kifuse's greedy generation beside plain `generate`, in bf16 and in float32.
+"""Compare kifuse's greedy generation of answers with plain `generate`, in bf16 and in float32.
 
-A model learns one task with labels and one with free answers, a minute each. It then answers both, and a task
-that it has not learned yet, as a stream's evaluation does. The alternative is what a user of PEFT and Trainer
-runs, in a process of its own that works in turn with this one: float32 weights under the same autocast,
-transformers' own attention, batches of eight in the order of the data, padded on the left, `model.generate`
-with as many new tokens as kifuse allows the task; and the same with one prompt at a time.
+A model learns one task with labels and one with free answers, for a minute each. Then it answers both, and a
+task that it has not learned yet, as in the evaluation of a stream. The alternative is what a user of PEFT and
+Trainer runs, in a process of its own that works in turn with this one: float32 weights under the same
+autocast, transformers' own attention, batches of eight in the order of the data, padded on the left, and
+`model.generate` with as many new tokens as kifuse allows the task. It is also run with one prompt at a time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ INSTRUCTIONS = {
 
 
 def tasks() -> list[Task]:
-    """Three jobs of the support desk, with instructions and labels as the published benchmarks have them."""
+    """Return three jobs of the support desk, with instructions and labels as in the published benchmarks."""
     found = []
     for task in load_benchmark("support-desk").tasks[:3]:
         rows = {
@@ -62,7 +62,7 @@ def tasks() -> list[Task]:
 
 
 def learned(folder: Path, quick: bool) -> Path:
-    """An adapter that has learned the first and the third task."""
+    """Make an adapter that has learned the first and the third task."""
     settings = {
         "model": {"adapter": {"dropout": 0.0}},
         "data": {"max_input": 128, "max_target": MOST, "train_examples": 16 if quick else 160},
@@ -94,7 +94,7 @@ def _compare_in(precision: str, adapter: Path, quick: bool) -> list[Ratio]:
 
 
 def evaluator_of(adapter: Path, max_input: int, precision: str) -> Evaluator:
-    """A run's evaluator of SmolLM2 with an adapter."""
+    """Make a run's evaluator of SmolLM2 with an adapter."""
     backbone = load_backbone("smollm2-135m", precision=precision)
     model = PeftModel.from_pretrained(backbone.model, str(adapter)).eval()
     shrink_frozen(model, backbone.precision)
@@ -102,7 +102,7 @@ def evaluator_of(adapter: Path, max_input: int, precision: str) -> Evaluator:
 
 
 def evaluator_with(model: PeftModel, backbone: Backbone, max_input: int) -> Evaluator:
-    """An evaluator of a model, with a run's own batches."""
+    """Make an evaluator of a model, with the same batches as in a run."""
     encoder = Encoder(backbone.tokenizer, encoder_decoder=False, max_input=max_input, max_target=MOST)
     return Evaluator(
         model,
@@ -116,14 +116,14 @@ def evaluator_with(model: PeftModel, backbone: Backbone, max_input: int) -> Eval
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers to one task, timed.
+    """The timed answers to one task.
 
     Attributes:
-        ratio: The sum of it.
+        ratio: The result.
         times: Pairs of seconds.
-        texts: How many are the same.
-        scores: How many have the same score.
-        batched: Beside one prompt at a time: how many of its texts plain generation in batches gives, too.
+        texts: How many texts are the same.
+        scores: How many texts have the same score.
+        batched: For one prompt at a time: how many of its texts plain generation in batches gives, too.
     """
 
     ratio: Ratio

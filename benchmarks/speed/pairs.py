@@ -1,4 +1,4 @@
-"""Two ways to do the same thing, timed in turn, so that a machine whose speed drifts compares them fairly."""
+"""Time two ways to do the same thing in turn, which is fair even if the machine's speed changes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Ratio:
-    """How long `ours` takes, beside `theirs`.
+    """How long `ours` takes, compared with `theirs`.
 
     Attributes:
         name: What was compared.
-        ours: What ours is.
+        ours: What our way is.
         theirs: What it is compared with.
-        ratio: Median over the pairs of time of theirs by time of ours: above 1, ours is the faster.
-        low: 10% of the pairs are below.
-        high: 10% are above.
-        ours_ms: Median time of ours, milliseconds.
-        theirs_ms: The same of theirs.
-        pairs: How many.
+        ratio: The median over the pairs of theirs divided by ours: above 1, ours is faster.
+        low: 10% of the pairs are below this ratio.
+        high: 10% of the pairs are above this ratio.
+        ours_ms: Median time of ours, in milliseconds.
+        theirs_ms: Median time of theirs, in milliseconds.
+        pairs: How many pairs were timed.
         note: What else was found.
     """
 
@@ -38,7 +38,7 @@ class Ratio:
     note: str = ""
 
     def json(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the result as JSON."""
         return asdict(self)
 
 
@@ -63,7 +63,7 @@ def ratio(name: str, ours: str, theirs: str, times: list[tuple[float, float]], n
 def in_turn(
     a: Callable[[], object], b: Callable[[], object], pairs: int, warm_up: int = 1
 ) -> list[tuple[float, float]]:
-    """Time two calls one after the other, changing which comes first."""
+    """Time two calls one after the other, and change each time which one comes first."""
     for _ in range(warm_up):
         a()
         b()
@@ -76,7 +76,7 @@ def in_turn(
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Return how long a call takes, in seconds."""
     began = time.perf_counter()
     call()
     return time.perf_counter() - began

@@ -1,7 +1,7 @@
-"""What a user of PEFT and Trainer runs for answers, in a process of its own.
+"""Generate answers as a user of PEFT and Trainer does, in a process of its own.
 
-Nothing of kifuse's evaluation touches that process: not its attention, and not the memory that it keeps from
-layer to layer. Of kifuse it has the loader alone, since the model comes as a GGUF file with a tokenizer.
+No part of kifuse's evaluation touches that process: neither its attention nor the memory that it keeps from
+layer to layer. The process uses only kifuse's loader, since the model comes as a GGUF file with a tokenizer.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ class PlainUser:
         self._connection = connection
 
     def answers(self, prompts: list[list[int]], rows: int, most: int) -> list[str]:
-        """The text for each prompt, from `model.generate` on so many prompts at once."""
+        """Return the text for each prompt, from `model.generate` on `rows` prompts at once."""
         self._connection.send((prompts, rows, most))
         return self._connection.recv()
 
 
 @contextmanager
 def plain_user(adapter: Path, precision: str) -> Iterator[PlainUser]:
-    """A process with SmolLM2 and an adapter, for as long as the block lasts."""
+    """Start a process with SmolLM2 and an adapter, for as long as the block lasts."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, str(adapter), precision), daemon=True)
     process.start()
     there.close()
-    here.recv()  # it has loaded the model, and takes no time from what is measured here
+    here.recv()  # the process has loaded the model, and takes no more time from the measurement here
     try:
         yield PlainUser(here)
     finally:
@@ -48,7 +48,7 @@ def _serve(connection: Connection, adapter: str, precision: str) -> None:
     from kifuse.models.loading import load_backbone
 
     plain = load_backbone("smollm2-135m", precision=precision)
-    # transformers' own choice; kifuse loads a model for a CPU with another
+    # the attention that transformers itself chooses; kifuse loads a model for a CPU with another one
     plain.model.set_attn_implementation("sdpa")
     model = PeftModel.from_pretrained(plain.model, adapter).eval()
     connection.send("ready")
@@ -62,7 +62,7 @@ def _serve(connection: Connection, adapter: str, precision: str) -> None:
 
 
 def _generate(model: Any, tokenizer: Any, prompts: list[list[int]], rows: int, most: int) -> list[str]:
-    """Batches in the order of the data, padded on the left, `model.generate`."""
+    """Generate with `model.generate` in batches in the order of the data, padded on the left."""
     import torch
 
     found = []

@@ -1,7 +1,7 @@
-"""Answers with oneDNN's packed weights and with torch's own products; adapters merged and beside the weights.
+"""Time answers with oneDNN's packed weights or torch's own products, with adapters merged or not merged.
 
-The adapter is on every linear layer, as wide as one task's and as wide as eight tasks' stacked. All else is
-kifuse's own evaluation on both sides.
+The adapter is on every linear layer. Its rank is that of one task, or that of eight stacked tasks. Everything
+else is kifuse's own evaluation on both sides.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kifuse.models.loading import load_backbone, shrink_frozen
 
 
 def compare(quick: bool) -> list[Ratio]:
-    """Time the answers without one of the two, for each of them."""
+    """Time the answers without packed weights, and without merged adapters, against both."""
     plain = patch.object(products, "_dtypes", lambda: frozenset[torch.dtype]())
     beside = patch.object(products, "adapted_layers", lambda *_: [])
     packed = ("weights packed", "torch's own products", plain)
@@ -42,7 +42,7 @@ def _evaluator(precision: str, rank: int) -> Evaluator:
 
 def _compare_one(precision: str, rank: int, ours: str, theirs: str, change: Any, quick: bool) -> Ratio:
     evaluator, task = _evaluator(precision, rank), tasks()[0]
-    # so many that bf16 is worth packing
+    # so many that packing is worth it in bf16
     encoded = evaluator.encoder.encode_many((*task.test, *task.train)[: 128 if quick else 192])
     texts: dict[str, list[str]] = {}
 

@@ -1,12 +1,13 @@
-"""Answers to the fifteen closed-label tasks of Long Sequence, beside plain `generate`.
+"""Time the answers to the fifteen tasks with labels of Long Sequence, against plain `generate`.
 
-The prompts are the papers' own, up to 512 tokens of instruction, options and text. A model learns a mixture
-of all fifteen tasks first, so that it answers with their labels, as at the end of a stream. Beside batches of
-eight all test examples are asked, as the papers do; beside one prompt at a time the first 64 of each task.
-The throughput of the whole evaluation is the ratio over all tasks; one more for each task says where it comes
-from.
+The prompts are the papers' own, up to 512 tokens of instruction, options and text. First a model learns a
+mixture of all fifteen tasks, so that it answers with their labels, as at the end of a stream. Against batches
+of eight all test examples are asked, as in the papers; against one prompt at a time, the first 64 of each
+task. The ratio over all tasks is the throughput of the whole evaluation; one more ratio for each task says
+where it comes from.
 
-It takes half an hour, so each task's figures are kept as they come, and a run that was cut short goes on.
+It takes half an hour. So each task's figures are kept as soon as they are there, and a run that was
+interrupted goes on.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ def compare(quick: bool, data: Path, precision: str, rows: int, results: Path) -
     """Time the answers to every task, and sum them up.
 
     Args:
-        quick: Few examples.
+        quick: Whether to use only a few examples.
         data: The folder with the benchmark's data.
         precision: `bf16` or `fp32`.
-        rows: Prompts that plain generation takes at once.
-        results: Folder for what is measured so far; it is removed at the end.
+        rows: How many prompts plain generation takes at once.
+        results: Folder for the figures so far; it is removed at the end.
     """
     tasks = load_benchmark("long-sequence", ORDER, data).tasks
     most = 4 if quick else ASKED_ALONE if rows == 1 else None
@@ -53,7 +54,7 @@ def compare(quick: bool, data: Path, precision: str, rows: int, results: Path) -
         with _learned(tasks, 1 if quick else TRAINED) as adapter, plain_user(adapter, precision) as user:
             evaluator = evaluator_of(adapter, 512, precision)
             for number, task in enumerate(missing, len(chosen) - len(missing) + 1):
-                # once each: the answers take minutes
+                # each way runs once: the answers take minutes
                 one = compare_one(task, "labels", evaluator, user, rows, 1, 0)
                 write_text(files[task.name], json.dumps(asdict(one)) + "\n")
                 print(f"task {number} of {len(chosen)}: {one.ratio.name}: {one.ratio.ratio:.2f}", flush=True)
@@ -73,7 +74,7 @@ def compare(quick: bool, data: Path, precision: str, rows: int, results: Path) -
 
 @contextmanager
 def _learned(tasks: Sequence[Task], examples: int) -> Iterator[Path]:
-    """An adapter that has learned so many examples of each task, for as long as the block lasts."""
+    """Make an adapter that has learned `examples` examples of each task, for as long as the block lasts."""
     mixture = tuple(one for task in tasks for one in task.train[:examples])
     mixed = replace(tasks[0], name="all", train=mixture, dev=(), test=mixture[:1], labels=None)
     settings = {
@@ -88,6 +89,6 @@ def _learned(tasks: Sequence[Task], examples: int) -> Iterator[Path]:
 
 
 def _read(file: Path) -> Answers:
-    """What was measured of one task."""
+    """Read what was measured for one task."""
     found = json.loads(file.read_text("utf-8"))
     return Answers(**{**found, "ratio": Ratio(**found["ratio"])})

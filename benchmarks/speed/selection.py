@@ -1,4 +1,4 @@
-"""Selection of the top 20% at growing sizes: time and memory grow linearly."""
+"""Time the selection of the top 20% at growing sizes, and its memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SORTED_UP_TO = 100_000_000
 
 
 def compare(quick: bool) -> list[Ratio]:
-    """Time exact selection beside a sort of everything."""
+    """Time exact selection against sorting everything."""
     results = []
     for size in (1_000_000,) if quick else (1_000_000, 10_000_000, SORTED_UP_TO):
         values = [torch.rand(part) for part in (size // 2, size - size // 2)]
@@ -42,7 +42,7 @@ def compare(quick: bool) -> list[Ratio]:
 
 
 def growth(sizes: tuple[int, ...]) -> list[dict[str, float]]:
-    """Seconds and bytes beyond the scores themselves, each size in a process of its own."""
+    """Measure seconds and bytes beyond the scores themselves, each size in a process of its own."""
     found = []
     for size in sizes:
         code = f"from benchmarks.speed.selection import measure; measure({size})"
@@ -53,7 +53,7 @@ def growth(sizes: tuple[int, ...]) -> list[dict[str, float]]:
 
 
 def measure(size: int) -> None:
-    """Print seconds and MiB that a selection among so many scalars takes."""
+    """Print the seconds and MiB that a selection among `size` scalars takes."""
     values = [torch.empty(part).uniform_() for part in [size // 8] * 8]
     top_fraction_threshold(values[:1], 0.2)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

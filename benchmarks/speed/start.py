@@ -1,4 +1,4 @@
-"""How long it takes until something happens: the import, and a second start up to its first step."""
+"""Time how long a user waits at the start: for the import, and for the first step of a second start."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ run(RunConfig.model_validate({
 
 
 def measure(quick: bool) -> list[dict[str, Any]]:
-    """Seconds of each, median over some processes."""
+    """Return the seconds of both, each the median over some processes."""
     times = 2 if quick else 5
     imports = [float(_run(IMPORT)) for _ in range(times)]
     first = []

@@ -1,4 +1,4 @@
-"""A training step: with and without identification, and with the loss on target positions or on all."""
+"""Time a training step with and without a method, and with the loss on target positions or on all."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ ROWS, LENGTH, TARGET = 8, 128, 4
 
 
 def examples(vocabulary: int, count: int) -> list[Encoded]:
-    """Random ids: 124 of a prompt, 4 of a target."""
+    """Make examples of random token ids: 124 of a prompt, 4 of a target."""
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(10, vocabulary, (count, LENGTH), generator=draw).tolist()
     return [Encoded(row[:-TARGET], row[-TARGET:], cut=False) for row in rows]
 
 
 def backbone(name: str) -> tuple[Backbone, Any]:
-    """SmolLM2-135M (or another name of `kifuse ls models`) with the default adapter, no dropout."""
+    """Load SmolLM2-135M (or another model of `kifuse ls models`) with the default adapter and no dropout."""
     found = load_backbone(name)
     adapter = RunConfig.model_validate(
         {
@@ -47,7 +47,7 @@ def backbone(name: str) -> tuple[Backbone, Any]:
 
 
 class Clocked(MethodCallback):
-    """Drives a method and takes the time of its hooks.
+    """Drives a method and measures the time of its hooks.
 
     Attributes:
         active: Whether the hooks are on in this step.
@@ -67,20 +67,20 @@ class Clocked(MethodCallback):
             super().on_step_begin(args, state, control, **kwargs)
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The hook, where it is on."""
+        """Call the hook, if hooks are on."""
         self._timed(super().on_pre_optimizer_step, *args, **kwargs)
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The hook, where it is on."""
+        """Call the hook, if hooks are on."""
         self._timed(super().on_optimizer_step, *args, **kwargs)
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """The hook, where it is on; stop the clock."""
+        """Call the hook, if hooks are on, and stop the clock."""
         self._timed(super().on_step_end, *args, **kwargs)
         self.stopped(time.perf_counter() - self.began)
 
     def stopped(self, seconds: float) -> None:
-        """A step has taken so long."""
+        """Take note of the seconds of a step."""
         raise NotImplementedError
 
     def _timed(self, hook: Any, *args: Any, **kwargs: Any) -> None:
@@ -91,7 +91,7 @@ class Clocked(MethodCallback):
 
 
 class InTurn(Clocked):
-    """Drives a method in every other step; the steps between are plain training."""
+    """Drives a method in every other step; the steps in between are plain training."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -99,7 +99,7 @@ class InTurn(Clocked):
         self.hooks = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Every other step is plain."""
+        """Turn the hooks off in every other step."""
         self.active = state.global_step % 2 == 0
         super().on_step_begin(args, state, control, **kwargs)
         if self.active:
@@ -111,7 +111,7 @@ class InTurn(Clocked):
             self.guard.clear()
 
     def stopped(self, seconds: float) -> None:
-        """Keep whether the hooks were on, too."""
+        """Also keep whether the hooks were on."""
         self.times.append((self.active, seconds))
         self.hooks += self.inside
 
@@ -122,10 +122,10 @@ class Rounds(Clocked):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.times: list[tuple[float, float]] = []
-        """(seconds of a step, of these in hooks beside passes)."""
+        """Pairs: the seconds of a step, and those of them in hooks, without forward and backward passes."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Have the passes of memory steps counted apart."""
+        """Count the passes of memory steps separately."""
         super().on_train_begin(args, state, control, **kwargs)
         context = self.running()
         backward = context._backward
@@ -139,12 +139,12 @@ class Rounds(Clocked):
         context._backward = counted
 
     def stopped(self, seconds: float) -> None:
-        """Keep what the hooks took, too."""
+        """Also keep the time of the hooks."""
         self.times.append((seconds, self.inside))
 
 
 def rounds(name: str, count: int) -> Ratio:
-    """Rounds of Recurrent-KIF, memory steps and fusions, beside their forward and backward passes alone."""
+    """Time rounds of Recurrent-KIF with memory steps and fusions, against their passes alone."""
     base, model = backbone(name)
     encoded = examples(base.model.config.vocab_size, ROWS * 2)
     method = build_method("recurrent-kif", {})
@@ -166,7 +166,7 @@ def rounds(name: str, count: int) -> Ratio:
 
 
 def overhead(name: str, method: str, pairs: int) -> Ratio:
-    """Plain steps of PEFT and Trainer beside steps with a method, in turn, in one training."""
+    """Time plain steps of PEFT and Trainer and steps with a method, in turn, in one training."""
     base, model = backbone(name)
     encoded = examples(base.model.config.vocab_size, ROWS * 2)
     driver = InTurn(build_method(method, {}), index=1, name="b")
@@ -184,7 +184,7 @@ def overhead(name: str, method: str, pairs: int) -> Ratio:
 
 
 def train(driver: MethodCallback, base: Backbone, model: Any, encoded: list[Encoded], steps: int) -> None:
-    """Train with a callback that looks at the clock."""
+    """Train with a callback that measures time."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
@@ -201,7 +201,7 @@ def train(driver: MethodCallback, base: Backbone, model: Any, encoded: list[Enco
 
 
 def arguments(folder: Path, base: Backbone, steps: int) -> TrainingArguments:
-    """As a user would train."""
+    """Return the arguments with which a user would train."""
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -220,7 +220,7 @@ def arguments(folder: Path, base: Backbone, steps: int) -> TrainingArguments:
 
 
 def target_positions(name: str, pairs: int) -> Ratio:
-    """Forward and backward with the loss on target positions only, beside the model's own loss on all."""
+    """Time both passes with the loss on target positions only, against the model's own loss on all."""
     base, model = backbone(name)
     encoded = examples(base.model.config.vocab_size, ROWS)
     short = ModelCollator(Collator(0, base.encoder_decoder, set(base.accepts)), None, {"use_cache": False})
@@ -257,7 +257,7 @@ def target_positions(name: str, pairs: int) -> Ratio:
 
 
 def compare(quick: bool, name: str = "smollm2-135m") -> list[Ratio]:
-    """Time them."""
+    """Time all of it."""
     pairs = 3 if quick else 30
     found = [overhead(name, method, pairs) for method in ("sequential", "kif", "kiflora")]
     found.append(rounds(name, 1 if quick else 6))
