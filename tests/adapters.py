@@ -1,4 +1,4 @@
-"""The adapter of a model by functions of the model, as tests read best."""
+"""Functions that put an adapter on a model and work with it, in the form that is easiest to read in tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["KINDS", "add_adapter"]
 
 
 def add_stack(model: Any, settings: Any, *, encoder_decoder: bool, seed: int) -> Any:
-    """`add_adapter` for a method that keeps a pair for each task."""
+    """Do the same as `add_adapter`, for a method that keeps a pair for each task."""
     return add_adapter(model, settings, encoder_decoder=encoder_decoder, seed=seed, method=IncLoRA())
 
 

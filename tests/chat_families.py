@@ -1,7 +1,7 @@
-"""Chat templates in the documented form of well-known families, each with a tokenizer that knows its tokens.
+"""Chat templates in the documented form of well-known model families, each with a tokenizer for its tokens.
 
-They are short, and our own: what matters is how a family begins and ends a turn, where its system text and
-tools go, and what it does with earlier thoughts.
+They are short and written by us. They differ in how a family begins and ends a turn, where it puts the system
+text and the tools, and what it does with earlier thoughts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import build_tokenizer
 
-# Every turn has a header and ends with <|eot_id|>, which is not the end of a text. A tool is "ipython".
+# A turn has a header and ends with <|eot_id|>, which is not the end of a text. A tool's role is "ipython".
 _LLAMA3 = """{{- bos_token }}
 {%- if messages[0]['role'] == 'system' %}
     {%- set system = messages[0]['content'] | trim %}{%- set messages = messages[1:] %}
@@ -36,7 +36,7 @@ _LLAMA3 = """{{- bos_token }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"""
 
-# The last answer has a thought, or an empty one; the thoughts of earlier answers are left out.
+# The last answer has a thought, which may be empty; the thoughts of earlier answers are left out.
 _QWEN3 = """{%- if tools %}
     {{- '<|im_start|>system\\n' }}
     {%- if messages[0]['role'] == 'system' %}{{- messages[0]['content'] + '\\n\\n' }}{%- endif %}
@@ -85,7 +85,7 @@ _QWEN3 = """{%- if tools %}
     {%- endif %}
 {%- endif %}"""
 
-# The assistant is "model", a system text goes before the first question, and roles take turns.
+# The assistant's role is "model". A system text goes before the first question. The roles take turns.
 _GEMMA = """{{- bos_token }}
 {%- if messages[0]['role'] == 'system' %}
     {%- set first = messages[0]['content'] + '\\n\\n' %}{%- set talk = messages[1:] %}
@@ -99,7 +99,7 @@ _GEMMA = """{{- bos_token }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{%- endif %}"""
 
-# There is no prompt for the answer. System text and tools go with the last question, wherever that is.
+# There is no prompt for the answer. System text and tools go before the last question, wherever that is.
 _MISTRAL3 = """{{- bos_token }}
 {%- if messages[0]['role'] == 'system' %}
     {%- set system = messages[0]['content'] %}{%- set talk = messages[1:] %}
@@ -155,13 +155,13 @@ class Family:
 
     Args:
         template: Its chat template.
-        end: What ends a turn of its assistant.
+        end: The text that ends a turn of its assistant.
         eos: Its tokenizer's end-of-sequence token.
         special: Its special tokens.
         calls: Whether its template knows tools.
-        header: What its prompt for an answer ends with.
-        lead: What it writes before the text of an answer without a thought.
-        tokens: Tokens of its own that are text.
+        header: The text at the end of its prompt for an answer.
+        lead: The text that it writes before an answer without a thought.
+        tokens: Its own tokens that are ordinary text.
     """
 
     template: str

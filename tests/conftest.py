@@ -23,21 +23,21 @@ from tests.releases import lacking
 from tests.runs import write_stream
 from tests.tiny import build_llama, build_t5, build_tokenizer
 
-# the machine may be slow
+# no deadlines, since the machine may be slow
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give all tests of a file to one process, so that what they share is made once."""
+    """Give all tests of a file to one process, so that their shared fixtures are made once."""
     from xdist.scheduler import LoadFileScheduling
 
     return LoadFileScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a newer release than is installed; other tests say that it is refused there."""
+    """Skip tests that need a newer release than is installed; other tests check that kifuse refuses there."""
     for item in items:
         if reason := lacking(item.nodeid):
             item.add_marker(pytest.mark.skip(reason=reason))
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The published benchmark data, which is no part of the project."""
+    """Return the folder of the published benchmark data, which does not belong to the project."""
     default = Path(__file__).parents[1].parent / "shared" / "data"
     folder = Path(os.environ.get("KIFUSE_SHARED_DATA", default))
     if not folder.is_dir():
@@ -55,7 +55,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def no_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the bundled model impossible to have, as without a network: tests fetch nothing."""
+    """Make the bundled model unavailable, as without a network: tests download nothing."""
 
     def fail(name: str, say: object = None) -> Path:
         raise ModelError(f"cannot fetch model {name!r}: no network here.")
@@ -65,7 +65,7 @@ def no_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: any text round-trips."""
+    """Make a byte-level BPE tokenizer, which can encode and decode any text."""
     return build_tokenizer("bytes")
 
 
@@ -81,14 +81,14 @@ def tiny_t5(tiny_tokenizer: PreTrainedTokenizerFast) -> T5ForConditionalGenerati
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[None]:
-    """Makes training of tiny models quick, and the order of its sums always the same."""
+    """Make training of tiny models quick, and add numbers always in the same order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    # every Trainer collects garbage as it starts, which takes longer than the training here
+    # every Trainer collects garbage at its start, which takes longer than the training here
     gc.collect()
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
-        # nothing here survives a loss of power, and waiting for the disk takes longer still
+        # nothing here has to survive a loss of power, and waiting for the disk takes even longer
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr(jinja2.Environment, "compile", compile_once)
         yield
@@ -99,13 +99,13 @@ def quick() -> Iterator[None]:
 def tiny_folder_llama(
     tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> Path:
-    """A decoder-only model and its tokenizer on disk, as a run loads them."""
+    """Write a decoder-only model and its tokenizer to disk, as a run loads them."""
     return _saved(build_llama(len(tiny_tokenizer)), tiny_tokenizer, tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="session")
 def tiny_folder_t5(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
-    """An encoder-decoder model without dropout, and its tokenizer, on disk."""
+    """Write an encoder-decoder model without dropout and its tokenizer to disk."""
     model = build_t5(len(tiny_tokenizer))
     model.config.dropout_rate = 0.0
     return _saved(model, tiny_tokenizer, tmp_path_factory.mktemp("t5"))
@@ -113,13 +113,13 @@ def tiny_folder_t5(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Pre
 
 @pytest.fixture(scope="session")
 def tiny_stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three tasks of twelve training examples on disk."""
+    """Write three tasks of twelve training examples to disk."""
     return write_stream(tmp_path_factory.mktemp("stream"))
 
 
 def _saved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
     if model.generation_config is not None:
-        # as of a chat model: at the end of a text and at the end of a turn
+        # as in a chat model: one token ends a text and one ends a turn
         model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(["</s>", "<|end|>"])
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,7 +1,7 @@
-"""Runs that are killed without warning, and what the next start makes of them.
+"""Kill runs without warning, start them again, and collect the results.
 
-Each start is a fork of one process that has imported everything and computed nothing: it starts in no time,
-and `kill -9` ends it like any other.
+Each start is a fork of one process that has imported everything and computed nothing. So it starts at once,
+and `kill -9` ends it like any other process.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ POINTS: dict[str, tuple[str, int]] = {
     "in an evaluation": ("kifuse.answering.evaluator:greedy_generate", 4),
     "before the last word": ("kifuse.running.runner:now", 1),
 }
-"""Where a run is killed: as this function is called for the n-th time."""
+"""The points at which a run is killed: when this function is called for the n-th time."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Workplace:
     folder: Path
 
     def config(self, output: Path, seed: int = 0) -> Any:
-        """A run with dropout that keeps the middle of a task at every step."""
+        """Make the configuration of a run with dropout that saves at every step of a task."""
         from tests.runs import make_config
 
         return make_config(
@@ -64,7 +64,7 @@ class Workplace:
 
     @classmethod
     def build(cls, folder: Path) -> Workplace:
-        """Write model and stream, in a process of its own so that this one computes nothing."""
+        """Write model and stream in a process of its own, so that this process computes nothing."""
 
         def write() -> None:
             from tests.runs import write_stream
@@ -83,13 +83,13 @@ class Workplace:
 
 
 def fork(work: Callable[[], None]) -> int:
-    """Start a child that does some work and ends; its process number."""
+    """Start a child process that does some work and ends; return its process number."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
         return pid
     code = 1
-    # kill -9 loses nothing that was written, and waiting for the disk takes longer than the runs
+    # kill -9 loses no written data, and waiting for the disk takes longer than the runs
     os.fsync = lambda descriptor: None
     try:
         with open(os.devnull, "w", encoding="utf-8") as nowhere:
@@ -107,12 +107,12 @@ def fork(work: Callable[[], None]) -> int:
 
 
 def wait(pid: int) -> int:
-    """The exit code of a child; minus the signal that ended it."""
+    """Wait for a child; return its exit code, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def do_run(config: Any, point: tuple[str, int] | None = None) -> Callable[[], None]:
-    """A run, which kills itself at a point if one is given."""
+    """Return the work of a run, which kills itself at a point if one is given."""
 
     def work() -> None:
         from kifuse.running.runner import run
@@ -125,7 +125,7 @@ def do_run(config: Any, point: tuple[str, int] | None = None) -> Callable[[], No
 
 
 def _arm(target: str, number: int) -> None:
-    """Kill this process as a function is called for the n-th time."""
+    """Kill this process when a function is called for the n-th time."""
     module, _, path = target.partition(":")
     *owners, name = path.split(".")
     owner = functools.reduce(getattr, owners, importlib.import_module(module))
@@ -142,7 +142,7 @@ def _arm(target: str, number: int) -> None:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What a run came to: its scores, its losses, and the bytes of all adapters and predictions."""
+    """Return the results of a run: its scores, its losses, and the bytes of all adapters and predictions."""
     record = json.loads((folder / "record.json").read_text("utf-8"))
     files = {
         p.relative_to(folder).as_posix(): p.read_bytes()
@@ -160,7 +160,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def kill_at_random(place: Workplace, output: Path, draw: random.Random, seconds: float) -> list[float]:
-    """Run, kill at a random moment, again and again until a start gets through; the moments."""
+    """Run and kill at random moments, until a start reaches the end; return the moments."""
     config, moments = place.config(output), []
     while True:
         pid = fork(do_run(config))
@@ -182,11 +182,11 @@ def kill_at_random(place: Workplace, output: Path, draw: random.Random, seconds:
 
 
 def main() -> int:
-    """Kill a run at each of the chosen points, and print as JSON which came out the same."""
+    """Kill a run at each of the chosen points, and print as JSON which results are the same."""
     place = Workplace.build(Path(sys.argv[1]))
-    import kifuse.running.runner  # noqa: F401 - imported once for all forks
+    import kifuse.running.runner  # noqa: F401 - one import for all forks
 
-    # every Trainer collects garbage as it starts, which takes longer than the training here
+    # every Trainer collects garbage at its start, which takes longer than the training here
     gc.collect()
     gc.freeze()
     jinja2.Environment.compile = compile_once  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""File operations that fail, one after the other: at the n-th one something happens."""
+"""Make file operations fail, one after the other: something happens at the n-th operation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 OPERATIONS = ("open", "replace", "rename", "mkdir", "unlink", "remove", "rmdir", "fsync")
-"""Functions of `os` that change what is on disk, or may."""
+"""Functions of `os` that change files on disk, or may do so."""
 
 
 class Killed(BaseException):
@@ -22,8 +22,8 @@ class Counter:
     """Counts file operations, and acts at one of them.
 
     Args:
-        number: From 1; 0: at none.
-        action: What happens there, before the operation; may raise.
+        number: The operation at which to act, from 1; 0 for none.
+        action: What to do there, before the operation; it may raise an error.
     """
 
     def __init__(self, number: int, action: Callable[[], None]) -> None:
@@ -31,7 +31,7 @@ class Counter:
         self._process = os.getpid()
 
     def see(self) -> None:
-        """An operation is about to happen; those of a fork are not counted."""
+        """Count an operation that is about to happen, unless it happens in a fork."""
         self.seen += os.getpid() == self._process
         if self.seen == self.number and os.getpid() == self._process:
             self.action()
@@ -73,12 +73,12 @@ def killed() -> None:
 
 
 def read_only() -> None:
-    """What a file system says that was mounted read-only meanwhile."""
+    """Raise the error of a file system that has become read-only."""
     raise OSError(30, "Read-only file system")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files below a folder that are not a log, a lock or a page, by their path."""
+    """Read all files below a folder that are not a log, a lock or a page, by their path."""
     passing = {"log.txt", ".lock", ".lock.owner", "report.html"}
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in passing)
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}

@@ -1,10 +1,10 @@
-"""The guide and the README as what they show: blocks of code, each with how it is run here.
+"""Read the blocks of code in the guide and the README, each with how it is run here.
 
-A block is run as it stands. What a reader has and a test has not stands in for it, in `tests.guide_stands`.
-A comment directly above a block says where the rule is another:
+A block is run as it stands. `tests.guide_stands` replaces the things that a reader has and a test does not.
+A comment directly above a block makes an exception:
 
-- `<!-- not run: REASON -->`: it cannot be run here; `REASONS` has every reason that is allowed.
-- `<!-- real run: WHERE -->`: its output is that of a run with a real model; only the command is run here.
+- `<!-- not run: REASON -->`: the block cannot be run here; `REASONS` has every allowed reason.
+- `<!-- real run: WHERE -->`: the output comes from a run with a real model; only the command is run here.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ REASONS = {
     "gets data from the hub",
     "needs the published data, and trains for minutes",
 }
-"""Why a block may not be run here."""
+"""The reasons why a block need not be run here."""
 
 LANGUAGES = {"python", "yaml", "json", "console", "bash", "text"}
-"""`bash` is never run and needs a reason; `text` is what is neither code nor command."""
+"""The languages of blocks. `bash` is never run and needs a reason; `text` is neither code nor command."""
 
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)(?: +title=\"(?P<title>[^\"]+)\")?\s*$")
 _MARK = re.compile(r"^ *<!-- (?P<kind>not run|real run): (?P<reason>.+?) -->$")
@@ -42,7 +42,7 @@ _NAMED = re.compile(r"^# ([\w/-]+\.ya?ml)\n")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its place, language, title, the comment above it, and its text with files put in."""
+    """A fenced block: its place, language, title, the comment above it, and its text with quoted files."""
 
     page: Path
     line: int
@@ -59,21 +59,21 @@ class Block:
 
     @property
     def file(self) -> str:
-        """The name of the file that the block is: its title, or a comment in its first line."""
+        """The name of the file that the block shows: its title, or a comment in its first line."""
         named = _NAMED.match(self.text)
         return self.title or (named[1] if named else "")
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of a `console` block, and the lines that it is shown to print."""
+    """A command of a `console` block, and the output that the block shows."""
 
     words: tuple[str, ...]
     output: tuple[str, ...]
 
 
 def blocks(page: Path) -> list[Block]:
-    """Every fenced block of a page, in order.
+    """Return every fenced block of a page, in order.
 
     Raises:
         ValueError: A fence is not closed.
@@ -103,7 +103,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(block: Block) -> list[Command]:
-    """The commands of a `console` block; a line that ends with a backslash goes on in the next."""
+    """Return the commands of a `console` block; a line that ends with a backslash goes on in the next."""
     found: list[tuple[str, list[str]]] = []
     for line in block.text.replace("\\\n", " ").splitlines():
         if line.startswith("$ "):
@@ -116,7 +116,7 @@ def commands(block: Block) -> list[Command]:
 
 
 def trimmed(lines: list[str]) -> tuple[str, ...]:
-    """Lines without spaces at their ends, and without empty ones before the first and after the last."""
+    """Remove spaces at the ends of lines, and empty lines at the beginning and the end."""
     plain = [line.rstrip() for line in lines]
     full = [i for i, line in enumerate(plain) if line]
     return tuple(plain[full[0] : full[-1] + 1]) if full else ()

@@ -1,13 +1,13 @@
-"""What stands in, while the guide is run, for what its readers have: models, data, finished runs.
+"""Replace the things that a reader of the guide has while the guide is run: models, data, finished runs.
 
 - Every model that the guide names is a tiny one: `smollm2-135m`, `path/of/the/base/model` and the papers' T5.
-- `my-tasks`, `data` and the published benchmarks are a few made-up examples; a built-in benchmark that is
-  trained on is cut to as many.
-- `kifuse run` is told to make one pass over them (`SHORT`), and every answer ends after two tokens: models of
+- `my-tasks`, `data` and the published benchmarks are a few made-up examples. A built-in benchmark that is
+  trained on is cut to as many examples.
+- `kifuse run` trains for one epoch (`SHORT`), and every answer ends after two tokens, since models with
   random weights would go on to the limit.
-- `kifuse show` gets SmolLM2's config.json without weights, so that its output is the real one.
-- `benchmarks` is that of the repository.
-- Names that a snippet takes for given come from `given`.
+- `kifuse show` gets SmolLM2's config.json without weights, so its output is the real one.
+- `benchmarks` is the folder of the repository.
+- Names that a snippet does not define come from `given`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ output: runs/desk
 
 
 def furnish(folder: Path, llama: Path) -> None:
-    """Put into a folder what the guide takes to be there."""
+    """Put the files into a folder that the guide expects there."""
     write_stream(folder / "my-tasks", train=8, test=2)
     for name, month in MONTHS.items():
         (folder / "my-tasks" / name).rename(folder / "my-tasks" / month)
@@ -62,7 +62,7 @@ def furnish(folder: Path, llama: Path) -> None:
 
 
 def _write_benchmark(folder: Path) -> None:
-    """The layout of the papers' authors, with made-up texts."""
+    """Write a benchmark in the layout of the papers' authors, with made-up texts."""
     head = "What is the topic of the paragraph? Choose one from the option.\nOption: World, Sports \n"
     for split, count in (("train", 6), ("dev", 2), ("test", 2)):
         (folder / split).mkdir(parents=True)
@@ -78,14 +78,14 @@ def _write_benchmark(folder: Path) -> None:
 
 
 def finished_runs() -> None:
-    """Runs that the page about the report takes to be there."""
+    """Make the finished runs that the page about the report expects."""
     write_run(Path("runs/desk"), make_record("kif", tasks=["january", "february"]))
     write_run(Path("runs/first"), rounds_record(tasks=["january", "february"]))
     write_run(Path("runs/second"), kif_record(tasks=["january", "february"]))
 
 
 def given(llama: Path) -> dict[str, Any]:
-    """Names that the README's snippet of a Trainer script takes for given."""
+    """Return the names that the README's snippet of a Trainer script does not define."""
     texts = [[6, 7 + i, 2] for i in range(8)]
     rows = [{"input_ids": ids, "attention_mask": [1] * 3, "labels": ids} for ids in texts]
     arguments = TrainingArguments("checkpoints", per_device_train_batch_size=4, report_to=[])
@@ -96,13 +96,13 @@ def given(llama: Path) -> dict[str, Any]:
 
 
 class Stands:
-    """Puts the tiny models in the place of the real ones, and small data in that of a whole benchmark.
+    """Puts the tiny models in the place of the real ones, and small data in the place of a whole benchmark.
 
     Args:
-        patch: Undone when the page is done.
+        patch: The patches, which are undone after the page.
         llama: Folder of the tiny decoder-only model.
-        t5: Folder of the tiny encoder-decoder.
-        outline: Folder with SmolLM2's config.json alone.
+        t5: Folder of the tiny encoder-decoder model.
+        outline: Folder that holds only SmolLM2's config.json.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, llama: Path, t5: Path, outline: Path) -> None:
@@ -127,7 +127,7 @@ class Stands:
         patch.setenv("COLUMNS", "80")
 
     def prepare(self, words: tuple[str, ...], patch: pytest.MonkeyPatch) -> list[str]:
-        """Set the stage for one command of `kifuse`; what it is given beside its own options."""
+        """Prepare everything for one command of `kifuse`; return the options to add to its own."""
         import kifuse.streams
         from kifuse.benchmarks.catalog import load_benchmark
 
@@ -148,7 +148,7 @@ class Stands:
 
 
 def smollm2_outline(folder: Path) -> Path:
-    """SmolLM2-135M's config.json, as far as it decides the shapes."""
+    """Write the part of SmolLM2-135M's config.json that decides the shapes."""
     LlamaConfig(
         architectures=["LlamaForCausalLM"],
         vocab_size=49152,

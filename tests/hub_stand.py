@@ -1,4 +1,4 @@
-"""A stand-in for the hub's HTTP interface, as far as an upload needs it: what is sent is kept in memory."""
+"""A stand-in for the part of the hub's HTTP interface that an upload needs. It keeps uploads in memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 
 class Hub:
-    """What the stand-in was sent.
+    """What was sent to the stand-in.
 
     Attributes:
         files: Content by path, after the last commit.
         repositories: Bodies of the requests that made a repository.
-        summaries: Of the commits.
-        refuses: Whether it says that the token is none.
-        address: Where it listens.
+        summaries: The summaries of the commits.
+        refuses: Whether it answers that the token is not valid.
+        address: The address where it listens.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def hub_stand() -> Iterator[Hub]:
-    """The stand-in, while the block runs."""
+    """Run the stand-in while the block runs."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     hub.address = f"http://127.0.0.1:{server.server_port}"

@@ -14,7 +14,7 @@ METHOD = {"name": "recurrent-kif", "inner_steps": 2}
 
 
 def settings_of(model: Path, stream: Path) -> dict[str, Any]:
-    """A short training on short texts."""
+    """Return settings for a short training on short texts."""
     config = make_config(model, stream, Path("unused"), METHOD).model_dump()
     sections = {name: config[name] for name in ("model", "memory", "training", "evaluation")}
     return {**sections, "data": {"max_input": 64, "max_target": 8}}

@@ -1,4 +1,4 @@
-"""A user's own script: a stock Trainer on a tiny model, one task a month, and perhaps one callback more."""
+"""A user's own script: a plain Trainer on a tiny model, one task for each month, perhaps with a callback."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.runs import LABELS, METHODS, TASKS
 from tests.tiny import build_llama
 
 NOT_HERE = {"joint", "tasl", "generated-replay", "lfpt5", "sdft"}
-"""Methods that need other data than a callback can give, and another name of one that is here."""
+"""Methods that need other data than a callback can give, and `tasl`, which is another name of `kif`."""
 BRINGING = (
     "inclora",
     "o-lora",
@@ -56,14 +56,14 @@ def method_of(settings: dict[str, Any]) -> Method:
 
 
 def brought(settings: dict[str, Any], dropout: float = 0.1) -> dict[str, Any]:
-    """Arguments of the callback of a method that brings an adapter; none for another one."""
+    """Return the callback's arguments for a method that brings an adapter; none for other methods."""
     if method_of(settings).adapter is None:
         return {}
     return {"adapter": {"rank": 2, "alpha": 8, "dropout": dropout}}
 
 
 def rows(tokenizer: PreTrainedTokenizerFast, task: str, count: int = 12) -> Dataset:
-    """Tokenised examples of unlike lengths, as a user prepares them."""
+    """Make tokenised examples of different lengths, as a user prepares them."""
     made = []
     for number in range(count):
         prompt = tokenizer(f"Which {task}? {'harbour ' * (number % 4)}{number}")["input_ids"]
@@ -83,7 +83,7 @@ def rows(tokenizer: PreTrainedTokenizerFast, task: str, count: int = 12) -> Data
 def new_model(
     tokenizer: PreTrainedTokenizerFast, adapter: Path | None = None, dropout: float = 0.1
 ) -> PeftModel:
-    """A tiny model with a fresh adapter, or with one that was saved."""
+    """Make a tiny model with a new adapter, or with one that was saved."""
     base = build_llama(len(tokenizer))
     if adapter is not None:
         return PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
@@ -110,7 +110,7 @@ class Die(TrainerCallback):
 
 
 class Died(Exception):
-    """The process ended here."""
+    """Stands for the end of the process."""
 
 
 def make_trainer(
@@ -121,7 +121,7 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     **changes: Any,
 ) -> Trainer:
-    """The Trainer of one month: six steps of four rows, a checkpoint at every second."""
+    """Make the Trainer of one month: six steps of four rows, with a checkpoint at every second step."""
     own = ("compute_loss_func", "data_collator", "optimizers")
     given = {key: changes.pop(key) for key in own if key in changes}
     if any("answers" in each.method.needs for each in callbacks if hasattr(each, "method")):
@@ -158,17 +158,17 @@ def script(
     dropout: float = 0.1,
     **changes: Any,
 ) -> dict[str, Tensor]:
-    """One run of the script in its own process: load last month's adapter, train, save.
+    """Do what one start of the script does: load last month's adapter, train, save.
 
     Returns:
-        What was learned.
+        The trained tensors.
     """
     adapter = folder / f"month-{month - 1}" / "adapter" if month > 1 else None
     more = brought(settings, dropout)
     model = build_llama(len(tokenizer)) if more else new_model(tokenizer, adapter, dropout)
     callback = method_of(settings).callback(state_dir=folder / "state", per_task=5, **more)
     dying = [Die(dies_at)] if dies_at is not None else []
-    # checkpoints take longer than the training, and the first month needs none unless it is cut short
+    # checkpoints take longer than the training, and the first month needs none unless it is interrupted
     changes.setdefault("save_strategy", "steps" if month > 1 or resume or dying else "no")
     output = folder / f"month-{month}"
     data = rows(tokenizer, TASKS[month - 1])
@@ -179,18 +179,18 @@ def script(
 
 
 def of_both(folder: Path) -> list[dict[str, Tensor]]:
-    """What each of two processes has saved in a folder."""
+    """Read what each of two processes has saved in a folder."""
     return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 
 def check_two_learned_as_one(two: Path, one: Path, expected: dict[str, Tensor], name: str) -> None:
-    """Two processes ended alike, with the weights and the memory of one.
+    """Check that two processes ended with the same weights and memory as one process.
 
     Args:
-        two: What they wrote, `state` among it.
-        one: What one process wrote.
-        expected: Its weights.
-        name: Of the method, a key of `OWN`.
+        two: The folder that they wrote, with `state` in it.
+        one: The folder that one process wrote.
+        expected: The weights of the one process.
+        name: The method's name, a key of `OWN`.
     """
     found = of_both(two)
     assert same(*found)
@@ -204,7 +204,7 @@ def check_two_learned_as_one(two: Path, one: Path, expected: dict[str, Tensor], 
 
 
 def weights(model: Any) -> dict[str, Tensor]:
-    """Copy the trained tensors, and what the adapter that a method has brought keeps of earlier tasks."""
+    """Copy the trained tensors, and what a method's own adapter keeps of earlier tasks."""
     adapter = adapter_on(model)
     if adapter is not None:
         kept = {f"kept {name}": t.detach().clone() for name, t in adapter.frozen().items()}
@@ -213,5 +213,5 @@ def weights(model: Any) -> dict[str, Tensor]:
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    """Whether all tensors are equal bit for bit."""
+    """Return whether all tensors are equal bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -1,4 +1,4 @@
-"""Rows of different lengths as one padded batch, and what a model says of each."""
+"""Rows of different lengths as one padded batch, and the model's logits for each row."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 ROWS = [[5, 9, 13, 7, 30], [44, 6], [21, 22, 23]]
 SAID = torch.tensor([[1, 2]])
-"""What an encoder-decoder is told to have said so far."""
+"""The tokens that an encoder-decoder model has written so far."""
 
 
 def padded(rows: list[list[int]], *, left: bool, to: int = 0) -> dict[str, Tensor]:
-    """A batch of rows with its mask, at least so wide; decoder-only models are padded on the left."""
+    """Make a batch of rows with its mask, at least `to` wide; decoder-only models are padded on the left."""
     width = max(to, *map(len, rows))
 
     def fill(row: list[int]) -> list[int]:
@@ -27,7 +27,7 @@ def padded(rows: list[list[int]], *, left: bool, to: int = 0) -> dict[str, Tenso
 
 
 def logits(model: Any, family: str, rows: list[list[int]] = ROWS, width: int = 0) -> list[Tensor]:
-    """Of each row, what is said at its own tokens."""
+    """Return for each row the logits at its own tokens."""
     given: dict[str, Any] = padded(rows, left=family == "llama", to=width)
     if family == "t5":
         given["decoder_input_ids"] = SAID.expand(len(rows), -1)

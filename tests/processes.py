@@ -1,4 +1,4 @@
-"""Two processes on this machine that know each other, as a launcher starts them."""
+"""Run two processes on this machine that work together, as a launcher starts them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import torch.distributed as dist
 
 ROOT = Path(__file__).parents[1]
 TAKEN = ("EADDRINUSE", "Address already in use")
-"""What torch says when somebody has taken the port in the moment before it could."""
+"""What torch prints if another process has taken the port just before it."""
 
 
 def end_together() -> None:
-    """End this process well: threads that gloo leaves behind now and then abort the interpreter's own end."""
+    """End this process without an error: threads that gloo leaves sometimes abort the interpreter's end."""
     dist.barrier()
     sys.stdout.flush()
     os._exit(0)
 
 
 def run_two(module: str, *arguments: str, timeout: float) -> None:
-    """Run a module of the tests as two processes; fails with what they printed unless both end well."""
+    """Run a module of the tests as two processes; fail with their output unless both end without an error."""
     for attempt in range(3):
         codes, outputs = _started(module, arguments, timeout)
         taken = any(words in output for words in TAKEN for output in outputs)
@@ -34,7 +34,7 @@ def run_two(module: str, *arguments: str, timeout: float) -> None:
 
 
 def _started(module: str, arguments: tuple[str, ...], timeout: float) -> tuple[list[int], list[str]]:
-    """Exit codes and what was printed."""
+    """Start the processes; return their exit codes and outputs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -45,7 +45,7 @@ def _started(module: str, arguments: tuple[str, ...], timeout: float) -> tuple[l
         "OMP_NUM_THREADS": "1",
     }
     with tempfile.TemporaryDirectory() as folder:
-        # files, since a pipe that nobody reads stops the process that fills it
+        # the output goes to files, since a full pipe that nobody reads would stop the process
         files = [(Path(folder) / str(rank)).open("w+", encoding="utf-8") for rank in range(2)]
         started = [
             subprocess.Popen(

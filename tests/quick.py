@@ -1,4 +1,4 @@
-"""What makes saving quick in tests that save tiny models again and again."""
+"""Make saving quick in tests that save tiny models again and again."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from functools import cache
 import jinja2
 
 compile_once = cache(jinja2.Environment.compile)
-"""In the place of `jinja2.Environment.compile`: PEFT compiles the same model card at every save."""
+"""Replaces `jinja2.Environment.compile`, since PEFT compiles the same model card at every save."""

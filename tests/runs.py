@@ -1,4 +1,4 @@
-"""Whole runs on tiny models: their data, their configuration, and what they leave behind."""
+"""Whole runs on tiny models: their data, their configuration, and the files that they leave."""
 
 from __future__ import annotations
 
@@ -107,11 +107,11 @@ METHODS: dict[str, dict[str, Any]] = {
 """Every method, with the settings that change what it does to the training loop."""
 
 KIND = {"osf": "osf"}
-"""The kind of adapter of a method that needs its own."""
+"""The kinds of adapters of methods that need their own."""
 
 
 def write_stream(folder: Path, train: int = 12, test: int = 3) -> Path:
-    """Write three tasks with two labels each, of texts of unlike lengths."""
+    """Write three tasks with two labels each and texts of different lengths."""
     draw = random.Random(0)
     for task in TASKS:
         (folder / task).mkdir(parents=True)
@@ -158,7 +158,7 @@ def adapter(folder: Path, after: int = len(TASKS)) -> dict[str, Tensor]:
 
 
 def learned_files(folder: Path) -> dict[str, bytes]:
-    """Every file of the adapters and states that a run left, but for what is there for readers."""
+    """Read every file of the adapters and states that a run left, except files that are only for people."""
     return {
         each.relative_to(folder).as_posix(): each.read_bytes()
         for part in ("adapters", "state")
@@ -172,7 +172,7 @@ class Stopped(Exception):
 
 
 class StopIn(Progress):
-    """Ends the run in the first training step of a task; keeps what was said."""
+    """Ends the run in the first training step of a task, and keeps the messages."""
 
     def __init__(self, task: str) -> None:
         self.task = task
@@ -189,7 +189,7 @@ class StopIn(Progress):
 
 
 class PressCtrlC(Progress):
-    """Presses Ctrl-C in a step of a task, once or more often; keeps what was said."""
+    """Presses Ctrl-C in a step of a task, once or several times, and keeps the messages."""
 
     def __init__(self, task: str, at: int, times: int = 1) -> None:
         self.task, self.at, self.times = task, at, times

@@ -1,4 +1,4 @@
-"""Trainers and set-ups of other people, on tiny models: the rows of the table in docs/your-own-script.md."""
+"""Trainers and set-ups that users have, on tiny models: the rows of the table in docs/your-own-script.md."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ ANSWERS = (" apple", " plum")
 
 Made = Callable[[], Any]
 Make = Callable[..., Trainer]
-"""Makes a Trainer of one step, given its folder and callbacks."""
+"""A function that makes a Trainer of one step from its folder and callbacks."""
 
 
 class OwnRows:
-    """Rows of earlier tasks: a Trainer's own processed ones."""
+    """Rows of earlier tasks, taken from a Trainer's own processed rows."""
 
     trainer: Any = None
 
@@ -54,7 +54,7 @@ class OwnRows:
 
 @cache
 def tokenizer() -> Any:
-    """The tokenizer of all of them."""
+    """Return the tokenizer of all set-ups."""
     return build_tokenizer()
 
 
@@ -220,4 +220,4 @@ SETUPS: dict[str, Make] = {
         _trl, "GRPO", _llama, _of(prompt=_text), num_generations=2, max_completion_length=3
     ),
 }
-"""By the name that the table gives it."""
+"""The set-ups, by their names in the table."""

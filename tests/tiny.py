@@ -1,4 +1,4 @@
-"""Tiny tokenizers and models, made in the process: no download, no file."""
+"""Make tiny tokenizers and models in the process, without a download or a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SENTENCES = [
     "Grüße aus Köln: schöne Straße, 東京 and a 😀 too.",
 ]
 ENDS = {2, 5}
-"""What ends a text (`</s>`) and a turn (`<|end|>`) in these tokenizers."""
+"""The tokens that end a text (`</s>`) and a turn (`<|end|>`) in these tokenizers."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "<|turn|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n"
@@ -39,8 +39,8 @@ def build_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer on a few sentences.
 
-    `bytes` is a byte-level BPE as of GPT-2; `pieces` marks words with a space in front as of Llama 2 and T5,
-    and falls back to bytes. With `bos` or `eos` it adds these tokens around every text.
+    `bytes` is a byte-level BPE like GPT-2's. `pieces` marks words with a space in front, like Llama 2's and
+    T5's, and falls back to bytes. With `bos` or `eos` it adds these tokens around every text.
     """
     special = ["<pad>", "<s>", "</s>", "<unk>", "<|turn|>", "<|end|>"]
     if kind == "bytes":
@@ -76,7 +76,7 @@ def build_tokenizer(
 def build_llama(
     vocabulary: int, *, pad: int = 0, bos: int = 1, eos: int = 2, groups: int = 2
 ) -> LlamaForCausalLM:
-    """Build a decoder-only model with fixed random weights; `groups` heads of four have keys of their own."""
+    """Build a decoder-only model with fixed random weights, four heads and `groups` key-value heads."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = LlamaConfig(

@@ -1,4 +1,4 @@
-"""Training on two tasks without a run around it: a model in memory, nothing scored, nothing kept."""
+"""Train on two tasks without a run around it: the model is in memory, and nothing is scored or kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def adapted(
 ) -> Backbone:
     """Copy a backbone and put an adapter on it whose B is not zero, so that all parameters learn at once.
 
-    A `fresh` one is left as it begins.
+    With `fresh` the adapter stays as it begins, with B zero.
     """
     mine = copy.copy(backbone)
     mine.model = copy.deepcopy(backbone.model)
@@ -50,14 +50,14 @@ def adapted(
 
 
 def encoded(backbone: Backbone, stream: Path, kept: int = 5) -> tuple[list[Encoded], ...]:
-    """Eleven training examples of each of two tasks, and a memory of the first one."""
+    """Encode eleven training examples of each of two tasks, and a memory of the first task."""
     encoder = Encoder(
         backbone.tokenizer, encoder_decoder=backbone.encoder_decoder, max_input=64, max_target=8
     )
     first, second = read_stream(stream).tasks[:2]
     memory = MemoryBuffer(per_task=kept)
     memory.add(first)
-    # eleven: the last batch of two epochs is short
+    # with eleven examples the last batch of two epochs is short
     parts = (first.train[:11], second.train[:11], memory.examples())
     return tuple(encoder.encode_many(part) for part in parts)
 
@@ -71,7 +71,7 @@ def learn(
     fresh: bool = False,
     **training: Any,
 ) -> tuple[list[Tensor], TaskTraining]:
-    """Train a copy of the model on two tasks; its values, and what the second task's training was."""
+    """Train a copy of the model on two tasks; return its values, and the outcome of the second training."""
     if isinstance(method, dict):
         method = build_method(method["name"], {k: v for k, v in method.items() if k != "name"})
     kind = "osf" if method.adapter == "osf" else "lora"
@@ -101,5 +101,5 @@ def learn(
 
 
 def values(backbone: Backbone) -> list[Tensor]:
-    """Copy what was learned: the trainable values, or the weights that they were merged into."""
+    """Copy the learned values: the trainable values, or the weights that they were merged into."""
     return [p.detach().clone() for p in learned_weights(backbone.model).values()]

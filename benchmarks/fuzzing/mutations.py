@@ -213,7 +213,7 @@ def mutate_json(rng: Random, data: bytes, *, lines: bool) -> bytes:
 
 
 def yaml_bomb(rng: Random) -> str:
-    """Write a few lines that would unfold to billions of values; the alias ``boom`` at the end is all of them."""
+    """Write a few lines that would unfold to billions of values; the alias ``boom`` means all of them."""
     levels, wide = rng.choice([9, 12, 30]), rng.choice([2, 9])
     kind = rng.randrange(3)
     lines = ["a0: &a0 {x: 1}" if kind == 2 else "a0: &a0 [lol, lol]" if kind == 0 else "a0: &a0 {k: lol}"]

@@ -1,4 +1,4 @@
-"""A real browser, and the pages that it is shown."""
+"""A real browser, and the pages that it opens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Chromium without a window."""
+    """Start Chromium without a window."""
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed (kifuse[dev])"
     )
@@ -30,7 +30,7 @@ def browser() -> Iterator[Any]:
             f"no browser: none of {', '.join(BROWSERS)} is installed (Debian: apt-get install chromium)"
         )
     with playwright.sync_playwright() as started:
-        # the pages are our own, and a container has no user to sandbox
+        # the pages are our own, and Chromium's sandbox does not work in a container
         opened = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield opened
         opened.close()
@@ -38,7 +38,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Pages of all sorts, by name."""
+    """Make pages of all kinds, by name."""
     folder = tmp_path_factory.mktemp("pages")
     long = [f"a task with quite a long name, number {i}" for i in range(1, 16)]
     records = {
@@ -65,7 +65,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where pictures of the pages are kept: $KIFUSE_SCREENSHOTS, or a folder that pytest clears away."""
+    """Return the folder for pictures of the pages: $KIFUSE_SCREENSHOTS, or one that pytest removes."""
     wanted = os.environ.get("KIFUSE_SCREENSHOTS")
     folder = Path(wanted) if wanted else tmp_path_factory.mktemp("screenshots")
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Visit:
-    """A page that is open, with everything that went wrong on it."""
+    """An open page, with all errors that occurred on it."""
 
     def __init__(self, context: Any, file: Path) -> None:
         self.complaints: list[str] = []
@@ -88,7 +88,7 @@ class Visit:
 
 @pytest.fixture
 def visit(browser: Any, pages: dict[str, Path]) -> Iterator[Any]:
-    """Opens a page by its name; further arguments are those of the browser's context."""
+    """Return a function that opens a page by its name; its other arguments go to the browser's context."""
     contexts = []
 
     def open_page(name: str, *, width: int = 1280, **options: Any) -> Visit:

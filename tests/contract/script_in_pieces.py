@@ -1,4 +1,4 @@
-"""One process of two that run a user's script together, with a model that FSDP2 has cut into pieces."""
+"""One of two processes that run a user's script together, with a model that FSDP2 has cut into pieces."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from tests.tiny import build_tokenizer
 
 INTERRUPTED = "recurrent-kif, own optimizer"
 NAMES = ["sequential", "kif-m", "kiflora", "recurrent-kif", INTERRUPTED, "aimmerging", "slao"]
-"""Of the others these, which among them use every hook, and both optimizers of a memory step."""
+"""The methods that are tested; together they use every hook, and both optimizers of a memory step."""
 SHAPES = [(5, 3), (1, 4), (2, 7, 2), (6,), (3, 1)]
-"""Of tensors that two processes cut evenly, unevenly, and so that one of them has nothing."""
+"""Shapes of tensors that two processes cut evenly, unevenly, and so that one process has nothing."""
 
 
 def cut_by_accelerate() -> None:
-    """Have every later Trainer of this process cut its model with FSDP2, as `accelerate launch` sets it up.
+    """Make every later Trainer of this process cut its model with FSDP2, as `accelerate launch` does.
 
-    Accelerate does it for processes with a device of their own only; here it is told that these are such.
+    Accelerate does it only for processes with a device of their own, so it is told that these have one.
     """
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
@@ -56,10 +56,10 @@ def cut_by_accelerate() -> None:
 def months(
     folder: Path, name: str, *, dies_at: int | None = None, accumulation: int = 1
 ) -> dict[str, Tensor]:
-    """Two months of a script with batches of four over all processes, the second perhaps interrupted once.
+    """Run two months of a script with batches of four over all processes; the second may be interrupted once.
 
     Returns:
-        The whole weights after the second.
+        The whole weights after the second month.
     """
     processes = dist.get_world_size() if dist.is_initialized() else 1
     changes: dict[str, Any] = {
@@ -79,13 +79,13 @@ def months(
 
 
 def _together() -> None:
-    """Wait for what the other process writes."""
+    """Wait until the other process has written its files."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def cut_parameters(mesh: DeviceMesh) -> tuple[list[Tensor], list[nn.Parameter]]:
-    """Tensors with gradients, the last without, whole and cut."""
+    """Make tensors as a whole and cut into pieces; all but the last have gradients."""
     torch.manual_seed(0)
     whole = [torch.randn(shape) for shape in SHAPES]
     cut = [nn.Parameter(distribute_tensor(value, mesh, [Shard(0)])) for value in whole]
@@ -95,7 +95,7 @@ def cut_parameters(mesh: DeviceMesh) -> tuple[list[Tensor], list[nn.Parameter]]:
 
 
 def check_pieces(mesh: DeviceMesh) -> None:
-    """What a method sees is whole, and what it changes arrives in the pieces, gradients too."""
+    """Check that a method sees whole tensors, and that its changes arrive in the pieces, gradients too."""
     whole, cut = cut_parameters(mesh)
     shards = Shards((str(place), p) for place, p in enumerate(cut))
     assert shards.cut and shards.params.shapes == [tuple(value.shape) for value in whole]
@@ -125,7 +125,7 @@ def check_pieces(mesh: DeviceMesh) -> None:
 
 
 def check_moments(mesh: DeviceMesh) -> None:
-    """The moments of pieces are kept whole, and come back as pieces."""
+    """Check that the moments of pieces are saved as whole tensors, and come back as pieces."""
     _, cut = cut_parameters(mesh)
     named = [(str(place), p) for place, p in enumerate(cut)]
     optimizer, other = torch.optim.AdamW(cut), torch.optim.AdamW(cut)
@@ -142,7 +142,7 @@ def check_moments(mesh: DeviceMesh) -> None:
 
 
 def check_refusals(folder: Path, mesh: DeviceMesh) -> None:
-    """What cannot be right is refused, with a way out."""
+    """Check that set-ups that cannot be right are refused, with a way that works."""
     for name in ("ewc", "vr-mcl", "migu", "kif, single examples"):
         assert "plain data parallelism" in _refused(lambda name=name: months(folder / name, name))
     columns = nn.Parameter(distribute_tensor(torch.zeros(4, 4), mesh, [Shard(1)]))

@@ -1,4 +1,4 @@
-"""One process of several that run a user's script together."""
+"""One of several processes that run a user's script together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = ["recurrent-kif", "kif-m", "aimmerging", "vr-mcl", "der++", "inclora", "
 
 
 class BrokenOnOne(TargetLoss):
-    """A loss that is NaN, with the usual gradient, on the second process in the second step."""
+    """A loss that is NaN in the second step on the second process, with the usual gradient."""
 
     count = 0
 
@@ -33,15 +33,15 @@ class BrokenOnOne(TargetLoss):
 def train(
     folder: Path, name: str, tasks: int = 2, **changes: Any
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Learn two tasks with batches of four over all processes; the weights, and the counts of the guard."""
+    """Learn two tasks with batches of four over all processes; return the weights and the guard's counts."""
     tokenizer = build_tokenizer()
     settings = {**OWN, **BROUGHT}[name]
     more = brought(settings, dropout=0.0)
     model = build_llama(len(tokenizer)) if more else new_model(tokenizer, dropout=0.0)
-    # mixed rows must fill batches: the Trainer shares out a short one otherwise than one process takes it
+    # mixed rows must fill the batches: several processes do not share a short batch as one process takes it
     per_task = 4 if method_of(settings).old_data == "mixed" else 5
     if name == "kif-m":
-        per_task = 3  # less than a batch, and no multiple of two
+        per_task = 3  # less than a batch, and not a multiple of two
     callback = method_of(settings).callback(state_dir=folder / "state", per_task=per_task, **more)
     for task in TASKS[:tasks]:
         data = rows(tokenizer, task)

@@ -1,4 +1,4 @@
-"""One process of two, for all scripts of users: to start it costs more than they do."""
+"""One of two processes that run all scripts of users: starting the process takes longer than the scripts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.processes import end_together
 
 
 def main(output: str) -> None:
-    """Train models that each process has whole, then models that are cut into pieces."""
+    """Train models of which each process has the whole, then models that are cut into pieces."""
     torch.set_num_threads(1)
     gc.freeze()
     dist.init_process_group("gloo")

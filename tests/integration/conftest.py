@@ -1,4 +1,4 @@
-"""A learner on a tiny model, for the tests that need one."""
+"""Fixtures of the integration tests, such as a learner on a tiny model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tasks(tiny_stream: Path) -> list[Task]:
 
 @pytest.fixture
 def last_labels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The last token that is learned in each row of each training step, of any Trainer."""
+    """Collect the last token that is learned in each row of each training step of any Trainer."""
     found: list[int] = []
     step = Trainer.training_step
 

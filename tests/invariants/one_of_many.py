@@ -1,4 +1,4 @@
-"""One process of several that run the same configurations together."""
+"""One of several processes that run the same configurations together."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""Some of the processes that score the same states together: all of them, or one alone."""
+"""One of the processes that score the same states together, or the only one."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from tests.processes import end_together
 from tests.runs import METHODS, TASKS, make_config
 
 NAMES = ["sequential", "epi", "progprompt", "mocl"]
-"""Plain answers from a cached start; one that finds the task itself, one that is told it, one that routes."""
+"""One answers from a cached start, one finds the task itself, one is told the task, one routes inputs."""
 
 
 class Told(Progress):
-    """Keeps how far each scoring was said to be."""
+    """Keeps the reported progress of each scoring."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, int, int]] = []
 
     def scoring(self, task: str, done: int, total: int) -> None:
-        """Some test examples were answered."""
+        """Take note that some test examples were answered."""
         self.told.append((task, done, total))
 
 
 def sections(stream: Path) -> dict[str, Any]:
-    """More batches than processes, labels to guess, one watched task, and one of plain texts."""
+    """Return settings with more batches than processes, labels to guess, a watched task and plain texts."""
     return {
         "model": {"adapter": {"rank": 2, "alpha": 8, "dropout": 0.0}},
         "evaluation": {"max_new_tokens": 4, "batch_tokens": 96, "full_matrix": True},
@@ -40,13 +40,13 @@ def sections(stream: Path) -> dict[str, Any]:
 
 
 def train(model: Path, stream: Path, folder: Path, name: str) -> None:
-    """Train, in one process, scored on dev."""
+    """Train in one process, and score on dev."""
     more = {**sections(stream), "data": {"scored_on": "dev"}}
     run(make_config(model, stream, folder / name / "trained", METHODS[name], **more))
 
 
 def score(model: Path, stream: Path, folder: Path, name: str, output: str) -> Told:
-    """Score the states that are there, into another folder."""
+    """Score the existing states, and write the scores to another folder."""
     told = Told()
     config = make_config(model, stream, folder / name / output, METHODS[name], **sections(stream))
     run(config, progress=told, trained=folder / name / "trained")
@@ -54,7 +54,7 @@ def score(model: Path, stream: Path, folder: Path, name: str, output: str) -> To
 
 
 def main(model: str, stream: str, folder: str) -> None:
-    """Score what each method has learned, together with the other process."""
+    """Score the states of each method, together with the other process."""
     torch.set_num_threads(1)
     rows = {}
     for name in NAMES:

@@ -1,4 +1,4 @@
-"""A later task learned under the real Trainer by any method, and the batches that it saw."""
+"""Learn a later task with any method under the real Trainer, and keep the batches that it saw."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def driven(
     examples: list[Encoded] | None = None,
     **training: Any,
 ) -> tuple[dict[int, Values], TaskTraining]:
-    """The trainable values after every step, whatever the method did after it, and what training was.
+    """Return the trainable values after every step and after the method's hooks, and the training's outcome.
 
-    The task's examples are the stream's unless they are given.
+    The task's examples are those of the stream, unless they are given.
     """
     mine = adapted(backbone)
     _, current, memory = encoded(mine, stream)
@@ -62,7 +62,7 @@ def driven(
 
 
 def seen(backbone: Backbone, stream: Path) -> tuple[Values, list[Batch], list[Batch], list[Batch]]:
-    """The values before the task, its batches, batches of the memory, and those that probes draw of it."""
+    """Return the values before the task, its batches, memory batches, and memory batches that probes draw."""
     mine = adapted(backbone)
     _, current, memory = encoded(mine, stream)
     seed = SEED * 1000 + TASK

@@ -18,12 +18,12 @@ Batch = list[Encoded]
 
 
 def trainable(backbone: Backbone) -> Values:
-    """Copies of the trainable values by name."""
+    """Copy the trainable values, by name."""
     return {n: p.detach().clone() for n, p in backbone.model.named_parameters() if p.requires_grad}
 
 
 def loss_of(backbone: Backbone) -> Callable[[Values, Batch], Tensor]:
-    """A function of values and a batch: the mean over its target tokens of the negative log-likelihood."""
+    """Return a function of values and a batch: the mean negative log-likelihood over its target tokens."""
     model = copy.deepcopy(backbone.model).eval()
 
     def loss(theta: Values, batch: Batch) -> Tensor:
@@ -45,13 +45,13 @@ def loss_of(backbone: Backbone) -> Callable[[Values, Batch], Tensor]:
 
 
 def task_batches(examples: Sequence[Encoded], *, epochs: int, seed: int, size: int = 4) -> list[Batch]:
-    """The batches of a task, one for each optimizer step."""
+    """Return the batches of a task, one for each optimizer step."""
     lengths = [example.length for example in examples]
     order = training_order(lengths, epochs=epochs, batch_size=size, seed=seed)
     return [[examples[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
 
 def memory_batches(examples: Sequence[Encoded], count: int, *, seed: int, size: int = 4) -> list[Batch]:
-    """The first batches drawn from the memory."""
+    """Return the first batches that are drawn from the memory."""
     drawn = MemoryBatches(examples, size, seed)
     return [drawn.next() for _ in range(count)]

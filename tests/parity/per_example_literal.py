@@ -1,4 +1,4 @@
-"""One example at a time on the model itself: its log-likelihood and its gold logits, without any padding."""
+"""Run the model on one example at a time, without padding: its log-likelihood and its gold logits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OneByOne:
         self.encoder_decoder = backbone.encoder_decoder
 
     def logits(self, theta: Values, example: Encoded) -> Tensor:
-        """The logits of an example's target tokens, `(tokens, vocabulary)`."""
+        """Return the logits of an example's target tokens, `(tokens, vocabulary)`."""
         if self.encoder_decoder:
             start = torch.tensor([[0, *example.target_ids[:-1]]])
             inputs = {"input_ids": torch.tensor([example.input_ids]), "decoder_input_ids": start}
@@ -32,17 +32,17 @@ class OneByOne:
         return found[len(example.input_ids) - 1 : -1]
 
     def log_likelihood(self, theta: Values, example: Encoded) -> Tensor:
-        """The sum of log p over the target's tokens."""
+        """Return the sum of log p over the target's tokens."""
         rows = zip(self.logits(theta, example), example.target_ids, strict=True)
         return torch.stack([row.log_softmax(-1)[token] for row, token in rows]).sum()
 
     def gold_logits(self, theta: Values, example: Encoded) -> Tensor:
-        """The sum of the gold tokens' logits."""
+        """Return the sum of the gold tokens' logits."""
         rows = zip(self.logits(theta, example), example.target_ids, strict=True)
         return torch.stack([row[token] for row, token in rows]).sum()
 
     def gradient(self, of: Callable[[Values, Encoded], Tensor], theta: Values, example: Encoded) -> Values:
-        """The gradient of one of them by the parameters' names."""
+        """Return the gradient of one of these functions, by the parameters' names."""
         leaves = {name: value.clone().requires_grad_() for name, value in theta.items()}
         grads = torch.autograd.grad(of(leaves, example), list(leaves.values()))
         return dict(zip(leaves, grads, strict=True))

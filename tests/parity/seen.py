@@ -1,4 +1,4 @@
-"""Trains two tasks under the real Trainer, and takes down what each step was before and after the method."""
+"""Train two tasks under the real Trainer, and keep what each step was before and after the method's hooks."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ TRAINING: dict[str, Any] = {"learning_rate": 5e-3, "epochs": 2, "batch_size": 4,
 
 @dataclass
 class Seen:
-    """One task."""
+    """What was kept of one task."""
 
     start: Values
     examples: list[Encoded]
     values: list[Values] = field(default_factory=list)
-    """Before each step."""
+    """Values before each step."""
     raw: list[Values] = field(default_factory=list)
-    """Gradients before the method has seen them."""
+    """Gradients before the method's hook."""
     changed: list[Values] = field(default_factory=list)
-    """Gradients as the method left them."""
+    """Gradients after the method's hook."""
     moved: list[Values] = field(default_factory=list)
-    """Values after each step, when the method has had its word."""
+    """Values after each step and after the method's hooks."""
     magnitudes: list[dict[str, Tensor | None]] = field(default_factory=list)
     end: Values = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -47,7 +47,7 @@ def _grads(params: Parameters) -> Values:
 def train_two(
     backbone: Backbone, stream: Path, method: Method, folder: Path, **training: Any
 ) -> tuple[Backbone, list[Seen]]:
-    """Train a copy of the model on two tasks; the copy, and what was seen of both."""
+    """Train a copy of the model on two tasks; return the copy, and what was kept of both tasks."""
     mine = adapted(backbone)
     tasks: list[Seen] = []
     cls: Any = type(method)

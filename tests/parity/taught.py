@@ -1,4 +1,4 @@
-"""Two tasks with a method whose loss has a teacher: each loss, beside a literal one of the same batch."""
+"""Train two tasks with a method that has a teacher; compute each loss again, literally, on the same batch."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def losses(
 
     Args:
         backbone: The model.
-        stream: Of the tasks.
-        folder: For the Trainer.
+        stream: The folder of the tasks.
+        folder: A folder for the Trainer.
         method: The method.
-        literal: The loss of rows: of each the logits now, the gold tokens, and the logits before the task.
-        first: Whether the first task's losses are looked at, too.
+        literal: The loss of rows, each given as logits now, gold tokens, and logits before the task.
+        first: Whether to compute the first task's losses, too.
 
     Returns:
-        Pairs of the method's loss and the literal one; and what the second task's training was.
+        Pairs of the method's loss and the literal loss; and the outcome of the second task's training.
     """
     cls, teachers = type(method), list[nn.Module]()
     original = cls.loss

@@ -1,4 +1,4 @@
-"""What the tests of the mathematics share."""
+"""Fixtures for the tests of the mathematics."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread():
-    """Small tensors gain nothing from threads, and wait for each other on a busy machine."""
+    """Use one thread: small tensors gain nothing from more threads, which wait on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Drives a method's hooks on plain tensors: no model, no Trainer, a loss that is a formula."""
+"""Call a method's hooks on plain tensors, without a model or a Trainer; the loss is a formula."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHAPES = {
 
 
 def values(seed: int = 0) -> Values:
-    """Starting values by name, float64."""
+    """Make starting values by name, in float64."""
     draw = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(shape, dtype=torch.float64, generator=draw) / 2 for name, shape in SHAPES.items()
@@ -34,7 +34,7 @@ def values(seed: int = 0) -> Values:
 
 
 def batches(count: int, seed: int = 1) -> list[Batch]:
-    """Inputs and targets of a regression, five examples each."""
+    """Make batches of inputs and targets of a regression, with five examples each."""
     draw = torch.Generator().manual_seed(seed)
     shape = (5, 4)
     return [
@@ -47,7 +47,7 @@ def batches(count: int, seed: int = 1) -> list[Batch]:
 
 
 def loss(theta: Values, batch: Batch) -> Tensor:
-    """Squared error of two residual layers."""
+    """Compute the squared error of two residual layers."""
     x, target = batch
     for layer in (0, 1):
         for module in ("q", "v"):
@@ -57,16 +57,16 @@ def loss(theta: Values, batch: Batch) -> Tensor:
 
 
 class ByHand:
-    """Trains one task; implements `kifuse.methods.context.Context`.
+    """Trains one task, and is the `kifuse.methods.context.Context` of its method.
 
     Args:
-        method: The method, which may be exchanged between steps.
+        method: The method, which may be replaced between steps.
         theta: Starting values by name.
         current: The task's batches, one for each step.
         memory: Batches of the memory, taken in turn.
-        rates: Learning rate of each step; one number for all.
+        rates: Learning rate of each step; or one number for all steps.
         index: 0-based position of the task.
-        total_steps: What the method is told; the number of batches if None.
+        total_steps: The number of steps that the method is told; None: the number of batches.
     """
 
     def __init__(
@@ -103,17 +103,17 @@ class ByHand:
 
     @property
     def next_lr(self) -> float:
-        """The rate of the step to come; 0 after the last one."""
+        """The learning rate of the next step; 0 after the last one."""
         return self.rates[self.step] if self.step < len(self.rates) else 0.0
 
     @property
     def memory_size(self) -> int:
-        """Examples in the memory."""
+        """The number of examples in the memory."""
         return 5 * len(self.memory)
 
     @property
     def memory_batches(self) -> int:
-        """Batches in one pass over the memory."""
+        """The number of batches in one epoch over the memory."""
         return len(self.memory)
 
     def values(self) -> Values:
@@ -121,7 +121,7 @@ class ByHand:
         return dict(zip(self.params.names, self.params.clone(), strict=True))
 
     def steps(self) -> Iterator[int]:
-        """Begin the task and take its steps, one after another; the task's end is not told."""
+        """Begin the task and take its steps, one after another; do not call the hook of the task's end."""
         self.begin()
         for batch, rate in zip(self.current, self.rates, strict=True):
             self.batch = batch
@@ -137,7 +137,7 @@ class ByHand:
             yield self.step
 
     def train(self) -> list[Values]:
-        """Train the whole task; the values after each step."""
+        """Train the whole task; return the values after each step."""
         reached = [self.values() for _ in self.steps()]
         self.end()
         return reached
@@ -148,7 +148,7 @@ class ByHand:
         self.method.begin_task(self)
 
     def go_on(self) -> None:
-        """Begin the task in its middle, where the method was given the state of that moment."""
+        """Begin the task in its middle, after the method was given the state of that moment."""
         weights, state = self.params.clone(), self.method.state()
         self.begin()
         self.params.assign(weights)
@@ -176,7 +176,7 @@ class ByHand:
         before: Callable[[Parameters], None] | None = None,
         after: Callable[[Parameters], None] | None = None,
     ) -> None:
-        """One step on the next memory batch."""
+        """Take one step on the next memory batch."""
         self.before_memory = self.before_memory or self.values()
         rate = self.lr if lr is None else lr
         self._gradients(self.memory[self._drawn % len(self.memory)])
@@ -200,11 +200,11 @@ class ByHand:
 
     @property
     def logging(self) -> bool:
-        """A log line is due after each step."""
+        """True: a log line is due after each step."""
         return True
 
     def log(self, **values: float) -> None:
-        """Nobody reads the log."""
+        """Do nothing, since nobody reads the log."""
 
     def event(self, kind: str, **values: Any) -> None:
         """Keep what happened."""
@@ -218,12 +218,12 @@ class ByHand:
 
 
 class Bare:
-    """A context with parameters alone, for single hooks.
+    """A context that has only parameters, for single hooks.
 
     Args:
         params: The parameters.
         task: The task; the second one if it is not given.
-        more: Whatever else a hook asks for.
+        more: Other attributes that a hook asks for.
     """
 
     logging, step, memory_size = False, 0, 0
@@ -238,7 +238,7 @@ class Bare:
         self.events.append({"kind": kind, **values})
 
     def measure(self, **series: Tensor) -> None:
-        """Nobody looks at the pictures."""
+        """Do nothing, since nobody looks at the pictures."""
 
 
 def begin(method: Any, ctx: Any) -> None:

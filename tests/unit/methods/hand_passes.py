@@ -1,4 +1,4 @@
-"""Losses and gradients at any weights, by hand: a part of `kifuse.methods.context.Context`."""
+"""Compute losses and gradients at any weights by hand: a part of `kifuse.methods.context.Context`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Values = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class HandBatch:
-    """Inputs and targets, an example a row."""
+    """Inputs and targets, with one example in each row."""
 
     x: Tensor
     y: Tensor
@@ -32,8 +32,8 @@ class HandPasses:
     """Passes over the batches of a training by hand.
 
     Args:
-        training: Has `params`, `batch` (of the step) and `memory` (taken in turn).
-        loss: A function of values by name and a pair of inputs and targets; a mean over the rows.
+        training: An object with `params`, `batch` (of the step) and `memory` (batches taken in turn).
+        loss: A function of values by name and a pair of inputs and targets, which is a mean over the rows.
     """
 
     def __init__(self, training: Any, loss: Callable[[Values, Pair], Tensor]) -> None:
@@ -43,22 +43,22 @@ class HandPasses:
         self.limit: float | None = None
 
     def step_batch(self) -> HandBatch:
-        """The step's batch."""
+        """Return the step's batch."""
         return HandBatch(*self.training.batch)
 
     def draw_memory(self) -> HandBatch:
-        """The next memory batch."""
+        """Return the next memory batch."""
         self.drawn += 1
         return HandBatch(*self.training.memory[(self.drawn - 1) % len(self.training.memory)])
 
     def batch_loss(self, batch: Any, *, at: Sequence[Tensor], noise: int = 0) -> Tensor:
-        """The loss at values."""
+        """Compute the loss at some values."""
         return self.formula(dict(zip(self.training.params.names, at, strict=True)), (batch.x, batch.y))
 
     def gradient(
         self, batch: Any, *, at: Sequence[Tensor] | None = None, noise: int = 0, create_graph: bool = False
     ) -> list[Tensor]:
-        """The gradient at values."""
+        """Compute the gradient at some values."""
         values = list(self.training.params.tensors if at is None else at)
         if not create_graph:
             values = [value.detach().requires_grad_() for value in values]
@@ -68,7 +68,7 @@ class HandPasses:
             )
 
     def memory_loss(self, *, train: bool) -> float:
-        """The loss of a memory batch of its own turn, or what a test has laid out."""
+        """Return the loss of the next memory batch for probes, or a value that a test has prepared."""
         self.probed += 1
         if self.probe_losses:
             return self.probe_losses[self.probed - 1]

@@ -1,4 +1,4 @@
-"""A task driven by hand whose method may look at single examples of it."""
+"""Train a task by hand with a method that looks at single examples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.unit.methods.by_hand import Batch, ByHand, loss
 
 
 class LookingBack(ByHand):
-    """An example is a row of a batch; its log-likelihood stands for minus its squared error, times 3.
+    """An example is a row of a batch. Its log-likelihood is minus its squared error, times 3.
 
     Its 'logit' is that of `logit`, the sum of the outputs' squares.
     """
@@ -31,7 +31,7 @@ class LookingBack(ByHand):
         return [f.float() for f in found]
 
     def logit(self, example: Batch) -> Tensor:
-        """What stands for an example's logit; linear in nothing."""
+        """Compute what takes the place of an example's logit; it is not linear in any parameter."""
         return loss(self._named(), (example[0], torch.zeros_like(example[1])))
 
     def logit_gradients(self, count: int | None = None) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Records with what methods measure of each trainable tensor, and records full of hostile text."""
+"""Records with what methods measure for each trainable tensor, and records full of hostile text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ HOSTILE = (
     """<script>alert("1")</script><img src=x onerror='alert(2)'>"]]>--></style>{{ 7 * 7 }}"""
     """$x_1$\u202e\x00\ud800"""
 )
-"""Text as nobody should have to show it: markup, template and formula signs, control signs, half a pair."""
+"""Hostile text: markup, signs of templates and formulas, control characters, half a surrogate pair."""
 
 HOSTILE_NAME = HOSTILE.replace("/", "").replace("\x00", "").replace("\ud800", "")
-"""As much of it as the name of a task may have."""
+"""The part of the hostile text that the name of a task may contain."""
 
 
 def t5_names(layers: int = 3) -> list[str]:
-    """Adapted tensors of a T5: query and value of encoder, decoder and cross-attention."""
+    """Return the adapted tensors of a T5: query and value of encoder, decoder and cross-attention."""
     places = [
         f"{stack}.block.{layer}.layer.{part}.{attention}.{projection}"
         for stack in ("encoder", "decoder")
@@ -33,7 +33,7 @@ def t5_names(layers: int = 3) -> list[str]:
 
 
 def llama_names(layers: int = 4) -> list[str]:
-    """Adapted tensors of a LLaMA: query and value of each layer."""
+    """Return the adapted tensors of a LLaMA: query and value of each layer."""
     return [
         f"base_model.model.model.layers.{layer}.self_attn.{projection}.lora_{matrix}.default.weight"
         for layer in range(layers)
@@ -43,7 +43,7 @@ def llama_names(layers: int = 4) -> list[str]:
 
 
 def kif_record(**fields: Any) -> RunRecord:
-    """A run whose method measured importance, history and movement, with one fusion a task."""
+    """Make a run whose method measured importance, history and movement, with one fusion in each task."""
     record = make_record("kif", full=True, **fields)
     names = t5_names()
     for k, task in enumerate(record.tasks):
@@ -60,7 +60,7 @@ def kif_record(**fields: Any) -> RunRecord:
 
 
 def rounds_record(**fields: Any) -> RunRecord:
-    """A run whose method fused twice in each task from the second on, by masks."""
+    """Make a run whose method fused twice with masks in each task from the second on."""
     record = make_record("recurrent-kif", full=True, data_class="real replay", **fields)
     names = llama_names()
     for k, task in enumerate(record.tasks):
@@ -81,7 +81,7 @@ def rounds_record(**fields: Any) -> RunRecord:
 
 
 def hostile_record() -> RunRecord:
-    """A record in which every text that a user or a model can choose is hostile."""
+    """Make a record in which every text that a user or a model can choose is hostile."""
     record = kif_record(tasks=[f"{HOSTILE_NAME} {i}" for i in range(3)])
     text = HOSTILE.replace("\ud800", "")
     record.method.name = record.stream = text

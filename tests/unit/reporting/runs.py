@@ -1,4 +1,4 @@
-"""Small records and run folders, as a runner leaves them."""
+"""Make small records and run folders, as a run leaves them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make_record(
     data_class: str = "replay-free",
     **fields: Any,
 ) -> RunRecord:
-    """A finished run: 90 when learned, `drop` less for each task learned since, 20 before."""
+    """Make a finished run: a task scores 20 before, 90 when learned, and `drop` less with each later task."""
     names = TASKS if tasks is None else tasks
     record = RunRecord(
         kifuse_version="0.1.0",
@@ -53,7 +53,7 @@ def make_record(
 
 
 def write_predictions(folder: Path, after: int, task: str, right: dict[str, bool]) -> None:
-    """Write predictions of a task: for each input whether the output was right."""
+    """Write predictions of a task; `right` says for each input whether its output is right."""
     file = folder / "predictions" / f"after-{after}" / f"{task}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = [
