@@ -55,7 +55,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Section:
-    """What the section holds; each part may be empty."""
+    """The content of the section; each part may be empty."""
 
     variants: tuple[Variant, ...] = ()
     orders: tuple[int, ...] = ()
@@ -63,15 +63,15 @@ class Section:
     vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def choose(self, names: Sequence[str], own: Variant | None, option: str) -> tuple[Variant, ...]:
-        """The variants that a list of names asks for.
+        """Find the variants that a list of names asks for.
 
         Args:
             names: Labels of variants in the section, or names of methods.
-            own: The file's own method, whose settings count if it is named.
+            own: The file's own method, whose settings are used if it is named.
             option: Where the names were given, for messages.
 
         Raises:
-            ConfigError: None is named, or one twice.
+            ConfigError: No name is given, or one is given twice.
         """
         if not names:
             raise ConfigError(f"{option}: found no name, expected names of methods, such as replay,kiflora.")
@@ -83,7 +83,7 @@ class Section:
 
 
 def own_variant(document: Document, path: Path | None) -> Variant | None:
-    """The method of the configuration itself, for a grid of orders and seeds alone."""
+    """The method of the configuration itself, for a grid of orders and seeds only."""
     method = document.data.get("method")
     if not isinstance(method, dict) or not isinstance(method.get("name"), str):
         return None
@@ -131,7 +131,7 @@ class _Reader:
         self.problems: list[tuple[int, Problem]] = []
 
     def line(self, key: Key) -> int:
-        """The line of a key, or of the nearest around it."""
+        """The line of a key, or of the nearest key around it."""
         lines = self.document.lines
         return next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), 1)
 
@@ -217,7 +217,7 @@ def _cannot_vary(key: str) -> bool:
 
 
 def _label_fault(label: Any) -> str | None:
-    """What a label must be, if this one is not."""
+    """Say what a label must be, if this one is not valid."""
     if name_fault(label) or any(sign in label for sign in ",\n"):
         return "a plain name without commas, since it names a folder"
     if name_key(label) in _RESERVED:

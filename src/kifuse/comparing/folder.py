@@ -1,4 +1,4 @@
-"""The folder of a comparison: which grid it holds, and the page and tables of what is finished in it."""
+"""The folder of a comparison: which grid it holds, and the page and tables of its finished runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def open_folder(grid: Grid) -> Grid:
     """Add a grid to its folder, which is empty or holds a grid with the same settings.
 
     Args:
-        grid: The grid; its methods, orders and seeds may be others than those that are there.
+        grid: The grid; its methods, orders and seeds may differ from those in the folder.
 
     Returns:
         The variants of the folder with those of the grid, and the grid's own runs.
@@ -73,7 +73,7 @@ def refuse_other_folder(folder: Path) -> None:
     """Refuse a file, and a folder that holds something else than a comparison.
 
     Raises:
-        RunError: It is so.
+        RunError: It is such a file or folder.
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"output: {folder} is a file; name a folder.")
@@ -84,7 +84,7 @@ def refuse_other_folder(folder: Path) -> None:
 
 
 def _common(grid: Grid) -> dict[str, Any]:
-    """What all runs have in common, as a configuration that needs no more than the section."""
+    """What all runs have in common, as a configuration that lacks nothing but the section."""
     plain = config_json(grid.common)
     del plain["method"], plain["training"]["seed"]
     if grid.orders:
@@ -95,7 +95,7 @@ def _common(grid: Grid) -> dict[str, Any]:
 def _refuse_changes(
     folder: Path, before: dict[str, Any], now: dict[str, Any], old: Sequence[Variant], new: Sequence[Variant]
 ) -> None:
-    """Refuse other settings under the names of runs that are there."""
+    """Refuse other settings for runs whose names the folder has already."""
     filler = {"method": {"name": "-"}}
     without_effect = WITHOUT_EFFECT
     if now["data"]["benchmark"] is not None and now["data"]["chat_template"] == "auto":
@@ -125,13 +125,13 @@ def finished_runs(grid: Grid, left_out: list[str]) -> list[Run]:
 
 
 def write_results(grid: Grid) -> str | None:
-    """Write the page and the tables anew; a file that cannot be written stops nothing.
+    """Write the page and the tables again; a file that cannot be written stops no run.
 
     Args:
         grid: What `open_folder` gave.
 
     Returns:
-        None, or in one line what went wrong, or was left out.
+        None, or one line about what went wrong or was left out.
     """
     left_out: list[str] = []
     try:

@@ -11,8 +11,9 @@ It comes from the section `compare:` of a run's configuration, from the command 
       seeds: [0, 1]
       vary: {training.learning_rate: [1.0e-4, 3.0e-4]}   # chosen on dev, for each method
 
-Where keys are varied, the grid's runs are scored on dev. Once all values of a method are scored, the runs of
-the best one become those of the comparison: their states are scored on test, and no other's ever are.
+If keys are varied, the grid's runs are scored on dev. Once all values of a method are scored, the runs with
+the best value become those of the comparison: their states are scored on test. The states of other values
+never are.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class PlannedRun:
         order: Number of the task order; None where the stream has no numbered orders.
         seed: The seed of the training.
         config: The whole run, with its folder.
-        point: The values of the keys that are varied; None where none are.
+        point: The values of the keys that are varied; None if none are.
     """
 
     variant: Variant
@@ -55,7 +56,7 @@ class PlannedRun:
 
     @property
     def title(self) -> str:
-        """For people: `replay, order 1, seed 0`."""
+        """The run's name for people: `replay, order 1, seed 0`."""
         order = "" if self.order is None else f"order {self.order}, "
         tried = "" if self.point is None else f"{self.point.title}, "
         return f"{self.variant.label}, {tried}{order}seed {self.seed}"
@@ -66,7 +67,7 @@ class PlannedRun:
         return self.config.output
 
     def tested(self) -> PlannedRun:
-        """The run of the same training that is scored on test, for a run that is scored on dev."""
+        """For a run that is scored on dev: the run of the same training that is scored on test."""
         data = self.config.data.model_copy(update={"scored_on": "test"})
         output = self.folder.parents[2] / self.folder.name
         return dataclasses.replace(
@@ -83,8 +84,8 @@ class Grid:
         common: What all runs share. Its method, order and seed are not used.
         variants: The methods.
         runs: All runs; the methods of a seed and an order stand together.
-        vary: The values that are tried for each method, by dotted key; where there are any, the runs are
-            scored on dev, and lie in `<folder>/<label>/on-dev/<values>/`.
+        vary: The values that are tried for each method, by dotted key; if there are any, the runs are scored
+            on dev, and lie in `<folder>/<label>/on-dev/<values>/`.
     """
 
     folder: Path
@@ -119,14 +120,15 @@ def load_grid(
     """Read and check a grid.
 
     Args:
-        path: A run's configuration, with or without a section `compare`; None: all is in `overrides`.
+        path: A run's configuration, with or without a section `compare`; None if all is in `overrides`.
         overrides: Values by dotted key that replace the file's, for all runs.
-        methods: Labels of the file's variants, or names of methods; None: those of the file, or its method.
-        variants: The variants themselves, in the place of `methods` and the file's.
-        orders: Numbers of task orders; None: the file's.
-        seeds: The seeds of the trainings; None: the file's.
-        vary: Values to try, by dotted key; None: the file's. A folder that holds some is chosen from over all
-            its values, orders and seeds.
+        methods: Labels of the file's variants, or names of methods; None for those of the file, or its
+            method.
+        variants: The variants themselves, in place of `methods` and the file's.
+        orders: Numbers of task orders; None for the file's.
+        seeds: The seeds of the trainings; None for the file's.
+        vary: Values to try, by dotted key; None for the file's. If the folder holds some already, the choice
+            is among all its values, over all its orders and seeds.
         flags: The command line's options by dotted key, for messages.
         check_files: Whether the data must be there.
 
@@ -173,12 +175,12 @@ def load_grid(
 
 
 def folder_name(label: str) -> str:
-    """The folder of a variant: a method of one's own has a colon in its name, which not all systems take."""
+    """The name of a variant's folder: a user's own method has a colon in its name, not allowed everywhere."""
     return label.replace(":", "-")
 
 
 def run_name(order: int | None, seed: int) -> str:
-    """The folder of a run in that of its variant."""
+    """The name of a run's folder in the folder of its variant."""
     return f"{'' if order is None else f'order{order}-'}seed{seed}"
 
 
@@ -220,7 +222,7 @@ def _refuse_set(vary: Mapping[str, Any], overrides: Mapping[str, Any], variants:
 def _with_those_there(
     folder: Path, orders: Sequence[int], seeds: Sequence[int], vary: Mapping[str, tuple[Any, ...]]
 ) -> tuple[Sequence[int], Sequence[int], Mapping[str, tuple[Any, ...]]]:
-    """Orders, seeds and values, with those that the folder holds: one value is chosen over all of them."""
+    """Add the orders, seeds and values that the folder holds: one value is chosen over all of them."""
     file = folder / COMPARISON_FILE
     there = read_section(read_yaml(file), file) if file.is_file() else Section()
     if not there.vary:
@@ -272,7 +274,7 @@ class _Loader:
     def planned(
         self, variant: Variant, order: int | None, seed: int | None, point: Point | None
     ) -> PlannedRun | None:
-        """One run; None if something is wrong with it, or with an earlier value, as it would be again."""
+        """Plan one run; None if something is wrong with it, or with an earlier value: it would be again."""
         if point is not None and self.problems:
             return None
         given = {"data.order": order, "training.seed": seed}
@@ -296,7 +298,7 @@ class _Loader:
 
 
 def _refuse_listed(overrides: Mapping[str, Any]) -> None:
-    """Keys that differ between the runs are given as lists."""
+    """Refuse keys in which the runs differ: they are given as lists."""
     problems = [
         f"--set {key}: found a key that the runs of a comparison differ in, expected {option}."
         for key in overrides

@@ -35,12 +35,12 @@ from kifuse.terminal.progress import ConsoleProgress, Pace
 
 @dataclass
 class Outcome:
-    """What came of a grid.
+    """The outcome of a grid.
 
     Attributes:
         runs: Every run of the folder that has a record.
         failed: The runs that failed, with the reason and the log of each.
-        sweep: What was tried of settings; None where none are varied.
+        sweep: The settings that were tried; None if none are varied.
     """
 
     runs: list[Run]
@@ -49,7 +49,7 @@ class Outcome:
 
 
 def is_finished(planned: PlannedRun) -> bool:
-    """Whether a run is in its folder, finished; its settings are compared when it is run."""
+    """Whether a run's folder holds a finished run; its settings are compared when it is run."""
     try:
         return RunRecord.load(planned.folder).status == "finished"
     except KifuseError:
@@ -74,7 +74,7 @@ def plans(grid: Grid, shared: Shared) -> list[Plan]:
     watched = [answers_of(task) for task in open_watched(grid.runs[0].config)] if grid.runs else []
     for planned in grid.runs:
         key = key_of(planned)
-        if key not in found:  # another seed draws other examples, but as many
+        if key not in found:  # another seed draws other examples, but equally many
             tasks = shared.stream(planned.config.data, planned.config.training.seed).tasks
             method = open_method(planned.config)
             writers = [method, *sources(method, planned.config.memory)]
@@ -135,7 +135,7 @@ def _run_all(grid: Grid, work: list[Plan], shared: Shared, console: Console) -> 
         _try(planned.tested(), grid, progress, shared, outcome, console, trained=planned)
         _write(everything, console)
     if not waiting:
-        _write(everything, console)  # they may be of an older kifuse
+        _write(everything, console)  # page and tables may be from an older kifuse
     outcome.runs, outcome.sweep = finished_runs(everything, []), sweep
     return outcome
 
@@ -160,7 +160,7 @@ def _chosen(grid: Grid, sweep: Sweep, console: Console) -> list[PlannedRun]:
 
 
 def _move_others(planned: PlannedRun, console: Console) -> None:
-    """Move a tested run of a value aside that was chosen by an earlier call."""
+    """Move a tested run aside if it has another value, which an earlier call chose."""
     if not (planned.folder / "record.json").is_file():
         return
     changed = differences(RunRecord.load(planned.folder).config, config_json(planned.config))
@@ -180,7 +180,7 @@ def _try(
     console: Console,
     trained: PlannedRun | None = None,
 ) -> None:
-    """Run one, and tell whether it failed."""
+    """Run one run, and report it if it fails."""
     failure = _run_one(planned, grid, progress, shared, trained)
     if failure is not None:
         outcome.failed.append((planned, failure))
@@ -196,7 +196,7 @@ def _write(grid: Grid, console: Console) -> None:
 def _run_one(
     planned: PlannedRun, grid: Grid, progress: ConsoleProgress, shared: Shared, trained: PlannedRun | None
 ) -> str | None:
-    """Run one, which may be trained already; the reason if it failed."""
+    """Run one run, which may be trained already; returns the reason if it fails."""
     others = [other.folder for other in grid.runs if other is not planned and other.seed == planned.seed]
     try:
         folder = None if trained is None else trained.folder
@@ -207,7 +207,7 @@ def _run_one(
         return None
     finally:
         progress.stop()
-    gc.collect()  # the failed run's model, before another is loaded
+    gc.collect()  # frees the failed run's model before another one is loaded
     return failure
 
 
@@ -226,7 +226,7 @@ def _told(error: Exception, planned: PlannedRun, grid: Grid) -> str:
 
 
 def size(grid: Grid) -> str:
-    """`2 methods, 3 orders, 2 seeds: 12 runs`."""
+    """The size of a grid in words: `2 methods, 3 orders, 2 seeds: 12 runs`."""
     variants = len({planned.variant.label for planned in grid.runs})
     values = len({planned.point.name for planned in grid.runs if planned.point})
     parts = [count(variants, "method"), *([count(values, "value")] if values else [])]

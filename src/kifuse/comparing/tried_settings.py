@@ -1,4 +1,4 @@
-"""What a comparison has tried of settings, as its folder holds it. No torch."""
+"""The settings that a comparison has tried, as its folder holds them. No torch."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from kifuse.reporting.sweeps import Sweep, Tried
 
 
 def open_sweep(folder: Path) -> Sweep | None:
-    """Read what a comparison has tried of settings, and how it scored on dev.
+    """Read which settings a comparison has tried, and how they scored on dev.
 
     Args:
         folder: The folder of the comparison.
 
     Returns:
-        It; None where no settings are varied.
+        The sweep; None if no settings are varied.
 
     Raises:
         ConfigError: The file of the grid is damaged.
-        RunError: A run's record is.
+        RunError: A run's record is damaged.
     """
     file = folder / COMPARISON_FILE
     section = read_section(read_yaml(file), file) if file.is_file() else Section()

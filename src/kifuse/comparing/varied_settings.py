@@ -14,13 +14,13 @@ from kifuse.io.storage import sha256_text
 from kifuse.problems import show_value
 
 ON_DEV = "on-dev"
-"""Folder of a method's runs that are scored on dev, in one folder for each value."""
+"""Folder for a method's runs that are scored on dev, with one subfolder for each value."""
 
 NO_LONGER = "no-longer-chosen"
-"""Folder of a method's tested runs whose value another one has beaten since."""
+"""Folder for a method's tested runs whose value another one has beaten since."""
 
 HELD_OUT = 0.1
-"""Share of the training examples that becomes dev, of a task without dev examples."""
+"""Share of a task's training examples that becomes dev, if it has no dev examples."""
 
 _ELSEWHERE = {
     "method.name": "--methods",
@@ -37,7 +37,7 @@ class Point:
     """A value of each key that is varied.
 
     Attributes:
-        values: By dotted key, as they were given.
+        values: The values by dotted key, as they were given.
     """
 
     values: tuple[tuple[str, Any], ...]
@@ -51,12 +51,12 @@ class Point:
 
     @property
     def title(self) -> str:
-        """For people: `learning_rate 0.0001`."""
+        """The values for people: `learning_rate 0.0001`."""
         return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.values)
 
 
 def as_number(value: Any) -> Any:
-    """A value with texts such as '1e-4', which YAML does not take for numbers, as numbers."""
+    """Turn a text such as '1e-4', which YAML does not read as a number, into a number."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -74,7 +74,7 @@ def points(vary: Mapping[str, Sequence[Any]]) -> list[Point]:
 
 
 def fault(key: str, values: Any) -> tuple[str, str, str] | None:
-    """What was found, what was expected and what to do, where a key cannot be varied over these values."""
+    """Say what was found, expected and to be done, if a key cannot be varied over these values."""
     if key in _ELSEWHERE:
         return "a key that the runs differ in anyway", _ELSEWHERE[key], ""
     section, _, name = key.partition(".")
@@ -136,7 +136,7 @@ def check_choice(choose_on: Any, varied: bool, option: str) -> None:
 
 
 def merged(old: Mapping[str, Sequence[Any]], new: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, ...]]:
-    """The values of both, each once; the keys are the same."""
+    """Merge the values of two mappings with the same keys, each value once."""
     found = {}
     for key in old:
         values = [*old[key], *new[key]]
