@@ -28,16 +28,16 @@ class Cell:
     """One cell of the score matrix.
 
     Attributes:
-        score: 0 to 100.
+        score: The score, 0 to 100.
         valid: Share of outputs that are one of the task's labels, 0 to 100; None without labels.
-        n: Test examples.
+        n: Number of test examples.
         seconds: Wall time.
-        cut: Inputs that lost their middle to fit.
-        predictions: SHA-256 of the file with the answers; None where none was written.
-        identified: Share of inputs that were found to be of their task, 0 to 100; None where that is no
-            question, or the task was not learned yet.
-        stderr: Standard error of the score, in points; None where it is not known.
-        measured: What else was measured, by name.
+        cut: Number of inputs that lost their middle to fit.
+        predictions: SHA-256 of the file with the answers; None if none was written.
+        identified: Share of inputs for which the method found the right task, 0 to 100; None if the method
+            does not look for the task, or the task was not learned yet.
+        stderr: Standard error of the score, in points; None if it is not known.
+        measured: Further measured values, by name.
     """
 
     score: float
@@ -51,7 +51,7 @@ class Cell:
     measured: dict[str, float] = field(default_factory=dict)
 
     def on_record(self, after: int, task: int) -> ScoreRecord:
-        """The cell of a task, by its 0-based position, after so many were learned."""
+        """The record's entry for this cell, of the task at a 0-based position after so many were learned."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cut"}
         return ScoreRecord(after=after, task=task, **values)
 
@@ -61,14 +61,14 @@ class Evaluator:
 
     Args:
         model: The adapted model.
-        backbone: What it was made from.
+        backbone: The backbone that the model was made from.
         encoder: Turns examples into prompts.
         folder: The run's `predictions` folder, or None to keep nothing.
-        max_new_tokens: Longest output.
+        max_new_tokens: The most tokens of an output.
         batch_tokens: Token budget of a batch.
         place: The 0-based position of a task by its name.
-        tells: Whether the adapter is told which task test examples are of.
-        processes: Those that score together, each a share of the prompts; the first one writes.
+        tells: Whether the adapter is told which task the test examples are of.
+        processes: The processes that score together, each a share of the prompts; the first one writes.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Evaluator:
     def _marked(
         self, task: Task, after: int, predictions: Sequence[str], cut: int, start: float, keep: bool
     ) -> Cell:
-        """Mark answers, and write them down."""
+        """Score the answers, and write them to the predictions."""
         scored = score_all(
             predictions,
             task.test,
@@ -201,7 +201,7 @@ class Evaluator:
         )
 
     def write(self, after: int, task: str, rows: Sequence[dict[str, Any]]) -> str | None:
-        """Write the predictions of a task; returns their SHA-256, or None where nothing is written."""
+        """Write the predictions of a task; returns their SHA-256, or None if nothing is written."""
         if self.folder is None:
             return None
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -247,10 +247,10 @@ class Evaluator:
         return [self.encoder.answered(text) for text in found]
 
     def limit(self, task: Task) -> int:
-        """Tokens to generate at most.
+        """The most tokens to generate for a task.
 
-        With labels, two tokens beyond the longest label settle that an output is no label, so the rest of a
-        rambling output need not be generated.
+        With labels, an output that is two tokens longer than the longest label is no label, so the rest of it
+        need not be generated.
         """
         if not task.labels:
             return self.max_new_tokens
@@ -264,7 +264,7 @@ def place_of(record: RunRecord, name: str) -> int | None:
 
 
 def _continued(example: Example, parts: Sequence[tuple[float, int]]) -> dict[str, Any]:
-    """The row of a text that was scored by its perplexity; there is no answer to show."""
+    """Make the row of a text that was scored by its perplexity; there is no answer to show."""
     found = perplexity(parts)
     shown = {"id": example.id, "input": example.input, "references": list(example.references)}
     return {**shown, "prediction": "", "score": 1.0 / found, "valid": None, "perplexity": found}

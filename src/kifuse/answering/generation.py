@@ -51,8 +51,8 @@ def greedy_generate(
         ends: Token ids of further markers that end an answer, beside the end tokens of model and tokenizer,
             such as the end-of-turn marker of a chat template.
         progress: Called with (prompts done, prompts in all) after every batch.
-        processes: Those among which the batches are shared out. All call this with the same arguments. The
-            batches are those of one process, so that nothing in them is computed otherwise.
+        processes: The processes that share the batches. All call this with the same arguments. The batches
+            are the same as in one process, so that each is computed in the same way.
 
     Returns:
         The decoded text for each prompt, in their order, stripped and without special tokens.
@@ -87,7 +87,7 @@ def greedy_generate(
         except OtherCacheError:
             own = None
         parts = processes.gathered(own)
-        # one without a batch of its own has seen no cache
+        # a process without a batch of its own has seen no cache
         if any(part is None for part in parts):
             session = replace(session, plain=True)
             parts = processes.gathered(_run(session, prompts, batch_tokens, likely, progress, processes))

@@ -40,7 +40,7 @@ def losses(
         encoded: Prompts and targets.
         batch_tokens: Most tokens of a batch, padding included.
         progress: Called with (targets done, targets in all) after every batch.
-        processes: Those among which the batches are shared out; all call this with the same arguments.
+        processes: The processes that share the batches; all call this with the same arguments.
 
     Returns:
         For each target the sum of the losses of its tokens (nats), and the number of its tokens.

@@ -42,14 +42,14 @@ class MethodCallback(TrainerCallback):
         name: The task's name.
         memory: Batches of the memory buffer, for methods that take memory steps.
         max_bad_steps: Training stops at this many steps in a row whose loss or gradient is not finite.
-        examples: The task's own training examples, for methods that look at single ones of them.
-        kept: Those of them that the memory will keep, for methods that ask for them.
+        examples: The task's own training examples, for methods that look at single examples.
+        kept: Those of the examples that the memory will keep, for methods that ask for them.
 
     Call `attach(trainer)` after the Trainer is made and before `trainer.train()`.
     """
 
     by_engine: ClassVar[bool] = True
-    """Whether kifuse makes the Trainer, evaluates and saves, and not a user's script."""
+    """Whether kifuse itself makes the Trainer, evaluates and saves; otherwise a user's script does."""
 
     def __init__(
         self,
@@ -76,11 +76,11 @@ class MethodCallback(TrainerCallback):
         self.resume: tuple[MethodState, MethodState] | None = None
         """State of the method and of the training to go on from in the middle of the task."""
         self.heard: Callable[[dict[str, Any]], None] = lambda _: None
-        """Told of each entry that the method adds to the record."""
+        """Called with each entry that the method adds to the record."""
         self.tokenizer: Any = None
-        """Of the model, where it is not the Trainer's."""
+        """The model's tokenizer, if the Trainer does not have it."""
         self.ends: Sequence[Sequence[int]] = ()
-        """Token ids of what ends an answer beside the end tokens of model and tokenizer."""
+        """Token ids of further markers that end an answer, beside the end tokens of model and tokenizer."""
         self.guard = Guard(max_bad_steps)
         self._healthy = True
         self._taps: Taps | None = None
@@ -96,7 +96,7 @@ class MethodCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Begin the task; safe to be called again when the Trainer restarts its loop."""
+        """Begin the task; this may be called again when the Trainer restarts its loop."""
         if self.trainer is None:
             raise RunError(
                 "the method's callback was not attached: call callback.attach(trainer) before train()."
@@ -126,7 +126,7 @@ class MethodCallback(TrainerCallback):
         self._begin(self.context)
 
     def _show_batches(self, taps: Taps) -> None:
-        """Have an adapter that depends on the input see each batch."""
+        """Show each batch to an adapter that depends on the input."""
         adapter = adapter_on(self.trainer.model)
         if adapter is not None and type(adapter).before_batch is not Adapter.before_batch:
             taps.compute_loss(partial(_shown_to, adapter))
@@ -161,7 +161,7 @@ class MethodCallback(TrainerCallback):
                 self.method.load_state(copied(method, params.tensors[0].device))
                 self.method.take_up(params)
                 self.method.begin_task(context)
-                # as they were saved, whatever beginning has made of them
+                # the weights as they were saved, whatever beginning the task has changed
                 params.assign(weights)
                 self.method.go_on(method, params)
                 context.load_state(training)
@@ -169,14 +169,14 @@ class MethodCallback(TrainerCallback):
                 raise RunError(f"task {context.task.name!r}, in its middle: {error}") from error
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget what memory steps left in the hooks."""
+        """Clear what memory steps left in the services."""
         for service in self._services.values():
             service.clear()
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        """Gradients are complete, reduced, unscaled and clipped; a step that is not finite ends here."""
+        """Show the method the reduced, unscaled, clipped gradients; a step that is not finite ends here."""
         context = self.running()
         # the rate is read here: after the step a schedule has already moved on
         context.lr, context.ratios = rate_of(optimizer), ratios_of(optimizer)
@@ -189,7 +189,7 @@ class MethodCallback(TrainerCallback):
                 self.method.on_gradients(context)
                 context.end_gradients()
             if "batch" in self._services:
-                # judged once more, by the gradients that the method has put in their place
+                # judged once more, by the gradients that the method has put there
                 self.guard.in_a_row["task"] = in_a_row
                 seen = (seen[0], largest_gradients(context.params))
                 self._healthy = self.guard.healthy(context, "task", state.global_step + 1, *seen)
@@ -201,14 +201,14 @@ class MethodCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
     ) -> None:
-        """The optimizer has moved, unless the step was not finite."""
+        """Let the method see the weights after the optimizer's step, unless the step was not finite."""
         # a fused optimizer skips an fp16 overflow by itself and says nothing
         if self._healthy and not getattr(optimizer, "step_was_skipped", False):
             with self.running().shards.whole():
                 self.method.on_update(self.running())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The gradients are gone, the schedule has moved."""
+        """End the step, when the gradients are gone and the schedule has moved on."""
         context = self.running()
         context.step = state.global_step
         context.found = {}
@@ -231,7 +231,7 @@ class MethodCallback(TrainerCallback):
         self._release()
         if self.task is None:
             return
-        # steps on the memory that follow the last one have the method's loss as well
+        # memory steps after the last step use the method's loss as well
         taps = self._taps = Taps(self.trainer)
         self._show_batches(taps)
         context.method_loss = MethodLoss(taps, self.method, context)
@@ -255,7 +255,7 @@ class MethodCallback(TrainerCallback):
         """The context of the training that is under way.
 
         Raises:
-            RunError: None is.
+            RunError: No training is under way.
         """
         if self.context is None:
             raise RunError("the method's callback saw a step before on_train_begin.")
@@ -263,6 +263,6 @@ class MethodCallback(TrainerCallback):
 
 
 def _shown_to(adapter: Adapter, compute_loss: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-    """A batch's loss, after the adapter has seen the batch; the loss may take its labels out."""
+    """Compute a batch's loss after the adapter has seen the batch: the loss may take the labels out of it."""
     adapter.before_batch(inputs)
     return compute_loss(model, inputs, *args, **kwargs)

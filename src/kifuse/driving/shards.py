@@ -1,11 +1,11 @@
-"""Trained tensors that FSDP2 has cut into pieces, made whole where a method sees them.
+"""Puts trained tensors that FSDP2 has cut into pieces together, so that a method sees them whole.
 
-A method scores units and fuses tensors that it sees as a whole, so every process holds whole copies of what
-is trained. They are filled from the pieces of all processes before each of the method's hooks, in one
-collective call, and every process writes its own piece back after it. All processes compute the same from
-the same numbers, and so stay alike.
+A method scores units and fuses tensors as a whole, so every process holds whole copies of the trained
+tensors. Before each of the method's hooks they are filled from the pieces of all processes, in one collective
+call for each dtype. After the hook every process writes its own piece back. All processes compute the same
+from the same numbers, and so stay equal.
 
-What is trained is held whole beside the pieces: meant for adapters, not for training all of a large model.
+The copies take memory beside the pieces: this is meant for adapters, not for training all of a large model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from kifuse.errors import RunError
 from kifuse.methods.parameters import Parameters
 
-# its name before torch 2.13, where the old one warns
+# torch 2.13 renamed it, and the old name warns there
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
@@ -32,22 +32,22 @@ class _Cut:
     """How one tensor is cut along its first dimension, into as many pieces as there are processes.
 
     Attributes:
-        rows: Of a piece; those of the last processes may be fewer, or none.
-        width: Scalars of a row.
+        rows: Rows of a piece; the pieces of the last processes may have fewer, or none.
+        width: Number of scalars in a row.
     """
 
     rows: int
     width: int
 
     def padded(self, piece: Tensor) -> Tensor:
-        """A piece as a flat tensor, with zeros below where it has fewer rows."""
+        """Flatten a piece; if it has fewer rows, zeros follow."""
         missing = self.rows * self.width - piece.numel()
         flat = piece.reshape(-1)
         return torch.cat([flat, flat.new_zeros(missing)]) if missing else flat
 
 
 class Shards:
-    """The trained tensors of a model, cut or not, and what a method sees of them.
+    """The trained tensors of a model, cut or not, and the whole tensors that a method sees.
 
     Args:
         named: `(name, parameter)` pairs, as from `model.named_parameters()`; frozen ones are left out.
@@ -57,8 +57,8 @@ class Shards:
         RunError: A tensor is cut in another way than FSDP2 does it.
 
     Attributes:
-        own: The model's own tensors, which an optimizer moves.
-        params: What a method sees: the same, or whole copies where they are cut.
+        own: The model's own tensors, which an optimizer updates.
+        params: The tensors that a method sees: the same ones, or whole copies if they are cut.
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], frozen: Any = None) -> None:
@@ -76,14 +76,14 @@ class Shards:
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[Parameters]:
-        """What a method sees, filled from the model; what it changed is written back at the end."""
+        """Give the tensors that a method sees, filled from the model; write its changes back at the end."""
         self.gather()
         yield self.params
         self.scatter()
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[Parameters]:
-        """The model's own tensors in the middle of `whole`, for a step that moves them."""
+        """Give the model's own tensors in the middle of `whole`, for a step that updates them."""
         self.scatter()
         yield self.own
         self.gather()
@@ -118,7 +118,7 @@ class Shards:
                 piece_of(mine.grad).copy_(p.grad[start : start + piece.shape[0]])
 
     def _gathered(self, tensors: list[Any], places: list[int] | None = None) -> list[Tensor]:
-        """Whole tensors of what is cut, through one collective call for each dtype."""
+        """Put cut tensors together, by one collective call for each dtype."""
         cuts = self._cuts if places is None else [self._cuts[place] for place in places]
         whole: dict[int, Tensor] = {}
         for dtype in sorted({t.dtype for t in tensors}, key=str):
@@ -134,25 +134,25 @@ class Shards:
 
 
 def spread(whole: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, the same on all processes, cut as another one is; itself where that is not cut."""
+    """Cut a whole tensor, equal on all processes, like another one; unchanged if that one is not cut."""
     if not isinstance(like, DTensor):
         return whole
-    # no process has to be asked: each cuts its own piece
+    # no communication is needed: each process cuts its own piece
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def joined(tensor: Tensor) -> Tensor:
-    """A tensor as a whole, on every process; itself where it is not cut."""
+    """Put a tensor together on every process; return it as it is if it is not cut."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def piece_of(tensor: Any) -> Tensor:
-    """This process's piece, as a view."""
+    """This process's piece of a tensor, as a view; the tensor itself if it is not cut."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _division(own: Parameters) -> tuple[Any, int, int]:
-    """The processes among which every tensor is cut, their number, and which of them this one is."""
+    """The group of processes that share every tensor, their number, and the rank of this one."""
     first: Any = own.tensors[0]
     for name, parameter in own.pairs:
         p: Any = parameter

@@ -1,11 +1,12 @@
-"""The one place that listens to what a Trainer does between its events, and lists what kifuse relies on.
+"""Hooks into what a Trainer does between its events, and a list of the undocumented names in use.
 
 A Trainer has no event for a micro-batch, for its loss, or for the moment between backward pass and clipping.
-`Taps` puts a function around some of its methods, and `release` leaves the Trainer as it was.
+So `Taps` wraps a function around some of its methods, and `release` takes it off again. Only this module does
+so.
 
 `RELIED_ON` lists every name of transformers, accelerate, PEFT, TRL and lm_eval that is private, or public and
 not documented, and on which any part of kifuse relies. A test looks for each of them in the installed
-release, so that a release which moves one fails that test and says so.
+release, so that the test fails if a release moves one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Around = Callable[..., Any]
-"""Called as `around(original, *args, **kwargs)` in place of a method; what it returns, the method returns."""
+"""Called as `around(original, *args, **kwargs)` in place of a method; its result is the method's result."""
 
 
 class Taps:
@@ -31,7 +32,7 @@ class Taps:
         self._wrapped: list[tuple[Any, str, Any, Any]] = []
 
     def training_step(self, around: Around) -> None:
-        """Be called around forward and backward pass of each micro-batch."""
+        """Be called around the forward and backward pass of each micro-batch."""
         self._wrap(self.trainer, "training_step", around)
 
     def compute_loss(self, around: Around) -> None:
@@ -43,15 +44,15 @@ class Taps:
         self._wrap(self.trainer, "train", around)
 
     def get_train_dataloader(self, around: Around) -> None:
-        """Be called around the making of the training data's loader."""
+        """Be called around the call that makes the loader of the training data."""
         self._wrap(self.trainer, "get_train_dataloader", around)
 
     def save(self, around: Around) -> None:
-        """Be called around the writing of the model and what goes with it, of checkpoints too."""
+        """Be called around the call that writes the model and its files, also for checkpoints."""
         self._wrap(self.trainer, "_save", around)
 
     def load_from_checkpoint(self, around: Around) -> None:
-        """Be called around the reading of a checkpoint's model."""
+        """Be called around the call that reads a checkpoint's model."""
         self._wrap(self.trainer, "_load_from_checkpoint", around)
 
     def clip_grad_norm(self, around: Around) -> None:
@@ -68,7 +69,7 @@ class Taps:
         self._wrapped.append((owner, name, tap, before))
 
     def release(self) -> None:
-        """Leave everything as it was. A tap that somebody else has wrapped since only passes calls on."""
+        """Take all taps off. A tap that other code has wrapped meanwhile stays, but only passes calls on."""
         self._open = False
         while self._wrapped:
             owner, name, tap, before = self._wrapped.pop()
@@ -85,12 +86,13 @@ class ReliedOn:
     """A name of another library that is private, or that its documentation does not promise.
 
     Attributes:
-        library: Whose it is.
+        library: The library that has it.
         owner: The object that has it, as the test calls it.
         names: The names.
-        seen: Release of the library in which they were last seen.
+        seen: The release of the library in which they were last seen.
         used: The modules of kifuse that use them.
-        since: First release that has them, where kifuse takes older ones and refuses there what needs them.
+        since: The first release that has them, if kifuse also accepts older ones; there it refuses what needs
+            them.
     """
 
     library: str

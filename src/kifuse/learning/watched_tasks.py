@@ -74,7 +74,7 @@ def watched_in(opened: OpenLearner) -> list[Watched]:
     """Read the watched tasks with their kept examples, in the order of the record.
 
     Raises:
-        RunError: The examples are not what was written; or task files of the user's own must be named again.
+        RunError: The examples are not what was written; or the user's own task files must be named again.
         ConfigError: lm_eval is not installed any more, or does not have a task.
     """
     places = [i for i, entry in enumerate(opened.record.watched) if entry.forgotten is None]
@@ -92,7 +92,7 @@ def watched_at(opened: OpenLearner, index: int) -> Watched:
 
 
 def _loaded_again(opened: OpenLearner, entry: WatchedRecord, of: LmEvalRecord) -> LmEvalTask:
-    """Load a task of lm-evaluation-harness as it is on record; code is only ever named by the caller.
+    """Load a task of lm-evaluation-harness as it is on record; only the caller may name code to run.
 
     Raises:
         RunError: It comes from task files, which may hold code; or its documents are not those of the record.

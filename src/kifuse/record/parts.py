@@ -180,8 +180,8 @@ class ScoreRecord(Part):
     without labels. `n` is the number of test examples. `predictions` is the SHA-256 of the file with them.
     `identified` is for methods that find out themselves which task an input is of: the percentage of inputs
     for which they found the right task. It is None for other methods, and where the task was not learned yet.
-    Of tasks of lm-evaluation-harness there are `stderr`, the standard error of `score` in points, where
-    lm_eval gives one, and `measured`, every metric and standard error as lm_eval calls and scales it.
+    Tasks of lm-evaluation-harness also have `stderr`, the standard error of `score` in points, if lm_eval
+    gives one, and `measured`, every metric and standard error with lm_eval's names and scales.
     """
 
     after: int = Field(ge=0)
@@ -199,9 +199,9 @@ class ScoreRecord(Part):
 class LmEvalRecord(Part):
     """How a task of lm-evaluation-harness is run.
 
-    `task` is its name there, `version` the task's own, `harness` that of lm_eval; `metric` and `filter` say
-    which of its numbers is the score. `limit`, `num_fewshot` (as it was asked for) and `include_path` are
-    those of the configuration.
+    `task` is its name there, `version` the version of the task, and `harness` the version of lm_eval;
+    `metric` and `filter` say which of its numbers is the score. `limit`, `num_fewshot` (as it was asked for)
+    and `include_path` are those of the configuration.
     """
 
     task: str

@@ -1,4 +1,4 @@
-"""A model with its adapter as lm-evaluation-harness sees it, and what it scores there."""
+"""Runs tasks of lm-evaluation-harness on a model with its adapter."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from kifuse.models.loading import Backbone
 from kifuse.running.lm_eval_tasks import SEEDS, LmEvalTask, heard, points, seeded_apart, without_bars
 
 DRAWS = 1000
-"""Draws of a bootstrapped standard error, of which lm_eval's own command takes 100,000."""
+"""How many draws a bootstrapped standard error takes; lm_eval's own command takes 100,000."""
 
 _CUT = "Combined length of context"
 _KNOWN = ("`pretrained` model kwarg is not of type", "Passed an already-initialized model")
-"""Beginnings of warnings about what is meant so: the model is given as it is in memory."""
+"""Beginnings of warnings about something intended: the model is passed as an object in memory."""
 
 
 _Base: Any = HFLM  # its decorator hides what it is
 
 
 class AdaptedModel(_Base):
-    """The model as it is in memory, adapter and all, without a merge.
+    """The model as it is in memory, with its adapter, which is not merged.
 
-    An adapter that looks at what is asked, and not at the answer, is told where the answer of a likelihood
-    begins: requests with as many tokens before it are answered together.
+    Some adapters look at the question and not at the answer. They are told where the answer of a likelihood
+    request begins: requests with equally many tokens before the answer are computed together.
 
     Args:
         model: The adapted model.
-        backbone: What it was made from.
-        batch_size: Requests that are answered at once.
+        backbone: The backbone that the model was made from.
+        batch_size: How many requests are answered at once.
         progress: Called with (requests done, requests in all of this kind).
     """
 
@@ -63,7 +63,7 @@ class AdaptedModel(_Base):
         self.set_cache_hook(self)
 
     def add_partial(self, attr: str, req: Any, res: Any) -> None:
-        """Count a request that was answered, which is told to whoever would keep the answer."""
+        """Count an answered request; HFLM calls this hook in order to keep the answer."""
         self._done += 1
         self._progress(self._done, self._total)
 
@@ -107,7 +107,7 @@ class AdaptedModel(_Base):
         return [found[place] for place in range(len(requests))]
 
     def _tell_asked(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Say which tokens are asked, and give the model its tokens by name, where the adapter looks."""
+        """Pass the tokens by name, with a mask of those that belong to the question, for the adapter."""
         ids = args[0]
         asked = torch.arange(ids.shape[1], device=ids.device) < self._asked
         return (), {**kwargs, "input_ids": ids, "prompt_mask": asked.expand_as(ids).long()}
@@ -122,22 +122,22 @@ def score_lm_eval(
     *,
     keep: bool = True,
 ) -> Cell:
-    """Run a task on the model as it is now; the model is told no task of the stream.
+    """Run a task on the model as it is now; the model is not told a task of the stream.
 
-    No generator of random numbers is moved, and the model's modes are put back. Of several processes the
-    first one runs it, and hands what comes out to all.
+    Random number generators and the model's modes are restored afterwards. With several processes, the first
+    one runs the task and gives the result to all.
 
     Args:
         task: The task.
-        evaluator: With the model.
+        evaluator: The evaluator, which has the model.
         after: Number of tasks learned.
         progress: Called with (documents done, documents in all).
-        say: Told what lm_eval warns of.
+        say: Called with each warning of lm_eval.
         keep: Whether the answers are written.
 
     Raises:
         RunError: lm_eval fails on the model.
-        DataError: The metric's value is on no scale that is known.
+        DataError: The metric's value is on an unknown scale.
     """
     return evaluator.processes.of_first(lambda: _scored(task, evaluator, after, progress, say, keep=keep))
 
@@ -196,7 +196,7 @@ def _scored(
 
 
 def _set_examples(task: Any, wanted: int | None) -> None:
-    """Set how many examples stand before each question, as lm_eval's own command does: a task's 0 stays."""
+    """Set how many examples come before each question, as lm_eval's own command does: a task's 0 stays."""
     own = task.get_config("num_fewshot")
     if wanted is not None and own != 0:
         task.set_config(key="num_fewshot", value=wanted)
@@ -211,7 +211,7 @@ def _samples(found: Any, task: LmEvalTask) -> Iterator[dict[str, Any]]:
 
 
 def _row(sample: dict[str, Any], metric: str) -> dict[str, Any]:
-    """A document as the answers of other tasks are kept: of a choice the likeliest, of a likelihood none."""
+    """A document in the form of other tasks' predictions: with the text, the likeliest choice, or nothing."""
     arguments, answers = sample["arguments"], sample["filtered_resps"]
     likely = all(isinstance(each, (tuple, list)) and len(each) == 2 for each in answers)
     chosen = ""
@@ -234,9 +234,9 @@ def _row(sample: dict[str, Any], metric: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _drawn_here() -> Iterator[None]:
-    """Have lm_eval draw for standard errors in this process, and print nothing of it.
+    """Let lm_eval draw for standard errors in this process, and print nothing about it.
 
-    Others would be forked with the model, and standard output may hold a report for a script.
+    Other processes would be forks with the whole model, and standard output may hold a report for a script.
     """
     name = "DISABLE_MULTIPROC"
     before = os.environ.get(name)

@@ -25,10 +25,10 @@ from kifuse.io.storage import sha256_text
 from kifuse.record.parts import LmEvalRecord, WatchedRecord
 
 PREFIX = "lm_eval."
-"""Before the names of these tasks, so that a learned task may have the same one."""
+"""Prefix of the names of these tasks, so that a learned task may have the same name."""
 
 SEEDS = (0, 1234, 1234)
-"""What lm_eval's own command seeds Python, NumPy and torch with; its examples are drawn with the last."""
+"""The seeds of lm_eval's own command for Python, NumPy and torch; examples are drawn with the last one."""
 
 PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity")
 _OF_A_HUNDRED = ("bleu", "chrf", "chrf++")
@@ -39,11 +39,11 @@ class LmEvalTask:
     """A task, or a group of tasks with one score.
 
     Attributes:
-        name: On record.
-        of: How it is run.
+        name: The name on record.
+        of: How the task is run.
         loaded: What lm_eval's `TaskManager.load` gave.
-        n: Documents that are scored.
-        hash: SHA-256 of them, and of what decides the score beside the model.
+        n: Number of documents that are scored.
+        hash: SHA-256 of the documents and of everything else, beside the model, that decides the score.
     """
 
     name: str
@@ -53,12 +53,12 @@ class LmEvalTask:
     hash: str
 
     def entry(self) -> WatchedRecord:
-        """The task on record."""
+        """The entry of the task for the record."""
         return WatchedRecord(name=self.name, metric=self.of.metric, n=self.n, hash=self.hash, lm_eval=self.of)
 
 
 def require_lm_eval(config: LmEvalConfig) -> None:
-    """Make sure that lm_eval is installed where its tasks are asked for.
+    """Make sure that lm_eval is installed if its tasks are asked for.
 
     Raises:
         ConfigError: It is not.
@@ -71,7 +71,7 @@ def require_lm_eval(config: LmEvalConfig) -> None:
 
 
 def _installed() -> str:
-    """The version of lm_eval; empty where there is none."""
+    """The version of lm_eval; empty if it is not installed."""
     try:
         return version("lm_eval")
     except PackageNotFoundError:
@@ -80,7 +80,7 @@ def _installed() -> str:
 
 @contextlib.contextmanager
 def seeded_apart() -> Iterator[None]:
-    """Seed all generators as lm_eval does for as long as the block runs; then they go on as they were."""
+    """Seed all generators as lm_eval does while the block runs, then restore them."""
     ours = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
@@ -95,11 +95,11 @@ def seeded_apart() -> Iterator[None]:
 
 
 def open_lm_eval(config: LmEvalConfig) -> list[LmEvalTask]:
-    """Load the tasks that a configuration names; a tag stands for several.
+    """Load the tasks that a configuration names; a tag stands for several tasks.
 
     Raises:
-        ConfigError: lm_eval is not installed, has no task of a name, or a task has no such metric or one
-            that no score can be made of.
+        ConfigError: lm_eval is not installed, has no task of a name, or a task does not have the metric, or
+            no score can be made of the metric.
         DataError: A task's data cannot be loaded.
     """
     if not config.tasks:
@@ -122,14 +122,14 @@ def open_lm_eval(config: LmEvalConfig) -> list[LmEvalTask]:
 
 
 def recorded_config(of: LmEvalRecord) -> LmEvalConfig:
-    """What to ask for to get a task again that is on record."""
+    """Make the configuration that loads a task on record again."""
     asked = of.model_dump(include={"limit", "num_fewshot", "batch_size", "include_path"})
     return LmEvalConfig.model_validate({"tasks": [f"{of.task}:{of.metric},{of.filter}"], **asked})
 
 
 @contextlib.contextmanager
 def heard() -> Iterator[list[str]]:
-    """Collect what lm_eval warns of instead of printing it; its own progress is not shown."""
+    """Collect lm_eval's warnings instead of printing them; its own progress is not shown."""
     said: list[str] = []
 
     class Listener(logging.Handler):
@@ -149,7 +149,7 @@ def heard() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def without_bars() -> Iterator[None]:
-    """Keep the bars of lm_eval and datasets out of the terminal, which has kifuse's."""
+    """Keep the progress bars of lm_eval and datasets out of the terminal, where kifuse shows its own."""
     before = tqdm.__init__
 
     def silent(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -171,7 +171,7 @@ def _all_tasks(include_path: tuple[Path, ...] = ()) -> Any:
 
 
 def _manager(name: str, config: LmEvalConfig) -> Any:
-    """What knows a task by its name: the user's own files where they do, lm_eval's where they do not."""
+    """Choose the manager that knows a task: the one of the user's own files if it does, else lm_eval's."""
     from lm_eval.tasks import TaskManager
 
     if config.include_path:
@@ -193,7 +193,7 @@ def _names(config: LmEvalConfig) -> list[str]:
 
 
 def _named(asked: str, config: LmEvalConfig) -> tuple[str, str]:
-    """Name and metric of `hellaswag:acc_norm`; an empty metric where none is asked for."""
+    """Split `hellaswag:acc_norm` into name and metric; the metric is empty if none is asked for."""
     for folder in config.include_path:
         if not folder.is_dir():
             raise ConfigError(
@@ -212,7 +212,7 @@ def _named(asked: str, config: LmEvalConfig) -> tuple[str, str]:
 
 
 def _load(name: str, config: LmEvalConfig) -> list[Any]:
-    """Load a name: a task or a group is one, a tag as many as it has tasks."""
+    """Load what a name stands for: a task or a group gives one entry, a tag one for each of its tasks."""
     manager = _manager(name, config)
     try:
         loaded = manager.load([name])
@@ -222,7 +222,7 @@ def _load(name: str, config: LmEvalConfig) -> list[Any]:
         return [
             {"tasks": {own: task}, "groups": {}, "group_map": {}} for own, task in loaded["tasks"].items()
         ]
-    except Exception as error:  # whatever a task file, its code, or the hub may raise
+    except Exception as error:  # a task file, its code or the hub may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(
             f"watch.lm_eval: {name!r} cannot be loaded: {reason[:300]}. A task of lm_eval gets its data from "
@@ -231,7 +231,7 @@ def _load(name: str, config: LmEvalConfig) -> list[Any]:
 
 
 def _opened(asked: str, metric: str, loaded: Any, config: LmEvalConfig) -> LmEvalTask:
-    """Decide what the score of a loaded task or group is, and what it is made of."""
+    """Decide which metric is the score of a loaded task or group."""
     group, leaves = loaded["groups"].get(asked), loaded["tasks"]
     name, first = (asked, next(iter(leaves.values()))) if group else next(iter(leaves.items()))
     fault = name_fault(PREFIX + name)
@@ -271,7 +271,7 @@ def _opened(asked: str, metric: str, loaded: Any, config: LmEvalConfig) -> LmEva
 
 
 def _hash(of: LmEvalRecord, leaves: Any, documents: Sequence[Sequence[Any]]) -> str:
-    """SHA-256 of the documents and of how they are put, which other versions of a task change."""
+    """SHA-256 of the documents and of their prompts, which another version of a task may change."""
     how = of.model_dump(exclude={"include_path", "batch_size", "harness"})
     prompts = [
         str(task.doc_to_text(each))
@@ -282,13 +282,13 @@ def _hash(of: LmEvalRecord, leaves: Any, documents: Sequence[Sequence[Any]]) -> 
 
 
 def points(name: str, of: LmEvalRecord, value: Any, stderr: Any) -> tuple[float, float | None]:
-    """A metric's value as a score from 0 to 100 (or below 0, as correlations are), with its standard error.
+    """Turn a metric's value into a score from 0 to 100 (below 0 for a correlation), with its standard error.
 
-    A share is taken times 100; BLEU and chrF are points already; of a perplexity the score is 100 divided by
-    it, as of kifuse's own.
+    A share is multiplied by 100; BLEU and chrF are points already; for a perplexity the score is 100 divided
+    by it, as for kifuse's own.
 
     Raises:
-        DataError: The value is on no scale that is known.
+        DataError: The value is on an unknown scale.
     """
     error = float(stderr) if isinstance(stderr, (int, float, np.floating)) else None
     if of.metric in PERPLEXITIES:

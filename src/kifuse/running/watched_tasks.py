@@ -1,4 +1,4 @@
-"""Tasks that are scored beside the stream and never trained on: on record, and scored at their moments."""
+"""Watched tasks, which are scored beside the stream and never trained on: their record and their scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Watched = Task | LmEvalTask
 
 
 def open_watched(config: RunConfig) -> list[Watched]:
-    """Read the tasks that a run's configuration names under `watch`; none while settings are chosen on dev.
+    """Read the tasks that a configuration names under `watch`; none while settings are chosen on dev.
 
     Raises:
         DataError: The data is wrong, or two tasks have one name.
@@ -36,18 +36,18 @@ def open_watched(config: RunConfig) -> list[Watched]:
 
 
 def put_on_watch(record: RunRecord, tasks: Sequence[Watched]) -> list[Watched]:
-    """Put watched tasks on record that are not there yet.
+    """Put those watched tasks on record that are not there yet.
 
     Args:
-        record: Of the run; changed in place, not saved.
-        tasks: To be watched.
+        record: The run's record; it is changed in place, and not saved.
+        tasks: The tasks to watch.
 
     Returns:
-        Those that are new.
+        The tasks that are new.
 
     Raises:
-        RunError: A task of the name is watched with other examples.
-        DataError: It has the name of a task of the stream.
+        RunError: A task of the same name is watched with other examples.
+        DataError: A task has the name of a task of the stream.
     """
     refuse_learned([entry.name for entry in record.tasks], tasks)
     names = list(dict.fromkeys([*(entry.name for entry in record.watched), *(task.name for task in tasks)]))
@@ -73,7 +73,7 @@ def put_on_watch(record: RunRecord, tasks: Sequence[Watched]) -> list[Watched]:
 
 
 def other_harness(there: WatchedRecord, task: LmEvalTask) -> str | None:
-    """Say that a task was watched with another lm_eval before; None where it was with this one."""
+    """Say that another lm_eval scored a watched task before; None if it was this one."""
     before = there.lm_eval.harness if there.lm_eval else ""
     if before == task.of.harness:
         return None
@@ -84,10 +84,10 @@ def other_harness(there: WatchedRecord, task: LmEvalTask) -> str | None:
 
 
 def refuse_learned(learned: Sequence[str], tasks: Sequence[Watched]) -> None:
-    """Refuse to watch tasks that have the name of one that is learned.
+    """Refuse to watch a task that has the name of a learned one.
 
     Raises:
-        DataError: One has.
+        DataError: There is such a task.
     """
     names = {name_key(name): name for name in learned}
     for task in tasks:
@@ -111,7 +111,7 @@ def tell_trained(
 ) -> None:
     """Say, and put on record, which watched inputs are trained on in tasks of the stream.
 
-    Documents of lm_eval's tasks are not looked for: they are put together in other ways.
+    Documents of lm_eval's tasks are not compared, because lm_eval builds its inputs in other ways.
     """
     for each in (task for task in watched if isinstance(task, Task)):
         for said in filter(None, (also_trained(each, task) for task in tasks)):
@@ -121,7 +121,7 @@ def tell_trained(
 
 
 def answers_of(task: Watched) -> int:
-    """How many answers scoring a watched task takes."""
+    """How many answers it takes to score a watched task."""
     return task.n if isinstance(task, LmEvalTask) else len(task.test)
 
 
@@ -162,7 +162,7 @@ def score_now(
 def score_watched(engine: Engine, after: int, tasks: Sequence[Watched]) -> None:
     """Score watched tasks after some tasks were learned, and keep the answers beside those of the stream.
 
-    The model is told no task, and a score that is on record is not made again.
+    The model is not told the task, and a score that is on record is not measured again.
     """
     record = engine.record
     said = []
