@@ -24,10 +24,20 @@ def reproduce(
     name: Annotated[
         str, typer.Argument(help="'list', or a name of it, such as rkif-table-2.", metavar="list|NAME")
     ],
-    data: Annotated[Path | None, typer.Option(help="Folder that holds the benchmark's data.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The benchmark's data; of two, a folder that holds long_sequence and superni."),
+    ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Of the papers, such as llama-2-7b; or of 'kifuse ls models', a hub id, a folder."),
+        typer.Option(
+            help="Of the papers, such as llama-2-7b; or of 'kifuse ls models', a hub id, a folder. Several "
+            "with commas for a figure that compares models."
+        ),
+    ] = None,
+    watch: Annotated[
+        list[Path] | None,
+        typer.Option(help="Tasks to score and never train on: a folder; repeatable. kif-table-3 needs one."),
     ] = None,
     budget: Annotated[
         str, typer.Option(help="paper: as the authors, on a GPU; bench: two CPU cores; smoke: minutes.")
@@ -60,9 +70,17 @@ def reproduce(
         _list()
         return
     table, cost = paper_table(name), budget_of(budget)
+    folder = output or Path("runs") / f"{name}-{budget}"
+    if table.properties is not None:
+        from kifuse.reproducing.results import write_properties
+        from kifuse.terminal.safe_console import SafeConsole
+
+        _show(write_properties(table, folder), SafeConsole(quiet=quiet))
+        return
     if data is None:
         raise ConfigError(
-            f"--data: found nothing, expected the folder with the data of {_benchmarks(table)}."
+            f"--data: found nothing, expected the folder with the data of {_benchmarks(table)}; where "
+            "these are two benchmarks, the one that holds the folders long_sequence and superni."
         )
 
     from kifuse.cli.compare import show_plan, whole_numbers
@@ -72,12 +90,13 @@ def reproduce(
     from kifuse.reproducing.results import write_result
     from kifuse.terminal.safe_console import SafeConsole
 
-    wanted = Wanted(
-        table=table,
-        budget=cost,
+    wanted = Wanted.of(
+        table,
+        cost,
+        split_names(model) if model else (),
         data=data,
-        output=output or Path("runs") / f"{name}-{budget}",
-        model=model,
+        output=folder,
+        watch=tuple(watch or ()),
         benchmarks=tuple(split_names(benchmark)) if benchmark else (),
         orders=tuple(whole_numbers(orders, "--orders") or ()),
         seeds=tuple(whole_numbers(seeds, "--seeds") or ()),
@@ -116,22 +135,17 @@ def _list() -> None:
         "name", "what it shows", "data and orders", "rows", "runs", box=box.SIMPLE_HEAD, pad_edge=False
     )
     shown.columns[0].no_wrap = True
-    missing = []
     for each in paper_tables().values():
         title = f"{each.paper.title}, {each.called}: {each.title}"
-        if each.missing:
-            missing.append(f"{each.name} ({title}): {each.missing}.")
-            continue
-        rows = len(each.rows)
-        runs = rows * sum(len(numbers) for numbers in (each.orders or {}).values())
-        cells = (each.name, title, _benchmarks(each), str(rows), f"{runs} a seed")
-        shown.add_row(*map(Text, cells))
+        rows = len(each.properties or each.rows)
+        runs = len(each.rows) * sum(len(numbers) for numbers in (each.orders or {}).values())
+        often = f"{runs} a seed" + (" and model" if each.models else "") if runs else "none"
+        needs = _benchmarks(each) + ("; --watch tasks" if each.unseen else "")
+        shown.add_row(*map(Text, (each.name, title, needs, str(rows), often)))
     console.print(shown)
     for budget in BUDGETS.values():
         _say(console, f"--budget {budget.name}: {budget.summary}.")
-    _say(console, "'--dry-run' says how much work a table is. Not run by name:")
-    for line in missing:
-        _say(console, f"  {line}")
+    _say(console, "'--dry-run' says how much work a table is.")
 
 
 def _benchmarks(table: PaperTable) -> str:

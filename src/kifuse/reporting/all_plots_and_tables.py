@@ -35,6 +35,7 @@ def all_plots(runs: Sequence[Run], sweep: Sweep | None = None) -> list[Plot | Mi
             comparison.task_differences(groups),
             comparison.cost_and_quality(groups),
             comparison.number_of_fusions(groups),
+            comparison.model_size(groups),
         ]
     record = runs[0].record
     return [

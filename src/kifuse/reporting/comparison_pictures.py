@@ -130,6 +130,47 @@ def number_of_fusions(groups: Sequence[Group]) -> Plot | Missing:
     )
 
 
+def model_size(groups: Sequence[Group]) -> Plot | Missing:
+    """AP, FWT and BWT against the size of the model, a curve for each method."""
+    name, title = "model-size", "Quality against the size of the model"
+    finished = [run.record for group in groups for run in group.runs if run.record.status == "finished"]
+    sizes = sorted({size for record in finished if isinstance(size := record.model.get("parameters"), int)})
+    if len(sizes) < 2:
+        return Missing(name, title, "The finished runs do not differ in the size of their models.")
+    panels, everything = [], [0.0]
+    for key in ("AP", "FWT", "BWT"):
+        lines = []
+        for place, method in enumerate(dict.fromkeys(record.method.name for record in finished)):
+            of = [record for record in finished if record.method.name == method]
+            points = [(size / 1e6, mean) for size in sizes if (mean := _of_size(key, of, size)) is not None]
+            if points:
+                lines.append(Line(method, points, group=place))
+                everything += [y for _, y in points]
+        if lines:
+            panels.append(CurvePanel(key, lines))
+    if not panels:
+        return Missing(name, title, "No finished run has AP, FWT or BWT.")
+    low, high = min(everything), max(everything)
+    return Curves(
+        name=name,
+        title=title,
+        meaning="Mean of a method's runs with a model of that size; the models may differ in other ways too.",
+        panels=panels,
+        x_title="parameters of the model (millions)",
+        y_title="AP, FWT, BWT (points)",
+        x_range=(sizes[0] / 1e6, sizes[-1] / 1e6),
+        y_range=(low - 5 if low < 0 else 0.0, high + 5),
+        log=True,
+    )
+
+
+def _of_size(key: str, records: Sequence[RunRecord], size: int) -> float | None:
+    """The mean of a metric over the runs with a model of a size; None where none has it."""
+    found = [metric(key)(record) for record in records if record.model.get("parameters") == size]
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 def sentence(groups: Sequence[Group]) -> str:
     """Sum up the comparison in plain words.
 

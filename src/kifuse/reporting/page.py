@@ -158,7 +158,7 @@ def comparison_page(
         if len(groups) > 1
         else f"{count(len(runs), 'run')} on {streams[0]}"
     )
-    tables = [methods_table(groups), tasks_table(groups)]
+    tables, sizes = [methods_table(groups), tasks_table(groups)], comparison.model_size(groups)
     return _render(
         "comparison.html.j2",
         title=title,
@@ -174,6 +174,7 @@ def comparison_page(
         progress=draw(comparison.progress(groups)),
         cost=draw(comparison.cost_and_quality(groups)),
         fusions=draw(comparison.number_of_fusions(groups)),
+        sizes=None if isinstance(sizes, Missing) else draw(sizes),
         sweep=None if sweep is None else draw(sweep_picture(sweep)),
         tried=None if sweep is None else sweep_table(sweep),
         watched=watched_by_method(groups),

@@ -46,7 +46,7 @@ def watched_by_method(groups: Sequence[Group]) -> Table | None:
     names = list(dict.fromkeys(w.name for g in groups for run in g.runs for w in run.record.watched))
     for name in names:
         for group in groups:
-            means = [group.mean(lambda r, name=name, at=at: _score(r, name, at)) for at in (0, -1)]
+            means = [group.mean(lambda r, name=name, at=at: watched_score(r, name, at)) for at in (0, -1)]
             means.append(group.mean(lambda r, name=name: _changed(r, name)))
             if any(means):
                 cells = [mean_cell(mean, sign=place == 2) for place, mean in enumerate(means)]
@@ -88,6 +88,18 @@ def _error(record: RunRecord, name: str) -> float | None:
     return found[-1] if found else None
 
 
+def watched_names(record: RunRecord) -> list[str]:
+    """List the watched tasks of a run."""
+    return [entry.name for entry in record.watched]
+
+
+def watched_score(record: RunRecord, name: str, at: int) -> float | None:
+    """Find a watched task's score, the first (0) or the last (-1) in time; None where there is none."""
+    place = _place(record, name)
+    found = [] if place is None else _scores(record, place)
+    return found[at] if found else None
+
+
 def _scores(record: RunRecord, index: int) -> list[float]:
     return [s.score for s in sorted(record.watch_scores, key=lambda s: s.after) if s.task == index]
 
@@ -99,12 +111,6 @@ def _change(record: RunRecord, index: int) -> float | None:
 
 def _place(record: RunRecord, name: str) -> int | None:
     return next((i for i, entry in enumerate(record.watched) if entry.name == name), None)
-
-
-def _score(record: RunRecord, name: str, at: int) -> float | None:
-    place = _place(record, name)
-    found = [] if place is None else _scores(record, place)
-    return found[at] if found else None
 
 
 def _changed(record: RunRecord, name: str) -> float | None:

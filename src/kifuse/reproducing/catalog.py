@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,23 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Unseen:
+    """What a table says of tasks that are never trained on.
+
+    Attributes:
+        categories: What the names of a category's tasks begin with, by the category.
+        figures: Published figures by row, one for each category and their mean.
+        untrained: The row that is the model before any training; it is not run.
+        read_from: Rows whose first scores it is read from, the first that was run.
+    """
+
+    categories: Mapping[str, tuple[str, ...]]
+    figures: Mapping[str, tuple[float, ...]]
+    untrained: str
+    read_from: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class PaperTable:
     """A table or a figure of a paper.
 
@@ -48,7 +65,10 @@ class PaperTable:
         of_each_run: Names of the pictures of single runs that show it.
         full_matrix: Whether all scores in between are needed.
         note: What in it is kifuse's own choice.
-        missing: Why it cannot be run by name; empty if it can.
+        unseen: What it says of tasks that are never trained on; None where it is about others.
+        models: The models that a figure compares; empty where it is about one.
+        of_models: Its published figures by model and benchmark, where it has one row.
+        properties: Of a table without figures: kifuse's method by the paper's name.
     """
 
     name: str
@@ -61,7 +81,10 @@ class PaperTable:
     of_each_run: tuple[str, ...] = ()
     full_matrix: bool = False
     note: str = ""
-    missing: str = ""
+    unseen: Unseen | None = None
+    models: tuple[str, ...] = ()
+    of_models: Mapping[str, Mapping[str, tuple[float | None, ...]]] = field(default_factory=dict)
+    properties: Mapping[str, str] | None = None
 
     @property
     def called(self) -> str:
@@ -95,16 +118,22 @@ def paper_tables() -> dict[str, PaperTable]:
             of_each_run=tuple(entry.get("of_each_run", ())),
             full_matrix=entry.get("full_matrix", False),
             note=entry.get("note", ""),
-            missing=entry.get("missing", ""),
+            unseen=_unseen(entry["unseen"]) if "unseen" in entry else None,
+            models=tuple(entry.get("models", ())),
+            of_models={
+                model: {benchmark: tuple(values) for benchmark, values in found.items()}
+                for model, found in entry.get("of_models", {}).items()
+            },
+            properties=entry.get("properties"),
         )
     return dict(sorted(found.items(), key=lambda item: _place(item[0])))
 
 
 def paper_table(name: str) -> PaperTable:
-    """A table or figure that can be run.
+    """A table or figure by its name.
 
     Raises:
-        ConfigError: There is no table of that name, or it cannot be run by name.
+        ConfigError: There is no table of that name.
     """
     known = paper_tables()
     if name not in known:
@@ -112,14 +141,55 @@ def paper_table(name: str) -> PaperTable:
         raise ConfigError(
             f"found {name!r}, expected the name of a table or figure.{nearest} See 'kifuse reproduce list'."
         )
-    if known[name].missing:
-        raise ConfigError(f"{name}: {known[name].called} is not run by its name: {known[name].missing}.")
     return known[name]
+
+
+def with_models(table: PaperTable, models: Sequence[str]) -> PaperTable:
+    """A figure over several models: each row once with each, and each claim for each.
+
+    Args:
+        table: The figure; its rows have the figures of the models that these are published for.
+        models: Names of models.
+    """
+    rows = {(row.name, model): row for row in table.rows for model in models}
+    known = {(row.name, model): row.published for row in table.rows for model in (row.model,)}
+    known |= {(row.name, model): found for row in table.rows for model, found in table.of_models.items()}
+    return replace(
+        table,
+        rows=tuple(
+            replace(row, name=f"{name}, {short(model)}", model=model, published=known.get((name, model), {}))
+            for (name, model), row in rows.items()
+        ),
+        claims=tuple(
+            replace(
+                claim,
+                text=f"{claim.text}, {short(model)}",
+                above=f"{claim.above}, {short(model)}",
+                below=tuple(f"{name}, {short(model)}" for name in claim.below),
+            )
+            for claim in table.claims
+            for model in models
+        ),
+    )
+
+
+def short(model: str) -> str:
+    """A model's name, or the last part of its folder or hub id."""
+    return Path(model).name
 
 
 def _own_row(table: str, entry: Mapping[str, Any]) -> PublishedRow:
     """A row of a figure, for which no numbers are published."""
     return PublishedRow(table, entry["row"], entry["recipe"], entry.get("set", {}), WRITTEN_FOR, {})
+
+
+def _unseen(entry: Mapping[str, Any]) -> Unseen:
+    return Unseen(
+        categories={name: tuple(words) for name, words in entry["categories"].items()},
+        figures={row: tuple(values) for row, values in entry["figures"].items()},
+        untrained=entry["untrained"]["row"],
+        read_from=tuple(entry["untrained"]["rows"]),
+    )
 
 
 def _place(name: str) -> tuple[bool, bool, int]:

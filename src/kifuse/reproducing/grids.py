@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kifuse.benchmarks.catalog import BENCHMARKS
 from kifuse.comparing.compare_section import Variant
 from kifuse.comparing.grid import Grid, load_grid
 from kifuse.config.reading import read_setting
@@ -15,7 +16,7 @@ from kifuse.errors import ConfigError
 from kifuse.recipes.catalog import PublishedRow
 from kifuse.recipes.filling import fill_recipe
 from kifuse.reproducing.budgets import Budget
-from kifuse.reproducing.catalog import PaperTable
+from kifuse.reproducing.catalog import PaperTable, paper_tables, with_models
 
 _OF_THE_GRID = {"model.name", "data.benchmark", "data.path", "data.order", "training.seed", "output"}
 """Keys of a recipe that are set for the grid as a whole."""
@@ -38,31 +39,57 @@ class Wanted:
     Attributes:
         table: The table or figure.
         budget: How much it may cost.
-        data: The folder with the benchmark's data.
+        data: The folder with the benchmark's data, or with a folder for each layout, such as `superni`.
         output: The folder for everything; each benchmark has a folder in it.
-        model: A model's name; None for the budget's.
+        models: Names of models, several for a figure that compares them; empty: the budget's, or the figure's
+            own with the papers' budget.
         benchmarks: Names of the table's benchmarks; empty for all.
         orders: Numbers of orders; empty for the paper's.
         seeds: Seeds; empty for the budget's.
         rows: Names of rows; empty for all.
         settings: Values by dotted key for all rows, over those of the budget.
+        watch: Folders of tasks that are scored before the first task and at the end, and never trained on.
     """
 
     table: PaperTable
     budget: Budget
     data: Path
     output: Path
-    model: str | None = None
+    models: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
     orders: tuple[int, ...] = ()
     seeds: tuple[int, ...] = ()
     rows: tuple[str, ...] = ()
     settings: Mapping[str, Any] | None = None
+    watch: tuple[Path, ...] = ()
 
-    @property
-    def of_model(self) -> str:
-        """The model that all rows run with."""
-        return self.model or self.budget.model
+    @classmethod
+    def of(cls, table: PaperTable, budget: Budget, models: Sequence[str] = (), **more: Any) -> Wanted:
+        """What is wanted, with the rows of a figure over several models once for each.
+
+        Raises:
+            ConfigError: Several models are named for a table that is about one, or no tasks to watch for one
+                that is about them.
+        """
+        if not models and table.models and budget.name == "paper":
+            models = table.models
+        if len(models) > 1 and not table.models:
+            comparing = ", ".join(name for name, each in paper_tables().items() if each.models)
+            raise ConfigError(
+                f"--model: found {len(models)} models, expected one: {table.name} is about one. Those that "
+                f"compare models are {comparing}."
+            )
+        if table.unseen is not None and not more.get("watch"):
+            raise ConfigError(
+                f"--watch: found nothing, expected a folder of tasks that are never trained on: {table.name} "
+                f"is about them. Their names begin with {', '.join(table.unseen.categories)}."
+            )
+        many = len(models) > 1
+        return cls(with_models(table, models) if many else table, budget, models=tuple(models), **more)
+
+    def model_of(self, row: PublishedRow) -> str:
+        """The model that a row runs with."""
+        return row.model if len(self.models) > 1 else (self.models or (self.budget.model,))[0]
 
 
 def label_of(row: PublishedRow) -> str:
@@ -78,11 +105,15 @@ def chosen_rows(wanted: Wanted) -> list[PublishedRow]:
     Raises:
         ConfigError: One is named that the table does not have.
     """
-    known = {row.name: row for row in wanted.table.rows}
-    for name in wanted.rows:
-        if name not in known:
-            raise ConfigError(f"--rows: found {name!r}, expected one of {', '.join(known)}.")
-    return [row for row in wanted.table.rows if not wanted.rows or row.name in wanted.rows]
+    known, chosen, parts = [row.name for row in wanted.table.rows], set(), list(wanted.rows)
+    while parts:
+        # a row's own name may hold commas
+        name = next((n for i in range(len(parts), 0, -1) if (n := ", ".join(parts[:i])) in known), None)
+        if name is None:
+            raise ConfigError(f"--rows: found {parts[0]!r}, expected one of {'; '.join(known)}.")
+        chosen.add(name)
+        parts = parts[name.count(", ") + 1 :]
+    return [row for row in wanted.table.rows if not chosen or row.name in chosen]
 
 
 def grids(wanted: Wanted) -> dict[str, Grid]:
@@ -104,9 +135,11 @@ def grids(wanted: Wanted) -> dict[str, Grid]:
         overrides = {
             "model.name": _recipe(rows[0], wanted, name, numbers[0])["model.name"],
             "data.benchmark": name,
-            "data.path": str(wanted.data),
+            "data.path": str(_data_of(wanted, name)),
             "output": str(wanted.output / name),
         }
+        if wanted.watch:
+            overrides |= {"watch.tasks": [str(folder) for folder in wanted.watch], "watch.when": "end"}
         found[name] = load_grid(
             None,
             overrides,
@@ -121,15 +154,22 @@ def grids(wanted: Wanted) -> dict[str, Grid]:
 
 def _recipe(row: PublishedRow, wanted: Wanted, benchmark: str, order: int) -> dict[str, Any]:
     """A row's recipe by dotted key, filled in for the model and the benchmark."""
+    model = wanted.model_of(row)
     filled = fill_recipe(
         row.recipe or "",
-        model=wanted.of_model,
+        model=model,
         benchmark=benchmark,
         order=order,
-        data=str(wanted.data),
-        settings={k: v for k, v in _for_model(row.settings, wanted.of_model).items() if not _measured(k)},
+        data=str(_data_of(wanted, benchmark)),
+        settings={k: v for k, v in _for_model(row.settings, model).items() if not _measured(k)},
     )
     return dict(_flat(read_setting(filled.text)))
+
+
+def _data_of(wanted: Wanted, benchmark: str) -> Path:
+    """The folder of a benchmark's data: the one that is named, or the one of its layout in it."""
+    own = wanted.data / BENCHMARKS[benchmark].layout
+    return own if own.is_dir() else wanted.data
 
 
 def _measured(key: str) -> bool:
@@ -151,6 +191,8 @@ def _variant(row: PublishedRow, wanted: Wanted, benchmark: str, order: int) -> V
     values |= wanted.settings or {}
     own = {key.removeprefix("method."): value for key, value in values.items() if key.startswith("method.")}
     changes = {k: v for k, v in values.items() if not k.startswith("method.") and k not in _OF_THE_GRID}
+    if len(wanted.models) > 1:
+        changes["model.name"] = recipe["model.name"]
     return Variant(label_of(row), own.pop("name"), own, changes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from kifuse.comparing.compare_section import PAGE, TABLES
@@ -21,7 +22,9 @@ from kifuse.reporting.tables import Cell, Table, write_tables
 from kifuse.reporting.wording import count, listed, number
 from kifuse.reproducing.catalog import PaperTable
 from kifuse.reproducing.grids import Wanted, chosen_rows, label_of
-from kifuse.reproducing.verdicts import SAME, judge, rank_correlation
+from kifuse.reproducing.properties import properties_table
+from kifuse.reproducing.unseen_tasks import MEASURE, of_all, unseen_table, with_untrained
+from kifuse.reproducing.verdicts import SAME, Measure, judge, rank_correlation
 
 RESULT = "reproduction.html"
 PICTURES = "pictures"
@@ -60,7 +63,12 @@ def result_table(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> T
         wanted: What was asked for.
         groups: The runs, by benchmark and row.
     """
-    paper = wanted.table.paper
+    paper, unseen = wanted.table.paper, wanted.table.unseen
+    if unseen is not None:
+        rows = {row: group for by_row in groups.values() for row, group in by_row.items()}
+        shown = unseen_table(wanted.table, unseen, rows)
+        shown.notes = [*_notes(wanted, groups), *shown.notes]
+        return shown
     heads = ["row"]
     for benchmark in groups:
         for name in paper.metrics:
@@ -81,15 +89,19 @@ def result_table(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> T
 def _notes(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> list[str]:
     """What a reader must know before comparing the columns."""
     budget, table = wanted.budget, wanted.table
-    models = sorted({row.model for row in table.rows if row.published})
-    notes = [f"Budget {budget.name}: {budget.summary}. Model here: {wanted.of_model}."]
+    models = sorted({row.model for row in table.rows if row.published or table.unseen})
+    here = listed(list(dict.fromkeys(wanted.model_of(row) for row in table.rows)))
+    notes = [f"Budget {budget.name}: {budget.summary}. Model here: {here}."]
+    if wanted.watch:
+        notes.append(f"Never trained on: the tasks in {listed([folder.name for folder in wanted.watch])}.")
     if models:
         notes.append(f"The paper's figures are of {listed(models)}.")
     if wanted.settings:
         changed = ", ".join(f"{key}={value}" for key, value in wanted.settings.items())
         notes.append(f"Changed for all rows: {changed}.")
     for benchmark, by_row in groups.items():
-        runs = [run for group in by_row.values() for run in group.runs]
+        untrained = table.unseen.untrained if table.unseen else None
+        runs = [run for row, group in by_row.items() if row != untrained for run in group.runs]
         finished = sum(run.record.status == "finished" for run in runs)
         streams = sorted({run.record.stream for run in runs})
         seeds = sorted({str(run.seed) for run in runs})
@@ -102,7 +114,7 @@ def _notes(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> list[st
         records = [run.record for run in runs]
         made_on = {(str(r.machine.get("device_name")), str(r.versions.get("torch"))) for r in records}
         notes += [f"{benchmark}: run on {device}, torch {version}." for device, version in sorted(made_on)]
-        found = rank_correlation(table.rows, by_row, benchmark, table.paper)
+        found = rank_correlation(*_ordering(table, benchmark, by_row))
         if found is not None:
             notes.append(
                 f"{benchmark}: rank correlation with the paper's order (Spearman) {number(found[0], 2)} over "
@@ -111,14 +123,27 @@ def _notes(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> list[st
     return [*notes, *([table.note] if table.note else [])]
 
 
+def _ordering(
+    table: PaperTable, benchmark: str, by_row: Mapping[str, Group]
+) -> tuple[dict[str, float | None], Mapping[str, Group], Measure]:
+    """What the rows of a table are ordered by: as `rank_correlation` takes it."""
+    if table.unseen is not None:
+        means = {row: values[-1] for row, values in table.unseen.figures.items()}
+        return dict(means), by_row, partial(of_all, table.unseen)
+    name = table.paper.metrics[0]
+    published = {row.name: row.published.get(benchmark, (None,))[0] for row in table.rows}
+    return published, by_row, metric(SAME.get(name, name))
+
+
 def claims_table(table: PaperTable, groups: Mapping[str, Mapping[str, Group]]) -> Table:
     """Each claim of the paper as a line, for each benchmark."""
     shown = Table(
         f"{table.name}-claims", "What the paper says, and what came out", ["claim", "verdict", "here"]
     )
+    own = {} if table.unseen is None else {MEASURE: partial(of_all, table.unseen)}
     for benchmark, by_row in groups.items():
         for claim in table.claims:
-            found = judge(claim, by_row)
+            found = judge(claim, by_row, own)
             where = f" ({benchmark})" if len(groups) > 1 else ""
             shown.rows.append([Cell(claim.text + where), Cell(found.verdict), Cell(found.why)])
     if table.claims:
@@ -174,6 +199,8 @@ def write_result(wanted: Wanted, found: Mapping[str, Grid]) -> Result:
         found: The grids by benchmark.
     """
     groups = {benchmark: rows_of(grid, wanted) for benchmark, grid in found.items()}
+    if wanted.table.unseen is not None:
+        groups = {name: with_untrained(wanted.table.unseen, by_row) for name, by_row in groups.items()}
     table, claims = result_table(wanted, groups), claims_table(wanted.table, groups)
     write_tables([table, *([claims] if claims.rows else [])], wanted.output / TABLES)
     links = {f"{name}: all runs": f"./{name}/{PAGE}" for name, grid in found.items() if _has_page(grid)}
@@ -187,6 +214,20 @@ def write_result(wanted: Wanted, found: Mapping[str, Grid]) -> Result:
     except RunError as error:
         problem = str(error)
     return Result(file, table, claims, problem)
+
+
+def write_properties(table: PaperTable, output: Path) -> Result:
+    """Write a table that has no figures, for which nothing is run.
+
+    Args:
+        table: The table.
+        output: The folder to write to.
+    """
+    shown = properties_table(table)
+    write_tables([shown], output / TABLES)
+    file = output / RESULT
+    write_text(file, reproduction_page(shown, None, [], {}, {}, output))
+    return Result(file, shown, Table(f"{table.name}-claims", "", []), None)
 
 
 def _has_page(grid: Grid) -> bool:

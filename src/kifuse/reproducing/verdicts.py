@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kifuse.recipes.catalog import Paper, PublishedRow
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.comparison_tables import metric
 from kifuse.reporting.paired_differences import Paired, paired
 from kifuse.reporting.run_groups import Group
@@ -14,6 +14,9 @@ from kifuse.reporting.wording import listed, number
 from kifuse.reproducing.catalog import Claim
 
 Verdict = Literal["holds", "direction only", "not", "not measured"]
+
+Measure = Callable[[RunRecord], float | None]
+"""Finds a figure in the record of one run."""
 
 SAME = {"OP": "AP"}
 """Recurrent-KIF calls the average performance OP, overall performance."""
@@ -36,14 +39,15 @@ class Judged:
     why: str
 
 
-def judge(claim: Claim, groups: Mapping[str, Group]) -> Judged:
+def judge(claim: Claim, groups: Mapping[str, Group], measures: Mapping[str, Measure] | None = None) -> Judged:
     """Judge a claim by what was measured.
 
     Args:
         claim: The claim.
         groups: The runs of each row, by the row's name.
+        measures: Measures of the table's own, by what its claims call them.
     """
-    measure = metric(claim.measure)
+    measure = (measures or {}).get(claim.measure) or metric(claim.measure)
     absent = [name for name in (claim.above, *claim.below) if name not in groups]
     pairs = [paired(groups[claim.above], groups[name], measure) for name in claim.below] if not absent else []
     without = absent or [pair.against for pair in pairs if pair.mean is None]
@@ -58,9 +62,14 @@ def judge(claim: Claim, groups: Mapping[str, Group]) -> Judged:
 
 
 def rank_correlation(
-    rows: Sequence[PublishedRow], groups: Mapping[str, Group], benchmark: str, paper: Paper
+    published: Mapping[str, float | None], groups: Mapping[str, Group], measure: Measure
 ) -> tuple[float, int] | None:
-    """How similar the order of the rows by average score is, here and in the paper.
+    """How similar the order of the rows is, here and in the paper.
+
+    Args:
+        published: The figure that rows are ordered by, by row; None where there is none.
+        groups: The runs of each row.
+        measure: The same figure of one run.
 
     Returns:
         Spearman's rank correlation, from -1 to 1, and over how many rows; None for fewer than three, or if
@@ -68,14 +77,11 @@ def rank_correlation(
     """
     from scipy.stats import spearmanr
 
-    name = paper.metrics[0]
-    measure = metric(SAME.get(name, name))
     pairs = []
-    for row in rows:
-        published = row.published.get(benchmark, (None,))[0]
-        mean = groups[row.name].mean(measure) if row.name in groups else None
-        if published is not None and mean is not None:
-            pairs.append((published, mean.value))
+    for row, theirs in published.items():
+        mean = groups[row].mean(measure) if row in groups else None
+        if theirs is not None and mean is not None:
+            pairs.append((theirs, mean.value))
     if len(pairs) < 3 or any(len(set(values)) == 1 for values in zip(*pairs, strict=True)):
         return None
     theirs, ours = zip(*pairs, strict=True)
