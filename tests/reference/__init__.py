@@ -1,1 +1,1 @@
-"""Literal, slow transcriptions of the papers' equations; they share no code with the package."""
+"""Literal and slow transcriptions of the papers' equations. They share no code with the package."""

@@ -1,4 +1,4 @@
-"""AIMMerging as its code has it, on a small problem: one task (k >= 2), one plain loop."""
+"""AIMMerging as in its published code, on a small problem: one task (k >= 2) in one plain loop."""
 
 import math
 from fractions import Fraction
@@ -9,7 +9,7 @@ from tests.reference.recurrent import Optimizer
 
 
 def next_interval(s, old, new, shortest=2, longest=128):
-    """S after a merge, from the learning signals of the merge before and of this one, as exact fractions."""
+    """Return S after a merge, from the learning signals of the last one and of this one, exact fractions."""
     old, new = Fraction(old), Fraction(new)
     rho = new / old
     if rho >= 1:
@@ -22,14 +22,14 @@ def next_interval(s, old, new, shortest=2, longest=128):
 
 
 def fusion_weights(s, flags):
-    """(w_in, w_out)."""
+    """Return (w_in, w_out)."""
     if flags >= 2:
         return (0.5, 0.5) if s <= 70 else (0.4, 0.6)
     return (0.6, 0.4) if s <= 70 else (0.5, 0.5)
 
 
 def merges_of(losses, signals, *, interval=8, kappa=2.0):
-    """(step, S, flags, forced) of each merge, from the traces of h and of ||Delta_in||_1 (one a merge)."""
+    """Return (step, S, flags, forced) of each merge, from all h and from ||Delta_in||_1 of each merge."""
     s, due, last_merge, found, history = interval, interval, 0, [], []
     flags, forced_now = 0, False
     for step in range(1, len(losses) + 1):
@@ -54,7 +54,7 @@ def merges_of(losses, signals, *, interval=8, kappa=2.0):
 
 
 def aimmerging(theta, loss, steps, memory, probes, *, rate, interval, memory_steps, kappa, weight_decay=0.0):
-    """The values after each step, its merge done, and (step, flags) of the merges; S as in the cold start."""
+    """Return the values after each step and its merge, and (step, flags) of the merges; S as at the start."""
     optimizer = Optimizer("adamw", weight_decay=weight_decay)
     memory = iter(memory)
     start = {n: w.clone() for n, w in theta.items()}

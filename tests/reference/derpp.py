@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def probabilities(logits: Tensor) -> list[float]:
-    """Softmax of one position."""
+    """Compute the softmax of one position."""
     top = max(logits.tolist())
     powers = [math.exp(value - top) for value in logits.tolist()]
     return [power / sum(powers) for power in powers]
 
 
 def divergence(before: Tensor, now: Tensor, kept: int) -> float:
-    """KL of the `kept` likeliest tokens of `before`, and of any other token as one outcome."""
+    """Compute KL over the `kept` likeliest tokens of `before`, with all other tokens as one outcome."""
     p, q = probabilities(before), probabilities(now)
     likely = sorted(range(len(p)), key=lambda token: -p[token])[:kept]
     pairs = [(p[token], q[token]) for token in likely]
@@ -26,12 +26,12 @@ def divergence(before: Tensor, now: Tensor, kept: int) -> float:
 def loss(
     rows: list[tuple[Tensor, Tensor, Tensor | None]], kept: int, strength: float, label_weight: float
 ) -> float:
-    """The mean over all target tokens.
+    """Compute the mean over all target tokens.
 
     Args:
-        rows: Of each example present logits (targets, vocabulary), gold tokens, and for one of the memory the
-            logits of the model after the example's own task.
-        kept: Tokens kept of a position.
+        rows: For each example its present logits (targets, vocabulary) and gold tokens; for an example of the
+            memory also the logits of the model after the example's own task.
+        kept: How many tokens are kept for each position.
         strength: lambda.
         label_weight: beta.
     """

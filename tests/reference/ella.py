@@ -1,8 +1,8 @@
-"""The penalty of ELLA, one row of the update at a time."""
+"""The penalty of ELLA, computed for one row of the update at a time."""
 
 
 def penalty(layers, strength, normalise):
-    """`layers`: for each layer the (A, B) of all tasks so far, the last one trained."""
+    """Compute the penalty. `layers` has for each layer the (A, B) of all tasks; the last pair is trained."""
     total = 0.0
     for pairs in layers:
         *earlier, (a, b) = pairs

@@ -1,4 +1,4 @@
-"""Literal recomputation of how EPI tells tasks apart, one number at a time."""
+"""A literal computation of how EPI tells tasks apart, one number at a time."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def mean_state(states: Tensor) -> list[float]:
-    """z(x): the mean of the last states of the tokens of x, `(tokens, d)`, nothing padded."""
+    """Compute z(x): the mean of the last states of the tokens of x, `(tokens, d)`, without padding."""
     return [
         float(sum(states[t, i] for t in range(len(states))) / len(states)) for i in range(states.shape[1])
     ]
 
 
 def means_of(features: list[list[float]], answers: list[str]) -> dict[str, list[float]]:
-    """mu_c of one task, by answer."""
+    """Compute mu_c of one task, by answer."""
     found = {}
     for answer in dict.fromkeys(answers):
         rows = [z for z, each in zip(features, answers, strict=True) if each == answer]
@@ -23,7 +23,7 @@ def means_of(features: list[list[float]], answers: list[str]) -> dict[str, list[
 
 
 def spread_of(features: list[list[float]], answers: list[str]) -> list[list[float]]:
-    """Sigma_t: the mean over answers of the covariance around their means."""
+    """Compute Sigma_t: the mean over answers of the covariance around their means."""
     means, d = means_of(features, answers), len(features[0])
     total = [[0.0] * d for _ in range(d)]
     for answer, mean in means.items():
@@ -36,7 +36,7 @@ def spread_of(features: list[list[float]], answers: list[str]) -> list[list[floa
 
 
 def tasks_of(asked: list[list[float]], tasks: list[tuple[list[list[float]], list[str]]]) -> list[int]:
-    """t(x) = argmin_t min_c (z - mu)^T Sigma^+ (z - mu), of the features and answers of every task."""
+    """Compute t(x) = argmin_t min_c (z - mu)^T Sigma^+ (z - mu), from every task's features and answers."""
     spreads = [torch.tensor(spread_of(*task), dtype=torch.float64) for task in tasks]
     inverse = torch.linalg.pinv(sum(spreads) / len(tasks), rtol=1e-12, hermitian=True)
     found = []

@@ -1,15 +1,15 @@
-"""EWC as its papers have it: one Fisher diagonal and one anchor a task, all of them kept."""
+"""EWC as in its papers: one Fisher diagonal and one anchor for each task, all of which are kept."""
 
 import torch
 
 
 def fisher(params, log_likelihoods):
-    """F = mean over examples j of (d log p(y_j | x_j) / d theta)^2, one backward pass for each.
+    """Compute F, the mean over examples j of (d log p(y_j | x_j) / d theta)^2, with a backward pass for each.
 
     Args:
         params: Parameters, which require gradients.
-        log_likelihoods: Functions without arguments; the j-th gives log p of the whole target of example j,
-            from a forward pass of that example alone.
+        log_likelihoods: Functions without arguments. The j-th one returns log p of the whole target of
+            example j, from a forward pass of only that example.
     """
     total = [torch.zeros(p.shape, dtype=torch.float64) for p in params]
     for log_likelihood in log_likelihoods:
@@ -21,7 +21,7 @@ def fisher(params, log_likelihoods):
 
 
 def penalty(theta, fishers, anchors, weight):
-    """lambda/2 sum_k sum_i F_ki (theta_i - theta*_ki)^2, for one tensor theta."""
+    """Compute lambda/2 sum_k sum_i F_ki (theta_i - theta*_ki)^2, for one tensor theta."""
     total = torch.zeros((), dtype=torch.float64)
     for f, anchor in zip(fishers, anchors, strict=True):
         total = total + (f.double() * (theta.double() - anchor.double()) ** 2).sum()
@@ -29,7 +29,7 @@ def penalty(theta, fishers, anchors, weight):
 
 
 def running(fishers, gamma):
-    """Fbar_k = gamma Fbar_(k-1) + F_k after the last of some tasks."""
+    """Compute Fbar_k = gamma Fbar_(k-1) + F_k after the last of the tasks."""
     found = torch.zeros_like(fishers[0])
     for f in fishers:
         found = gamma * found + f
@@ -37,7 +37,7 @@ def running(fishers, gamma):
 
 
 def pull(theta, fishers, anchors, weight):
-    """The gradient of the penalty at theta, by automatic differentiation."""
+    """Compute the gradient of the penalty at theta, by automatic differentiation."""
     leaf = theta.detach().double().requires_grad_()
     (grad,) = torch.autograd.grad(penalty(leaf, fishers, anchors, weight), leaf)
     return grad

@@ -1,4 +1,4 @@
-"""FOREVER on a small problem: one task (k >= 2), one plain loop, events from the list of all sizes."""
+"""FOREVER on a small problem: one task (k >= 2) in one plain loop; events come from the list of all sizes."""
 
 import math
 
@@ -8,7 +8,7 @@ from tests.reference.recurrent import Optimizer
 
 
 def event_steps_of(sizes, day_steps, marks):
-    """The steps (from 1) after which a replay event comes, from the sizes of all updates."""
+    """Return the steps (from 1) after which a replay event comes, from the sizes of all updates."""
     day = math.fsum(sizes[:day_steps])
     found = set()
     for mark in marks:
@@ -20,7 +20,7 @@ def event_steps_of(sizes, day_steps, marks):
 
 
 def strength_at(sizes, day_steps, *, base, gamma, smoothing, low, high):
-    """beta_t after all these updates."""
+    """Return beta_t after all these updates."""
     start = math.fsum(sizes[:day_steps]) / day_steps
     pace = start
     for size in sizes[day_steps:]:
@@ -29,7 +29,7 @@ def strength_at(sizes, day_steps, *, base, gamma, smoothing, low, high):
 
 
 def forever(theta, loss, steps, memory, *, rate, day_steps, marks, event_steps, weight_decay=0.0, **pull):
-    """The values after each step, its event done, and (step, beta) of the events."""
+    """Return the values after each step and its event, and (step, beta) of the events."""
     optimizer = Optimizer("adamw", weight_decay=weight_decay)
     memory = iter(memory)
     anchor = {n: w.clone() for n, w in theta.items()}

@@ -1,4 +1,4 @@
-"""Knowledge fusion, one unit and one scalar at a time (KIF Eq. 14-17, Recurrent-KIF Eq. 8-9)."""
+"""Knowledge fusion, computed for one unit and one scalar at a time (KIF Eq. 14-17, Recurrent-KIF Eq. 8-9)."""
 
 import math
 
@@ -12,7 +12,7 @@ def static_weights(p, c, gamma, quantile):
 
 
 def case_weights(before, now, gamma):
-    """Eq. 15, of the units that mattered before, and now."""
+    """Return the weights of Eq. 15, from the units that mattered before and those that matter now."""
     weights = []
     for mattered, matters in zip(before, now, strict=True):
         if mattered and matters:
@@ -27,7 +27,7 @@ def case_weights(before, now, gamma):
 
 
 def important(values, fraction=None, share=None, groups=None):
-    """Which units matter: the top fraction, or those that carry a share, among the units of each group."""
+    """Return which units matter: in each group the top fraction, or the units that carry a share."""
     groups = [0] * len(values) if groups is None else groups
     found = [None] * len(values)
     for group in set(groups):
@@ -40,7 +40,7 @@ def important(values, fraction=None, share=None, groups=None):
 
 
 def running_average(start, steps, decay):
-    """One parameter's scalars after v_t = d v_{t-1} + (1 - d) u_t from v_0 = start."""
+    """Return one parameter's scalars after v_t = d v_{t-1} + (1 - d) u_t from v_0 = start."""
     average = [float(v) for v in start.flatten()]
     for values in steps:
         average = [

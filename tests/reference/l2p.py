@@ -1,4 +1,4 @@
-"""Literal recomputation of what L2P puts before an input, one row and one key at a time."""
+"""A literal computation of what L2P puts before an input, one row and one key at a time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 def picked(
     embedded: list[Tensor], prompts: Tensor, keys: Tensor, count: int
 ) -> tuple[list[list[int]], list[Tensor], list[float]]:
-    """For each row: which prompts it picks, what is put before it, and the sum of the cosines.
+    """Return for each row which prompts it picks, what is put before it, and the sum of the cosines.
 
     Args:
-        embedded: Of each row the embeddings of its own tokens, `(tokens, d)`, nothing padded.
+        embedded: For each row the embeddings of its own tokens, `(tokens, d)`, without padding.
         prompts: `(M, L, d)`.
         keys: `(M, d)`.
         count: N.

@@ -1,4 +1,4 @@
-"""Literal recomputation of LFPT5's loss of one step, one row and one token at a time."""
+"""A literal computation of LFPT5's loss of one step, one row and one token at a time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Row:
-    """What a model says to a row.
+    """The logits of a model for one row.
 
     Attributes:
         kind: `task`, `pseudo` or `lesson`.
-        logits: At each target position, `(targets, vocabulary)`.
-        before: The same, of the model before the task.
+        logits: The logits at each target position, `(targets, vocabulary)`.
+        before: The same from the model before the task.
         gold: The target tokens.
     """
 
@@ -32,7 +32,7 @@ def _log_p(logits: Tensor) -> list[float]:
 
 
 def loss(rows: list[Row], lessons: float, mu: float) -> float:
-    """(1 - mu) (L_task + lambda_lm L_lm) + mu L_kd."""
+    """Compute (1 - mu) (L_task + lambda_lm L_lm) + mu L_kd."""
     task: list[float] = []
     lm: list[float] = []
     kd = 0.0

@@ -10,16 +10,16 @@ from tests.reference.derpp import probabilities
 
 
 def distillation(before: Tensor, now: Tensor, temperature: float) -> float:
-    """T^2 KL(before || now) of one position."""
+    """Compute T^2 KL(before || now) of one position."""
     p, q = probabilities(before / temperature), probabilities(now / temperature)
     return temperature**2 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
 def loss(rows: list[tuple[Tensor, Tensor, Tensor]], strength: float, temperature: float) -> float:
-    """The mean over all target tokens.
+    """Compute the mean over all target tokens.
 
     Args:
-        rows: Of each example the student's logits (targets, vocabulary), gold tokens, and the teacher's.
+        rows: For each example the student's logits (targets, vocabulary), gold tokens, and teacher's logits.
         strength: lambda.
         temperature: T.
     """

@@ -6,7 +6,7 @@ import torch
 
 
 def magnitude(outputs):
-    """n_j = sum over tokens of |y_j|; outputs is a list of tokens, each (units,)."""
+    """Compute n_j, the sum over tokens of |y_j|; outputs is a list of tokens, each (units,)."""
     total = torch.zeros(outputs[0].shape, dtype=torch.float64)
     for y in outputs:
         total += y.double().abs()
@@ -14,7 +14,7 @@ def magnitude(outputs):
 
 
 def kept_rows(n, quantile):
-    """The ceil((1 - q) n) units with the largest magnitudes, as a set."""
+    """Return the ceil((1 - q) n) units with the largest magnitudes, as a set."""
     values = n.tolist()
     count = math.ceil(round((1 - quantile) * len(values), 6))
     order = sorted(range(len(values)), key=lambda j: -values[j])

@@ -1,4 +1,4 @@
-"""Literal recomputation of MoCL's weights and of its loss, one row and one key at a time."""
+"""A literal computation of MoCL's weights and of its loss, one row and one key at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def cosines(embedded: Tensor, keys: Tensor) -> list[float]:
-    """cos(q, k_i) of one row, whose own tokens have the embeddings `(tokens, d)`, with keys `(t, d)`."""
+    """Compute cos(q, k_i) of one row with keys `(t, d)`; its own tokens have the embeddings `(tokens, d)`."""
     query = [float(sum(embedded[:, i]) / len(embedded)) for i in range(embedded.shape[1])]
     size = math.sqrt(sum(q * q for q in query))
     found = []
@@ -19,13 +19,13 @@ def cosines(embedded: Tensor, keys: Tensor) -> list[float]:
 
 
 def weights(embedded: Tensor, keys: Tensor, sharpness: float) -> list[float]:
-    """w of one row."""
+    """Compute w of one row."""
     scores = [math.exp(sharpness * each) for each in cosines(embedded, keys)]
     return [score / sum(scores) for score in scores]
 
 
 def loss(rows: list[tuple[Tensor, list[int], float]], pull: float) -> float:
-    """L of a step; of each row the logits at its targets, the target tokens, and cos(q, k_t)."""
+    """Compute L of a step. A row has the logits at its targets, the target tokens, and cos(q, k_t)."""
     total, count = 0.0, 0
     for logits, gold, alike in rows:
         for values, token in zip(logits.tolist(), gold, strict=True):

@@ -1,4 +1,4 @@
-"""Literal recomputation of a layer of LoRA experts, one token and one expert at a time."""
+"""A literal computation of a layer of LoRA experts, one token and one expert at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def gates(x: Tensor, router: Tensor, top_k: int) -> list[float]:
-    """G(x) of one token `(in,)`."""
+    """Compute G(x) of one token `(in,)`."""
     scores = [math.exp(float(row @ x)) for row in router]
     found = [score / sum(scores) for score in scores]
     if top_k:
@@ -20,7 +20,7 @@ def gates(x: Tensor, router: Tensor, top_k: int) -> list[float]:
 
 
 def added(x: Tensor, a: Tensor, b: Tensor, router: Tensor, scale: float, top_k: int) -> Tensor:
-    """s sum_e G(x)_e B_e A_e x for tokens `(tokens, in)`."""
+    """Compute s sum_e G(x)_e B_e A_e x for tokens `(tokens, in)`."""
     rows = []
     for token in x:
         weights = gates(token, router, top_k)

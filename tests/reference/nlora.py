@@ -1,8 +1,8 @@
-"""The penalty of N-LoRA, one row of the product at a time."""
+"""The penalty of N-LoRA, computed for one row of the product at a time."""
 
 
 def penalty(layers, strength, product):
-    """`layers`: for each layer the (A, B) of all tasks so far, the last one trained."""
+    """Compute the penalty. `layers` has for each layer the (A, B) of all tasks; the last pair is trained."""
     total = 0.0
     for pairs in layers:
         a, b = pairs[-1]

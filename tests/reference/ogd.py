@@ -1,10 +1,10 @@
-"""OGD: Gram-Schmidt on the gradients of logits, and gradients without what lies in their span."""
+"""OGD: Gram-Schmidt on the gradients of logits, and gradients without their part in that span."""
 
 import torch
 
 
 def gram_schmidt(vectors):
-    """Orthonormal directions that span all vectors, one after another."""
+    """Return orthonormal directions that span all vectors, made one after another."""
     basis = []
     for vector in vectors:
         rest = vector.double() / vector.double().norm()
@@ -17,7 +17,7 @@ def gram_schmidt(vectors):
 
 
 def project(gradient, basis):
-    """g~ = g - sum_v <g, v> v."""
+    """Compute g~ = g - sum_v <g, v> v."""
     found = gradient.double()
     for v in basis:
         found = found - (gradient.double() @ v) * v
@@ -25,6 +25,6 @@ def project(gradient, basis):
 
 
 def best_subspace(vectors, cap):
-    """The `cap` leading right singular vectors of the matrix of all unit vectors."""
+    """Return the `cap` leading right singular vectors of the matrix of all unit vectors."""
     matrix = torch.stack([v.double() / v.double().norm() for v in vectors])
     return list(torch.linalg.svd(matrix, full_matrices=False).Vh[:cap])

@@ -1,8 +1,8 @@
-"""The penalties of O-LoRA, one pair of rows at a time."""
+"""The penalties of O-LoRA, computed for one pair of rows at a time."""
 
 
 def penalty(layers, lambda1, lambda2, squares):
-    """`layers`: for each layer the (A, B) of all tasks so far, the last one trained."""
+    """Compute the penalty. `layers` has for each layer the (A, B) of all tasks; the last pair is trained."""
     total = 0.0
     for pairs in layers:
         *earlier, (new_a, new_b) = pairs

@@ -1,4 +1,4 @@
-"""Orthogonal subspace fine-tuning, written out: each matrix in its singular directions, in float64."""
+"""Orthogonal subspace fine-tuning, written out: each matrix is split into singular directions, in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Loss = Callable[[Weights, Any], Tensor]
 
 
 def frozen_count(rows: int, columns: int, share: float) -> int:
-    """How many directions are frozen."""
+    """Return how many directions are frozen."""
     directions = min(rows, columns)
     return min(max(int(share * directions), 1), directions - 1)
 
@@ -28,16 +28,16 @@ def osf(
     weight_decay: float,
     project: str,
 ) -> list[Weights]:
-    """One task: the whole matrices after each step.
+    """Train one task, and return the whole matrices after each step.
 
     Args:
         weights: W by name.
-        loss: Of such matrices and a batch.
-        batches: One for each step.
-        share: Of the directions, frozen.
-        rate: AdamW's, constant.
-        weight_decay: AdamW's.
-        project: "update", or "gradient" alone.
+        loss: A function of such matrices and a batch.
+        batches: One batch for each step.
+        share: The share of the directions that is frozen.
+        rate: AdamW's learning rate, which is constant.
+        weight_decay: AdamW's weight decay.
+        project: "update", or only "gradient".
     """
     frozen, trained, bases = {}, {}, {}
     for name, weight in weights.items():
@@ -71,7 +71,7 @@ def _whole(frozen: Tensor, factors: dict[Any, Tensor], name: str) -> Tensor:
 
 
 def _without(value: Tensor, which: str, u: Tensor, v: Tensor) -> Tensor:
-    """Take the frozen directions out, one after the other."""
+    """Remove the frozen directions, one after the other."""
     found = value.clone()
     if which == "U":
         for direction in u.T:

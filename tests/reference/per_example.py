@@ -8,8 +8,8 @@ def sum_of_squares(params, shares):
 
     Args:
         params: Parameters, which require gradients.
-        shares: Functions without arguments; the j-th gives the share of example j in the step's loss, from a
-            forward pass of that example alone.
+        shares: Functions without arguments. The j-th one returns the share of example j in the step's loss,
+            from a forward pass of only that example.
     """
     squares = [torch.zeros(p.shape, dtype=torch.float64) for p in params]
     total = [torch.zeros(p.shape, dtype=torch.float64) for p in params]
@@ -23,7 +23,7 @@ def sum_of_squares(params, shares):
 
 
 def clipped(squares, total, limit):
-    """Return the squares after the step's gradient was scaled down to a norm of at most `limit`."""
+    """Return the squares after the step's gradient was clipped to a norm of at most `limit`."""
     norm = float(torch.cat([g.flatten() for g in total]).norm())
     factor = min(1.0, limit / (norm + 1e-6)) if limit else 1.0
     return [factor**2 * square for square in squares]

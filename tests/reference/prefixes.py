@@ -1,4 +1,4 @@
-"""Literal recomputation of models that read behind a prefix of keys and values."""
+"""A literal computation of models that read a prefix of keys and values before the input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 
 def llama(model: Any, row: list[int], prefix: Tensor) -> Tensor:
-    """Logits `(tokens, vocabulary)` of a row with a prefix `(layers, 2, L, width)` in its cache."""
+    """Compute a row's logits `(tokens, vocabulary)` with a prefix `(layers, 2, L, width)` in the cache."""
     config, places = model.config, torch.arange(prefix.shape[2])[None]
     heads = (1, -1, config.num_key_value_heads, config.hidden_size // config.num_attention_heads)
     cos, sin = model.model.rotary_emb(prefix, places)
@@ -25,12 +25,12 @@ def llama(model: Any, row: list[int], prefix: Tensor) -> Tensor:
 
 
 def t5_encoder(model: Any, row: list[int], prefix: Tensor) -> Tensor:
-    """The encoder's states of a row, whose keys and values follow those of the prefix: `(tokens, d)`."""
+    """Compute the encoder's states `(tokens, d)` of a row; its keys and values follow those of the prefix."""
     encoder, config = model.encoder, model.config
     length, tokens = prefix.shape[2], len(row)
     h = encoder.embed_tokens(torch.tensor(row))
     first = encoder.block[0].layer[0].SelfAttention
-    # distances of a place in the input to those of the prefix and of the input
+    # distances from a position in the input to the positions of the prefix and of the input
     bias = first.compute_bias(length + tokens, length + tokens)[0][:, length:, :]
     for block, (own_keys, own_values) in zip(encoder.block, prefix, strict=True):
         attention, feed = block.layer[0].SelfAttention, block.layer[1]

@@ -1,4 +1,4 @@
-"""Literal recomputation of what Progressive Prompts reads, one prompt after another."""
+"""A literal computation of the prompts that Progressive Prompts reads, one after another."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def stack(prompts: list[Tensor], task: int | None) -> Tensor:
-    """[P_t; P_(t-1); ...; P_1]: of the t-th task (from 0), or of the last one.
+    """Return [P_t; P_(t-1); ...; P_1] for the t-th task (from 0), or for the last task.
 
     Args:
         prompts: P_1, P_2, ..., each `(L, d)`.
-        task: t, or None where it is not known.
+        task: t, or None if it is not known.
     """
     last = len(prompts) - 1 if task is None else min(task, len(prompts) - 1)
     found = []
@@ -21,7 +21,7 @@ def stack(prompts: list[Tensor], task: int | None) -> Tensor:
 
 
 def through(prompt: Tensor, first: Tensor, b1: Tensor, second: Tensor, b2: Tensor) -> Tensor:
-    """P + LN(W_2 ReLU(W_1 P + b_1) + b_2), a layer norm as it begins: no scale, no shift."""
+    """Compute P + LN(W_2 ReLU(W_1 P + b_1) + b_2); the layer norm is new, without scale and shift."""
     rows = []
     for vector in prompt:
         inner = second @ torch.clamp(first @ vector + b1, min=0) + b2

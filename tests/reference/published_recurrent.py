@@ -1,7 +1,7 @@
-"""One task (k >= 2) of Recurrent-KIF as its published code goes through it: one plain torch loop.
+"""One task (k >= 2) of Recurrent-KIF as its published code does it, in one plain torch loop.
 
-Written from a description of what that code does, in the order in which it does it. Nothing in it is taken
-from there, and nothing from kifuse.
+It was written from a description of what that code does and in which order. It copies nothing from that code
+and nothing from kifuse.
 """
 
 from collections.abc import Iterator
@@ -53,17 +53,17 @@ def published_task(
     Args:
         theta: Parameters at the start of the task, dict of tensors.
         loss: Function of (dict of tensors, batch) to a scalar: the mean over the batch's target tokens.
-        steps: For each optimizer step its `accumulation` parts, each a batch.
+        steps: For each optimizer step its `accumulation` parts, each of which is a batch.
         memory: The batches of the memory, one for each outer step.
         rate: Peak learning rate of the inner optimizer; it falls to 0 after the warm-up.
         warmup: Steps of the warm-up.
         accumulation: Parts of a step.
         inner_steps: Q.
         outer_steps: M.
-        half: As in fp16, where outer steps go through another optimizer, whose schedule is not stepped.
-        max_norm: To which gradients are clipped, those of outer steps too.
-        weight_decay: Of both optimizers.
-        quantile: Above which a parameter is important.
+        half: Whether to do as in fp16: outer steps use another optimizer, whose schedule is not stepped.
+        max_norm: The norm to which gradients are clipped, those of outer steps too.
+        weight_decay: The weight decay of both optimizers.
+        quantile: A parameter above this quantile is important.
         beta: Weight of the past in all four averages.
     """
     params = {name: value.clone().requires_grad_() for name, value in theta.items()}

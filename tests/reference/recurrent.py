@@ -1,8 +1,8 @@
-"""Algorithm 1 of Recurrent-KIF on a small problem: one task (k >= 2), one plain loop.
+"""Algorithm 1 of Recurrent-KIF on a small problem: one task (k >= 2) in one plain loop.
 
-The parameters are a dict of tensors and the loss is any function of (parameters, batch). The caller
-says which batches every inner and outer loop sees, so an implementation driven by a training loop's
-hooks can be fed the same batches and must reach the same parameters after every round.
+The parameters are a dict of tensors, and the loss is any function of (parameters, batch). The caller decides
+which batches every inner and outer loop sees. So an implementation with the hooks of a training loop can get
+the same batches, and must reach the same parameters after every round.
 """
 
 import math
@@ -15,7 +15,7 @@ from tests.reference.selection import carriers
 
 @dataclass
 class Optimizer:
-    """SGD or AdamW, written out; its moments are a dict the caller may clear."""
+    """SGD or AdamW, written out. Its moments are a dict that the caller may clear."""
 
     kind: str = "sgd"
     betas: tuple = (0.9, 0.999)
@@ -47,7 +47,7 @@ class Optimizer:
 
 @dataclass
 class Round:
-    """What one round went through."""
+    """The values of one round."""
 
     theta_start: dict
     theta_q: dict
@@ -98,8 +98,8 @@ def recurrent_kif(
         rate_out: Learning rate of the outer loop; or a list, one for each of its steps in every round.
         optimizer: "sgd" or "adamw".
         weight_decay: Decoupled weight decay of both optimizers.
-        share_optimizer: The outer steps go through the inner optimizer, at the inner rate.
-        forget_moments: Clear the moments of the optimizers after every fusion; else they live on.
+        share_optimizer: Whether the outer steps use the inner optimizer, at the inner rate.
+        forget_moments: Whether to clear the moments of the optimizers after every fusion, or keep them.
         alpha1: Weight of the past in the inner importance (Eq. 4).
         alpha2: Weight of the new value in the outer importance (Eq. 7).
         fraction: Share of all scalars that a mask keeps.
@@ -111,13 +111,13 @@ def recurrent_kif(
         only_in: Factor of tau_in where only the inner mask is 1.
         only_out: Factor of tau_out where only the outer mask is 1.
         neither: Factors of (tau_in, tau_out) where no mask is 1.
-        static_outer: Measure the outer importance in the first round only.
+        static_outer: Whether to measure the outer importance only in the first round.
         masks: "hard"; "soft" (a softmax over the two importances, each scaled to [0, 1] over the model);
             "global" (one weight each from their sums); or "none" (go on from theta_m).
         tau: Temperature of the soft masks.
         share: Whether tau_in is added where both masks are 1.
         carry: Mask the fewest scalars that carry this share of the importance, instead of a fraction.
-        group_of: From a name to the group of parameters that is masked on its own.
+        group_of: A function from a name to its group of parameters; each group is masked on its own.
     """
     inner_optimizer = Optimizer(optimizer, weight_decay=weight_decay)
     outer_optimizer = inner_optimizer if share_optimizer else Optimizer(optimizer, weight_decay=weight_decay)
@@ -128,11 +128,11 @@ def recurrent_kif(
     if importance == "last":
         past_in = past_out = 0.0
 
-    i_out, u_out = dict(zeros), dict(zeros)  # lives through the whole task
+    i_out, u_out = dict(zeros), dict(zeros)  # is kept during the whole task
     rounds = []
     for inner, outer in zip(inner_batches, outer_batches, strict=True):
         theta_start = dict(theta)
-        i_in, u_in = dict(zeros), dict(zeros)  # starts anew each round
+        i_in, u_in = dict(zeros), dict(zeros)  # starts anew in each round
         for batch in inner:
             grads = _gradients(loss, theta, batch)
             i_in, u_in = _importance(i_in, u_in, theta, grads, importance, past_in, alpha_uncertainty)
@@ -225,7 +225,7 @@ def _masks(scores, fraction, carry, group_of):
 
 
 def _weights(score_in, score_out, kind, tau):
-    """For each parameter the weights of tau_in and tau_out."""
+    """Return for each parameter the weights of tau_in and tau_out."""
     if kind == "global":
         s_in = sum(score.sum().item() for score in score_in.values())
         s_out = sum(score.sum().item() for score in score_out.values())

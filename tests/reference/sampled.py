@@ -1,4 +1,4 @@
-"""Divergences of a student from a teacher, token by token."""
+"""Divergences of a student from a teacher, computed token by token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.reference.derpp import probabilities
 
 
 def divergence(student: Tensor, teacher: Tensor, direction: str) -> float:
-    """The divergence at one position, from the logits of both."""
+    """Compute the divergence at one position from the logits of both."""
     q, p = probabilities(student), probabilities(teacher)
     if direction == "reverse":
         return _kl(q, p)

@@ -1,4 +1,4 @@
-"""Literal recomputation of SAPT's attention and of what holds it, one input and one key at a time."""
+"""A literal computation of SAPT's attention and of the term that holds it, one input and key at a time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 def largest(embedded: Tensor) -> list[float]:
-    """e(x): of each dimension the largest value over the tokens of x, `(tokens, d)`, nothing padded."""
+    """Compute e(x): for each dimension the largest value over the tokens of x, `(tokens, d)`, no padding."""
     return [max(float(token[i]) for token in embedded) for i in range(embedded.shape[1])]
 
 
 def attention(
     e: list[float], down: Tensor, up: Tensor, scale: Tensor, shift: Tensor, keys: Tensor
 ) -> list[float]:
-    """a(x) over keys `(t, d)`."""
+    """Compute a(x) over keys `(t, d)`."""
     inner = [sum(w * v for w, v in zip(row, e, strict=True)) for row in down.tolist()]
     outer = [sum(w * v for w, v in zip(row, inner, strict=True)) for row in up.tolist()]
     bent = [v / (1 + math.exp(-v)) for v in outer]
@@ -33,12 +33,12 @@ def attention(
 
 
 def average(of: list[list[float]]) -> list[float]:
-    """abar: the mean of a over inputs."""
+    """Compute abar: the mean of a over inputs."""
     return [sum(each[i] for each in of) / len(of) for i in range(len(of[0]))]
 
 
 def reflection(by_task: list[tuple[list[float], list[list[float]]]]) -> float:
-    """sum_j mean KL(abar_j || a(x)); of each task j its abar, and a of its kept inputs."""
+    """Compute sum_j mean KL(abar_j || a(x)), from each task's abar and the a of its kept inputs."""
     total = 0.0
     for wanted, found in by_task:
         for a in found:

@@ -1,4 +1,4 @@
-"""Selection of the most important scalars, by sorting all of them."""
+"""Select the most important scalars by sorting all of them."""
 
 import math
 from fractions import Fraction
@@ -19,9 +19,9 @@ def selected(tensors, fraction):
 
 
 def carriers(tensors, share):
-    """Return nested booleans: is each score among the fewest that carry the share, ties together?
+    """Return nested booleans: is each score among the fewest that carry the share? Ties go together.
 
-    Sums are exact fractions. A sum short of the share by a millionth of a millionth of all counts as enough.
+    Sums are exact fractions. A sum that lacks a millionth of a millionth of the total still counts as enough.
     """
     scores = [Fraction(v) for tensor in tensors for v in tensor.flatten().tolist()]
     needed = (Fraction(share) - Fraction(1, 10**12)) * sum(scores)

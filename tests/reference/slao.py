@@ -1,17 +1,17 @@
-"""SLAO on one pair, row by row: Gram-Schmidt by hand, merging as a sum with closed-form weights."""
+"""SLAO on one pair, row by row: Gram-Schmidt by hand, and merging as a sum with weights in closed form."""
 
 import math
 
 
 def orthonormal_rows(a):
-    """The rows of A made orthonormal in their order, and how the old rows are made of them.
+    """Make the rows of A orthonormal in their order, and find how the old rows are composed of them.
 
-    Returns q with unit rows at right angles, and r (lower triangle, positive diagonal) with A = r q.
+    Returns q with orthogonal unit rows, and r (lower triangle, positive diagonal) with A = r q.
     """
     q, r = [], [[0.0] * len(a) for _ in a]
     for i, row in enumerate(a):
         left = [float(x) for x in row]
-        # twice, so that rounding leaves no angle
+        # twice, so that rounding errors leave the rows orthogonal
         for _ in range(2):
             for j, unit in enumerate(q):
                 along = sum(x * y for x, y in zip(left, unit, strict=True))
@@ -24,7 +24,7 @@ def orthonormal_rows(a):
 
 
 def times(first, second):
-    """A matrix product of lists."""
+    """Multiply two matrices that are lists."""
     return [
         [sum(x * y for x, y in zip(row, column, strict=True)) for column in zip(*second, strict=True)]
         for row in first
@@ -32,7 +32,7 @@ def times(first, second):
 
 
 def merged(tuned):
-    """The merged B of the tasks' fine-tuned ones: lambda_j prod_{k>j} (1 - lambda_k) of each."""
+    """Merge the tasks' fine-tuned B: each has the weight lambda_j prod_{k>j} (1 - lambda_k)."""
     total = [[0.0] * len(tuned[0][0]) for _ in tuned[0]]
     for j in range(1, len(tuned) + 1):
         weight = 1 / math.sqrt(j)

@@ -1,4 +1,4 @@
-"""Losses with weighed tokens, token by token."""
+"""Losses with weights for tokens, computed token by token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.reference.lwf import distillation
 
 
 def weight(logits: Tensor, gold: int, weigh_by: str, power: float) -> float:
-    """The weight of one position."""
+    """Compute the weight of one position."""
     found = probabilities(logits)
     if weigh_by == "probability":
         return float(found[gold]) ** power
@@ -21,7 +21,7 @@ def weight(logits: Tensor, gold: int, weigh_by: str, power: float) -> float:
 
 
 def loss(rows: list[tuple[Tensor, Tensor, Tensor]], weigh_by: str, power: float, anchor: float) -> float:
-    """The mean over all target tokens; `rows` as of `tests.reference.lwf.loss`."""
+    """Compute the mean over all target tokens; `rows` is as in `tests.reference.lwf.loss`."""
     total, count = 0.0, 0
     for now, gold, before in rows:
         for place, token in enumerate(gold.tolist()):

@@ -1,4 +1,4 @@
-"""VR-MCL on a small problem: one task (k >= 2), one plain loop, autograd through everything that may be."""
+"""VR-MCL on a small problem: one task (k >= 2) in one plain loop, with autograd for all derivatives."""
 
 import torch
 
@@ -6,7 +6,7 @@ from tests.reference.recurrent import Optimizer
 
 
 def at_most(tensors, limit):
-    """The tensors, scaled to a norm of at most `limit`."""
+    """Scale the tensors to a norm of at most `limit`."""
     norm = sum((t**2).sum() for t in tensors) ** 0.5
     if limit is None or norm.item() <= limit:
         return tensors
@@ -14,7 +14,7 @@ def at_most(tensors, limit):
 
 
 def meta_gradient(theta, alpha, loss, parts, outer, *, clip, second):
-    """d/dtheta and d/dalpha of sum_k L(phi_k; outer), phi_k the weights after k inner steps.
+    """Compute d/dtheta and d/dalpha of sum_k L(phi_k; outer), with phi_k the weights after k inner steps.
 
     theta: values by name; alpha: rate by name; parts: the minibatches; outer: a function of values.
     """
@@ -37,10 +37,10 @@ def meta_gradient(theta, alpha, loss, parts, outer, *, clip, second):
 
 
 def vr_mcl(theta, loss, steps, memory, *, rate, inner, c, start, alpha_lr, clip, limit, second, outer=None):
-    """The values, m and alpha after each step.
+    """Return the values, m and alpha after each step.
 
-    inner: cuts a batch into minibatches; limit: norm that the optimizer's gradient is clipped to, or None;
-    outer: the loss of two batches together, the mean of both if None.
+    inner: a function that cuts a batch into minibatches; limit: the norm to which the optimizer's gradient is
+    clipped, or None; outer: the loss of two batches together, or None for the mean of both.
     """
     optimizer = Optimizer("adamw")
     outer = outer or (lambda values, one, two: (loss(values, one) + loss(values, two)) / 2)
