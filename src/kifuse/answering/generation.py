@@ -137,7 +137,7 @@ def _run(
     found: dict[int, list[int]] = {}
     for place in mine:
         found |= generate(batches[place])
-        if progress is not None:  # the others are as far with theirs
+        if progress is not None:  # assuming that the others are equally far
             progress(len(found) * len(prompts) // todo, len(prompts))
     return found
 

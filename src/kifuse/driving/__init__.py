@@ -1,1 +1,1 @@
-"""Runs a method inside a Trainer: hooks, batches, memory steps, taps. Only here are private names read."""
+"""Runs a method inside a Trainer: its hooks, batches, memory steps and taps."""

@@ -1,4 +1,4 @@
-"""Guards against broken numbers: a step whose loss or gradient is not finite is skipped, counted and told.
+"""A guard against broken numbers: a step with a non-finite loss or gradient is skipped, counted, reported.
 
 A step is judged before the optimizer changes any weight: by the loss of each of its micro-batches, and by the
 largest gradient of each tensor after the backward pass. This is before clipping, which would spread a NaN to

@@ -130,8 +130,9 @@ def refuse_method(method: Method, memory: Any, adapter: Any = None, *, keep_weig
         keep_weights: Whether the trained tensors are kept after each task.
 
     Raises:
-        RunError: The method needs other data than a callback can give it, reads no old data, brings no
-            adapter, or brings one that is not to be kept.
+        RunError: The method needs other data than a callback can give it; or rows are given to a method that
+            reads no old data, or an adapter to one that brings none, or the adapter that it brings is not to
+            be kept.
     """
     kind = type(method).__name__
     if method.adapter is None and adapter is not None:

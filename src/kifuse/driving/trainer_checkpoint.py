@@ -45,7 +45,7 @@ class Resuming:
 def newest_whole(folder: Path) -> str | bool:
     """Find the newest checkpoint whose method's state is whole, and warn about those passed over.
 
-    The method's state is written last of all, so that a checkpoint which has it is complete.
+    The method's state is written last, so a checkpoint that has it is complete.
 
     Args:
         folder: The Trainer's `output_dir`.

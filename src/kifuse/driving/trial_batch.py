@@ -41,7 +41,7 @@ def try_out(context: TrainerContext, dataset: Any) -> None:
         dataset: Its rows. A stream is not tried, because its rows cannot be read again.
 
     Raises:
-        RunError: The set-up is such a one.
+        RunError: The method is refused.
     """
     trainer, method = context.trainer, context.method
     if type(trainer)._prepare_inputs is not Trainer._prepare_inputs:
@@ -69,7 +69,7 @@ def _refuse_generating(trainer: Any, method: Method) -> None:
     """Refuse a method that trains on rows of its own where the Trainer's rows are prompts.
 
     Raises:
-        RunError: The set-up is such a one.
+        RunError: The method is refused.
     """
     kind, where = type(method).__name__, type(trainer).__name__
     if method.old_data == "steps" or method.needs & {"examples", "kept", "batch"}:
@@ -89,7 +89,7 @@ def _refuse_joined(context: TrainerContext, rows: list[Any]) -> None:
     """Refuse a method that takes a row for an example where rows or batches join several.
 
     Raises:
-        RunError: The set-up is such a one.
+        RunError: The method is refused.
     """
     args, needs = context.trainer.args, context.method.needs
     what = next((BY_ROW[need] for need in BY_ROW if need in needs), None)

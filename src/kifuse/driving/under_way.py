@@ -1,4 +1,4 @@
-"""What the parts that take part in a training know about it as a whole."""
+"""What the helpers of a training know about the training as a whole."""
 
 from __future__ import annotations
 

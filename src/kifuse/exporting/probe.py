@@ -1,4 +1,4 @@
-"""The probe of a merged model: it must answer the same questions as the adapter on its base does."""
+"""The probe of a merged model: it must answer questions just as the adapter on its base does."""
 
 from __future__ import annotations
 

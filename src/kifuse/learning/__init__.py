@@ -1,1 +1,1 @@
-"""The learner: opened, taught one task, asked, watched, repaired, taken back, and made to forget."""
+"""The learner: how it is opened, learns a task, is asked, scored, repaired, rolled back or made to forget."""

@@ -1,4 +1,4 @@
-"""Removes the texts of a task from a learner's folder and history; what a kill interrupts is finished later.
+"""Removes the texts of a task from a learner's folder and history; an interrupted removal is finished later.
 
 A journal, `forgetting.json`, is written first and removed last. It holds none of the texts: only the task's
 name, the keys of what a method stored with the task's examples, and the hash before and after of each list of

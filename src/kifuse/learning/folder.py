@@ -1,4 +1,4 @@
-"""A learner's folder. Before anything is done in it, what its record does not know is moved aside."""
+"""A learner's folder. Before it is used, everything that its record does not know is moved aside."""
 
 from __future__ import annotations
 

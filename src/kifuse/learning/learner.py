@@ -294,8 +294,9 @@ class ContinualLearner:
             texts: Texts; rows with `input` or `messages`; lists of messages; or examples of a task. They are
                 put to the model in the form in which it was trained.
             max_new_tokens: The most tokens of an answer; None for the configuration's number.
-            task: A learned task, whose instruction and options go before the texts (a text without them is
-                said once); a method whose class is "task id given" answers for it.
+            task: A learned task, whose instruction and options go before the texts; without `task`, it is
+                said once if texts lack the instruction. A method of the class "task id given" is told this
+                task.
             after: Number of tasks, or the name of the last one, after which the model is asked; None for now.
 
         Returns:

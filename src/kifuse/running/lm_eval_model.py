@@ -30,7 +30,7 @@ _KNOWN = ("`pretrained` model kwarg is not of type", "Passed an already-initiali
 """Beginnings of warnings about something intended: the model is passed as an object in memory."""
 
 
-_Base: Any = HFLM  # its decorator hides what it is
+_Base: Any = HFLM  # a decorator of HFLM hides its type
 
 
 class AdaptedModel(_Base):

@@ -1,4 +1,4 @@
-"""A whole run: every task of a stream in turn, scored as the protocol asks, resumable, on record."""
+"""A whole run: it trains on every task of a stream in turn, scores as the protocol asks, and can resume."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class _Seal:
     """What a model was: its tensors by checksum, its modules by class, its settings.
 
     Attributes:
-        tensors: Name, kind, type and checksum of every parameter and buffer.
+        tensors: Name, type and checksum of every parameter and buffer.
         modules: Name and class of every module, and how many hooks it has.
         settings: Every configuration object of the model with its values.
     """

@@ -96,7 +96,7 @@ def attach(
 
 
 def keep_start(config: RunConfig) -> None:
-    """Copy the adapter that a run begins from into its folder, unless it is there; the record comes first.
+    """Copy the adapter that a run begins from into its folder, unless it is there; save the record first.
 
     Raises:
         OSError: It cannot be written.

@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases and Trackio: one run there for each run of kifuse, whatever its Trainers.
+"""TensorBoard, Weights & Biases and Trackio: a run of kifuse is one run there, with all its Trainers.
 
 A Trainer makes its own integrations, ends them with its training and counts its steps from 0. Here each task
 has its own Trainer. So the integrations of `training.report_to` are made once, by the function that a Trainer

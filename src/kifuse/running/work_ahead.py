@@ -39,7 +39,7 @@ def cells_to_score(config: RunConfig, method: Method, tasks: Sequence[Task]) -> 
 
 
 def watch_moments(config: RunConfig, method: Method, count: int) -> set[int]:
-    """After how many of so many tasks watched tasks are scored."""
+    """After how many learned tasks watched tasks are scored; `count` is the number of all tasks."""
     ends = method.old_data == "all" or config.watch.when == "end"
     return {0, count} if ends else set(range(count + 1))
 
