@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from kifuse.methods.kept import Kept, MethodState, OfTask, Unsaved
     from kifuse.methods.kif import KIF
     from kifuse.methods.l2p import L2P
+    from kifuse.methods.layer_sums import LayerSums
     from kifuse.methods.lfpt5 import LFPT5
     from kifuse.methods.lwf import LwF
     from kifuse.methods.migu import MIGU
@@ -96,6 +97,7 @@ _PLACES = {
     "kifuse.methods.forever": ("Forever",),
     "kifuse.methods.inclora": ("IncLoRA",),
     "kifuse.methods.l2p": ("L2P",),
+    "kifuse.methods.layer_sums": ("LayerSums",),
     "kifuse.methods.lfpt5": ("LFPT5",),
     "kifuse.methods.lwf": ("LwF",),
     "kifuse.methods.migu": ("MIGU",),
@@ -159,6 +161,7 @@ __all__ = [
     "Joint",
     "Kept",
     "KifuseError",
+    "LayerSums",
     "LearnReport",
     "LwF",
     "MemoryBuffer",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kifuse.config import TrainingConfig
 from kifuse.methods.base import Context, Method
+from kifuse.methods.migu import MIGU
 from kifuse.methods.parameters import Parameters
 from kifuse.models.loading import Backbone
 from kifuse.running.one_task import train_task
@@ -57,8 +58,8 @@ def train_two(
         task, params = tasks[-1], ctx.params
         task.values.append(dict(zip(params.names, params.clone(), strict=True)))
         task.raw.append(_grads(params))
-        if "magnitudes" in self.needs:
-            kept = [None if n is None else n.clone() for n in ctx.magnitudes]
+        if isinstance(self, MIGU):
+            kept = [None if n is None else n.clone() for n in self._magnitudes.sums]
             task.magnitudes.append(dict(zip(params.names, kept, strict=True)))
         on_gradients(self, ctx)
         task.changed.append(_grads(params))

@@ -14,6 +14,7 @@ from kifuse.adapters.base import Adapter, adapter_on
 from kifuse.driving.batches import MemoryBatches
 from kifuse.driving.context import TrainerContext
 from kifuse.driving.finite_guard import MAX_BAD_STEPS, Guard, drop_gradients, largest_gradients
+from kifuse.driving.layer_watch import LayerWatch
 from kifuse.driving.learning_rates import rate_of, ratios_of
 from kifuse.driving.method_loss import MethodLoss
 from kifuse.driving.refusals import (
@@ -118,6 +119,8 @@ class MethodCallback(TrainerCallback):
         self.context = self._new_context(shards, self.task)
         self.context.heard = self.heard
         self.context.method_loss = MethodLoss(taps, self.method, self.context)
+        if isinstance(layers := self._services.get("layers"), LayerWatch):
+            self.context.layers = layers
         self.context.on_policy = OnPolicy(self.trainer, self.ends, self.tokenizer)
         if "answers" in self.method.needs:
             self.context.on_policy.check()
@@ -170,6 +173,9 @@ class MethodCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Clear what memory steps left in the services."""
+        self._clear_services()
+
+    def _clear_services(self) -> None:
         for service in self._services.values():
             service.clear()
 
@@ -212,6 +218,7 @@ class MethodCallback(TrainerCallback):
         context = self.running()
         context.step = state.global_step
         context.found = {}
+        self._clear_services()
         with context.shards.whole():
             self.method.on_step(context)
         if not self._healthy:

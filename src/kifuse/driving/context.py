@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -13,8 +14,9 @@ from transformers import Trainer
 from kifuse.adapters.base import Adapter, adapter_on
 from kifuse.driving.batch_gradients import BatchGradients
 from kifuse.driving.batches import MemoryBatches
-from kifuse.driving.example_gradients import Probes
+from kifuse.driving.example_gradients import Probes, drawn
 from kifuse.driving.finite_guard import Guard
+from kifuse.driving.layer_watch import LayerWatch, Watch
 from kifuse.driving.learning_rates import first_rate, rate_of
 from kifuse.driving.memory_steps import MemorySteps
 from kifuse.driving.method_loss import (
@@ -34,6 +36,7 @@ from kifuse.errors import RunError
 from kifuse.methods.base import Method
 from kifuse.methods.context import TaskInfo, Weights
 from kifuse.methods.kept import MethodState
+from kifuse.methods.layer_sums import LayerFunction
 from kifuse.methods.sampled import Sampling
 from kifuse.models.heads import is_aligned
 
@@ -77,6 +80,8 @@ class TrainerContext(MemorySteps):
         """The parameters before the task, for a method that needs `before task`."""
         self.found: dict[str, Any] = {}
         """What the services have found in this step, by need."""
+        self.layers: LayerWatch | None = None
+        """The layers that can be watched, for a method that needs `layers`."""
         self.base_lr = first_rate(trainer.optimizer, float(trainer.args.learning_rate))
         self.events: list[dict[str, Any]] = []
         self.measured: dict[str, list[float]] = {}
@@ -141,10 +146,11 @@ class TrainerContext(MemorySteps):
         """See `Context.squares`."""
         return self._seen("squares")
 
-    @property
-    def magnitudes(self) -> list[Tensor | None]:
-        """See `Context.magnitudes`."""
-        return self._seen("magnitudes")
+    def watch(self, function: LayerFunction) -> Watch:
+        """See `Context.watch`."""
+        if self.layers is None:
+            raise RunError("layers can be watched by a method that needs 'layers' only.")
+        return self.layers.watch(function)
 
     def begin_gradients(self, found: dict[str, Any]) -> None:
         """Called before `on_gradients`, with what the services have found in the step, by need."""
@@ -189,7 +195,8 @@ class TrainerContext(MemorySteps):
                     "the weights before the task are kept for a method that needs 'before task' only."
                 )
             at = self.before
-        return self.batch_gradients.forward(batch, at=at)
+        with contextlib.nullcontext() if self.layers is None else self.layers.read(batch.only_part):
+            return self.batch_gradients.forward(batch, at=at)
 
     def train_forward(self, batch: Any) -> Any:
         """See `Context.train_forward`."""
@@ -261,10 +268,10 @@ class TrainerContext(MemorySteps):
         """See `Context.logit_gradients` and `kifuse.driving.example_gradients`."""
         return self._probes(count).logit_gradients(count)
 
-    def task_examples(self) -> Iterator[TrainerBatch]:
+    def task_examples(self, count: int | None = None) -> Iterator[TrainerBatch]:
         """See `Context.task_examples`."""
         examples = self._own_examples()
-        return self._in_batches(examples, range(len(examples)))
+        return self._in_batches(examples, drawn(len(examples), count, self.trainer.args.seed))
 
     def memory_examples(self) -> Iterator[tuple[str, TrainerBatch]]:
         """See `Context.memory_examples`."""

@@ -62,12 +62,9 @@ class Probes:
         Raises:
             RunError: There are no examples.
         """
-        numbers = range(len(self.examples))
-        if not numbers:
+        if not self.examples:
             raise RunError("the task has no training examples to take gradients of.")
-        if count is None or count >= len(numbers):
-            return list(numbers)
-        return sorted(random.Random(f"{self.trainer.args.seed}:probe").sample(numbers, count))  # noqa: S311
+        return drawn(len(self.examples), count, self.trainer.args.seed)
 
     def squared_gradients(self, count: int | None = None) -> list[Tensor]:
         """See `Context.squared_gradients`.
@@ -290,6 +287,13 @@ def _flat(grads: Sequence[Tensor | None], params: Parameters) -> Tensor:
         for g, p in zip(grads, params.tensors, strict=True)
     ]
     return torch.cat(parts)
+
+
+def drawn(examples: int, count: int | None, seed: int) -> list[int]:
+    """The numbers of some examples in their order, drawn with the run's seed; None for all of them."""
+    if count is None or count >= examples:
+        return list(range(examples))
+    return sorted(random.Random(f"{seed}:probe").sample(range(examples), count))  # noqa: S311
 
 
 def _length(example: Any) -> int:

@@ -9,7 +9,7 @@ from torch import nn
 
 from kifuse.driving.batch_gradients import StepInputs
 from kifuse.driving.example_squares import StepSquares
-from kifuse.driving.magnitudes import StepMagnitudes
+from kifuse.driving.layer_watch import LayerWatch
 from kifuse.driving.taps import Taps
 from kifuse.methods.parameters import Parameters
 
@@ -47,8 +47,8 @@ def open_services(
     found: dict[str, Service] = {}
     if "squares" in needs:
         found["squares"] = StepSquares(taps, model, params)
-    if "magnitudes" in needs:
-        found["magnitudes"] = StepMagnitudes(taps, model, params)
+    if "layers" in needs:
+        found["layers"] = LayerWatch(taps, model, params)
     if "batch" in needs:
         found["batch"] = StepInputs(taps, model, curvature="curvature" in needs)
     return found

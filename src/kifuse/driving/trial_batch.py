@@ -118,7 +118,7 @@ def _read(context: TrainerContext, row: Any) -> None:
     needs = context.method.needs
     if "examples" in needs:
         Probes(context.trainer, context.params, [row], context.collate).try_one()
-    if not needs & {"batch", "kept", "before task", "answers"}:
+    if not needs & {"batch", "kept", "before task", "answers", "layers"}:
         return
     inputs = context.trainer._prepare_inputs(context.collate([row]))
     batch = TrainerBatch((inputs,), passes=Fraction(0))
@@ -143,6 +143,9 @@ def _read(context: TrainerContext, row: Any) -> None:
             _, outputs = context.trainer.compute_loss(model, own, return_outputs=True)
         context.targets(batch, outputs)
         context.targets(batch, context.forward(batch))
+    if needs >= {"layers", "examples"}:
+        with context.watch(lambda inputs, outputs: outputs.sum(0)):
+            context.forward(batch)
     if "kept" in needs:
         context.stored(batch)
     if "answers" in needs:

@@ -41,11 +41,11 @@ OldData = Literal["none", "mixed", "steps", "all"]
 all tasks at once (joint training)."""
 
 Need = Literal[
-    "squares", "magnitudes", "examples", "batch", "curvature", "kept", "by task", "before task", "answers"
+    "squares", "layers", "examples", "batch", "curvature", "kept", "by task", "before task", "answers"
 ]
 """What the engine gathers only for methods that ask for it, because it costs time or not every set-up has it.
 
-In this order: `Context.squares`; `Context.magnitudes`; another pass over the task's examples at its end, with
+In this order: `Context.squares`; `Context.watch`; another pass over the task's examples at its end, with
 their gradients; gradients on the step's own batch, at any weights; gradients of gradients there;
 `Context.kept_examples`; `Context.memory_examples`; a copy of the weights before the task, for
 `Context.forward`; `Context.sampled`.

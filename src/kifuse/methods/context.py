@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from kifuse.adapters.base import Adapter
+from kifuse.methods.layer_sums import LayerFunction, LayerSums
 from kifuse.methods.parameters import Parameters
 from kifuse.methods.sampled import Sampling
 
@@ -294,12 +295,22 @@ class Context(Protocol):
         """
         ...
 
-    @property
-    def magnitudes(self) -> list[Tensor | None]:
-        """n_j = sum over the step's real tokens of |y_j|, for each output unit j of a trained linear weight.
+    def watch(self, function: LayerFunction) -> LayerSums:
+        """Sum a function of the inputs and outputs of each trained linear layer; for a need of `layers`.
 
-        float32, `(out, 1)` for a weight `(out, in)`, `(1, out)` for a transposed one; None for any other
-        parameter. For `on_gradients` and `on_update` of a method that needs `magnitudes`.
+        A layer counts if its weight is trained: A and B of LoRA are such layers. Called in `begin_task`, the
+        sum runs over the real tokens (no padding) that each step trains on, over micro-batches and processes.
+        It is known in `on_gradients` and `on_update`. Dropout is on, and a token counts once even where
+        gradient checkpointing runs layers again.
+
+        `with ctx.watch(function) as watched:` works in any hook. There the sum runs over what `ctx.forward`
+        reads in the block, on each process for itself, and is known when the block has ended.
+
+        Args:
+            function: See `LayerFunction`. It is called without gradients, and autocast is off.
+
+        Raises:
+            RunError: The function fails or returns no tensor, or the method does not need `layers`.
         """
         ...
 
@@ -343,10 +354,13 @@ class Context(Protocol):
         """
         ...
 
-    def task_examples(self) -> Iterator[Batch]:
+    def task_examples(self, count: int | None = None) -> Iterator[Batch]:
         """Yield the current task's training examples once more, in their order, in batches of a step's size.
 
         Each process reads all of them. For `end_task` of a method that needs `examples`.
+
+        Args:
+            count: Number of examples, drawn with the run's seed; None takes all of them.
         """
         ...
 

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from kifuse.methods.base import SETTINGS, Context, Method, Need
 from kifuse.methods.kept import Unsaved
+from kifuse.methods.layer_sums import LayerSums
 
 
 @final
@@ -46,17 +47,19 @@ class MIGU(Method):
     mask: Literal["update", "gradient"] = "update"
 
     _active: Unsaved[bool] = False
+    _magnitudes: Unsaved[LayerSums]
     _held: Unsaved[Sequence[tuple[Tensor, Tensor, Tensor]]] = ()
 
     plain_first_task = True
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The magnitudes, from which the masks are computed."""
-        return frozenset({"magnitudes"})
+        """The layers' outputs, from which the masks are computed."""
+        return frozenset({"layers"})
 
     def begin_task(self, ctx: Context) -> None:
-        """Turn masking on after the first task, which is ordinary training."""
+        """Watch the layers, and turn masking on after the first task, which is ordinary training."""
+        self._magnitudes = ctx.watch(magnitude)
         self._active, self._held = not ctx.task.first and self.quantile > 0.0, ()
 
     @torch.no_grad()
@@ -64,8 +67,9 @@ class MIGU(Method):
         """Choose the step's rows; clear the gradients of the others, and copy their values."""
         if not self._active:
             return
-        held = held_back(ctx.magnitudes, self.quantile)
-        masked = [(p, m) for p, m in zip(ctx.params.tensors, held, strict=True) if m is not None]
+        held = held_back(self._magnitudes.sums, self.quantile)
+        places = zip(ctx.params.tensors, held, self._magnitudes.output_dims, strict=True)
+        masked = [(p, m.unsqueeze(1 - dim)) for p, m, dim in places if m is not None and dim is not None]
         for p, mask in masked:
             if p.grad is not None:
                 p.grad.masked_fill_(mask, 0.0)
@@ -77,6 +81,11 @@ class MIGU(Method):
         for p, mask, before in self._held:
             p.copy_(torch.where(mask, before, p))
         self._held = ()
+
+
+def magnitude(inputs: Tensor, outputs: Tensor) -> Tensor:
+    """Compute n_j = sum over tokens of |y_j|, `(out,)`; a `LayerFunction`."""
+    return outputs.abs().sum(0, dtype=torch.float32)
 
 
 def held_back(magnitudes: Sequence[Tensor | None], quantile: float) -> list[Tensor | None]:
