@@ -22,7 +22,7 @@ class Claim:
 
     Attributes:
         text: The claim in words.
-        measure: AP, FWT or BWT; higher is better in each.
+        measure: AP, FWT, BWT or a measure of the table's own; higher is better in each.
         above: The row that is said to be higher.
         below: The rows that are said to be lower.
     """
@@ -35,13 +35,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Unseen:
-    """What a table says of tasks that are never trained on.
+    """What a table says about tasks that are never trained on.
 
     Attributes:
-        categories: What the names of a category's tasks begin with, by the category.
+        categories: For each category, how the names of its tasks begin.
         figures: Published figures by row, one for each category and their mean.
-        untrained: The row that is the model before any training; it is not run.
-        read_from: Rows whose first scores it is read from, the first that was run.
+        untrained: Name of the row for the model before any training; this row is not run.
+        read_from: Rows whose scores before training are used for it; the first one that was run counts.
     """
 
     categories: Mapping[str, tuple[str, ...]]
@@ -65,10 +65,10 @@ class PaperTable:
         of_each_run: Names of the pictures of single runs that show it.
         full_matrix: Whether all scores in between are needed.
         note: What in it is kifuse's own choice.
-        unseen: What it says of tasks that are never trained on; None where it is about others.
-        models: The models that a figure compares; empty where it is about one.
-        of_models: Its published figures by model and benchmark, where it has one row.
-        properties: Of a table without figures: kifuse's method by the paper's name.
+        unseen: What it says about tasks that are never trained on; None if it is about other tasks.
+        models: The models that a figure compares; empty if it is about one model.
+        of_models: Its published figures by model and benchmark, if it has one row.
+        properties: For a table without figures: kifuse's name of each method, by the paper's name.
     """
 
     name: str
@@ -145,10 +145,10 @@ def paper_table(name: str) -> PaperTable:
 
 
 def with_models(table: PaperTable, models: Sequence[str]) -> PaperTable:
-    """A figure over several models: each row once with each, and each claim for each.
+    """Make a figure over several models: each row and each claim is there once for each model.
 
     Args:
-        table: The figure; its rows have the figures of the models that these are published for.
+        table: The figure, with the published figures of its rows for the models that have any.
         models: Names of models.
     """
     rows = {(row.name, model): row for row in table.rows for model in models}

@@ -41,8 +41,8 @@ class Wanted:
         budget: How much it may cost.
         data: The folder with the benchmark's data, or with a folder for each layout, such as `superni`.
         output: The folder for everything; each benchmark has a folder in it.
-        models: Names of models, several for a figure that compares them; empty: the budget's, or the figure's
-            own with the papers' budget.
+        models: Names of models, several for a figure that compares models. Empty for the budget's model; with
+            the papers' budget, empty for the figure's own models.
         benchmarks: Names of the table's benchmarks; empty for all.
         orders: Numbers of orders; empty for the paper's.
         seeds: Seeds; empty for the budget's.
@@ -65,11 +65,11 @@ class Wanted:
 
     @classmethod
     def of(cls, table: PaperTable, budget: Budget, models: Sequence[str] = (), **more: Any) -> Wanted:
-        """What is wanted, with the rows of a figure over several models once for each.
+        """Make the wanted runs; a figure over several models has its rows once for each model.
 
         Raises:
-            ConfigError: Several models are named for a table that is about one, or no tasks to watch for one
-                that is about them.
+            ConfigError: Several models are named for a table about one model, or no tasks to watch are named
+                for a table about unseen tasks.
         """
         if not models and table.models and budget.name == "paper":
             models = table.models
@@ -167,7 +167,7 @@ def _recipe(row: PublishedRow, wanted: Wanted, benchmark: str, order: int) -> di
 
 
 def _data_of(wanted: Wanted, benchmark: str) -> Path:
-    """The folder of a benchmark's data: the one that is named, or the one of its layout in it."""
+    """The folder of a benchmark's data: the named folder, or the folder of the benchmark's layout in it."""
     own = wanted.data / BENCHMARKS[benchmark].layout
     return own if own.is_dir() else wanted.data
 

@@ -1,4 +1,4 @@
-"""A table that says what methods have, and no figures: read off kifuse's own list of methods."""
+"""A table of the methods' properties, without figures, made from kifuse's own list of methods."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from kifuse.reproducing.catalog import PaperTable
 
 
 def properties_table(table: PaperTable) -> Table:
-    """Say of each method what kifuse knows of it without running it.
+    """Say what kifuse knows about each method without running it.
 
     Args:
-        table: Of the paper; names kifuse's method for each row.
+        table: The paper's table; it names kifuse's method for each row.
     """
     shown = Table(
         table.name,

@@ -126,7 +126,7 @@ def _notes(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> list[st
 def _ordering(
     table: PaperTable, benchmark: str, by_row: Mapping[str, Group]
 ) -> tuple[dict[str, float | None], Mapping[str, Group], Measure]:
-    """What the rows of a table are ordered by: as `rank_correlation` takes it."""
+    """What the rows of a table are ordered by, as the arguments of `rank_correlation`."""
     if table.unseen is not None:
         means = {row: values[-1] for row, values in table.unseen.figures.items()}
         return dict(means), by_row, partial(of_all, table.unseen)

@@ -1,4 +1,4 @@
-"""A table of tasks that are never trained on: their scores by category, ours and theirs."""
+"""A table of tasks that are never trained on: our scores by category beside the published ones."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from kifuse.reporting.wording import clean, listed, number
 from kifuse.reproducing.catalog import PaperTable, Unseen
 
 MEASURE = "unseen"
-"""What claims call the mean over the categories."""
+"""The name that claims have for the mean over the categories."""
 
 
 def category_of(unseen: Unseen, task: str) -> str | None:
-    """Find the category of a watched task by its name; None where it is of none."""
+    """Find the category of a watched task by its name; None if it has none."""
     for category, words in unseen.categories.items():
         if task.lower().startswith(words):
             return category
@@ -26,7 +26,7 @@ def category_of(unseen: Unseen, task: str) -> str | None:
 
 
 def of_category(unseen: Unseen, record: RunRecord, category: str) -> float | None:
-    """Average the last scores of a category's tasks; None where none was scored."""
+    """Average the last scores of a category's tasks; None if none was scored."""
     names = [name for name in watched_names(record) if category_of(unseen, name) == category]
     return _mean([watched_score(record, name, -1) for name in names])
 
@@ -37,10 +37,10 @@ def of_all(unseen: Unseen, record: RunRecord) -> float | None:
 
 
 def with_untrained(unseen: Unseen, rows: Mapping[str, Group]) -> dict[str, Group]:
-    """Put the row beside the others that is the model before any training, read off another row's runs.
+    """Add the row for the model before any training, which is read from another row's runs.
 
     Args:
-        unseen: What the table is about.
+        unseen: What the table says about unseen tasks.
         rows: The runs of each row.
     """
     source = next((name for name in unseen.read_from if name in rows), None)
@@ -51,12 +51,12 @@ def with_untrained(unseen: Unseen, rows: Mapping[str, Group]) -> dict[str, Group
 
 
 def unseen_table(table: PaperTable, unseen: Unseen, rows: Mapping[str, Group]) -> Table:
-    """Set ours beside theirs: a line for each row, two columns for each category and for the mean.
+    """Put our scores beside the published ones: a line for each row, two columns for each category and mean.
 
     Args:
-        table: Of the paper.
-        unseen: What it is about.
-        rows: The runs of each row, with that before any training.
+        table: The paper's table.
+        unseen: What it says about unseen tasks.
+        rows: The runs of each row, also of the row before any training.
     """
     scored = {name: None for g in rows.values() for run in g.runs for name in watched_names(run.record)}
     others = [name for name in scored if category_of(unseen, name) is None]
@@ -80,7 +80,7 @@ def unseen_table(table: PaperTable, unseen: Unseen, rows: Mapping[str, Group]) -
 
 
 def _notes(unseen: Unseen, scored: list[str], others: list[str]) -> list[str]:
-    """Say which tasks stand for the paper's, and what the means are over."""
+    """Say which tasks stand for the paper's tasks, and over which categories the means are taken."""
     found = {
         category: [n for n in scored if category_of(unseen, n) == category] for category in unseen.categories
     }
@@ -109,7 +109,7 @@ def _notes(unseen: Unseen, scored: list[str], others: list[str]) -> list[str]:
 
 
 def _before_training(record: RunRecord) -> RunRecord:
-    """A record whose watched tasks were scored before the first task alone."""
+    """Reduce a record to the scores of watched tasks before the first task."""
     return record.model_copy(update={"watch_scores": [s for s in record.watch_scores if s.after == 0]})
 
 

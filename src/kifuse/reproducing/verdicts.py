@@ -45,7 +45,7 @@ def judge(claim: Claim, groups: Mapping[str, Group], measures: Mapping[str, Meas
     Args:
         claim: The claim.
         groups: The runs of each row, by the row's name.
-        measures: Measures of the table's own, by what its claims call them.
+        measures: The table's own measures, by their names in its claims.
     """
     measure = (measures or {}).get(claim.measure) or metric(claim.measure)
     absent = [name for name in (claim.above, *claim.below) if name not in groups]
@@ -64,10 +64,10 @@ def judge(claim: Claim, groups: Mapping[str, Group], measures: Mapping[str, Meas
 def rank_correlation(
     published: Mapping[str, float | None], groups: Mapping[str, Group], measure: Measure
 ) -> tuple[float, int] | None:
-    """How similar the order of the rows is, here and in the paper.
+    """How similar the order of the rows is here and in the paper.
 
     Args:
-        published: The figure that rows are ordered by, by row; None where there is none.
+        published: The published figure of each row that the rows are ordered by; None if there is none.
         groups: The runs of each row.
         measure: The same figure of one run.
 
