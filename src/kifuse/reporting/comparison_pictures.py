@@ -131,7 +131,7 @@ def number_of_fusions(groups: Sequence[Group]) -> Plot | Missing:
 
 
 def model_size(groups: Sequence[Group]) -> Plot | Missing:
-    """AP, FWT and BWT against the size of the model, a curve for each method."""
+    """Draw AP, FWT and BWT against the size of the model, with a curve for each method."""
     name, title = "model-size", "Quality against the size of the model"
     finished = [run.record for group in groups for run in group.runs if run.record.status == "finished"]
     sizes = sorted({size for record in finished if isinstance(size := record.model.get("parameters"), int)})
@@ -165,7 +165,7 @@ def model_size(groups: Sequence[Group]) -> Plot | Missing:
 
 
 def _of_size(key: str, records: Sequence[RunRecord], size: int) -> float | None:
-    """The mean of a metric over the runs with a model of a size; None where none has it."""
+    """Return the mean of a metric over the runs with a model of this size; None if no run has the metric."""
     found = [metric(key)(record) for record in records if record.model.get("parameters") == size]
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known else None

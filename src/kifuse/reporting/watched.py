@@ -94,7 +94,7 @@ def watched_names(record: RunRecord) -> list[str]:
 
 
 def watched_score(record: RunRecord, name: str, at: int) -> float | None:
-    """Find a watched task's score, the first (0) or the last (-1) in time; None where there is none."""
+    """Find a watched task's score, the first (0) or the last (-1) in time; None if there is none."""
     place = _place(record, name)
     found = [] if place is None else _scores(record, place)
     return found[at] if found else None
