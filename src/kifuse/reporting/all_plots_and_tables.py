@@ -33,6 +33,7 @@ def all_plots(runs: Sequence[Run], sweep: Sweep | None = None) -> list[Plot | Mi
             comparison.methods(groups),
             comparison.progress(groups),
             comparison.task_differences(groups),
+            comparison.learned_and_kept(groups),
             comparison.cost_and_quality(groups),
             comparison.number_of_fusions(groups),
             comparison.model_size(groups),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from kifuse.record.run_record import RunRecord
-from kifuse.reporting.comparison_tables import all_tasks, final_score, metric, reference
+from kifuse.reporting.comparison_tables import all_tasks, final_score, learned_score, metric, reference
 from kifuse.reporting.plots import Cloud, CurvePanel, Curves, Heatmap, HeatmapPanel, Line, Mean, Plot, Strips
 from kifuse.reporting.run_groups import Group, fusions
 from kifuse.reporting.run_pictures import Missing
@@ -62,6 +63,36 @@ def task_differences(groups: Sequence[Group]) -> Plot | Missing:
         low=-end,
         high=end,
         diverging=True,
+        decimals=1,
+    )
+
+
+def learned_and_kept(groups: Sequence[Group]) -> Plot | Missing:
+    """Score of each task right after it was learned and at the end, for each group."""
+    name, title = "learned-and-kept", "Every task when it was learned, and at the end"
+    names, panels = all_tasks(groups), []
+    for group in groups:
+        moments = {"learned": learned_score, "at the end": final_score}
+        if group.runs[0].record.method.data_class == "all data":
+            moments = {"joint": final_score}
+        rows = [[group.mean(partial(score, task=task)) for score in moments.values()] for task in names]
+        if any(mean for row in rows for mean in row):
+            values = [[mean.value if mean else None for mean in row] for row in rows]
+            panels.append(HeatmapPanel(group.label, values, list(moments)))
+    if not panels:
+        return Missing(name, title, "No run is finished, so there is nothing to compare yet.")
+    return Heatmap(
+        name=name,
+        title=title,
+        meaning="Left in a panel is the score right after the task was learned, right that after the last "
+        "one: what lies between them was forgotten. Training on all tasks at once has one moment alone.",
+        rows=names,
+        row_title="task",
+        column_title="",
+        unit="score (0 to 100)",
+        panels=panels,
+        low=0.0,
+        high=100.0,
         decimals=1,
     )
 

@@ -41,6 +41,14 @@ def final_score(record: RunRecord, task: str) -> float | None:
     return None
 
 
+def learned_score(record: RunRecord, task: str) -> float | None:
+    """Return the score of a task right after it was learned; None if the run lacks it."""
+    for place, entry in enumerate(record.tasks):
+        if clean(entry.name) == task:
+            return record.matrix().get(place + 1, place)
+    return None
+
+
 def all_tasks(groups: Sequence[Group]) -> list[str]:
     """Return the names of the tasks of all runs, in the order in which they occur."""
     return list(dict.fromkeys(clean(t.name) for g in groups for run in g.runs for t in run.record.tasks))

@@ -171,6 +171,7 @@ def comparison_page(
         apart=differences_table(groups),
         methods=draw(comparison.methods(groups)),
         differences=comparison.task_differences(groups),
+        kept=comparison.learned_and_kept(groups),
         progress=draw(comparison.progress(groups)),
         cost=draw(comparison.cost_and_quality(groups)),
         fusions=draw(comparison.number_of_fusions(groups)),

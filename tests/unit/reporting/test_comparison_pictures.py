@@ -6,7 +6,9 @@ import pytest
 
 from kifuse.reporting.comparison_pictures import (
     cost_and_quality,
+    learned_and_kept,
     methods,
+    model_size,
     number_of_fusions,
     progress,
     sentence,
@@ -49,6 +51,28 @@ def test_differences_are_from_the_group_of_reference():
     assert plot.panels[0].columns == ["kif"]
     assert [row[0] for row in plot.panels[0].values] == pytest.approx([24.0, 18.0, 12.0, 6.0, 0.0])
     assert (plot.low, plot.high) == (pytest.approx(-24.0), pytest.approx(24.0))
+
+
+def test_what_was_learned_stands_beside_what_was_kept_and_joint_training():
+    groups = groups_of(("sequential", 10.0, 1))
+    joint = Group("joint", [Run(make_record("joint", drop=0.0, data_class="all data"))])
+    plot = learned_and_kept([*groups, joint])
+    assert isinstance(plot, Heatmap)
+    first, second = plot.panels
+    assert (first.title, first.columns) == ("sequential", ["learned", "at the end"])
+    assert [row[0] for row in first.values] == pytest.approx([90.0] * 5)
+    assert [row[1] for row in first.values] == pytest.approx([50.0, 60.0, 70.0, 80.0, 90.0])
+    assert second.columns == ["joint"] and [len(row) for row in second.values] == [1] * 5
+
+
+def test_quality_is_shown_against_the_size_of_the_model():
+    records = [make_record("kif", drop=drop) for drop in (10.0, 5.0)]
+    for record, size in zip(records, (60_000_000, 220_000_000), strict=True):
+        record.model["parameters"] = size
+    plot = model_size(group_runs([Run(record) for record in records]))
+    assert isinstance(plot, Curves) and plot.log
+    assert plot.panels[0].lines[0].points == [(60.0, 70.0), (220.0, 80.0)]
+    assert isinstance(model_size(group_runs([Run(records[0])])), Missing)
 
 
 def test_cost_stands_against_quality():
@@ -123,4 +147,5 @@ def test_runs_that_are_not_finished_are_no_picture():
     for group in groups:
         group.runs[0].record.status = "running"
     pictures = [methods, progress, task_differences, cost_and_quality, number_of_fusions]
+    pictures += [model_size, learned_and_kept]
     assert all(isinstance(picture(groups), Missing) for picture in pictures)
