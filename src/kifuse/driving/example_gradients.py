@@ -290,7 +290,7 @@ def _flat(grads: Sequence[Tensor | None], params: Parameters) -> Tensor:
 
 
 def drawn(examples: int, count: int | None, seed: int) -> list[int]:
-    """The numbers of some examples in their order, drawn with the run's seed; None for all of them."""
+    """Draw the numbers of `count` examples with the run's seed, in order; all numbers if `count` is None."""
     if count is None or count >= examples:
         return list(range(examples))
     return sorted(random.Random(f"{seed}:probe").sample(range(examples), count))  # noqa: S311

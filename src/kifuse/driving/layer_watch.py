@@ -90,7 +90,7 @@ class LayerWatch:
         return found
 
     def read_only(self, watch: Watch) -> None:
-        """Have a watch count what `Context.forward` reads, and no longer what is trained on."""
+        """Let a watch count what `Context.forward` reads, and no longer what is trained on."""
         self._watches = [each for each in self._watches if each is not watch]
         self.readers.append(watch)
 
@@ -100,7 +100,7 @@ class LayerWatch:
             each.clear()
 
     def take(self) -> None:
-        """Make the step's sums known, over all micro-batches and processes.
+        """Complete the step's sums, over all micro-batches and processes.
 
         Raises:
             RunError: A weight has a gradient though its layer was not called as a module.
@@ -119,7 +119,7 @@ class Watch:
     """Implements `kifuse.methods.layer_sums.LayerSums`.
 
     Args:
-        owner: Holds the layers.
+        owner: The `LayerWatch` that holds the layers.
         function: The function to sum.
 
     Raises:
@@ -130,7 +130,7 @@ class Watch:
         self._owner, self._function = owner, function
         tried = [self._tried(layer) for layer in owner.layers]
         kind = reduce(torch.promote_types, (dtype for _, dtype in tried), torch.float32)
-        # which layers were called stands behind the sums, so that processes share both at once
+        # behind the sums stand marks of the layers called, so that processes add up both at once
         sizes = [*(shape.numel() for shape, _ in tried), len(tried)]
         self._flat = torch.zeros(sum(sizes), dtype=kind, device=owner.layers[0].weight.device)
         *sums, self._calls = self._flat.split(sizes)
@@ -140,7 +140,7 @@ class Watch:
         self._sums: list[Tensor | None] | None = None
 
     def _tried(self, layer: _Layer) -> tuple[torch.Size, torch.dtype]:
-        """Call the function with no tokens before any step, and return its value's shape and type."""
+        """Call the function with no tokens, before any step; returns the shape and type of its value."""
         shapes = [(0, layer.weight.shape[dim]) for dim in layer.dims]
         try:
             value = self._value(*(layer.weight.new_zeros(shape) for shape in shapes))
@@ -156,7 +156,7 @@ class Watch:
 
     @torch.no_grad()
     def _value(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        # the function's own arithmetic is not that of the model's mixed precision
+        # the function itself is not computed in the model's mixed precision
         with torch.autocast(outputs.device.type, enabled=False):
             return self._function(inputs, outputs)
 
@@ -191,7 +191,7 @@ class Watch:
         self._called, self._sums = [False] * len(self._called), None
 
     def complete(self) -> None:
-        """Make the sums of a step known, over all processes."""
+        """Complete the sums of a step, over all processes."""
         if self._owner.processes > 1:
             self._calls.copy_(torch.tensor(self._called))
             torch.distributed.all_reduce(self._flat)
