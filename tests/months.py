@@ -156,6 +156,7 @@ def script(
     dies_at: int | None = None,
     resume: bool | str = False,
     dropout: float = 0.1,
+    per_task: int = 5,
     **changes: Any,
 ) -> dict[str, Tensor]:
     """Do what one start of the script does: load last month's adapter, train, save.
@@ -166,7 +167,7 @@ def script(
     adapter = folder / f"month-{month - 1}" / "adapter" if month > 1 else None
     more = brought(settings, dropout)
     model = build_llama(len(tokenizer)) if more else new_model(tokenizer, adapter, dropout)
-    callback = method_of(settings).callback(state_dir=folder / "state", per_task=5, **more)
+    callback = method_of(settings).callback(state_dir=folder / "state", per_task=per_task, **more)
     dying = [Die(dies_at)] if dies_at is not None else []
     # checkpoints take longer than the training, and the first month needs none unless it is interrupted
     changes.setdefault("save_strategy", "steps" if month > 1 or resume or dying else "no")
@@ -209,7 +210,13 @@ def weights(model: Any) -> dict[str, Tensor]:
     if adapter is not None:
         kept = {f"kept {name}": t.detach().clone() for name, t in adapter.frozen().items()}
         return {**{name: p.detach().clone() for name, p in adapter.learned().items()}, **kept}
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not any(hasattr(p, "ds_id") for p in own.values()):
+        return {name: p.detach().clone() for name, p in own.items()}
+    import deepspeed  # they are in pieces
+
+    with deepspeed.zero.GatheredParameters(list(own.values())):
+        return {name: p.detach().clone() for name, p in own.items()}
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
 from torch import distributed
 
+from kifuse.errors import RunError
 from kifuse.running.environment import leave_processes
+from kifuse.running.importance_probe import ImportanceProbe
+from tests.contract.run_in_pieces import check_run_in_pieces
 from tests.processes import run_two
 from tests.runs import write_stream
 
@@ -22,6 +28,19 @@ def test_two_processes_run_a_stream_and_end_well(tiny_folder_llama: Path, tmp_pa
         timeout=120,
     )
     assert (tmp_path / "run" / "adapters").is_dir()
+
+
+def test_a_run_with_a_model_in_pieces_ends_as_one_process_does(tiny_folder_llama: Path, tmp_path: Path):
+    check_run_in_pieces("fsdp", tiny_folder_llama, tmp_path)
+
+
+def test_importance_is_not_probed_in_a_model_in_pieces():
+    probe = ImportanceProbe(cast("Any", None), {}, 1, 4)
+    probe.driver = cast(
+        "Any", SimpleNamespace(running=lambda: SimpleNamespace(shards=SimpleNamespace(cut=True)))
+    )
+    with pytest.raises(RunError, match=r"probe_importance: .* leave it out"):
+        probe.on_train_begin(None, None, None)
 
 
 def test_the_group_of_processes_is_left():

@@ -271,7 +271,7 @@ def test_making_a_trainer_seeds_every_generator_from_its_arguments(train: Train)
 
 @pytest.mark.parametrize(
     ("name", "value", "word"),
-    [("deepspeed", "config.json", "deepspeed"), ("load_best_model_at_end", True, "load_best_model_at_end")],
+    [("enable_jit_checkpoint", True, "enable_jit_checkpoint"), ("load_best_model_at_end", True, "load_best")],
 )
 def test_set_ups_that_methods_cannot_work_in_are_refused(train: Train, name: str, value: Any, word: str):
     from kifuse.driving.callback import MethodCallback

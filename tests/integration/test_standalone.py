@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,8 +149,6 @@ def test_set_ups_that_cannot_work_are_refused_when_the_trainer_is_made(
 @pytest.mark.parametrize(
     ("holder", "name", "value", "word"),
     [
-        ("args", "deepspeed", "ds.json", "deepspeed: .* plain data parallelism"),
-        ("trainer", "is_deepspeed_enabled", True, "deepspeed: .* plain data parallelism"),
         ("args", "fsdp", True, "fsdp: .* plain data parallelism"),
         ("trainer", "is_fsdp_enabled", True, "fsdp: .* plain data parallelism"),
         ("args", "_n_gpu", 2, r"DataParallel.*CUDA_VISIBLE_DEVICES"),
@@ -164,6 +163,32 @@ def test_set_ups_of_other_machines_are_refused(
     trainer = make_trainer(tiny_tokenizer, new_model(tiny_tokenizer), tmp_path, data)
     object.__setattr__(trainer.args if holder == "args" else trainer, name, value)
     with pytest.raises(RunError, match=word):
+        Sequential().callback().attach(trainer)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "word"),
+    [
+        ({"train_batch_size": 4}, "stage 0.* plain data parallelism"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "offload_optimizer"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "offload_param"),
+        ({"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}}, "fp16.* bf16 or fp32"),
+        ({"zero_optimization": {"stage": 2}, "gradient_clipping": 0.5}, "gradient_clipping: 'auto'"),
+    ],
+)
+def test_set_ups_of_deepspeed_are_refused(
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    configuration: dict[str, Any],
+    word: str,
+):
+    data = rows(tiny_tokenizer, "colour")
+    trainer = make_trainer(tiny_tokenizer, new_model(tiny_tokenizer), tmp_path, data)
+    plugin = SimpleNamespace(deepspeed_config=configuration)
+    state = SimpleNamespace(deepspeed_plugin=plugin)
+    monkeypatch.setattr(trainer, "accelerator", SimpleNamespace(state=state))
+    with pytest.raises(RunError, match=f"deepspeed: .*{word}"):
         Sequential().callback().attach(trainer)
 
 

@@ -16,6 +16,7 @@ from kifuse.answering.generation import greedy_generate
 from kifuse.answering.perplexity import METRIC, losses, perplexity
 from kifuse.io.storage import sha256_text, write_text
 from kifuse.models.loading import Backbone
+from kifuse.models.pieces import in_pieces, ready_to_answer
 from kifuse.processes import ALONE, Processes
 from kifuse.record.run_record import RunRecord, ScoreRecord
 from kifuse.scoring.scores import score_all
@@ -178,16 +179,16 @@ class Evaluator:
         start = time.monotonic()
         pieces = [self.encoder.encode_pieces([example]) for example in task.test]
         flat = [piece for parts in pieces for piece in parts]
-        found = iter(
-            losses(
+        with ready_to_answer(self.model):
+            of_all = losses(
                 self.model,
                 self.backbone,
                 flat,
                 batch_tokens=self.batch_tokens,
                 progress=progress,
-                processes=self.processes,
+                processes=self._sharing(self.processes),
             )
-        )
+        found = iter(of_all)
         by_example = [[next(found) for _ in parts] for parts in pieces]
         rows = [_continued(*each) for each in zip(task.test, by_example, strict=True)]
         written = self.processes.of_first(lambda: self.write(after, task.name, rows) if keep else None)
@@ -231,7 +232,7 @@ class Evaluator:
         processes: Processes = ALONE,
     ) -> list[str]:
         """Answer prompts greedily, without what a chat template adds to answers; see `greedy_generate`."""
-        with self.backbone.autocast():
+        with self.backbone.autocast(), ready_to_answer(self.model):
             found = greedy_generate(
                 self.model,
                 self.backbone.tokenizer,
@@ -242,9 +243,13 @@ class Evaluator:
                 likely=likely,
                 ends=self.encoder.stops,
                 progress=progress,
-                processes=processes,
+                processes=self._sharing(processes),
             )
         return [self.encoder.answered(text) for text in found]
+
+    def _sharing(self, processes: Processes) -> Processes:
+        """The processes that share the prompts out; all answer all of them with a model in pieces."""
+        return ALONE if any(map(in_pieces, self.model.parameters())) else processes
 
     def limit(self, task: Task) -> int:
         """The most tokens to generate for a task.

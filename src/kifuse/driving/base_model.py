@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kifuse.errors import RunError
+from kifuse.models.pieces import in_pieces
 
 LOOKED_AT = 256
 """How many numbers of each tensor go into the hash."""
@@ -34,7 +35,7 @@ def base_of(model: nn.Module) -> dict[str, str] | None:
         for name, p in model.named_parameters()
         if not (p.requires_grad or (prefix and prefix in name) or of_adapters & set(name.split(".")))
     ]
-    if not frozen or any(p.is_meta or hasattr(p, "full_tensor") for p in frozen):
+    if not frozen or any(p.is_meta or in_pieces(p) for p in frozen):
         return None
     digest = hashlib.sha256()
     for p in frozen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from kifuse.adapters.base import Adapter, adapter_on
 from kifuse.driving.batches import MemoryBatches
 from kifuse.driving.context import TrainerContext
-from kifuse.driving.finite_guard import MAX_BAD_STEPS, Guard, drop_gradients, largest_gradients
+from kifuse.driving.finite_guard import MAX_BAD_STEPS, Guard, largest_gradients
 from kifuse.driving.layer_watch import LayerWatch
 from kifuse.driving.learning_rates import rate_of, ratios_of
 from kifuse.driving.method_loss import MethodLoss
@@ -29,6 +29,7 @@ from kifuse.driving.services import Service, open_services
 from kifuse.driving.shards import Shards
 from kifuse.driving.state_folder import copied
 from kifuse.driving.taps import Taps
+from kifuse.driving.zero import shards_of
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, MethodState, TaskInfo
 from kifuse.models.names import for_state
@@ -48,9 +49,6 @@ class MethodCallback(TrainerCallback):
 
     Call `attach(trainer)` after the Trainer is made and before `trainer.train()`.
     """
-
-    by_engine: ClassVar[bool] = True
-    """Whether kifuse itself makes the Trainer, evaluates and saves; otherwise a user's script does."""
 
     def __init__(
         self,
@@ -105,13 +103,14 @@ class MethodCallback(TrainerCallback):
         refuse_other_precision(self.trainer, model)
         refuse_packed(self.method, model)
         adapter = adapter_on(model)
-        shards = Shards(for_state(model), adapter.frozen() if adapter else None)
+        shards = shards_of(self.trainer, for_state(model), adapter.frozen() if adapter else None)
         params = shards.params
         if shards.cut:
-            refuse_shards(self.method, by_engine=self.by_engine)
+            refuse_shards(self.method)
         refuse_parameters(self.method, params)
         self._release()
         taps = self._taps = Taps(self.trainer)
+        shards.listen(taps)
         self.guard.watch(taps, shards.own)
         self._show_batches(taps)
         self._services = open_services(self.method.needs, taps, model, params)
@@ -200,7 +199,7 @@ class MethodCallback(TrainerCallback):
                 seen = (seen[0], largest_gradients(context.params))
                 self._healthy = self.guard.healthy(context, "task", state.global_step + 1, *seen)
         if not self._healthy:
-            drop_gradients(optimizer)
+            context.shards.skip(optimizer)
             return
         self.guard.taken += 1
 
@@ -219,6 +218,7 @@ class MethodCallback(TrainerCallback):
         context.step = state.global_step
         context.found = {}
         self._clear_services()
+        context.shards.end_step()
         with context.shards.whole():
             self.method.on_step(context)
         if not self._healthy:
@@ -240,10 +240,12 @@ class MethodCallback(TrainerCallback):
             return
         # memory steps after the last step use the method's loss as well
         taps = self._taps = Taps(self.trainer)
+        context.shards.listen(taps)
         self._show_batches(taps)
         context.method_loss = MethodLoss(taps, self.method, context)
         with torch.enable_grad(), context.shards.whole():
             self.method.end_task(context)
+        context.shards.settle()
         self._release()
         self.method.forget_task()
         self.guard.note(context)

@@ -58,8 +58,6 @@ class CarryingCallback(MethodCallback):
         checkpoint: Folder to go on from.
     """
 
-    by_engine = False
-
     def __init__(
         self,
         method: Method,

@@ -344,7 +344,7 @@ class TrainerContext(MemorySteps):
         Returns:
             The place in the memory, the moments of the memory steps' own optimizer, counts and records.
         """
-        tensors = {} if self._own is None else moments(self._own, self.shards.own.pairs)
+        tensors = {} if self._own is None else moments(self._own, self.shards.moved.pairs)
         if self.before is not None:
             named = zip(self.params.names, self.before, strict=True)
             tensors |= {f"before {name}": tensor for name, tensor in named}
@@ -389,7 +389,7 @@ class TrainerContext(MemorySteps):
         if self.before is not None:
             self.before = [tensors.pop(f"before {name}").to(p.device) for name, p in self.params.pairs]
         if values["own_optimizer"]:
-            load_moments(self._own_optimizer(), self.shards.own.pairs, tensors)
+            load_moments(self._own_optimizer(), self.shards.moved.pairs, tensors)
 
 
 def sums_of(tensors: Mapping[str, Tensor]) -> list[float]:

@@ -182,13 +182,6 @@ def _largest_on_cpu(grads: Sequence[Tensor]) -> Iterator[Tensor]:
         yield torch.maximum(-low, high)
 
 
-def drop_gradients(optimizer: Any) -> None:
-    """Drop all gradients: an optimizer skips parameters without a gradient, and their moments too."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            p.grad = None
-
-
 def _judge(losses: Sequence[Tensor], largest: Tensor, accelerator: Any) -> tuple[bool, bool]:
     """Whether a loss, and whether a gradient, is not finite on any process."""
     device = largest.device

@@ -6,8 +6,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
 
 def rate_of(optimizer: Any) -> float:
     """The current learning rate: that of the first group whose rate is not 0; 0 if all are 0."""
@@ -46,12 +44,6 @@ def at_rate(optimizer: Any, lr: float, ratios: Sequence[float]) -> Iterator[None
     finally:
         for group, value in zip(optimizer.param_groups, before, strict=True):
             group["lr"] = value
-
-
-def like_groups(optimizer: Any, **settings: Any) -> torch.optim.AdamW:
-    """Make an AdamW with the parameter groups of another optimizer; all groups get the given settings."""
-    groups = [{"params": list(group["params"])} for group in optimizer.param_groups]
-    return torch.optim.AdamW(groups, **settings)
 
 
 def _rates(optimizer: Any) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kifuse.driving.batches import MemoryBatches
-from kifuse.driving.finite_guard import Guard, drop_gradients
-from kifuse.driving.learning_rates import at_rate, like_groups, ratios_of
+from kifuse.driving.finite_guard import Guard
+from kifuse.driving.learning_rates import at_rate, ratios_of
 from kifuse.driving.shards import Shards
 from kifuse.errors import RunError
 from kifuse.methods.context import TaskInfo
@@ -100,7 +99,7 @@ class MemorySteps:
         with torch.enable_grad():
             losses = self._backward(batch)
         if weight != 1.0:
-            torch._foreach_mul_([p.grad for p in own.tensors if p.grad is not None], weight)
+            torch._foreach_mul_([grad for grad in own.grads if grad is not None], weight)
         _, largest = self.guard.take(own)
         accelerator, limit = self.trainer.accelerator, self.trainer.args.max_grad_norm
         scaler = getattr(accelerator, "scaler", None)
@@ -114,18 +113,21 @@ class MemorySteps:
             if before is not None:
                 with self.shards.whole() as params:
                     before(params)
-            with at_rate(stepper, lr, self._ratios()):
+            with at_rate(stepper, lr, self._ratios()), self.shards.stepping(shared=optimizer == "shared"):
                 stepper.step()
             if after is not None:
                 with self.shards.whole() as params:
                     after(params)
         elif scaler is not None and optimizer == "shared":
-            drop_gradients(stepper)
+            self.shards.skip(stepper)
             stepper.step()
+        else:
+            self.shards.discard()
         if scaler is not None and optimizer == "own":
             # a step of the shared optimizer would have updated the scale, but it took none
             scaler.update()
         stepper.zero_grad()
+        self.shards.end_step()
 
     def _backward(self, batch: Sequence[Any]) -> list[Tensor]:
         """Accumulate a global batch's gradient, reduced over processes; returns the loss of each part."""
@@ -138,8 +140,7 @@ class MemorySteps:
         trainer.current_gradient_accumulation_steps = len(inputs)
         losses = []
         for place, part in enumerate(inputs):
-            last = place == len(inputs) - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            with self.shards.part(accelerator, model, last=place == len(inputs) - 1):
                 losses.append(trainer.training_step(model, part, items).detach())
         trainer.current_gradient_accumulation_steps = own
         return losses
@@ -169,8 +170,9 @@ class MemorySteps:
     def _own_optimizer(self) -> torch.optim.Optimizer:
         if self._own is None:
             args = self.trainer.args
-            self._own = like_groups(
-                self.trainer.optimizer,
+            groups = [{"params": members} for members in self.shards.groups(self.trainer.optimizer)]
+            self._own = torch.optim.AdamW(
+                groups,
                 lr=args.learning_rate,
                 betas=(args.adam_beta1, args.adam_beta2),
                 eps=args.adam_epsilon,

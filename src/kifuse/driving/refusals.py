@@ -32,11 +32,47 @@ def _steps_in_backward(trainer: Any) -> bool:
     return name in ("lomo", "adalomo") or name.endswith("layerwise")
 
 
+def _config(trainer: Any) -> Mapping[str, Any]:
+    """DeepSpeed's configuration; empty where it does not train."""
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return {} if plugin is None else plugin.deepspeed_config
+
+
+def _of_deepspeed(trainer: Any, section: str) -> Mapping[str, Any]:
+    return _config(trainer).get(section) or {}
+
+
+def _zero(trainer: Any) -> Mapping[str, Any]:
+    found = _of_deepspeed(trainer, "zero_optimization")
+    return found or ({"stage": 0} if _config(trainer) else {})
+
+
 REFUSED: tuple[Setup, ...] = (
     (
-        lambda trainer: trainer.args.deepspeed or getattr(trainer, "is_deepspeed_enabled", False),
-        "deepspeed: its engine steps inside the backward pass, before a method can see the gradients; use "
-        "plain data parallelism (torchrun, accelerate launch) instead.",
+        lambda trainer: _zero(trainer) and _zero(trainer).get("stage", 0) not in (1, 2, 3),
+        "deepspeed: without ZeRO (stage 0) its engine keeps no gradient that a method can see; set stage: 1, "
+        "2 or 3 in zero_optimization, or use plain data parallelism (torchrun, accelerate launch).",
+    ),
+    (
+        lambda trainer: any(
+            (_zero(trainer).get(key) or {}).get("device", "none") != "none"
+            for key in ("offload_optimizer", "offload_param")
+        ),
+        "deepspeed: offload_optimizer and offload_param keep gradients and weights where kifuse does not "
+        "look for them; leave both out of zero_optimization.",
+    ),
+    (
+        lambda trainer: _of_deepspeed(trainer, "fp16").get("enabled", False) is True,
+        "deepspeed: under fp16 its engine scales the gradients by a factor of its own, which a method would "
+        "take for theirs; train in bf16 or fp32.",
+    ),
+    (
+        lambda trainer: (
+            _zero(trainer)
+            and _config(trainer).get("gradient_clipping") not in (None, trainer.args.max_grad_norm or 0.0)
+        ),
+        "deepspeed: gradient_clipping in its configuration and max_grad_norm in the TrainingArguments "
+        "differ, so that it is not known how the gradients are to be clipped; set gradient_clipping: 'auto'.",
     ),
     (
         lambda trainer: (
@@ -85,34 +121,28 @@ def refuse(trainer: Any) -> None:
             raise RunError(message)
 
 
-def refuse_shards(method: Method, *, by_engine: bool) -> None:
-    """Refuse to train a model that FSDP2 has cut into pieces if the result could not be right.
+def refuse_shards(method: Method) -> None:
+    """Refuse to train a model that FSDP2 or DeepSpeed holds in pieces if the result could not be right.
 
     Args:
         method: The method.
-        by_engine: Whether kifuse's own engine made the Trainer.
 
     Raises:
-        RunError: The engine made the Trainer; or the method brings an adapter, looks into the model's layers,
-            or looks at the step's batch again.
+        RunError: The method brings an adapter, looks into layers or examples, or at the step's batch again.
     """
-    if by_engine:
-        raise RunError(
-            "fsdp: kifuse's own runs answer test examples and save adapters with the whole model on each "
-            "process; use plain data parallelism (torchrun, accelerate launch), or your own Trainer script "
-            "with the method's callback, which works under FSDP version 2."
-        )
+    kind = type(method).__name__
     if method.adapter is not None:
         raise RunError(
-            f"fsdp: {type(method).__name__} changes its adapter from task to task and saves it as a whole, "
-            "which is not possible where the layers are in pieces; use plain data parallelism (torchrun, "
-            "accelerate launch)."
+            f"fsdp, deepspeed: {kind} changes its adapter from task to task and saves it as a whole, which "
+            "is not possible where the layers are in pieces; use plain data parallelism (torchrun, "
+            "accelerate launch), or ZeRO of stage 1 or 2 in fp32."
         )
     if method.needs:
         raise RunError(
-            f"fsdp: with these settings {type(method).__name__} looks into single layers or examples, or at "
-            "the step's batch again, which is not possible where the layers are in pieces; use plain data "
-            "parallelism (torchrun, accelerate launch) and, for a large base model, its quantised form."
+            f"fsdp, deepspeed: with these settings {kind} looks into single layers or examples, or at the "
+            "step's batch again, which is not possible where the layers are in pieces, or where DeepSpeed "
+            "trains rounded copies of the weights (bf16); use plain data parallelism (torchrun, accelerate "
+            "launch) and, for a large base model, its quantised form, or ZeRO of stage 1 or 2 in fp32."
         )
 
 

@@ -59,10 +59,15 @@ class Shards:
     Attributes:
         own: The model's own tensors, which an optimizer updates.
         params: The tensors that a method sees: the same ones, or whole copies if they are cut.
+        moved: The tensors that an optimizer beside the Trainer's own updates.
     """
 
+    own: Parameters
+    params: Parameters
+    moved: Parameters
+
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], frozen: Any = None) -> None:
-        self.own = Parameters(named, frozen)
+        self.own = self.moved = Parameters(named, frozen)
         self.cut = any(isinstance(p, DTensor) for p in self.own.tensors)
         self.params = self.own
         if not self.cut:
@@ -73,6 +78,36 @@ class Shards:
         copies = zip(self.own.names, map(nn.Parameter, whole), strict=True)
         self.params = Parameters(copies, frozen)
         self.gather()
+
+    def listen(self, taps: Any) -> None:
+        """Put what is needed between a Trainer's events; see `kifuse.training.taps.Taps`."""
+
+    def part(self, accelerator: Any, model: Any, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Runs the passes of one part of a batch, whose gradients are complete after the `last`."""
+        return contextlib.nullcontext() if last else accelerator.no_sync(model)
+
+    def stepping(self, *, shared: bool) -> contextlib.AbstractContextManager[None]:
+        """Runs a step on the memory, by the Trainer's optimizer (`shared`) or by one of its own."""
+        return contextlib.nullcontext()
+
+    def groups(self, optimizer: Any) -> list[list[nn.Parameter]]:
+        """The tensors of each of the Trainer's optimizer's groups, as another optimizer moves them."""
+        return [list(group["params"]) for group in optimizer.param_groups]
+
+    def skip(self, optimizer: Any) -> None:
+        """Leave the Trainer's optimizer nothing to do in the step that it is about to take."""
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = None  # it passes over such parameters, moments and all
+
+    def discard(self) -> None:
+        """Forget the gradients of a step on the memory that is not taken."""
+
+    def end_step(self) -> None:
+        """Forget the gradients of a step that was taken."""
+
+    def settle(self) -> None:
+        """Take what the model computes with for what was learned, at the end of a task."""
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[Parameters]:
@@ -144,6 +179,26 @@ def spread(whole: Tensor, like: Tensor) -> Tensor:
 def joined(tensor: Tensor) -> Tensor:
     """Put a tensor together on every process; return it as it is if it is not cut."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@contextlib.contextmanager
+def joined_in(model: nn.Module) -> Iterator[None]:
+    """Put whole tensors in the place of trained ones that FSDP2 has cut, and take the pieces of them back."""
+    swapped: list[tuple[nn.Module, str, Any]] = [
+        (module, name, p)
+        for module in model.modules()
+        for name, p in module.named_parameters(recurse=False)
+        if p.requires_grad and isinstance(p, DTensor)
+    ]
+    for module, name, p in swapped:
+        setattr(module, name, nn.Parameter(joined(p.detach()).clone()))
+    try:
+        yield
+    finally:
+        for module, name, p in swapped:
+            with torch.no_grad():
+                piece_of(p.detach()).copy_(piece_of(spread(getattr(module, name).detach(), p)))
+            setattr(module, name, p)
 
 
 def piece_of(tensor: Any) -> Tensor:

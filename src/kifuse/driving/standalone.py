@@ -34,7 +34,6 @@ from kifuse.driving.finite_guard import MAX_BAD_STEPS, Guard
 from kifuse.driving.mixed_rows import Mixing
 from kifuse.driving.refusals import refuse_frozen, refuse_method, refuse_second, refuse_training
 from kifuse.driving.row_memory import Row, fingerprint_of, live
-from kifuse.driving.shards import Shards
 from kifuse.driving.state_dir import hold, let_go, refuse_lost
 from kifuse.driving.state_folder import (
     StateFolder,
@@ -49,6 +48,7 @@ from kifuse.driving.state_folder import (
 )
 from kifuse.driving.trainer_checkpoint import Resuming, check_place
 from kifuse.driving.trial_batch import try_out
+from kifuse.driving.zero import shards_of
 from kifuse.methods.base import Method, MethodState
 from kifuse.models.names import for_state
 
@@ -148,7 +148,8 @@ class StandaloneCallback(CarryingCallback):
             refuse_unwritable(self.state_dir)
             hold(self.state_dir)
         self._loader = kwargs.get("train_dataloader")
-        params = Shards(for_state(model)).params
+        shards = shards_of(self.trainer, for_state(model))
+        params = shards.params
         self._names = params.names
         dataset = getattr(self._loader, "dataset", None)
         if self._taken_up_for is not self.trainer:
@@ -158,7 +159,8 @@ class StandaloneCallback(CarryingCallback):
         if (middle := self._middle) is not None:
             place, memory = self._checkpoint(middle.values["step"]), fingerprint_of(self._rows)
             if self._brought is not None:
-                put_weights(middle.tensors["weights"], params)
+                with shards.whole():
+                    put_weights(middle.tensors["weights"], params)
             check_place(place, middle.values, fingerprint(params), memory, self.name)
             training = MethodState(middle.tensors["training"], middle.values["training"])
             self.resume = (method_state(middle, params.tensors[0].device), training)

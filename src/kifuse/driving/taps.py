@@ -59,6 +59,14 @@ class Taps:
         """Be called around clipping, when the gradients are complete and unscaled."""
         self._wrap(self.trainer.accelerator, "clip_grad_norm_", around)
 
+    def engine_backward(self, around: Around) -> None:
+        """Be called around a backward pass of DeepSpeed's engine, and the step that accelerate adds to it."""
+        self._wrap(self.trainer.accelerator.deepspeed_engine_wrapped, "backward", around)
+
+    def optimizer_step(self, around: Around) -> None:
+        """Be called around the step of the Trainer's optimizer."""
+        self._wrap(self.trainer.optimizer, "step", around)
+
     def _wrap(self, owner: Any, name: str, around: Around) -> None:
         original, before = getattr(owner, name), vars(owner).get(name)
 
@@ -148,6 +156,39 @@ RELIED_ON: tuple[ReliedOn, ...] = (
     ),
     ReliedOn("accelerate", "optimizer", ("step_was_skipped", "optimizer"), "1.15.0", "training.callback"),
     ReliedOn("accelerate", "model under bf16", ("_original_forward",), "1.15.0", "training.refusals"),
+    ReliedOn(
+        "accelerate", "accelerator under deepspeed", ("deepspeed_engine_wrapped",), "1.15.0", "driving.zero"
+    ),
+    ReliedOn("accelerate", "its deepspeed_engine_wrapped", ("backward", "engine"), "1.15.0", "driving.zero"),
+    ReliedOn(
+        "deepspeed",
+        "engine",
+        ("set_gradient_accumulation_boundary", "zero_optimization_stage", "lr_scheduler", "optimizer"),
+        "0.19.8",
+        "driving.zero",
+    ),
+    ReliedOn("deepspeed", "optimizer of the engine", ("clip_grad", "overflow"), "0.19.8", "driving.zero"),
+    ReliedOn(
+        "deepspeed",
+        "optimizer of stage 2",
+        ("bit16_groups", "check_grad_overflow"),
+        "0.19.8",
+        "driving.zero",
+    ),
+    ReliedOn(
+        "deepspeed",
+        "optimizer of stage 3",
+        ("fp16_groups", "sub_group_to_group_id"),
+        "0.19.8",
+        "driving.zero",
+    ),
+    ReliedOn(
+        "deepspeed",
+        "parameter of stage 3",
+        ("ds_id", "ds_tensor", "ds_shape"),
+        "0.19.8",
+        "driving.zero, models.pieces",
+    ),
     ReliedOn(
         "peft",
         "lora layer",

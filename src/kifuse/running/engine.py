@@ -15,6 +15,7 @@ from kifuse.adapters.kinds import new_adapter
 from kifuse.answering.evaluator import Cell, Evaluator, place_of
 from kifuse.config import RunConfig
 from kifuse.driving.refusals import nothing_learned
+from kifuse.driving.zero import whole_weights
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, OldData, TaskInfo
 from kifuse.models.loading import Backbone, shrink_frozen
@@ -178,6 +179,10 @@ class Engine:
             RunError: A file is damaged; or k is 0, most weights are trained, and the model was given as an
                 object.
         """
+        with whole_weights(self.model):
+            self._restore(k)
+
+    def _restore(self, k: int) -> None:
         if k:
             self.memory = self.snapshots.load(k, self.adapter, self.method, self.record.tasks[k - 1].seal)
             self._cut_short = False
@@ -243,7 +248,8 @@ class Engine:
         seconds = 60.0 * self.config.training.checkpoint_minutes
         middle = Middle(self.folder / "checkpoint", seconds, patience, self.progress.say)
         self._cut_short = True
-        self.adapter.begin_task(k - 1 + self._earlier, self.config.training.seed)
+        with whole_weights(self.model):
+            self.adapter.begin_task(k - 1 + self._earlier, self.config.training.seed)
         # several processes write no checkpoint in the middle of a task: they stop at once, as usual
         with patience.listening() if process_count() == 1 else contextlib.nullcontext():
             probe = probe_of(self.config, self.backbone, self.encoder, [*earlier, task])
@@ -252,7 +258,8 @@ class Engine:
             if self.writes:
                 middle.forget()
             raise RunError(nothing_learned(name, done.steps))
-        self.adapter.end_task()
+        with whole_weights(self.model):
+            self.adapter.end_task()
         # including the passes that a method made after the last step
         self.progress.passes(done.steps + done.extra_passes)
         # the record changes when the task is learned, not before: a training cut short leaves it as it was
@@ -326,9 +333,10 @@ class Engine:
             texts = TaskTexts.of(self, k, task)
             self.memory.add(task, texts.remembered(self.writers, self.memory.quota(len(task.train))))
             self.record.tasks[k - 1].events += texts.events
-        self.record.tasks[k - 1].kept_parameters = self._kept_parameters()
-        if self.writes:
-            self.record.tasks[k - 1].seal = self.snapshots.save(k, self.adapter, self.method, self.memory)
+        with whole_weights(self.model):
+            self.record.tasks[k - 1].kept_parameters = self._kept_parameters()
+            if self.writes:
+                self.record.tasks[k - 1].seal = self.snapshots.save(k, self.adapter, self.method, self.memory)
         self.save()
 
     def _kept_parameters(self) -> int:

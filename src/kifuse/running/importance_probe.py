@@ -23,7 +23,7 @@ from kifuse.driving.callback import MethodCallback
 from kifuse.driving.context import TrainerContext
 from kifuse.driving.model_at_rest import at_rest
 from kifuse.driving.target_loss import TargetLoss
-from kifuse.errors import ConfigError, did_you_mean
+from kifuse.errors import ConfigError, RunError, did_you_mean
 from kifuse.methods.parameters import Parameters
 from kifuse.models.loading import Backbone
 from kifuse.tasks.encoded import Encoded
@@ -55,6 +55,18 @@ class ImportanceProbe(TrainerCallback):
         self._stages, self._batch_size = stages, batch_size
         self.driver: MethodCallback | None = None
         """The callback of the training under way; what is measured goes into its record."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuse a model whose trained tensors are not whole in it.
+
+        Raises:
+            RunError: It is one: gradients of single tasks would have to be put together from the pieces.
+        """
+        if self.driver is not None and self.driver.running().shards.cut:
+            raise RunError(
+                "record.probe_importance: takes gradients beside the training, which FSDP2, ZeRO of stage 3, "
+                "and DeepSpeed in bf16 do not give; leave it out, or use plain data parallelism (torchrun)."
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure when a stage is over; the last stage ends with the task."""

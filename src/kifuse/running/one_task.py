@@ -24,6 +24,7 @@ from kifuse.driving.callback import MethodCallback
 from kifuse.driving.gradient_checkpointing import recomputing, stop_recomputing
 from kifuse.driving.method_loss import key_of
 from kifuse.driving.target_loss import TargetLoss
+from kifuse.driving.zero import hold_engine, let_go_of_engine
 from kifuse.errors import RunError
 from kifuse.methods.base import Method
 from kifuse.models.loading import Backbone
@@ -159,7 +160,7 @@ def train_task(
         probe.driver = driver
     arguments = training_arguments(settings, backbone, folder, seed, steps)
     keeper = None
-    if middle is not None and arguments.world_size == 1:
+    if middle is not None and arguments.world_size == 1 and arguments.deepspeed_plugin is None:
         identity = identity_of(driver, examples, steps, seed)
         keeper = MiddleKeeper(driver, middle, identity, middle.read(identity))
     done = keeper.done if keeper else 0
@@ -188,12 +189,14 @@ def train_task(
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     driver.attach(trainer)
+    let_go_of_engine(model)
     if keeper:
         keeper.trainer = trainer
     start = time.monotonic()
     try:
         trainer.train()
     finally:
+        hold_engine(trainer)
         if settings.gradient_checkpointing:
             stop_recomputing(model)
     seconds = keeper.total_seconds() if keeper else time.monotonic() - start
