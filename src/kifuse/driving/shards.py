@@ -80,7 +80,7 @@ class Shards:
         self.gather()
 
     def listen(self, taps: Any) -> None:
-        """Put what is needed between a Trainer's events; see `kifuse.training.taps.Taps`."""
+        """Put what is needed between a Trainer's events; see `kifuse.driving.taps.Taps`."""
 
     def part(self, accelerator: Any, model: Any, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Runs the passes of one part of a batch, whose gradients are complete after the `last`."""
