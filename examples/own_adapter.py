@@ -2,8 +2,9 @@
 
     kifuse compare CONFIG.yaml --methods sequential,own_adapter:Shifting
 
-One vector is added to every input embedding, and only that vector trains. It has no use but to show what an
-adapter must do: put its parameters on the model, hook them into the forward pass, and freeze everything else.
+One vector is added to every input embedding, and only that vector is trained. This is of no practical use. It
+shows what an adapter must do: put its parameters on the model, hook them into the forward pass, and freeze
+everything else.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Shift(kifuse.Adapter):
     """A trained vector, added to the input embeddings."""
 
     def attach(self, model: Any, *, encoder_decoder: bool, seed: int) -> Any:
-        """Put the vector on the model; zero at first, so that the model computes what it did."""
+        """Put the vector on the model. It is zero at first, so the model computes the same as before."""
         model.requires_grad_(False)
         embeddings = model.get_input_embeddings()
         embeddings.shift = nn.Parameter(torch.zeros(embeddings.embedding_dim))

@@ -1,9 +1,9 @@
-"""Your own method in one short file: pull the adapter back, in every step, to where it stood before the task.
+"""Your own method in one short file: in every step it pulls the adapter back to where it was before the task.
 
     python examples/own_method.py
 
-A method is made of hooks, and knows neither the Trainer nor the data. Under its name it works wherever the
-methods of kifuse do: here in a run beside sequential training, or as `Anchor().callback(...)` in your script.
+A method is made of hooks, and knows neither the Trainer nor the data. It works wherever the methods of kifuse
+work: here by its name in a run beside sequential training, or as `Anchor().callback(...)` in your script.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Anchor(kifuse.Method):
     _anchor: kifuse.OfTask[list[Tensor] | None] = None  # saved in the middle of a task, forgotten at its end
 
     def begin_task(self, ctx: kifuse.Context) -> None:
-        """Remember the model before the task; before the first one there is nothing to keep."""
+        """Remember the weights before the task. Before the first task there is nothing to keep."""
         if not ctx.task.first:
             self._anchor = ctx.params.clone()
 
     def on_gradients(self, ctx: kifuse.Context) -> None:
-        """Gradients are complete: change them before the optimizer moves."""
+        """Change the gradients, which are complete now, before the optimizer moves the weights."""
         for p, start in zip(ctx.params.tensors, self._anchor or (), strict=bool(self._anchor)):
             if p.grad is not None:
                 p.grad.add_(p.detach() - start, alpha=self.strength)

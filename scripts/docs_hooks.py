@@ -1,11 +1,11 @@
-"""What `make docs` does beyond mkdocs: pages of methods, equations as MathML, and nothing from elsewhere.
+"""What `make docs` does in addition to mkdocs: method pages, tables, equations as MathML, checks of loads.
 
 - `methods/*.md` in the navigation stands for every page of that folder, in the order of `kifuse ls methods`.
-- `<!-- table of methods -->` in a page becomes that list, with links to the pages.
-- REPRODUCIBILITY.md, where a page quotes it, has its links seen from the guide.
+- `<!-- table of methods -->` in a page becomes the list of methods, with links to their pages.
+- If a page quotes REPRODUCIBILITY.md, its links are changed to be right in the guide.
 - `<!-- tables of settings -->` becomes every key of a configuration, with its default and meaning.
-- Equations become MathML, which browsers draw by themselves: no script, no font, no network.
-- A finished site that would load anything from another place is an error.
+- Equations become MathML, which browsers draw by themselves, without a script, a font or the network.
+- If the finished site would load anything from another place, that is an error.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LOADS = re.compile(
 
 
 def page_of(target: str, folder: Path) -> Path | None:
-    """The page of a method's class: the one named after any of the names that the class has.
+    """Return the page of a method's class, which is named after any of the class's names.
 
     Args:
         target: `module:Class`, as in the registry.
@@ -52,7 +52,7 @@ def page_of(target: str, folder: Path) -> Path | None:
 
 
 def method_pages(folder: Path) -> list[str]:
-    """Every page of a folder, those of registered methods first and in their order."""
+    """Return every page of a folder, first those of registered methods in their order."""
     found = [page_of(entry.target, folder) for entry in METHODS.values()]
     pages = [file.name for file in found if file is not None]
     pages += sorted(file.name for file in folder.glob("*.md"))
@@ -60,7 +60,7 @@ def method_pages(folder: Path) -> list[str]:
 
 
 def methods_table(folder: Path) -> str:
-    """The list of methods as a Markdown table."""
+    """Write the list of methods as a Markdown table."""
     lines = ["| name | old data | what it does | paper |", "| --- | --- | --- | --- |"]
     lines += [_row(name, entry, page_of(entry.target, folder)) for name, entry in METHODS.items()]
     return "\n".join(lines)
@@ -74,7 +74,7 @@ def _row(name: str, entry: Entry, page: Path | None) -> str:
 
 
 def settings_tables(model: type[BaseModel] = RunConfig, path: str = "") -> str:
-    """Every key of a configuration as Markdown tables, one a section."""
+    """Write every key of a configuration as Markdown tables, with one table for each section."""
     parts, rows = [], []
     for own, field in model.model_fields.items():
         name = field.alias or own
@@ -103,10 +103,10 @@ def _default(field: FieldInfo) -> str:
 
 
 def mathml(found: re.Match[str]) -> str:
-    """An equation that arithmatex marked, as MathML.
+    """Convert an equation that arithmatex has marked to MathML.
 
     Raises:
-        PluginError: A command of it is not known.
+        PluginError: The equation has an unknown command.
     """
     text = html.unescape(found[2]).strip()
     display = text.startswith("\\[")
@@ -129,10 +129,10 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
-    """Fill in the tables, and the page that also stands at the top of the repository."""
+    """Fill in the tables, and correct the links of the page that is also at the top of the repository."""
     if MEASUREMENTS in markdown:
         text = (Path(config["docs_dir"]).parent / "REPRODUCIBILITY.md").read_text("utf-8")
-        # links that are right at the top of the repository, as they are from here
+        # change links that are right at the top of the repository to be right from here
         markdown = markdown.replace(MEASUREMENTS, text.replace("](docs/", "]("))
     if TABLE in markdown:
         markdown = markdown.replace(TABLE, methods_table(Path(config["docs_dir"]) / "methods"))
@@ -140,18 +140,18 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
 
 
 def on_page_content(html: str, *, page: Any, config: Any, files: Any) -> str:
-    """Draw the equations."""
+    """Convert the equations of a page."""
     return _MATH.sub(mathml, html)
 
 
 def on_post_page(output: str, *, page: Any, config: Any) -> str:
-    """Put `search-in-a-frame.js` in the place of the script that the offline plugin loads from elsewhere."""
+    """Replace the script that the offline plugin loads from elsewhere by `search-in-a-frame.js`."""
     up = "../" * page.url.count("/")
     return _FOREIGN_WORKER.sub(f'<script src="{up}assets/search-in-a-frame.js"></script>', output)
 
 
 def on_post_template(output_content: str, *, template_name: str, config: Any) -> str:
-    """Leave that script out of the page that is shown where none is."""
+    """Leave that script out of the page that is shown for a missing page."""
     return _FOREIGN_WORKER.sub("", output_content)
 
 
@@ -159,7 +159,7 @@ def on_post_build(*, config: Any) -> None:
     """Refuse a site that loads anything from elsewhere.
 
     Raises:
-        PluginError: It does.
+        PluginError: The site does so.
     """
     for file in Path(config["site_dir"]).rglob("*"):
         if file.suffix in (".html", ".css") and (found := _LOADS.search(file.read_text(encoding="utf-8"))):
