@@ -68,7 +68,7 @@ def task_differences(groups: Sequence[Group]) -> Plot | Missing:
 
 
 def learned_and_kept(groups: Sequence[Group]) -> Plot | Missing:
-    """Score of each task right after it was learned and at the end, for each group."""
+    """Draw the score of each task right after it was learned and at the end, for each group."""
     name, title = "learned-and-kept", "Every task when it was learned, and at the end"
     names, panels = all_tasks(groups), []
     for group in groups:
