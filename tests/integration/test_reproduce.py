@@ -22,7 +22,7 @@ from kifuse.reporting.run_groups import Group, Run
 from kifuse.reproducing.budgets import BUDGETS
 from kifuse.reproducing.catalog import Claim, PaperTable, paper_table, paper_tables
 from kifuse.reproducing.grids import Wanted, chosen_rows, grids
-from kifuse.reproducing.results import plots_of, rows_of, write_result
+from kifuse.reproducing.results import plots_of, result_table, rows_of, write_result
 from kifuse.reproducing.verdicts import judge, rank_correlation
 from kifuse.terminal.safe_console import SafeConsole
 from tests.unit.reporting.runs import make_record
@@ -297,6 +297,20 @@ def test_a_figure_over_models_runs_its_rows_with_each(
     assert isinstance(plot, Curves) and plot.name == "model-size" and plot.log
     sizes = [r.record.model["parameters"] / 1e6 for r in outcome.runs]
     assert sorted(x for x, _ in plot.panels[0].lines[0].points) == sorted(sizes)
+
+
+def test_minutes_an_epoch_stand_beside_the_papers_of_the_same_model(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    record = make_record("replay")
+    record.config["training"] = {"epochs": 2}
+    for task in record.tasks:
+        task.seconds_train = 240.0
+    for models, theirs in (([], 1.5), (["t5-large", "llama-2-7b"], 6.0)):
+        wanted = wanted_of(paper_table("rkif-table-9"), "smoke", tmp_path, models=models)
+        row = [row.name for row in wanted.table.rows if row.name.startswith("VR-MCL")][-1]
+        table = result_table(wanted, {"long-sequence": {row: Group(row, [Run(record)])}})
+        cells = {str(line[0]): line for line in table.rows}[row]
+        assert [cell.value for cell in cells[-2:]] == [pytest.approx(2.0), theirs]
 
 
 def test_a_table_without_figures_is_read_off_the_list_of_methods(tmp_path: Path):

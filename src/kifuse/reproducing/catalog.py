@@ -68,6 +68,7 @@ class PaperTable:
         unseen: What it says about tasks that are never trained on; None if it is about other tasks.
         models: The models that a figure compares; empty if it is about one model.
         of_models: Its published figures by model and benchmark, if it has one row.
+        minutes: Published minutes an epoch by row, one for each of `models`; empty if there are none.
         properties: For a table without figures: kifuse's name of each method, by the paper's name.
     """
 
@@ -84,6 +85,7 @@ class PaperTable:
     unseen: Unseen | None = None
     models: tuple[str, ...] = ()
     of_models: Mapping[str, Mapping[str, tuple[float | None, ...]]] = field(default_factory=dict)
+    minutes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     properties: Mapping[str, str] | None = None
 
     @property
@@ -94,6 +96,11 @@ class PaperTable:
         if kind == "figure":
             return f"Fig. {number}"
         return f"Table {roman[number] if self.name.startswith('kif-') else number}"
+
+    def minutes_of(self, row: PublishedRow) -> float | None:
+        """Return the minutes an epoch that were published for a row and its model; None if there are none."""
+        found = self.minutes.get(row.name.removesuffix(f", {short(row.model)}"))
+        return found[self.models.index(row.model)] if found and row.model in self.models else None
 
 
 @cache
@@ -124,6 +131,7 @@ def paper_tables() -> dict[str, PaperTable]:
                 model: {benchmark: tuple(values) for benchmark, values in found.items()}
                 for model, found in entry.get("of_models", {}).items()
             },
+            minutes={row: tuple(values) for row, values in entry.get("minutes", {}).items()},
             properties=entry.get("properties"),
         )
     return dict(sorted(found.items(), key=lambda item: _place(item[0])))

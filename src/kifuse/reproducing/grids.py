@@ -192,7 +192,9 @@ def _variant(row: PublishedRow, wanted: Wanted, benchmark: str, order: int) -> V
     own = {key.removeprefix("method."): value for key, value in values.items() if key.startswith("method.")}
     changes = {k: v for k, v in values.items() if not k.startswith("method.") and k not in _OF_THE_GRID}
     if len(wanted.models) > 1:
-        changes["model.name"] = recipe["model.name"]
+        # recipes of several papers take other checkpoints for one name: all rows take the first row's
+        first = next(each for each in chosen_rows(wanted) if each.model == row.model)
+        changes["model.name"] = _recipe(first, wanted, benchmark, order)["model.name"]
     return Variant(label_of(row), own.pop("name"), own, changes)
 
 

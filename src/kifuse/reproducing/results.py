@@ -11,6 +11,7 @@ from kifuse.comparing.compare_section import PAGE, TABLES
 from kifuse.comparing.grid import Grid
 from kifuse.errors import RunError
 from kifuse.io.storage import write_text
+from kifuse.record.run_record import RunRecord
 from kifuse.reporting.all_plots_and_tables import all_plots
 from kifuse.reporting.comparison_tables import mean_cell, metric
 from kifuse.reporting.figures import write_figures
@@ -73,6 +74,8 @@ def result_table(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> T
     for benchmark in groups:
         for name in paper.metrics:
             heads += [f"{benchmark}: {name}", f"{name}, paper"]
+    timed = bool(wanted.table.minutes)
+    heads += ["minutes an epoch", "minutes an epoch, paper"] * timed
     table = Table(wanted.table.name, f"{paper.title}, {wanted.table.called}: {wanted.table.title}", heads)
     for row in wanted.table.rows:
         cells = [Cell(row.name)]
@@ -81,9 +84,23 @@ def result_table(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> T
             for place, name in enumerate(paper.metrics):
                 mean = by_row[row.name].mean(metric(SAME.get(name, name))) if row.name in by_row else None
                 cells += [mean_cell(mean), Cell(number(published[place]), published[place])]
+        if timed:
+            runs = [run for by_row in groups.values() if row.name in by_row for run in by_row[row.name].runs]
+            theirs = wanted.table.minutes_of(row)
+            cells += [
+                mean_cell(Group(row.name, runs).mean(_minutes_an_epoch), 2),
+                Cell(number(theirs), theirs),
+            ]
         table.rows.append(cells)
     table.notes = _notes(wanted, groups)
     return table
+
+
+def _minutes_an_epoch(record: RunRecord) -> float | None:
+    """The mean over the tasks of the time of training, over the passes, in minutes."""
+    seconds = [task.seconds_train for task in record.tasks if task.seconds_train is not None]
+    epochs = record.config["training"]["epochs"]
+    return sum(seconds) / len(seconds) / epochs / 60 if seconds else None
 
 
 def _notes(wanted: Wanted, groups: Mapping[str, Mapping[str, Group]]) -> list[str]:
