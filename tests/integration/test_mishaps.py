@@ -208,8 +208,8 @@ def test_the_number_of_threads_is_that_of_the_settings(
     told: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", told.append)
     settings = settings_of(tiny_folder_llama, tiny_stream)
-    make(settings={**settings, "training": {**settings["training"], "threads": 1}})
-    assert told == [1]
+    learner = make(settings={**settings, "training": {**settings["training"], "threads": 3}})
+    assert told == [3] and learner.record.machine["threads"] == 3
 
 
 @pytest.mark.parametrize(

@@ -33,15 +33,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine(backbone: Backbone) -> dict[str, Any]:
-    """Cores, memory, threads, device and precision."""
+def machine(backbone: Backbone, threads: int | None = None) -> dict[str, Any]:
+    """Cores, memory, threads, device and precision.
+
+    Args:
+        backbone: The model, which knows its device and precision.
+        threads: CPU threads that torch is about to use; None for those that it uses now.
+    """
     name = torch.cuda.get_device_name(backbone.device) if backbone.device.type == "cuda" else _processor()
     return {
         "device": backbone.device.type,
         "device_name": name,
         "cores": os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "threads": torch.get_num_threads(),
+        "threads": threads or torch.get_num_threads(),
         "precision": backbone.precision,
         "processes": process_count(),
         "system": platform.system(),

@@ -312,7 +312,7 @@ def new_record(config: RunConfig, stream: TaskStream | None, method: Method, bac
         warnings=list(stream.passed_over) if stream else [],
         seeds={"training": config.training.seed},
         versions=versions(),
-        machine=machine(backbone),
+        machine=machine(backbone, config.training.threads),
     )
 
 
