@@ -182,6 +182,13 @@ def test_a_claim_holds_only_where_the_differences_are_apart_from_zero():
     assert judge(claim, rows_with(a=[1.0], b=[2.0])).verdict == "not measured"
 
 
+def test_what_is_lost_of_the_first_task_is_judged():
+    [claim] = paper_table("kif-figure-5").claims
+    found = judge(claim, rows_with(KIFLoRA=[1.0, 2.0, 3.0], vanilla=[5.0, 6.1, 7.0]))
+    assert found.verdict == "holds" and "above vanilla" in found.why and "in first task" in found.why
+    assert judge(claim, rows_with(KIFLoRA=[9.0], vanilla=[1.0])).verdict == "not"
+
+
 def test_ranks_are_compared_over_the_rows_that_both_have():
     table = paper_table("rkif-table-3")
     # the paper's order: MTL, Recurrent-KIF, TaSL, VR-MCL, Replay, O-LoRA

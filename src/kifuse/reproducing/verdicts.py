@@ -47,7 +47,7 @@ def judge(claim: Claim, groups: Mapping[str, Group], measures: Mapping[str, Meas
         groups: The runs of each row, by the row's name.
         measures: The table's own measures, by their names in its claims.
     """
-    measure = (measures or {}).get(claim.measure) or metric(claim.measure)
+    measure = {"first task": _first_task, **(measures or {})}.get(claim.measure) or metric(claim.measure)
     absent = [name for name in (claim.above, *claim.below) if name not in groups]
     pairs = [paired(groups[claim.above], groups[name], measure) for name in claim.below] if not absent else []
     without = absent or [pair.against for pair in pairs if pair.mean is None]
@@ -87,6 +87,13 @@ def rank_correlation(
     theirs, ours = zip(*pairs, strict=True)
     found: Any = spearmanr(theirs, ours)
     return float(found.statistic), len(pairs)
+
+
+def _first_task(record: RunRecord) -> float | None:
+    """The change of the first task's score from when it was learned to the end, in points."""
+    matrix = record.matrix()
+    learned, kept = matrix.get(1, 0), matrix.get(len(record.tasks), 0)
+    return None if learned is None or kept is None else kept - learned
 
 
 def _differences(pairs: Sequence[Paired], claim: Claim) -> str:
