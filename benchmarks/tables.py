@@ -21,6 +21,8 @@ the reader. A column is a measure (AP, BWT, FWT, steps, replayed, extra, kept, c
 name has another ending than a seed, write that in place of the seeds (`AP plain` reads ROW.plain.json). A
 cell without a record stays empty. A measure that a record does not have is a dash.
 
+`gpu` names a part of the files gpu-*.json, one for each GPU that benchmarks/gpu.py ran on.
+
 The other kinds show benchmarks/results/speed.json: `speed` names entries of its sections, `by_task` shows
 sections side by side, and `section` shows one section with `columns` such as `seconds: seconds .2f`.
 """
@@ -152,11 +154,39 @@ def lines_of_section(table: Mapping[str, Any]) -> Iterator[list[str]]:
         yield [format(each[key], how) for key, how in (text.split() for text in table["columns"].values())]
 
 
+def lines_of_gpu(table: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Return one row for each thing that a part of benchmarks/gpu.py has measured, on each GPU."""
+    yield ["device", "what", "measured"]
+    files = sorted(RESULTS.glob("gpu-*.json"))
+    if not files:
+        yield ["none yet", "", ""]
+    for file in files:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for path, measured in _leaves(found["parts"].get(table["gpu"], {})):
+            shown = [
+                f"{key.replace('_', ' ')} {value if isinstance(value, (str, bool)) else format(value, '.3g')}"
+                for key, value in measured.items()
+                if value is not None
+            ]
+            yield [found["device"], ", ".join(path), ", ".join(shown)]
+
+
+def _leaves(found: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Return what lies in nested mappings: the keys that lead to values, and these with their own keys."""
+    values = {key: value for key, value in found.items() if not isinstance(value, dict)}
+    if values:
+        yield path, values
+    for key, inner in found.items():
+        if isinstance(inner, dict):
+            yield from _leaves(inner, (*path, key))
+
+
 KINDS = {
     "records": lines_of_records,
     "speed": lines_of_speed,
     "by_task": lines_by_task,
     "section": lines_of_section,
+    "gpu": lines_of_gpu,
 }
 
 

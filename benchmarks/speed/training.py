@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 from kifuse.adapters.kinds import add_adapter
 from kifuse.config import RunConfig
-from kifuse.driving.batches import MemoryBatches, ModelCollator, OrderedExamples
+from kifuse.driving.batches import MemoryBatches, ModelCollator, OrderedExamples, collator_of
 from kifuse.driving.callback import MethodCallback
 from kifuse.driving.taps import Taps
 from kifuse.driving.target_loss import TargetLoss
@@ -46,6 +46,13 @@ def backbone(name: str) -> tuple[Backbone, Any]:
     return found, add_adapter(found.model, adapter, encoder_decoder=found.encoder_decoder, seed=0)
 
 
+def now() -> float:
+    """Read the clock when the device has done all its work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Clocked(MethodCallback):
     """Drives a method and measures the time of its hooks.
 
@@ -62,7 +69,7 @@ class Clocked(MethodCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
-        self.began, self.inside = time.perf_counter(), 0.0
+        self.began, self.inside = now(), 0.0
         if self.active:
             super().on_step_begin(args, state, control, **kwargs)
 
@@ -77,7 +84,7 @@ class Clocked(MethodCallback):
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Call the hook, if hooks are on, and stop the clock."""
         self._timed(super().on_step_end, *args, **kwargs)
-        self.stopped(time.perf_counter() - self.began)
+        self.stopped(now() - self.began)
 
     def stopped(self, seconds: float) -> None:
         """Take note of the seconds of a step."""
@@ -131,9 +138,9 @@ class Rounds(Clocked):
         backward = context._backward
 
         def counted(batch: Any) -> Any:
-            began = time.perf_counter()
+            began = now()
             found = backward(batch)
-            self.inside -= time.perf_counter() - began
+            self.inside -= now() - began
             return found
 
         context._backward = counted
@@ -190,9 +197,7 @@ def train(driver: MethodCallback, base: Backbone, model: Any, encoded: list[Enco
             model=model,
             args=arguments(Path(folder), base, steps),
             train_dataset=OrderedExamples(encoded, [i % len(encoded) for i in range(ROWS * steps)]),
-            data_collator=ModelCollator(
-                Collator(0, base.encoder_decoder, set(base.accepts)), None, {"use_cache": False}
-            ),
+            data_collator=collator_of(base),
             compute_loss_func=TargetLoss(shift=not base.encoder_decoder),
             callbacks=[driver],
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from benchmarks.tables import PAGES, table_of, written
 
@@ -26,3 +28,17 @@ def test_a_cell_is_a_measure_of_a_record_and_empty_where_there_is_none():
 def test_a_ratio_that_was_not_measured_is_named():
     with pytest.raises(KeyError, match="training has no 'a step with nothing'"):
         table_of("speed: {training: {a step with nothing: nothing}}")
+
+
+def test_what_was_measured_on_a_gpu_is_shown_with_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.tables.RESULTS", tmp_path)
+    assert table_of("gpu: steps").splitlines()[2:] == ["| none yet |  |  |"]
+    parts = {
+        "steps": {"LLaMA-2-7B": {"kif": {"step_seconds": 0.5, "added_percent": 0.75}, "peak_gib": 20.25}}
+    }
+    (tmp_path / "gpu-a.json").write_text(json.dumps({"device": "GPU A", "parts": parts}), encoding="utf-8")
+    assert table_of("gpu: steps").splitlines()[2:] == [
+        "| GPU A | LLaMA-2-7B | peak gib 20.2 |",
+        "| GPU A | LLaMA-2-7B, kif | step seconds 0.5, added percent 0.75 |",
+    ]
+    assert table_of("gpu: waits").splitlines()[2:] == []
