@@ -24,7 +24,7 @@ from tests.months import OWN, Died, script
 from tests.tiny import build_tokenizer
 
 INTERRUPTED = "recurrent-kif, own optimizer"
-NAMES = ["sequential", "kif-m", "kiflora", "recurrent-kif", INTERRUPTED, "aimmerging", "slao"]
+NAMES = ["sequential", "kif-m", "kiflora", "recurrent-kif", INTERRUPTED, "aimmerging", "slao", "migu"]
 """The methods that are tested; together they use every hook, and both optimizers of a memory step."""
 SHAPES = [(5, 3), (1, 4), (2, 7, 2), (6,), (3, 1)]
 """Shapes of tensors that two processes cut evenly, unevenly, and so that one process has nothing."""
@@ -143,7 +143,7 @@ def check_moments(mesh: DeviceMesh) -> None:
 
 def check_refusals(folder: Path, mesh: DeviceMesh) -> None:
     """Check that set-ups that cannot be right are refused, with a way that works."""
-    for name in ("ewc", "vr-mcl", "migu", "kif, single examples"):
+    for name in ("ewc", "ogd", "vr-mcl", "kif, single examples"):
         assert "plain data parallelism" in _refused(lambda name=name: months(folder / name, name))
     columns = nn.Parameter(distribute_tensor(torch.zeros(4, 4), mesh, [Shard(1)]))
     assert "the.weight: cut as" in _refused(lambda: Shards([("the.weight", columns)]))

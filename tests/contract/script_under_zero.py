@@ -27,9 +27,9 @@ from tests.tiny import build_tokenizer
 
 INTERRUPTED = "recurrent-kif, own optimizer"
 NAMES = ["kif-m", INTERRUPTED, "replay"]
-LOOKING = ["ewc", "ogd", "migu", "vr-mcl", "o-lora"]
-"""Methods that look into layers or examples, or bring an adapter: stages 1 and 2 have the model whole."""
-OF_STAGE = {1: ["kif-m", "ogd"], 2: [*NAMES, *LOOKING], 3: NAMES}
+LOOKING = ["ewc", "ogd", "vr-mcl", "o-lora"]
+"""Methods that look into examples, or bring an adapter: stages 1 and 2 have the model whole."""
+OF_STAGE = {1: ["kif-m", "ogd"], 2: [*NAMES, "migu", *LOOKING], 3: [*NAMES, "migu"]}
 
 
 def configuration(stage: int) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class MethodCallback(TrainerCallback):
         shards.listen(taps)
         self.guard.watch(taps, shards.own)
         self._show_batches(taps)
-        self._services = open_services(self.method.needs, taps, model, params)
+        self._services = open_services(self.method.needs, taps, model, params, shards.own)
         self.task = TaskInfo(self.index, self.name, state.max_steps, self._batch_size(args))
         self.context = self._new_context(shards, self.task)
         self.context.heard = self.heard

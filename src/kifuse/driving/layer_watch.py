@@ -28,13 +28,16 @@ class LayerWatch:
     Args:
         taps: The taps of a Trainer that is about to train.
         model: The Trainer's model without wrappers.
-        params: The trainable parameters.
+        params: The trainable parameters, as a method sees them.
+        own: The same as the model has them, which may be pieces; None: they are the same tensors.
 
     Raises:
         RunError: No linear weight is trained, the adapter is DoRA, or the set-up runs no hooks.
     """
 
-    def __init__(self, taps: Taps, model: nn.Module, params: Parameters) -> None:
+    def __init__(
+        self, taps: Taps, model: nn.Module, params: Parameters, own: Parameters | None = None
+    ) -> None:
         trainer = taps.trainer
         if trainer.args.torch_compile:
             raise RunError(
@@ -47,7 +50,10 @@ class LayerWatch:
             )
         self.params, self.processes = params, trainer.accelerator.num_processes
         two_sided = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-        self.layers = [_Layer(*owner, two_sided) for owner in _linear_owners(model, params)]
+        owners = _linear_owners(model, params if own is None else own)
+        self.layers = [
+            _Layer(name, module, place, params.tensors[place], two_sided) for name, module, place in owners
+        ]
         if not self.layers:
             raise RunError(
                 "the method looks into trained linear layers, but no weight of one is trained "
@@ -247,10 +253,10 @@ class Watch:
 class _Layer:
     """One linear layer, with the place of its weight among the parameters."""
 
-    def __init__(self, name: str, module: nn.Module, place: int, two_sided: bool) -> None:
+    def __init__(self, name: str, module: nn.Module, place: int, weight: Tensor, two_sided: bool) -> None:
         self.name, self.module, self.place = name, module, place
         self.side = side_of(name) if two_sided else "text"
-        self.weight: Tensor = module.weight  # type: ignore[assignment]
+        self.weight = weight
         self.dims = (1, 0) if isinstance(module, nn.Linear) else (0, 1)
         """The dimensions of the weight that stand for inputs and outputs."""
 

@@ -121,6 +121,21 @@ def refuse(trainer: Any) -> None:
             raise RunError(message)
 
 
+IN_PIECES = {"layers"}
+"""What a method may need of a model in pieces."""
+CALLS = (
+    "calls the model by itself, while all processes must call a layer in pieces together, with the same rows"
+)
+WHOLE_ONLY = {
+    "batch": "calls the model with other weights than those that lie in its pieces",
+    "before task": "calls the model with other weights than those that lie in its pieces",
+    "examples": "takes gradients of single examples, of others on each process, while all processes must "
+    "call a layer in pieces together",
+    "squares": "takes the gradients of a step's examples apart, which kifuse does with whole layers only",
+}
+"""By what a method needs: why a model in pieces cannot give it."""
+
+
 def refuse_shards(method: Method) -> None:
     """Refuse to train a model that FSDP2 or DeepSpeed holds in pieces if the result could not be right.
 
@@ -128,7 +143,7 @@ def refuse_shards(method: Method) -> None:
         method: The method.
 
     Raises:
-        RunError: The method brings an adapter, looks into layers or examples, or at the step's batch again.
+        RunError: The method brings an adapter, looks into examples, or calls the model by itself.
     """
     kind = type(method).__name__
     if method.adapter is not None:
@@ -137,12 +152,12 @@ def refuse_shards(method: Method) -> None:
             "is not possible where the layers are in pieces; use plain data parallelism (torchrun, "
             "accelerate launch), or ZeRO of stage 1 or 2 in fp32."
         )
-    if method.needs:
+    need = next(iter(sorted(method.needs - IN_PIECES)), None)
+    if need is not None:
         raise RunError(
-            f"fsdp, deepspeed: with these settings {kind} looks into single layers or examples, or at the "
-            "step's batch again, which is not possible where the layers are in pieces, or where DeepSpeed "
-            "trains rounded copies of the weights (bf16); use plain data parallelism (torchrun, accelerate "
-            "launch) and, for a large base model, its quantised form, or ZeRO of stage 1 or 2 in fp32."
+            f"fsdp, deepspeed: with these settings {kind} {WHOLE_ONLY.get(need, CALLS)}; use plain data "
+            "parallelism (torchrun, accelerate launch) and, for a large base model, its quantised form, or "
+            "ZeRO of stage 1 or 2 in fp32."
         )
 
 

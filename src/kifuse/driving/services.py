@@ -31,7 +31,7 @@ class Service(Protocol):
 
 
 def open_services(
-    needs: Iterable[str], taps: Taps, model: nn.Module, params: Parameters
+    needs: Iterable[str], taps: Taps, model: nn.Module, params: Parameters, own: Parameters
 ) -> dict[str, Service]:
     """The services of a method, by need.
 
@@ -39,7 +39,8 @@ def open_services(
         needs: See `Method.needs`.
         taps: The taps of a Trainer that is about to train.
         model: The Trainer's model without wrappers.
-        params: The trainable parameters.
+        params: The trainable parameters, as a method sees them.
+        own: The same as the model has them, which may be pieces.
 
     Raises:
         RunError: In this set-up, one of them cannot see what it needs.
@@ -48,7 +49,7 @@ def open_services(
     if "squares" in needs:
         found["squares"] = StepSquares(taps, model, params)
     if "layers" in needs:
-        found["layers"] = LayerWatch(taps, model, params)
+        found["layers"] = LayerWatch(taps, model, params, own)
     if "batch" in needs:
         found["batch"] = StepInputs(taps, model, curvature="curvature" in needs)
     return found
