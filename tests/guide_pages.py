@@ -24,6 +24,7 @@ REASONS = {
     "trains for minutes",
     "needs several processes",
     "needs several machines",
+    "needs a GPU",
     "needs a server that is not installed",
     "needs an account",
     "gets data from the hub",
