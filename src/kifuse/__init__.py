@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kifuse.methods.epi import EPI
     from kifuse.methods.ewc import EWC
     from kifuse.methods.forever import Forever
+    from kifuse.methods.gpm import GPM
     from kifuse.methods.inclora import IncLoRA
     from kifuse.methods.joint import Joint
     from kifuse.methods.kept import Kept, MethodState, OfTask, Unsaved
@@ -95,6 +96,7 @@ _PLACES = {
     "kifuse.methods.epi": ("EPI",),
     "kifuse.methods.ewc": ("EWC",),
     "kifuse.methods.forever": ("Forever",),
+    "kifuse.methods.gpm": ("GPM",),
     "kifuse.methods.inclora": ("IncLoRA",),
     "kifuse.methods.l2p": ("L2P",),
     "kifuse.methods.layer_sums": ("LayerSums",),
@@ -137,6 +139,7 @@ __all__ = [
     "EMA",
     "EPI",
     "EWC",
+    "GPM",
     "KIF",
     "L2P",
     "LFPT5",

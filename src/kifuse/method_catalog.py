@@ -242,6 +242,12 @@ METHODS: dict[str, Entry] = {
         data_class="replay-free",
         paper="arXiv 1910.07104",
     ),
+    "gpm": Entry(
+        target="kifuse.methods.gpm:GPM",
+        summary="Takes steps orthogonal to the inputs that each layer had in earlier tasks.",
+        data_class="replay-free",
+        paper="arXiv 2103.09762",
+    ),
     "on-policy-repair": Entry(
         target="kifuse.methods.on_policy_repair:OnPolicyRepair",
         summary="After a task, draws the model back to the one before it on answers of its own.",

@@ -129,8 +129,8 @@ CALLS = (
 WHOLE_ONLY = {
     "batch": "calls the model with other weights than those that lie in its pieces",
     "before task": "calls the model with other weights than those that lie in its pieces",
-    "examples": "takes gradients of single examples, of others on each process, while all processes must "
-    "call a layer in pieces together",
+    "examples": "looks at the task's examples again, perhaps at others on each process, while all processes "
+    "must call a layer in pieces together",
     "squares": "takes the gradients of a step's examples apart, which kifuse does with whole layers only",
 }
 """By what a method needs: why a model in pieces cannot give it."""
