@@ -63,6 +63,15 @@ class Steps(TrainerCallback):
         self.begun += 1
 
 
+class Moved(TrainerCallback):
+    """Counts the steps in which the optimizer moved."""
+
+    steps = 0
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steps += 1
+
+
 def learned(
     setup: str, folder: Path, *callbacks: Any, memory: OwnRows | None = None
 ) -> dict[str, torch.Tensor]:
@@ -76,6 +85,35 @@ def learned(
 def test_the_table_has_all_set_ups_and_methods():
     assert list(dict.fromkeys(setup for setup, _, _ in CELLS)) == list(SETUPS)
     assert list(dict.fromkeys(column for _, column, _ in CELLS)) == list(METHODS)
+
+
+LAYERS = [
+    (setup, settings, cell)
+    for setup, column, cell in CELLS
+    for of, settings in (("`kif`", {"name": "migu"}), ("`ewc`, `ogd`", {"name": "gpm", "examples": 3}))
+    if column == of
+]
+"""Methods that look into layers, by the column that the page says they share."""
+NO_LAYERS = {
+    ("the same with prompt tuning", "migu"): "no weight of one is trained",
+    ("the same with prompt tuning", "gpm"): "no weight of one is trained",
+    ("`GRPOTrainer`", "migu"): "beside input_ids or inputs_embeds",
+}
+
+
+@pytest.mark.parametrize(("setup", "settings", "cell"), LAYERS)
+def test_what_looks_into_layers_works_where_the_page_says(
+    setup: str, settings: dict[str, Any], cell: str, tmp_path: Path
+):
+    callback, moved = method_of(settings).callback(), Moved()
+    hidden = NO_LAYERS.get((setup, settings["name"]))
+    if cell != "yes" or hidden:
+        with pytest.raises(RunError, match=re.escape(hidden or why(cell.removeprefix("no ")))):
+            learned(setup, tmp_path, callback, moved)
+        assert not moved.steps
+        return
+    found = learned(setup, tmp_path, callback, moved)
+    assert moved.steps == 1 and all(bool(torch.isfinite(value).all()) for value in found.values())
 
 
 @pytest.mark.parametrize(("setup", "column", "cell"), CELLS)
