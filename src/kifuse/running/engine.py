@@ -59,6 +59,7 @@ class Engine:
         backbone: The model; its adapter is put on it here.
         progress: The listener, which is told what is going on.
         tokens: Keeps token ids for other runs in this process.
+        token_folder: Where they are kept for other processes; None: in the run's folder.
         writes: Whether files are written; only the main process ever writes any.
     """
 
@@ -71,6 +72,7 @@ class Engine:
         progress: Progress,
         *,
         tokens: TokenCache | None = None,
+        token_folder: Path | None = None,
         writes: bool = True,
     ) -> None:
         if config.training.threads:
@@ -88,17 +90,15 @@ class Engine:
         check_method(config.method.name, method, self.model)
         self._sources = sources(method, config.memory)
         self.memory = empty_memory(self.config)
-        self.tracking = self._trackers()
-        self._untrained = self._small_start()
-        self._cut_short = self._unsaved = False
-        self._saved = (0.0, 0.0)
+        self.tracking, self._untrained = self._trackers(), self._small_start()
+        self._cut_short, self._unsaved, self._saved = False, False, (0.0, 0.0)
         self.reading = Reading(
             config,
             record,
             backbone,
             progress.say,
             tokens=tokens,
-            folder=self.folder / "tokens",
+            folder=token_folder or self.folder / "tokens",
             writes=self.writes,
         )
         self.encoder = self.reading.encoder

@@ -35,7 +35,7 @@ from kifuse.running.run_start import (
 )
 from kifuse.running.sealed_files import SEALED_NOW, check_base, seal_if_unsealed
 from kifuse.running.shared_by_runs import Shared
-from kifuse.running.shared_first_task import early_scores, same_first_task, trains_plainly
+from kifuse.running.shared_first_task import early_scores, may_share_first_task, same_first_task
 from kifuse.running.snapshot import Snapshots
 from kifuse.running.start_from import keep_start
 from kifuse.running.trained_elsewhere import take_over_training
@@ -144,7 +144,15 @@ def _run(
     elif seal_if_unsealed(Path(config.output), record):
         progress.say(f"{config.output} was {SEALED_NOW}")
     check_base(record, backbone)
-    engine = Engine(config, record, method, backbone, progress, tokens=shared.tokens)
+    engine = Engine(
+        config,
+        record,
+        method,
+        backbone,
+        progress,
+        tokens=shared.tokens,
+        token_folder=shared.token_folder,
+    )
     with engine.tracked():
         record = _StreamRun(engine, stream, watched).go(reuse, trained)
     shared.give_back(backbone, engine.model)
@@ -262,9 +270,7 @@ class _StreamRun:
     def _take_over_first_task(self, others: Sequence[Path]) -> None:
         """Take over another run's first task if it must have the same outcome."""
         engine, record = self.engine, self.record
-        memory = self.config.memory
-        plainly = trains_plainly(engine.method) and memory.source == "real" and not memory.generic_share
-        plainly = plainly and self.config.model.adapter.from_ is None
+        plainly = may_share_first_task(engine.method, self.config)
         if record.tasks[0].train_steps is not None or not plainly:
             return
         if process_count() > 1:

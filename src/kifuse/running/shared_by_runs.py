@@ -12,6 +12,7 @@ import gc
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,10 +34,11 @@ class Shared:
 
     Args:
         keeps: Whether there may be a next run; if not, nothing is kept.
+        token_folder: Where token ids are kept for runs in other processes; None: each run keeps its own.
     """
 
-    def __init__(self, *, keeps: bool = True) -> None:
-        self.keeps = keeps
+    def __init__(self, *, keeps: bool = True, token_folder: Path | None = None) -> None:
+        self.keeps, self.token_folder = keeps, token_folder
         self.tokens = TokenCache() if keeps else None
         self._model: _Kept | None = None
         self._lent: _Kept | None = None

@@ -23,6 +23,13 @@ def trains_plainly(method: Method) -> bool:
     return method.plain_first_task and method.old_data != "all" and not isinstance(method.adapter, type)
 
 
+def may_share_first_task(method: Method, config: RunConfig) -> bool:
+    """Whether another run's first task may be a run's own, which it is where data and settings are."""
+    memory = config.memory
+    plainly = trains_plainly(method) and memory.source == "real" and not memory.generic_share
+    return plainly and config.model.adapter.from_ is None
+
+
 def same_first_task(
     others: Sequence[Path], config: RunConfig, record: RunRecord
 ) -> tuple[Path, RunRecord] | None:
