@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,6 +114,15 @@ def owners(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 UNDER_DEEPSPEED = {"accelerator under deepspeed", "its deepspeed_engine_wrapped"}
 """Looked for, with DeepSpeed's own names, where its engine runs: tests/contract/test_zero.py."""
 HERE = [each for each in RELIED_ON if each.library != "deepspeed" and each.owner not in UNDER_DEEPSPEED]
+
+
+def test_modules_that_are_said_to_use_a_name_do_so():
+    for each in RELIED_ON:
+        for module in each.used.split(", "):
+            code = (
+                (SOURCE / (module.replace(".", "/") + ".py")).read_text("utf-8").partition("\nRELIED_ON:")[0]
+            )
+            assert any(re.search(rf"\b{name.removeprefix('self.')}\b", code) for name in each.names), module
 
 
 @pytest.mark.parametrize("each", HERE, ids=lambda each: f"{each.library}, {each.owner}")
