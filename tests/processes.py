@@ -25,12 +25,18 @@ def end_together() -> None:
 
 def run_two(module: str, *arguments: str, timeout: float) -> None:
     """Run a module of the tests as two processes; fail with their output unless both end without an error."""
-    for attempt in range(3):
+    codes, outputs = end_of_two(module, *arguments, timeout=timeout)
+    assert codes == [0, 0], "\n".join(outputs)
+
+
+def end_of_two(module: str, *arguments: str, timeout: float) -> tuple[list[int], list[str]]:
+    """Run a module of the tests as two processes; their exit codes, and what they printed."""
+    for _ in range(2):
         codes, outputs = _started(module, arguments, timeout)
         taken = any(words in output for words in TAKEN for output in outputs)
-        if codes == [0, 0] or not taken or attempt == 2:
-            break
-    assert codes == [0, 0], "\n".join(outputs)
+        if codes == [0, 0] or not taken:
+            return codes, outputs
+    return _started(module, arguments, timeout)
 
 
 def _started(module: str, arguments: tuple[str, ...], timeout: float) -> tuple[list[int], list[str]]:

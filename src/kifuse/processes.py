@@ -84,6 +84,26 @@ class Processes:
         """Collect the results of all processes, by the index of the piece of work."""
         return {place: each for found in self.gathered(mine) for place, each in found.items()}
 
+    def any_of(self, flags: Sequence[bool], device: Any) -> list[bool]:
+        """Which of some flags are set on any process; cheap enough for every step.
+
+        Args:
+            flags: This process's own.
+            device: Where training runs.
+
+        Raises:
+            RunError: Another process has ended.
+        """
+        if self.count == 1:
+            return list(flags)
+        import torch
+        from torch import distributed
+
+        found = torch.tensor(flags, dtype=torch.float32, device=device)
+        with _answering():
+            distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in found.tolist()]
+
     def of_first(self, work: Callable[[], T]) -> T:
         """Let only the first process do some work, and give its result to all processes.
 
@@ -117,6 +137,11 @@ class Processes:
 
 ALONE = Processes()
 """A run with a single process."""
+
+
+def cut_by_launcher() -> bool:
+    """Whether accelerate was told to cut models into pieces, with FSDP or DeepSpeed."""
+    return any(os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true" for way in ("FSDP", "DEEPSPEED"))
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from kifuse.cli.opened_learner import (
     TRUST,
     known_states,
     opened,
+    speaks,
 )
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ def evaluate(
     ) as learner:
         (state,) = known_states([after] if after else [], learner.tasks)
         scores = learner.evaluate(tasks or None, after=state)
-    if as_json:
+    if as_json and speaks():
         typer.echo(json.dumps(scores))
-    else:
+    elif speaks():
         SafeConsole(highlight=False).print(_table(scores))
     if min_score is not None and any(score < min_score for score in scores.values()):
         raise typer.Exit(GATE)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kifuse.cli.opened_learner import GATE, JSON, TRUST, begun, has_learner, opened
+from kifuse.cli.opened_learner import GATE, JSON, TRUST, begun, has_learner, opened, speaks
 from kifuse.cli.quiet import QUIET
 from kifuse.cli.user_errors import refuse_twice, split_names
 from kifuse.errors import ConfigError, RunError
@@ -136,9 +136,9 @@ def learn(
         if isinstance(of_lm_eval, str):
             of_lm_eval = split_names(of_lm_eval)
         report = learner.learn(data, watch=[str(each) for each in watch or ()], lm_eval=of_lm_eval, **given)
-    if as_json:
+    if as_json and speaks():
         typer.echo(json.dumps(report.facts()))
-    elif not quiet:
+    elif speaks() and not quiet:
         console = SafeConsole()
         console.print(f"{report}\nadapter: {report.adapter}", markup=False, highlight=False, soft_wrap=True)
     _hook("--run-after", afterwards, folder, report)
@@ -165,7 +165,7 @@ def _hook(option: str, command: str | None, folder: Path, report: LearnReport | 
     Raises:
         RunError: The command fails.
     """
-    if command is None:
+    if command is None or not speaks():
         return
     known = {"KIFUSE_FOLDER": str(folder)}
     if report is not None:

@@ -25,6 +25,13 @@ GATE = 3
 """Exit code if a task was rolled back because it cost earlier tasks too much or scored too little."""
 
 
+def speaks() -> bool:
+    """Whether this process prints results: the only one, or the first of several."""
+    from kifuse.running.environment import is_main_process
+
+    return is_main_process()
+
+
 def has_learner(folder: Path) -> bool:
     """Return whether the folder holds the record of a learner."""
     return os.path.isfile(os.path.join(os.path.expanduser(folder), "record.json"))
@@ -121,14 +128,17 @@ def begun(
 def _told(quiet: bool) -> Iterator[Any]:
     """Print a learner's messages to stderr while it is open."""
     from kifuse.cli.quiet import quieten
+    from kifuse.running.environment import is_main_process, leave_processes
     from kifuse.terminal.progress import ConsoleProgress
 
     quieten(everything=quiet)
-    progress = ConsoleProgress(SafeConsole(stderr=True, quiet=quiet))
+    # one of several processes speaks for all
+    progress = ConsoleProgress(SafeConsole(stderr=True, quiet=quiet or not is_main_process()))
     try:
         yield progress
     finally:
         progress.finish()
+    leave_processes()
 
 
 def known_states(names: list[str], learned: list[str]) -> list[str | None]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kifuse.cli.opened_learner import FOLDER, JSON, MODEL, OWN_METHOD, TRUST, opened, refuse_missing
+from kifuse.cli.opened_learner import FOLDER, JSON, MODEL, OWN_METHOD, TRUST, opened, refuse_missing, speaks
 
 
 def rollback(
@@ -32,8 +32,8 @@ def rollback(
     ) as learner:
         left = learner.tasks or learner.config.model.adapter.from_ is not None
         facts = {"tasks": learner.tasks, "adapter": str(learner.adapter) if left else None}
-    if as_json:
+    if as_json and speaks():
         typer.echo(json.dumps(facts))
-    else:
+    elif speaks():
         said = f"learned now: {', '.join(learner.tasks) or 'nothing'}"
         SafeConsole().print(said, markup=False, highlight=False, soft_wrap=True)

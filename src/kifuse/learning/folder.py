@@ -14,6 +14,7 @@ from kifuse.errors import KifuseError, RunError
 from kifuse.io.lock import exclusive
 from kifuse.io.whole_folders import check_file, remove_temporaries
 from kifuse.learning import erased_texts as forgetting
+from kifuse.processes import ALONE, Processes
 from kifuse.record.lineage import event, learned_count, times_undone, was_undone
 from kifuse.record.run_record import FILE, RunRecord
 from kifuse.reporting.page import refresh_report
@@ -38,10 +39,11 @@ class LearnerFolder:
     Args:
         path: The path of the folder.
         say: Called with a line about what was found out of place.
+        processes: Those that the learner runs in; the first one writes and moves files.
     """
 
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        self.path, self.say = path, say
+    def __init__(self, path: Path, say: Callable[[str], None], processes: Processes = ALONE) -> None:
+        self.path, self.say, self.processes = path, say, processes
 
     def kept_task(self, index: int) -> Path:
         """The file with the test examples of the task at an index from 0."""
@@ -116,7 +118,7 @@ class LearnerFolder:
         else:
             engine.restore(k)
         try:
-            record.save(self.undone(times_undone(record) + 1))
+            self.processes.of_first(lambda: record.save(self.undone(times_undone(record) + 1)))
             record.tasks = record.tasks[:k]
             record.scores = [s for s in record.scores if s.after <= k and s.task < k]
             record.watch_scores = [s for s in record.watch_scores if s.after <= k]
@@ -126,7 +128,7 @@ class LearnerFolder:
         except BaseException:
             engine.cut_short()
             raise
-        self.tidy(record, tell=False)
+        self.processes.of_first(lambda: self.tidy(record, tell=False))
 
     def _restore_newest(self, engine: Engine, k: int) -> int:
         """Restore the newest whole state after at most k tasks, and say which ones are passed over."""
@@ -155,13 +157,8 @@ class LearnerFolder:
         Raises:
             RunError: Another process holds the folder or has changed it, or a file cannot be moved aside.
         """
-        with exclusive(self.path):
-            if RunRecord.load(self.path) != record:
-                raise RunError(
-                    f"{self.path}: another process has changed it since this learner was loaded; "
-                    "load it again: ContinualLearner.load(folder)."
-                )
-            self.tidy(record)
+        with contextlib.ExitStack() as held:
+            self.processes.of_first(lambda: self._take(held, record))
             try:
                 yield
             except BaseException:
@@ -171,6 +168,16 @@ class LearnerFolder:
                         vars(record).update(vars(there))
                         broken()
                 raise
+
+    def _take(self, held: contextlib.ExitStack, record: RunRecord) -> None:
+        """Hold the folder until the end of `held`, as it was last seen."""
+        held.enter_context(exclusive(self.path))
+        if RunRecord.load(self.path) != record:
+            raise RunError(
+                f"{self.path}: another process has changed it since this learner was loaded; "
+                "load it again: ContinualLearner.load(folder)."
+            )
+        self.tidy(record)
 
     def tidy(self, record: RunRecord, *, tell: bool = True) -> None:
         """Move aside everything that the record does not know, and remove temporary files that a crash left.

@@ -6,7 +6,6 @@ import shutil
 from dataclasses import dataclass
 
 from kifuse.errors import DataError, RunError
-from kifuse.io.storage import sha256_file
 from kifuse.learning.open_learner import OpenLearner
 from kifuse.learning.repair import probe_of, repair
 from kifuse.learning.watched_tasks import answers_to_watch, refuse_watched, score_watched_now, tell_shared
@@ -107,7 +106,8 @@ def settle(opened: OpenLearner, gates: Gates) -> LearnReport | None:
         record.lineage.append(event("learned", now(), **facts))
         record.status, record.finished = "finished", now()
         engine.save()
-    shutil.rmtree(place.path / "checkpoint", ignore_errors=True)
+    if engine.writes:
+        shutil.rmtree(place.path / "checkpoint", ignore_errors=True)
     engine.tell_saved()
     engine.progress.finish()
     return report
@@ -163,8 +163,8 @@ def _begin(opened: OpenLearner, task: Task, gates: Gates) -> None:
     earlier = {name: kept_inputs(place.kept_task(i)) for i, name in enumerate(opened.tasks)}
     findings = engine.look_through([task], earlier)
     put_next(record, k, task_record(task))
-    keep_task(place.kept_task(k), task, probe_of(task, engine.config.training.seed) if gates.repair else ())
-    record.tasks[k].kept = sha256_file(place.kept_task(k))
+    probe = probe_of(task, engine.config.training.seed) if gates.repair else ()
+    record.tasks[k].kept = engine.processes.of_first(lambda: keep_task(place.kept_task(k), task, probe))
     tell_shared(opened, task)
     said = put_on_record(record, findings, place.path if engine.writes else None)
     tell(said, record.tasks[k:], engine.progress.say)

@@ -29,6 +29,7 @@ from kifuse.learning.watched_tasks import put_under_watch
 from kifuse.models.given import given_name
 from kifuse.own_method import refuse_unnamed_method
 from kifuse.page_refresh import PageRefresh
+from kifuse.processes import Processes
 from kifuse.record.lineage import LearnReport, count_up_to
 from kifuse.record.run_record import RunRecord
 from kifuse.reporting.page import write_report
@@ -103,7 +104,8 @@ class ContinualLearner:
         require_trackers(self.config)
         name_metrics("data.own_metrics", self.config.data.own_metrics)
         self._log = RunLog(self.folder, PageRefresh(listener(progress)), writes=is_main_process())
-        self._place = LearnerFolder(self.folder, self._log.say)
+        self._processes = Processes.of_launcher()
+        self._place = LearnerFolder(self.folder, self._log.say, self._processes)
         self._engine = open_engine(
             self.config,
             self._place,
@@ -317,7 +319,7 @@ class ContinualLearner:
         Returns:
             The HTML file; it loads nothing from elsewhere.
         """
-        return write_report(self.folder)
+        return self._processes.of_first(lambda: write_report(self.folder))
 
     def export(
         self, output: str | Path | None = None, *, after: int | str | None = None, **options: Any
@@ -337,7 +339,9 @@ class ContinualLearner:
         Raises:
             KifuseError: See `kifuse.export`.
         """
-        return export(self.folder, output, after=after, say=self._log.say, **options)
+        return self._processes.of_first(
+            lambda: export(self.folder, output, after=after, say=self._log.say, **options)
+        )
 
     def rollback(self, to: int | str) -> None:
         """Go back to the model as it was after an earlier task, bit for bit.
@@ -373,4 +377,6 @@ class ContinualLearner:
             RunError: No such task is known, or a state is damaged.
             DataError: `retrain` is not the data that the later tasks were learned with.
         """
+        if self._processes.count > 1:
+            raise RunError("forget() works in one process; call it in a script without a launcher.")
         return forget(self._opened, task, retrain, self._gates)

@@ -110,17 +110,20 @@ def open_engine(
         KifuseError: A setting is wrong, the model cannot be loaded, or the folder holds something else, or
             something damaged.
     """
-    folder = place.path
+    folder, of_first = place.path, place.processes.of_first
+    first = place.processes.rank == 0
     with contextlib.ExitStack() as stack:
-        writes = _hold(stack, folder)
-        record = open_run(folder, config, but=(RENDERING, "model.name ") if elsewhere else (RENDERING,))
+        writes = of_first(lambda: _hold(stack, folder))
+        but = (RENDERING, "model.name ") if elsewhere else (RENDERING,)
+        record = of_first(lambda: open_run(folder, config, but=but))
         refuse_stream(record, folder)
         if record is None:
             refuse_settings_of_a_stream(config)
         log.writes = log.writes and writes
         stack.enter_context(log.writing(*opening_lines(config, record)))
-        if record is not None and writes:
-            place.tidy(record)
+        there = record
+        if there is not None and writes:
+            of_first(lambda: place.tidy(there))
         built = open_method(config)
         refuse_all_at_once(built, config.method.name)
         backbone = open_model(config, config.model.name if model is None else model, tokenizer, log.say)
@@ -128,19 +131,19 @@ def open_engine(
         if record is None:
             record = new_record(config, None, built, backbone)
             record.model["given"] = model is not None
-            write_text(folder / "config.yaml", to_yaml(config))
+            of_first(lambda: write_text(folder / "config.yaml", to_yaml(config)))
         elif elsewhere:
             moved_model(record, config.model.name, backbone)
-        unsealed = before is not None and writes and seal_if_unsealed(folder, record)
+        unsealed = before is not None and writes and first and seal_if_unsealed(folder, record)
         if unsealed:
             log.say(f"{folder} was {SEALED_NOW}")
         check_base(record, backbone)
         record.max_forgetting, record.min_score, record.repair = max_forgetting, min_score, repair
-        engine = Engine(config, record, built, backbone, log, writes=log.writes)
-        if writes and (unsealed or record != before):
-            record.save(folder)
+        engine = Engine(config, record, built, backbone, log, writes=writes)
+        if of_first(lambda: writes and (unsealed or record != before)):
+            engine.save()
         if writes:
-            keep_start(config)
+            of_first(lambda: keep_start(config))
         cast_by_itself(backbone)
         _restore(engine, place, at, writes)
         if not writes:

@@ -12,6 +12,7 @@ never of test examples: the limits are checked again on the test examples afterw
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -134,7 +135,11 @@ def _perplexities(opened: OpenLearner, probes: Mapping[str, Sequence[Example]]) 
         encoded = engine.encoder.encode_pieces(examples)
         with engine.evaluator.told(name):
             parts = losses(
-                engine.model, engine.backbone, encoded, batch_tokens=engine.config.evaluation.batch_tokens
+                engine.model,
+                engine.backbone,
+                encoded,
+                batch_tokens=engine.config.evaluation.batch_tokens,
+                processes=engine.processes,
             )
         value = perplexity(parts)
         found[name] = value if value < _MOST else _MOST  # a record can hold neither infinity nor NaN
@@ -158,5 +163,6 @@ def _keep(opened: OpenLearner, facts: dict[str, Any]) -> None:
     entry.train_steps = None
     engine.save()
     entry.train_steps, entry.repaired = trained, facts
-    entry.seal = engine.snapshots.save(k, engine.adapter, engine.method, engine.memory)
+    saved = partial(engine.snapshots.save, k, engine.adapter, engine.method, engine.memory)
+    entry.seal = engine.processes.of_first(saved)
     engine.save()

@@ -16,9 +16,9 @@ from kifuse.models.given import given_backbone
 from kifuse.models.loading import Backbone
 from kifuse.own_method import name_method
 from kifuse.problems import from_pydantic, show_value
+from kifuse.processes import cut_by_launcher
 from kifuse.record.run_record import FILE, RunRecord
 from kifuse.registry import name_of
-from kifuse.running.environment import process_count
 from kifuse.running.run_start import OPEN_STREAM, model_facts, open_backbone
 from kifuse.running.start_from import KEY as START
 
@@ -28,12 +28,12 @@ def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: 
 
     Raises:
         ConfigError: There is a problem.
-        RunError: The learner would be used in several processes.
+        RunError: The launcher cuts models into pieces.
     """
-    if process_count() > 1:
+    if cut_by_launcher():
         raise RunError(
-            "ContinualLearner works in one process; with several use 'kifuse run', or a method's callback in "
-            "a script of your own."
+            "ContinualLearner does not work with a model in pieces (FSDP, DeepSpeed): start it with "
+            "torchrun, or use 'kifuse run'."
         )
     if not str(folder):
         raise ConfigError("output_dir: found nothing, expected the folder that keeps what is learned.")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from kifuse.errors import DataError, RunError
 from kifuse.io.file_names import name_key
-from kifuse.io.storage import sha256_file
 from kifuse.learning.open_learner import OpenLearner
 from kifuse.learning.settings import lm_eval_config
 from kifuse.record.parts import LmEvalRecord, WatchedRecord
@@ -58,8 +58,8 @@ def put_under_watch(
         opened.lm_eval.update({task.name: task for task in of_lm_eval})
         for task in (task for task in new if isinstance(task, Task)):
             index = next(i for i, entry in enumerate(record.watched) if entry.name == task.name)
-            keep_task(place.kept_watched(index), task)
-            record.watched[index].kept = sha256_file(place.kept_watched(index))
+            kept = partial(keep_task, place.kept_watched(index), task)
+            record.watched[index].kept = engine.processes.of_first(kept)
         engine.save()
         answers = answers_to_watch(opened)
         if answers:

@@ -9,7 +9,6 @@ from pathlib import Path
 from time import monotonic
 
 import torch
-from torch import Tensor
 
 from kifuse.adapters.kinds import new_adapter
 from kifuse.answering.evaluator import Cell, Evaluator, place_of
@@ -19,10 +18,10 @@ from kifuse.driving.zero import whole_weights
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, OldData, TaskInfo
 from kifuse.models.loading import Backbone, shrink_frozen
-from kifuse.processes import Processes
+from kifuse.processes import Processes, cut_by_launcher
 from kifuse.record.run_record import RunRecord
 from kifuse.registry import build_method
-from kifuse.running.environment import is_main_process, peak_memory_mb, process_count
+from kifuse.running.environment import is_main_process, peak_memory_mb
 from kifuse.running.importance_probe import ImportanceProbe, probe_of
 from kifuse.running.interrupt import Patience
 from kifuse.running.memory_source import general_inputs, sources, writes_memory
@@ -30,9 +29,10 @@ from kifuse.running.mid_task_checkpoint import Middle
 from kifuse.running.one_task import TaskTraining, train_task, training_arguments
 from kifuse.running.progress import Progress
 from kifuse.running.prompt_form import Reading
+from kifuse.running.record_of_all import changed_by_first
 from kifuse.running.run_start import check_method, other_source
 from kifuse.running.snapshot import Snapshots
-from kifuse.running.start_from import attach, earlier_than_first, weights_as_loaded
+from kifuse.running.start_from import attach, earlier_than_first, small_start, weights_as_loaded
 from kifuse.running.task_texts import TaskTexts
 from kifuse.running.tracking import Tracking, steps_before
 from kifuse.running.trainer_listener import Watcher, matrix_row
@@ -60,7 +60,7 @@ class Engine:
         progress: The listener, which is told what is going on.
         tokens: Keeps token ids for other runs in this process.
         token_folder: Where they are kept for other processes; None: in the run's folder.
-        writes: Whether files are written; only the main process ever writes any.
+        writes: Whether files are written; only the first process ever writes any.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class Engine:
         self.config, self.record, self.method = config, record, method
         self.backbone, self.progress = backbone, progress
         self.folder = Path(config.output)
-        self.writes = writes and is_main_process()
         self.processes = Processes.of_launcher()
+        self._writable, self.writes = writes, writes and is_main_process()
         self.snapshots = Snapshots(self.folder)
         self.adapter = new_adapter(config.model.adapter, method)
         self.model = attach(self.adapter, backbone, config, record, progress.say)
@@ -90,7 +90,7 @@ class Engine:
         check_method(config.method.name, method, self.model)
         self._sources = sources(method, config.memory)
         self.memory = empty_memory(self.config)
-        self.tracking, self._untrained = self._trackers(), self._small_start()
+        self.tracking, self._untrained = self._trackers(), small_start(self.model, self.adapter.learned())
         self._cut_short, self._unsaved, self._saved = False, False, (0.0, 0.0)
         self.reading = Reading(
             config,
@@ -150,13 +150,6 @@ class Engine:
             yield
         finally:
             self.tracking.close()
-
-    def _small_start(self) -> dict[str, Tensor] | None:
-        """Copy the tensors that will be learned, before any training; None if they are most of the model."""
-        learned = self.adapter.learned()
-        if 2 * sum(p.numel() for p in learned.values()) > sum(p.numel() for p in self.model.parameters()):
-            return None
-        return {n: p.detach().cpu().clone() for n, p in learned.items()}
 
     @property
     def writers(self) -> list[Method]:
@@ -246,12 +239,12 @@ class Engine:
             kept = self.encoder.encode_pieces(self.memory.draw(task))
         patience = Patience(self.progress.say)
         seconds = 60.0 * self.config.training.checkpoint_minutes
-        middle = Middle(self.folder / "checkpoint", seconds, patience, self.progress.say)
+        middle = Middle(self.folder / "checkpoint", seconds, patience, self.progress.say, self.processes)
         self._cut_short = True
         with whole_weights(self.model):
             self.adapter.begin_task(k - 1 + self._earlier, self.config.training.seed)
-        # several processes write no checkpoint in the middle of a task: they stop at once, as usual
-        with patience.listening() if process_count() == 1 else contextlib.nullcontext():
+        # with a model in pieces there is no checkpoint in the middle of a task: a signal stops at once
+        with contextlib.nullcontext() if cut_by_launcher() else patience.listening():
             probe = probe_of(self.config, self.backbone, self.encoder, [*earlier, task])
             done = self._train(k, name, current, old, kept, middle, probe)
         if not done.taken:
@@ -283,6 +276,7 @@ class Engine:
         self._cut_short = False
         if self.writes:
             middle.forget()
+        patience.asked = any(self.processes.gathered(patience.asked))
         patience.check_task(name)
 
     def _train(
@@ -318,7 +312,7 @@ class Engine:
             listener=partial(self._tell, name),
             heard=watcher.heard,
             callbacks=[watcher, *([self.tracking.callback(k, before)] if self.tracking else [])],
-            middle=middle if self.writes else None,
+            middle=middle if self._writable else None,
             ends=self.encoder.stops,
             probe=probe,
         )
@@ -369,14 +363,14 @@ class Engine:
         ended, took = self._saved
         self._unsaved = monotonic() - ended < 20 * took
         if not self._unsaved:
-            self.save()
+            self._write()
         self.progress.scored(after, task.name, cell)
         return cell
 
     def tell_row(self, after: int, tasks: Sequence[int] | None = None) -> None:
         """Report the row of the score matrix after so many tasks, or only these tasks of it (0-based)."""
         if self._unsaved:
-            self.save()
+            self._write()
         names = None if tasks is None else {self.record.tasks[i].name for i in tasks}
         row = [s for s in matrix_row(self.record, after) if names is None or s.task in names]
         self.progress.row(after, row)
@@ -391,7 +385,11 @@ class Engine:
                 self.progress.say(problem)
 
     def save(self) -> None:
-        """Write the record."""
+        """Write the first process's record, for all; what it has written before is there for all after it."""
+        changed_by_first(self.processes, self.record, self._write)
+        self._unsaved = False
+
+    def _write(self) -> None:
         began = monotonic()
         self.record.peak_memory_mb = max(self.record.peak_memory_mb or 0.0, peak_memory_mb())
         self.record.memory = {"examples": len(self.memory), "tasks": list(self.memory.tasks)}

@@ -28,6 +28,7 @@ from kifuse.driving.optimizer_moments import load_moments, moments
 from kifuse.driving.state_folder import StateFolder, describe, read_state, write_state
 from kifuse.errors import KifuseError, RunError
 from kifuse.methods.base import MethodState
+from kifuse.processes import ALONE, Processes
 from kifuse.running.interrupt import Patience
 from kifuse.tasks.encoding import Encoded
 
@@ -54,12 +55,14 @@ class Middle:
         seconds: Least time between two checkpoints; with 0 one is written before every step.
         patience: Whether the user wants to stop.
         say: Called with a line if a checkpoint cannot be read, or training goes on from one.
+        processes: Those that train together; the first one writes.
     """
 
     folder: Path
     seconds: float
     patience: Patience
     say: Callable[[str], None] = lambda _: None
+    processes: Processes = ALONE
 
     @property
     def place(self) -> Path:
@@ -70,7 +73,21 @@ class Middle:
         """Read the checkpoint of this very training; None if there is none, or it is another's or damaged.
 
         Training again from the task's start gives the same result, so only time is lost.
+
+        Raises:
+            RunError: The first process has found what this one does not see.
         """
+        if not self.processes.of_first(lambda: self._read(identity) is not None):
+            return None
+        found = self._read(identity)
+        if found is None:
+            raise RunError(
+                f"{self.place}: the first process goes on from it, and this one does not find it; use a "
+                "folder that all machines see."
+            )
+        return found
+
+    def _read(self, identity: dict[str, Any]) -> StateFolder | None:
         if not (self.place / "state.json").is_file():
             return None
         try:
@@ -85,8 +102,10 @@ class Middle:
         shutil.rmtree(self.place, ignore_errors=True)
 
 
-def identity_of(driver: MethodCallback, examples: Sequence[Encoded], steps: int, seed: int) -> dict[str, Any]:
-    """What must be the same for training to go on: task, data, memory, method, length and seed."""
+def identity_of(
+    driver: MethodCallback, examples: Sequence[Encoded], steps: int, seed: int, processes: int = 1
+) -> dict[str, Any]:
+    """What must be the same for training to go on: task, data, memory, method, length, seed, processes."""
     memory = driver.memory.encoded if driver.memory else ()
     digest = hashlib.sha256()
     for part in (examples, memory):
@@ -94,7 +113,9 @@ def identity_of(driver: MethodCallback, examples: Sequence[Encoded], steps: int,
             for ids in (example.input_ids, example.target_ids):
                 digest.update(f"{len(ids)}:".encode() + array("q", ids).tobytes())
         digest.update(b"|")
-    name = {"index": driver.index, "task": driver.name, "steps": steps, "seed": seed}
+    name: dict[str, Any] = {"index": driver.index, "task": driver.name, "steps": steps, "seed": seed}
+    if processes > 1:
+        name["processes"] = processes
     return {**name, "data": digest.hexdigest(), **describe(driver.method)}
 
 
@@ -145,7 +166,8 @@ class MiddleKeeper(TrainerCallback):
         state.global_step = values["step"]
         # the Trainer's sum of the loss since its last log line
         self.trainer._globalstep_last_logged = values["last_logged"]
-        self.trainer._tr_loss.fill_(values["loss_sum"])
+        own = self._own_part(values)
+        self.trainer._tr_loss.fill_(own["loss_sum"])
         named = {n: p for n, p in kwargs["model"].named_parameters() if p.requires_grad}
         with torch.no_grad():
             for name, p in named.items():
@@ -159,7 +181,7 @@ class MiddleKeeper(TrainerCallback):
         self.seconds = values["seconds"]
         if self._scaler is not None and values.get("scaler") is not None:
             self._scaler.load_state_dict(values["scaler"])
-        self._random = {**values["random"], **tensors["random"]}
+        self._random = {**own["random"], **tensors[_random_of(self.middle.processes.rank)]}
         self.found = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -168,22 +190,32 @@ class MiddleKeeper(TrainerCallback):
             _set_random(self._random)
             self._random = None
             return
-        due = time.monotonic() - self.kept >= self.middle.seconds
-        if state.global_step and (due or self.middle.patience.asked):
+        processes, patience = self.middle.processes, self.middle.patience
+        # the first process's clock counts, and anybody's wish to stop
+        due = processes.rank == 0 and time.monotonic() - self.kept >= self.middle.seconds
+        due, patience.asked = processes.any_of((due, patience.asked), args.device)
+        if state.global_step and (due or patience.asked):
             self._keep(state, **kwargs)
             self.kept = time.monotonic()
-        self.middle.patience.check(state.global_step)
+        patience.check(state.global_step)
+
+    def _own_part(self, values: dict[str, Any]) -> dict[str, Any]:
+        """What each process has of its own: random numbers, and its sum of losses since the last log line."""
+        rank = self.middle.processes.rank
+        return values["others"][rank - 1] if rank else values
 
     def _keep(self, state: Any, model: Any, optimizer: Any, lr_scheduler: Any, **kwargs: Any) -> None:
         method, training = self.driver.method.state(), self.driver.running().state()
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         schedule = lr_scheduler.state_dict()
         numbers, states = _get_random()
+        loss_sum = float(self.trainer._tr_loss)
+        parts = self.middle.processes.gathered(({"random": numbers, "loss_sum": loss_sum}, states))
         values = {
             "identity": self.identity,
             "step": state.global_step,
             "last_logged": self.trainer._globalstep_last_logged,
-            "loss_sum": float(self.trainer._tr_loss),
+            "loss_sum": loss_sum,
             "schedule": {k: schedule[k] for k in ("last_epoch", "_step_count", "_last_lr") if k in schedule},
             "losses": self.driver.losses,
             "rates": self.driver.rates,
@@ -199,13 +231,20 @@ class MiddleKeeper(TrainerCallback):
             "optimizer": moments(optimizer, named),
             "method": method.tensors,
             "training": training.tensors,
-            "random": states,
+            **{_random_of(rank): part for rank, (_, part) in enumerate(parts)},
         }
-        write_state(self.middle.place, StateFolder(values, tensors))
+        if len(parts) > 1:
+            values["others"] = [part for part, _ in parts[1:]]
+        self.middle.processes.of_first(lambda: write_state(self.middle.place, StateFolder(values, tensors)))
 
     def total_seconds(self) -> float:
         """Time spent on the task, in earlier starts too."""
         return self.seconds + time.monotonic() - self.started
+
+
+def _random_of(rank: int) -> str:
+    """The name of the file with a process's states of random numbers."""
+    return f"random-{rank}" if rank else "random"
 
 
 def _state(found: StateFolder, name: str) -> MethodState:

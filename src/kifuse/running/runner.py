@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from kifuse.config import RunConfig, to_yaml
@@ -24,6 +25,7 @@ from kifuse.running.lm_eval_tasks import require_lm_eval
 from kifuse.running.log_file import RunLog
 from kifuse.running.mid_task_checkpoint import refuse_file_for_middle
 from kifuse.running.progress import Plan, Progress
+from kifuse.running.record_of_all import changed_by_first
 from kifuse.running.run_start import (
     check_data,
     new_record,
@@ -260,12 +262,8 @@ class _StreamRun:
 
     def _take_over_training(self, trained: Path) -> None:
         """Let the first process copy another run's training, and give all processes the record of it."""
-
-        def taken() -> RunRecord:
-            take_over_training(self.engine.folder, trained, self.config, self.record)
-            return self.record
-
-        vars(self.record).update(vars(self.engine.processes.of_first(taken)))
+        taken = partial(take_over_training, self.engine.folder, trained, self.config, self.record)
+        changed_by_first(self.engine.processes, self.record, taken)
 
     def _take_over_first_task(self, others: Sequence[Path]) -> None:
         """Take over another run's first task if it must have the same outcome."""

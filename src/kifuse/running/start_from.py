@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kifuse.adapters.base import Adapter
 from kifuse.adapters.elsewhere import FILES
@@ -133,3 +133,10 @@ def weights_as_loaded(config: RunConfig, record: RunRecord, names: Iterable[str]
         f"{config.output}: most weights are trained, and none is kept as it was before the first task. "
         "A new learner in another folder begins there."
     )
+
+
+def small_start(model: nn.Module, learned: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Copy the tensors that will be learned, before any training; None if they are most of the model."""
+    if 2 * sum(p.numel() for p in learned.values()) > sum(p.numel() for p in model.parameters()):
+        return None
+    return {name: p.detach().cpu().clone() for name, p in learned.items()}

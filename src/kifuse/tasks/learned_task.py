@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.errors import DataError, KifuseError
-from kifuse.io.storage import read_json, write_json
+from kifuse.io.storage import read_json, sha256_file, write_json
 from kifuse.scoring.metrics import metric_name
 from kifuse.scoring.own_function import refuse_unnamed
 from kifuse.tasks.overlaps import Inputs
@@ -17,11 +17,14 @@ from kifuse.tasks.task import Example, Task
 FORMAT = 1
 
 
-def keep_task(file: Path, task: Task, probe: Sequence[Example] = ()) -> None:
+def keep_task(file: Path, task: Task, probe: Sequence[Example] = ()) -> str:
     """Write what scoring needs of a task: test examples, labels and metric, but no training examples.
 
     A probe is the exception: a few examples that show later whether the model still knows the task. Hashes of
     all inputs are kept as well, so that the inputs of later tasks can be compared with them.
+
+    Returns:
+        SHA-256 of the file.
 
     Raises:
         KifuseError: The file cannot be written.
@@ -35,6 +38,7 @@ def keep_task(file: Path, task: Task, probe: Sequence[Example] = ()) -> None:
         | {"test": test, "inputs": task.input_hashes(), "asks": way_of([*task.train, *task.test])}
         | more,
     )
+    return sha256_file(file)
 
 
 def kept_probe(file: Path) -> list[Example]:
