@@ -287,6 +287,7 @@ def test_a_method_is_handed_the_old_data_of_its_class_only(finished: Finished, n
         ({"name": "ewc", "penalty": 0.0}, True),
         ({"name": "lwf", "strength": 0.0}, True),
         ({"name": "ogd", "basis": 0}, True),
+        ({"name": "gpm", "threshold": 0.0, "growth": 0.0}, True),
         ({"name": "migu", "quantile": 0.0}, True),
         # the task ends before the first day, and before the first merge
         ({"name": "forever", "day_steps": 100}, True),
@@ -354,6 +355,7 @@ def test_a_stacking_method_keeps_earlier_pairs_bit_identical_and_says_how_it_gro
         "ewc",
         "lwf",
         "ogd",
+        "gpm",
         "migu",
         "slao",
         "forever",

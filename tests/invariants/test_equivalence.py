@@ -63,7 +63,7 @@ def test_a_step_is_the_same_in_one_part_or_in_many(
 
 
 @pytest.mark.parametrize(
-    "name", ["sequential", "kif, single examples", "recurrent-kif", "migu", "ogd", "o-lora", "osf"]
+    "name", ["sequential", "kif, single examples", "recurrent-kif", "migu", "ogd", "gpm", "o-lora", "osf"]
 )
 def test_layers_computed_again_give_the_same_bit_for_bit(
     backbone: Backbone, tiny_stream: Path, tmp_path: Path, name: str
