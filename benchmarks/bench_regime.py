@@ -42,6 +42,8 @@ REGIME: dict[str, Any] = {
 
 PUBLISHED = {"fusion": "published", "score": "uncertainty", "alpha_inner": 0.85, "alpha_outer": 0.15}
 
+CANDIDATE = "benchmarks.candidates.old_questions:OldQuestions"
+
 ROWS: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
     "joint": {"name": "joint"},
@@ -50,6 +52,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "der": {"name": "der++", "label_weight": 0.0},
     "der++-half": {"name": "der++", "strength": 0.5},
     "der++-double": {"name": "der++", "strength": 2.0},
+    "old-questions": {"name": CANDIDATE},
+    "old-questions-m": {"name": CANDIDATE, "replay": True},
     "generated-replay": {"name": "generated-replay"},
     "lwf": {"name": "lwf"},
     "kif": {"name": "kif"},
