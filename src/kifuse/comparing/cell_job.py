@@ -22,6 +22,9 @@ from kifuse.running.run_start import now
 _HANDED_ON = ("KIFUSE_", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
 """Beginnings of the environment variables that a job gets from the command: where models are kept."""
 
+_STOPPED = 130
+"""The exit code of a job that was told to stop, as after Ctrl-C."""
+
 _LOOK = 2.0
 """Seconds between two looks at a folder that another process holds."""
 
@@ -106,9 +109,6 @@ def run_cell(text: str) -> str | None:
             return told(error, job.title, Path(config.output), Path(job.grid))
         else:
             return None
-
-
-_STOPPED = 130
 
 
 def told(error: Exception, title: str, run: Path, grid: Path) -> str:

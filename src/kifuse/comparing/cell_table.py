@@ -57,7 +57,7 @@ class Shown:
         self.look()
 
     def send(self, number: int) -> None:
-        """Its job was sent, for the so-manieth time."""
+        """Note that its job was sent, and how often by now."""
         self.look()  # what an earlier job has written is no sign of this one
         self.tries, self.state = number, SENT
 

@@ -125,9 +125,7 @@ def _run_as_jobs(grid: Grid, everything: Grid, runner: JobRunner, console: Conso
     fetch_model(grid.common.model.name, console)
 
     def settled(planned: PlannedRun, failure: str | None) -> None:
-        if failure is not None:
-            outcome.failed.append((planned, failure))
-            _say(console, f"failed: {planned.title}: {failure}")
+        _report(planned, failure, outcome, console)
         _write(everything, console)
 
     run_cells(grid, [(planned, None) for planned in waiting], runner, at_once, console, settled)
@@ -216,7 +214,11 @@ def _try(
     trained: PlannedRun | None = None,
 ) -> None:
     """Run one run, and report it if it fails."""
-    failure = _run_one(planned, grid, progress, shared, trained)
+    _report(planned, _run_one(planned, grid, progress, shared, trained), outcome, console)
+
+
+def _report(planned: PlannedRun, failure: str | None, outcome: Outcome, console: Console) -> None:
+    """Put a failure among the outcome, and say it."""
     if failure is not None:
         outcome.failed.append((planned, failure))
         _say(console, f"failed: {planned.title}: {failure}")

@@ -69,18 +69,20 @@ class AdaptedModel(_Base):
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
         """See `HFLM`."""
-        self._done, self._total = 0, len(requests)
-        return super().loglikelihood(requests, disable_tqdm=True)
+        return super().loglikelihood(self._counted(requests), disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
         """See `HFLM`."""
-        self._done, self._total = 0, len(requests)
-        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+        return super().loglikelihood_rolling(self._counted(requests), disable_tqdm=True)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
         """See `HFLM`."""
+        return super().generate_until(self._counted(requests), disable_tqdm=True)
+
+    def _counted(self, requests: Any) -> Any:
+        """Begin to count the requests of one kind."""
         self._done, self._total = 0, len(requests)
-        return super().generate_until(requests, disable_tqdm=True)
+        return requests
 
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None

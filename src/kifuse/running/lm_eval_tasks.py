@@ -105,20 +105,21 @@ def open_lm_eval(config: LmEvalConfig) -> list[LmEvalTask]:
     if not config.tasks:
         return []
     require_lm_eval(config)
-    known: dict[str, Any] = {}
+    found: list[LmEvalTask] = []
+    asked_by: dict[str, str] = {}
     with seeded_apart(), heard(), without_bars():
         for asked in config.tasks:
-            name, metric = _named(asked, config)
-            for loaded in _load(name, config):
+            name, metric, manager = _named(asked, config)
+            for loaded in _load(name, manager):
                 task = _opened(name, metric, loaded, config)
-                if task.name in known:
+                if task.name in asked_by:
                     raise ConfigError(
-                        f"watch.lm_eval: {task.of.task!r} is asked for by {known[task.name]!r} and by "
+                        f"watch.lm_eval: {task.of.task!r} is asked for by {asked_by[task.name]!r} and by "
                         f"{asked!r}; ask for it once. All its metrics are on record anyway."
                     )
-                known[task.name] = asked
-                known[asked] = [*known.get(asked, []), task]
-    return [task for asked in config.tasks for task in known[asked]]
+                asked_by[task.name] = asked
+                found.append(task)
+    return found
 
 
 def recorded_config(of: LmEvalRecord) -> LmEvalConfig:
@@ -192,8 +193,8 @@ def _names(config: LmEvalConfig) -> list[str]:
     return [*own, *_all_tasks().all_tasks]
 
 
-def _named(asked: str, config: LmEvalConfig) -> tuple[str, str]:
-    """Split `hellaswag:acc_norm` into name and metric; the metric is empty if none is asked for."""
+def _named(asked: str, config: LmEvalConfig) -> tuple[str, str, Any]:
+    """Split `hellaswag:acc_norm` into name and metric, which may be empty; with the manager that knows it."""
     for folder in config.include_path:
         if not folder.is_dir():
             raise ConfigError(
@@ -201,19 +202,19 @@ def _named(asked: str, config: LmEvalConfig) -> tuple[str, str]:
                 "files (*.yaml) of lm_eval."
             )
     name, _, metric = asked.partition(":")
-    if name not in _manager(name, config).all_tasks:
+    manager = _manager(name, config)
+    if name not in manager.all_tasks:
         nearest = get_close_matches(name, _names(config), n=3)
         hint = f" The nearest are {', '.join(nearest)}." if nearest else ""
         raise ConfigError(
             f"watch.lm_eval: found {name!r}, expected a task that lm_eval {_installed()} has.{hint} See "
             "'lm-eval ls tasks'; a task file of your own is found in watch.lm_eval.include_path."
         )
-    return name, metric
+    return name, metric, manager
 
 
-def _load(name: str, config: LmEvalConfig) -> list[Any]:
+def _load(name: str, manager: Any) -> list[Any]:
     """Load what a name stands for: a task or a group gives one entry, a tag one for each of its tasks."""
-    manager = _manager(name, config)
     try:
         loaded = manager.load([name])
         groups = loaded.get("groups", {})

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from torch import distributed
-
 from kifuse.answering.evaluator import Evaluator
 from kifuse.answering.sampling import sample
 from kifuse.driving.method_loss import key_of
@@ -19,7 +17,7 @@ from kifuse.methods.base import Method, TaskInfo
 from kifuse.methods.sampled import Sampling
 from kifuse.methods.shown import Shown
 from kifuse.methods.texts import Noted
-from kifuse.running.environment import process_count
+from kifuse.processes import Processes
 from kifuse.running.progress import Progress
 from kifuse.running.trainer_listener import Watcher
 from kifuse.tasks.memory import MemoryBuffer
@@ -164,9 +162,7 @@ class TaskTexts:
 
 def _of_the_first(texts: list[str]) -> list[str]:
     """Give all processes the texts of the first one: another's model may differ in the last bits."""
-    if process_count() > 1:
-        distributed.broadcast_object_list(texts, src=0)
-    return texts
+    return Processes.of_launcher().of_first(lambda: texts)
 
 
 def _asking_more(row: Example, more: str) -> Example:
