@@ -137,6 +137,21 @@ ADAPTERS: dict[str, dict[str, Any]] = {"osf": {"kind": "osf"}, "osf-own-rate": {
 RATES = {"osf-own-rate": 5e-5}
 """Learning rates of rows that do not use the regime's rate, which suits LoRA: that of OSF's paper."""
 
+OF_THE_TABLES: dict[str, dict[str, Any]] = {
+    "l2p": {"name": "l2p"},
+    "lfpt5": {"name": "lfpt5", "length": 50},
+    "progprompt": {"name": "progprompt"},
+    "epi": {"name": "epi"},
+    "mocl": {"name": "mocl", "length": 16},
+    "mocl-lora": {"name": "mocl", "module": "lora"},
+    "moe-lora": {"name": "moe-lora"},
+    "sapt": {"name": "sapt"},
+}
+"""Systems of the papers' tables that came last. Prompts are as long as suits inputs of 100 tokens."""
+
+RATES_OF_PROMPTS = (3e-3, 1e-2, 3e-2, 1e-1)
+"""The rates that benchmarks/prompt_rates.py tries for prompts and prefixes, which 1e-3 hardly moves."""
+
 PAPERS_SHARE = 3
 """How many of a task's 150 examples are kept if the memory is 2%; the papers keep 20 of 1,000."""
 
@@ -148,7 +163,7 @@ OF_PAPERS_SHARE: dict[str, dict[str, Any]] = {
 }
 """Rows with the papers' share. With 20 steps in a round Recurrent-KIF replays about as much as replay."""
 
-ROWS |= OF_PAPERS_SHARE
+ROWS |= OF_PAPERS_SHARE | OF_THE_TABLES
 ROWS |= {name: {"name": name} for name in RIVALS}
 ROWS["osf-own-rate"] = {"name": "osf"}
 ROWS["vr-mcl-vision"] = {"name": "vr-mcl", "alpha": 0.1, "alpha_lr": 0.25}
