@@ -57,9 +57,10 @@ $(VENV)/.made:
 	@touch $@
 
 # uv knows where each build of torch is kept; where it cannot reach that, pip takes the build it is offered.
+# The system's certificates are those that pip uses too.
 $(VENV)/.torch: $(VENV)/.made
 	@$(PIP) install uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=$(TORCH_BACKEND) '$(TORCH)' \
+	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --torch-backend=$(TORCH_BACKEND) '$(TORCH)' \
 		2>$(VENV)/uv.log || { \
 		echo "note: uv found no $(TORCH_BACKEND) build of $(TORCH) (see $(VENV)/uv.log); pip installs its own choice"; \
 		$(PIP) install '$(TORCH)'; }
@@ -69,7 +70,7 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 	$(PIP) install -e '.[dev]'
 	@touch $@
 
-PUT_OLDEST = $(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -e '.[dev]'
+PUT_OLDEST = $(BIN)/uv pip install --quiet --system-certs --python $(OLDEST)/bin/python --resolution lowest-direct -e '.[dev]'
 
 # as above: where uv cannot reach the builds of torch it takes the registry's own
 $(OLDEST)/.installed: pyproject.toml $(VENV)/.torch
