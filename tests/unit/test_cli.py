@@ -376,7 +376,7 @@ def test_a_full_disk_is_said_without_a_traceback_wherever_it_is_noticed(
     engine: dict[str, Any], config: Path
 ) -> None:
     engine["error"] = OSError(errno.ENOSPC, "No space left on device", "runs/a/trainer")
-    refused(call("run", config), "error: runs/a/trainer: No space left on device. Put that right, and give")
+    refused(call("run", config), "error: runs/a/trainer: No space left on device. Correct this and give")
 
 
 def test_an_error_of_kifuses_own_keeps_its_traceback(engine: dict[str, Any], config: Path) -> None:

@@ -114,8 +114,8 @@ def test_a_task_that_is_not_there_is_refused_with_a_near_name(config: Path):
 
 def test_without_the_tokenizer_the_plain_texts_and_the_reason_are_shown(config: Path, no_bundled_model: None):
     said = " ".join(call(config, "--set", "model.name=smollm2-135m").split())
-    assert "Without a tokenizer no lengths are known" in said and "no network here" in said
-    assert "as its text stands in the data" in said and "answers which contradict" in said
+    assert "The tokenizer cannot be loaded, so no lengths are known" in said and "no network here" in said
+    assert "as it is in the data" in said and "answers which contradict" in said
     found = json.loads(call(config, "--set", "model.name=smollm2-135m", "--json"))
     assert "longest_input" not in found["tasks"][0]
     assert found["tasks"][1]["rendered"]["target"] == [["delivery", False]]

@@ -25,25 +25,28 @@ NOW = "now"
 def ask(
     folder: Annotated[Path, typer.Argument(help=FOLDER)],
     texts: Annotated[
-        list[str] | None, typer.Argument(help="Questions; without, one is read from stdin.", metavar="TEXT")
+        list[str] | None,
+        typer.Argument(help="Questions. If there are none, one is read from stdin.", metavar="TEXT"),
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="A file of questions: rows as JSONL (input, or messages), or a text on each line."),
+        typer.Option(help="A file of questions: JSONL rows with 'input' or 'messages', or one text a line."),
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="A dialogue; an empty line ends it.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Hold a dialogue. An empty line ends it.")] = False,
     task: Annotated[
-        str | None, typer.Option(help="The learned task whose instruction goes before the texts.")
+        str | None, typer.Option(help="A learned task. Its instruction is put before each text.")
     ] = None,
     after: Annotated[
-        list[str] | None, typer.Option(help=f"{AFTER} Repeated: the states' answers side by side.")
+        list[str] | None, typer.Option(help=f"{AFTER} Repeat it to see the answers of several states.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="The most tokens of an answer.")] = None,
     model: Annotated[str | None, typer.Option(help=MODEL)] = None,
     own_method: Annotated[str | None, typer.Option(help=OWN_METHOD)] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)] = False,
-    as_json: Annotated[bool, typer.Option("--json", help=f"{JSON} An entry for each question.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but answers.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help=f"{JSON} It has one entry for each question.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the answers.")] = False,
 ) -> None:
     """Put questions to a learner and print its answers, one on a line.
 

@@ -39,30 +39,38 @@ def compare(
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(help="Names of 'kifuse ls methods', or labels of the section 'compare', with commas."),
+        typer.Option(
+            help="Names of 'kifuse ls methods' or labels of the section 'compare', separated by commas."
+        ),
     ] = None,
     benchmark: Annotated[str | None, typer.Option(help="A name of 'kifuse ls benchmarks'.")] = None,
     orders: Annotated[
-        str | None, typer.Option(help="Numbers of the benchmark's task orders, with commas.")
+        str | None, typer.Option(help="Numbers of the benchmark's task orders, separated by commas.")
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, with commas.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder that holds the data.")] = None,
     model: Annotated[
         str | None, typer.Option(help="A name of 'kifuse ls models', a hub id, or a folder.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for all runs; what is finished in it is not run again.")
+        Path | None,
+        typer.Option(help="Folder for all runs. Runs that are finished in it are not made again."),
     ] = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            "--vary", metavar="KEY=VALUE,VALUE", help="Values to try of any key; repeatable: a grid."
+            "--vary",
+            metavar="KEY=VALUE,VALUE",
+            help="Values of any key to try. Repeat it to try all combinations.",
         ),
     ] = None,
     choose_on: Annotated[
         str | None,
         typer.Option(
-            help="What values are chosen on: dev. Test examples are scored with the chosen one alone."
+            help=(
+                "The examples that values are chosen on: dev. Test examples are scored with the chosen "
+                "value only."
+            )
         ),
     ] = None,
     settings: Annotated[
@@ -72,22 +80,29 @@ def compare(
     on: Annotated[
         str | None,
         typer.Option(
-            help="Where the runs are made: local, slurm (through submitit) or ray; else as the file says."
+            help=(
+                "Where the runs are made: local, slurm (through submitit) or ray. Default: as in the file, "
+                "or local."
+            )
         ),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="Runs at once; else 1 on this machine and 8 on slurm and ray.")
+        int | None,
+        typer.Option(help="Runs at the same time. Default: 1 on this machine, 8 on slurm and ray."),
     ] = None,
     job: Annotated[
         list[str] | None,
         typer.Option(
             "--job",
             metavar="KEY=VALUE",
-            help="What a job asks for, as submitit or Ray names it: slurm_partition=gpu; repeatable.",
+            help=(
+                "An option of each job, as submitit or Ray names it, such as slurm_partition=gpu; repeatable."
+            ),
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say which runs there are and how much work, and stop.")
+        bool,
+        typer.Option("--dry-run", help="Say which runs there are and how much work they are, then stop."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help=QUIET)] = False,
 ) -> None:
@@ -147,7 +162,9 @@ def whole_numbers(text: str | None, option: str) -> list[int] | None:
         return None
     names = split_names(text)
     if not names or not all(name.isascii() and name.isdigit() and len(name) < 20 for name in names):
-        raise ConfigError(f"{option}: found {text!r}, expected whole numbers with commas, such as 1,2,3.")
+        raise ConfigError(
+            f"{option}: found {text!r}, expected whole numbers separated by commas, such as 1,2,3."
+        )
     found = [int(name) for name in names]
     if len(set(found)) < len(found):
         raise ConfigError(f"{option}: found {text!r}, expected each number once. Remove one.")
@@ -178,7 +195,8 @@ def show_plan(grid: Grid, console: Console) -> None:
     if grid.vary:
         _say(
             console,
-            "These runs are scored on dev; then each method's best value is scored on test, untrained.",
+            "These runs are scored on dev. Then each method's best value is scored on test, with no "
+            "more training.",
         )
     left = [plan for planned, plan in zip(grid.runs, work, strict=True) if not is_finished(planned)]
     console.print(table)
@@ -186,7 +204,8 @@ def show_plan(grid: Grid, console: Console) -> None:
     _say(
         console,
         f"To do: {len(left)} runs, at most {sum(plan.steps for plan in left):,} forward and backward passes "
-        f"and {sum(plan.scored for plan in left):,} answers to score. A pass is one batch, both ways.",
+        f"and {sum(plan.scored for plan in left):,} answers to score. A pass is one batch, forward and "
+        "backward.",
     )
 
 
@@ -219,7 +238,7 @@ def _show(grid: Grid, outcome: Outcome, console: Console) -> None:
     for planned, reason in outcome.failed:
         print_error(f"{planned.title} failed: {reason}")
     if outcome.failed:
-        _say(console, "The same command tries again what failed.")
+        _say(console, "Give the same command to try the failed runs again.")
 
 
 def _say(console: Console, text: str) -> None:

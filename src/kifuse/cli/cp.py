@@ -14,7 +14,8 @@ def cp(
     target: Annotated[
         Path | None,
         typer.Argument(
-            help="The file to write, or a folder for it; RECIPE.yaml here if left out.", metavar="TARGET"
+            help="The file to write, or a folder for it. Default: RECIPE.yaml in this folder.",
+            metavar="TARGET",
         ),
     ] = None,
     model: Annotated[
@@ -22,15 +23,17 @@ def cp(
     ] = "t5-large",
     benchmark: Annotated[
         str | None,
-        typer.Option(help="A name of 'kifuse ls benchmarks'; by default the table's."),
+        typer.Option(help="A name of 'kifuse ls benchmarks'. Default: the table's."),
     ] = None,
     order: Annotated[int | None, typer.Option(help="Number of the benchmark's task order.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder that holds the data.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A value of your own for a key of it; repeatable."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Your own value for a key of the recipe; repeatable."
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if there is one.")] = False,
 ) -> None:
     """Copy a row of a paper's table as a complete configuration that is yours. Trains nothing."""
     from kifuse.config import parse_overrides
@@ -52,7 +55,7 @@ def cp(
         path /= f"{recipe}.yaml"
     if path.exists() and not force:
         raise ConfigError(
-            f"{path}: found a file, expected none. It is left as it is: name another TARGET, or add --force."
+            f"{path}: found a file, expected none. It was not changed. Name another TARGET, or add --force."
         )
     write_text(path, filled.text)
     shown = shlex.quote(str(path))

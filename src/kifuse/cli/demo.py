@@ -13,10 +13,10 @@ from kifuse.cli.quiet import QUIET
 def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, data order and memory.")] = 0,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the runs; runs/demo-seedN if not given.")
+        Path | None, typer.Option(help="Folder for the runs. Default: runs/demo-seedN.")
     ] = None,
     methods: Annotated[
-        str, typer.Option(help="Methods to compare, with commas; see 'kifuse ls methods'.")
+        str, typer.Option(help="Methods to compare, separated by commas; see 'kifuse ls methods'.")
     ] = "sequential,recurrent-kif",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help=QUIET)] = False,
 ) -> None:

@@ -33,7 +33,8 @@ def evaluate(
     ] = None,
     after: Annotated[str | None, typer.Option(help=AFTER)] = None,
     min_score: Annotated[
-        float | None, typer.Option(help="Least score of each task; below it the exit code is 3.")
+        float | None,
+        typer.Option(help="The lowest score that each task may have. Below it the exit code is 3."),
     ] = None,
     model: Annotated[str | None, typer.Option(help=MODEL)] = None,
     own_metrics: Annotated[

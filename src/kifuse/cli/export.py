@@ -17,30 +17,38 @@ if TYPE_CHECKING:
 
 def export(
     folder: Annotated[Path, typer.Argument(help="A learner's folder, or a run's.")],
-    output: Annotated[Path | None, typer.Option(help="Where to; without, 'export' in that folder.")] = None,
-    after: Annotated[str | None, typer.Option(help="The task after which; without, the last one.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write. Default: 'export' in the first folder.")
+    ] = None,
+    after: Annotated[
+        str | None, typer.Option(help="Export the state after this task. Default: the last one.")
+    ] = None,
     merged: Annotated[
-        bool, typer.Option("--merged", help="The whole model with what was learned in its weights.")
+        bool,
+        typer.Option("--merged", help="Export the whole model, with the adapter merged into its weights."),
     ] = False,
     precision: Annotated[
-        str, typer.Option(help="Of a merged model: base (as the base model is kept), fp32, bf16 or fp16.")
+        str,
+        typer.Option(
+            help="Number format of a merged model: base (as in the base model's files), fp32, bf16 or fp16."
+        ),
     ] = "base",
     may_differ: Annotated[
-        int, typer.Option(min=0, help="How many answers on a merged model's probe may differ.")
+        int,
+        typer.Option(min=0, help="How many probe answers of a merged model may differ from the adapter's."),
     ] = 0,
     model: Annotated[str | None, typer.Option(help=MODEL)] = None,
     base: Annotated[
-        str | None, typer.Option(help="What the base model is called for others, such as its hub id.")
+        str | None, typer.Option(help="The base model's public name, such as its hub id.")
     ] = None,
     licence: Annotated[
-        str | None, typer.Option(help="Of the base model, where its own card is not at hand.")
+        str | None, typer.Option(help="Licence of the base model, if kifuse does not find its model card.")
     ] = None,
     push_to_hub: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to this repository of the hub.")
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Upload the export to this repository of the hub."),
     ] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="A repository that is made there is for all to see.")
-    ] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)] = False,
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help=QUIET)] = False,
@@ -86,10 +94,12 @@ def _print(done: Export) -> None:
     lines = [f"{done.form} on {done.base.name}, which learned {learned}: {done.folder}"]
     if done.probe is not None:
         asked, same = done.probe["questions"], done.probe["same"]
-        lines.append(f"{same} of {asked} answers on the probe are the adapter's ({done.probe['precision']})")
+        lines.append(
+            f"{same} of {asked} probe answers are the same as the adapter's ({done.probe['precision']})"
+        )
     for server in done.servers:
         if server.refuses:
-            lines.append(f"{server.name} does not take it: {server.refuses}")
+            lines.append(f"{server.name} cannot load it: {server.refuses}")
         else:
             lines += [f"{server.name}:", *(f"  {command}" for command in server.commands)]
     if done.commit:

@@ -19,7 +19,9 @@ def forget(
         list[str] | None,
         typer.Option(
             metavar="DATA",
-            help="Data of each later task, in their order: they are learned again from the state before it.",
+            help=(
+                "Data of each later task, in order. These tasks are learned again from the state before TASK."
+            ),
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help=MODEL)] = None,

@@ -28,20 +28,23 @@ def fuse(
     ] = None,
     fusion: Annotated[str, typer.Option(help="static, adaptive or average.")] = "static",
     units: Annotated[
-        str | None, typer.Option(help="matrix, rank, element, module or layer; those of the importance.")
+        str | None,
+        typer.Option(help="matrix, rank, element, module or layer. Default: the level of the importance."),
     ] = None,
     unit_score: Annotated[
-        str | None, typer.Option(help="Score of a LoRA rank: outer (default) or mean.")
+        str | None, typer.Option(help="How a LoRA rank is scored: outer (default) or mean.")
     ] = None,
     gamma: Annotated[
-        float | None, typer.Option(help="Static: weight of the previous where both need a unit; 0.7.")
+        float | None,
+        typer.Option(help="Static: weight of the previous adapter where both need a unit. Default: 0.7."),
     ] = None,
     quantile: Annotated[
-        float | None, typer.Option(help="Static: units above it are needed; 0.8 is the top 20%.")
+        float | None,
+        typer.Option(help="Static: units above this quantile are needed. Default: 0.8, the top 20%."),
     ] = None,
-    tau: Annotated[float | None, typer.Option(help="Adaptive: temperature; 0.15.")] = None,
+    tau: Annotated[float | None, typer.Option(help="Adaptive: temperature. Default: 0.15.")] = None,
     average: Annotated[
-        float | None, typer.Option(help="Average: weight of the previous everywhere; 0.5.")
+        float | None, typer.Option(help="Average: weight of the previous adapter everywhere. Default: 0.5.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an adapter that is in --output.")] = False,
 ) -> None:
@@ -87,7 +90,7 @@ def _settings(fusion: str, given: dict[str, Any]) -> dict[str, Any]:
             )
     if fusion != "average" and "importance" not in given:
         raise ConfigError(
-            f"--importance: found nothing, expected a file with the importance that --fusion {fusion} goes "
-            "by. Only --fusion average does without."
+            f"--importance: found nothing, expected a file with the importance that --fusion {fusion} uses. "
+            "Only --fusion average needs none."
         )
     return given

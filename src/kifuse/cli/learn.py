@@ -24,30 +24,39 @@ def learn(
     data: Annotated[
         str, typer.Argument(help="The task: a folder, a file, or a data set's hub id.", metavar="DATA")
     ],
-    name: Annotated[str | None, typer.Option(help="The task's name; else the file's.")] = None,
+    name: Annotated[str | None, typer.Option(help="The task's name. Default: the name of the file.")] = None,
     test: Annotated[
-        Path | None, typer.Option(help="A file of test rows; without, a tenth is held out.")
+        Path | None, typer.Option(help="A file of test rows. Without it, a tenth of the rows is held out.")
     ] = None,
-    instruction: Annotated[str | None, typer.Option(help="Stands before each input.")] = None,
-    labels: Annotated[str | None, typer.Option(help="The closed set of answers, with commas.")] = None,
-    metric: Annotated[str | None, typer.Option(help="Of 'kifuse ls metrics', or module:function.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="A text that is put before each input.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="The only possible answers, separated by commas.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="A name of 'kifuse ls metrics', or module:function.")
+    ] = None,
     data_format: Annotated[
-        str | None, typer.Option("--format", help="The format of the rows, where it cannot be told.")
+        str | None, typer.Option("--format", help="The format of the rows, if kifuse does not recognise it.")
     ] = None,
     columns: Annotated[
         list[str] | None,
-        typer.Option("--column", metavar="FIELD=COLUMN", help="Such as input=question; repeatable."),
+        typer.Option(
+            "--column",
+            metavar="FIELD=COLUMN",
+            help="The column of a field, such as input=question; repeatable.",
+        ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Of a new learner: a name of 'kifuse ls models', a hub id, or a folder."),
+        typer.Option(help="Model of a new learner: a name of 'kifuse ls models', a hub id, or a folder."),
     ] = None,
     adapter: Annotated[
         Path | None,
-        typer.Option(help="Of a new learner: a LoRA adapter made elsewhere, as what was learned before."),
+        typer.Option(help="A LoRA adapter made elsewhere that a new learner starts from."),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="Of a new learner: a name of 'kifuse ls methods'; else recurrent-kif.")
+        str | None,
+        typer.Option(help="Method of a new learner: a name of 'kifuse ls methods'. Default: recurrent-kif."),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -55,11 +64,18 @@ def learn(
     ] = None,
     max_forgetting: Annotated[
         float | None,
-        typer.Option(help="Most points an earlier task may lose, or the task is rolled back (exit code 3)."),
+        typer.Option(
+            help=(
+                "Points that an earlier task may lose. If it loses more, the new task is rolled back (exit "
+                "code 3)."
+            )
+        ),
     ] = None,
     min_score: Annotated[
         float | None,
-        typer.Option(help="Least score the task must reach, or it is rolled back (exit code 3)."),
+        typer.Option(
+            help="The score that the task must reach. Below it, the task is rolled back (exit code 3)."
+        ),
     ] = None,
     repair: Annotated[
         bool | None,
@@ -71,21 +87,25 @@ def learn(
     watch: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A task or a folder of tasks to score as well, never trained on; --max-forgetting counts."
+            help=(
+                "A task or folder of tasks that is scored too and never trained on. --max-forgetting holds "
+                "for it."
+            )
         ),
     ] = None,
     watch_lm_eval: Annotated[
         str | None,
         typer.Option(
-            help="Tasks of lm-evaluation-harness to watch, with commas, or as under watch.lm_eval: '{tasks: "
-            "[hellaswag], limit: 200}'."
+            help="Tasks of lm-evaluation-harness to watch: names separated by commas, or a mapping as "
+            "under watch.lm_eval: '{tasks: [hellaswag], limit: 200}'."
         ),
     ] = None,
     before: Annotated[
-        str | None, typer.Option("--run-before", help="A shell command that is run first.")
+        str | None, typer.Option("--run-before", help="A shell command to run before the task is learned.")
     ] = None,
     afterwards: Annotated[
-        str | None, typer.Option("--run-after", help="A shell command that is run when the task is settled.")
+        str | None,
+        typer.Option("--run-after", help="A shell command to run when the task is kept or rolled back."),
     ] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=TRUST)] = False,
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,

@@ -58,8 +58,8 @@ def metrics() -> None:
         ],
     )
     typer.echo(
-        "Scores run from 0 to 100; over each answer: their mean. A function of your own is named "
-        "module:function, such as my_scores:score."
+        "Scores are from 0 to 100. A metric over each answer gives the mean of all answers. Name a "
+        "function of your own as module:function, such as my_scores:score."
     )
 
 
@@ -96,10 +96,11 @@ def recipes() -> None:
             ]
             _print(["kifuse cp", "row", *benchmarks], cells)
     typer.echo(
-        "Figures are for T5-large where no model is named. 'kifuse cp RECIPE' writes a file that is yours;"
+        "Figures without a model's name are of T5-large. 'kifuse cp RECIPE' writes a recipe to a file "
+        "of your own;"
     )
-    typer.echo(f"--model takes {', '.join(model_names())} or any other, --benchmark and --order")
-    typer.echo("what 'kifuse ls benchmarks' lists.")
+    typer.echo(f"--model takes {', '.join(model_names())} or any other model; --benchmark and --order")
+    typer.echo("take what 'kifuse ls benchmarks' lists.")
 
 
 def _print(columns: list[str], rows: list[tuple[str, ...]]) -> None:

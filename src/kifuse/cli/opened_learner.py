@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 FOLDER = "The learner's folder."
 MODEL = "The model's folder, if it has moved since."
-TRUST = "Run Python code that comes with the model; what the folder says does not count."
-OWN_METHOD = "module:Class of the learner's method, if it is your own; the folder never names code."
-AFTER = "The task after which the model is asked; without, as it is now."
+TRUST = "Run Python code that comes with the model. The learner's folder cannot allow this."
+OWN_METHOD = "module:Class of the learner's method, if it is your own. The learner's folder cannot name it."
+AFTER = "Use the state after this task. Default: the present state."
 JSON = "Print the result as JSON, for scripts."
 
 GATE = 3
@@ -45,8 +45,8 @@ def refuse_missing(folder: Path) -> None:
     """
     if not has_learner(folder):
         raise RunError(
-            f"{folder}: found no learner, expected a folder that 'kifuse learn' made. Begin one: "
-            f"kifuse learn {folder} DATA --model MODEL"
+            f"{folder}: found no learner, expected a folder that 'kifuse learn' made. Start one: kifuse "
+            f"learn {folder} DATA --model MODEL"
         )
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 
-QUIET = "Print nothing but errors: no progress, no result. log.txt in the run's folder has it all."
+QUIET = "Print only errors, no progress and no result. log.txt in the run's folder has everything."
 
 
 def quieten_imports() -> None:

@@ -18,22 +18,32 @@ def report(
             "--output",
             "-o",
             metavar="FILE",
-            help="The page. Default: report.html in the run's folder, or in the one that holds all runs.",
+            help=(
+                "The page to write. Default: report.html in the run's folder, or in the folder that holds "
+                "all runs."
+            ),
         ),
     ] = None,
     figures: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Also write every picture there, as PNG, SVG and PDF for a paper."),
+        typer.Option(
+            metavar="DIR", help="Folder to write every picture to as well, as PNG, SVG and PDF for a paper."
+        ),
     ] = None,
     tables: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Also write the tables there, as CSV, Markdown and LaTeX."),
+        typer.Option(
+            metavar="DIR", help="Folder to write the tables to as well, as CSV, Markdown and LaTeX."
+        ),
     ] = None,
     no_examples: Annotated[
         bool,
         typer.Option(
             "--no-examples",
-            help="Leave out every input, expected answer and prediction, and all but the last part of paths.",
+            help=(
+                "Leave out all inputs, expected answers and predictions, and shorten paths to their last "
+                "part."
+            ),
         ),
     ] = False,
 ) -> None:

@@ -22,38 +22,55 @@ LIST = "list"
 
 def reproduce(
     name: Annotated[
-        str, typer.Argument(help="'list', or a name of it, such as rkif-table-2.", metavar="list|NAME")
+        str,
+        typer.Argument(help="'list', or a name from that list, such as rkif-table-2.", metavar="list|NAME"),
     ],
     data: Annotated[
         Path | None,
-        typer.Option(help="The benchmark's data; of two, a folder that holds long_sequence and superni."),
+        typer.Option(
+            help="The benchmark's data. For two benchmarks, the folder that holds long_sequence and superni."
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="Of the papers, such as llama-2-7b; or of 'kifuse ls models', a hub id, a folder. Several "
-            "with commas for a figure that compares models."
+            help="A model of the papers, such as llama-2-7b, a name of 'kifuse ls models', a hub id, or a "
+            "folder. Several, separated by commas, for a figure that compares models."
         ),
     ] = None,
     watch: Annotated[
         list[Path] | None,
-        typer.Option(help="Tasks to score and never train on: a folder; repeatable. kif-table-3 needs one."),
+        typer.Option(
+            help="Folder of tasks that are scored and never trained on; repeatable. kif-table-3 needs one."
+        ),
     ] = None,
     budget: Annotated[
-        str, typer.Option(help="paper: as the authors, on a GPU; bench: two CPU cores; smoke: minutes.")
+        str,
+        typer.Option(
+            help="paper: the authors' settings, for a GPU; bench: for two CPU cores; smoke: takes minutes."
+        ),
     ] = "bench",
-    benchmark: Annotated[str | None, typer.Option(help="Of the table's, with commas; else all.")] = None,
-    orders: Annotated[str | None, typer.Option(help="Numbers of task orders, with commas.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, with commas.")] = None,
-    rows: Annotated[str | None, typer.Option(help="Names of rows, with commas; else all.")] = None,
+    benchmark: Annotated[
+        str | None, typer.Option(help="Benchmarks of the table, separated by commas. Default: all.")
+    ] = None,
+    orders: Annotated[str | None, typer.Option(help="Numbers of task orders, separated by commas.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas.")] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Names of rows, separated by commas. Default: all.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any key, for all rows; on record. Repeatable."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any key of the configuration, for all rows. The page names it. Repeatable.",
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for everything; what is finished in it is not run again.")
+        Path | None,
+        typer.Option(help="Folder for everything. Runs that are finished in it are not made again."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much work it is, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much work it is, then stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help=QUIET)] = False,
 ) -> None:
     """Run a table or figure of the papers, and show the results beside the published ones.
@@ -79,8 +96,8 @@ def reproduce(
         return
     if data is None:
         raise ConfigError(
-            f"--data: found nothing, expected the folder with the data of {_benchmarks(table)}; where "
-            "these are two benchmarks, the one that holds the folders long_sequence and superni."
+            f"--data: found nothing, expected the folder with the data of {_benchmarks(table)}. For two "
+            "benchmarks, name the folder that holds long_sequence and superni."
         )
 
     from kifuse.cli.compare import show_plan, whole_numbers

@@ -58,7 +58,8 @@ def units(
     kind: Annotated[str, typer.Option(help="lora, rslora, dora, ia3, full or osf.")] = "lora",
     rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA kinds.")] = 8,
     target: Annotated[
-        str | None, typer.Option(help="Layers to adapt, with commas; as model.adapter.target_modules.")
+        str | None,
+        typer.Option(help="Layers to adapt, separated by commas, as in model.adapter.target_modules."),
     ] = None,
 ) -> None:
     """Show the skill units of a model's trained parameters: how many, of which sizes, in which layers.

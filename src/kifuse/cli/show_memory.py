@@ -34,17 +34,22 @@ def memory(
         typer.Option(help="A name of 'kifuse ls models', a hub id, or a folder with a config.json."),
     ],
     rows: Annotated[int, typer.Option(min=1, help="Examples that a device computes at once.")] = 8,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each, padding included.")] = 512,
-    target_tokens: Annotated[int, typer.Option(min=1, help="Of each, the tokens of its target.")] = 16,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of each example, with padding.")] = 512,
+    target_tokens: Annotated[int, typer.Option(min=1, help="Target tokens of each example.")] = 16,
     kind: Annotated[str, typer.Option(help="lora, rslora, dora, ia3 or full.")] = "lora",
     rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA kinds.")] = 8,
     target: Annotated[
-        str | None, typer.Option(help="Layers to adapt, with commas; as model.adapter.target_modules.")
+        str | None,
+        typer.Option(help="Layers to adapt, separated by commas, as in model.adapter.target_modules."),
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16; as model.precision.")] = "bf16",
-    quantization: Annotated[str, typer.Option(help="none, 8bit or 4bit; as model.quantization.")] = "none",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16, as in model.precision.")] = "bf16",
+    quantization: Annotated[str, typer.Option(help="none, 8bit or 4bit, as in model.quantization.")] = "none",
     checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="As training.gradient_checkpointing.")
+        bool,
+        typer.Option(
+            "--gradient-checkpointing",
+            help="Compute the layers again in the backward pass, as with training.gradient_checkpointing.",
+        ),
     ] = False,
 ) -> None:
     """Show how much memory training needs on each device: weights, trained parameters, activations.
@@ -112,7 +117,8 @@ def _table(needs: MemoryNeeds, precision: str, quantization: str) -> object:
     table.add_row("together", _gib(needs.total()), style="bold")
     for method, copies in COPIES.items():
         table.add_row(
-            f"together with {method}'s {copies} copies of what is trained", _gib(needs.total(copies))
+            f"together with {method}'s {copies} copies of what is trained",
+            _gib(needs.total(copies)),
         )
     return table
 

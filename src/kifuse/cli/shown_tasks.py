@@ -79,7 +79,7 @@ def print_whole(console: Console, found: TaskFindings) -> None:
         _line(
             console,
             "tokens",
-            "texts to continue; what is longer than data.max_input and data.max_target together is parted"
+            "texts to continue; longer ones than data.max_input and data.max_target together are split"
             if lengths.longest_target == 0
             else f"inputs up to {lengths.longest_input:,}, answers up to {lengths.longest_target:,}; cut: "
             f"{lengths.cut_inputs:,} training and {lengths.cut_test_inputs:,} test inputs, "
@@ -95,7 +95,7 @@ def print_whole(console: Console, found: TaskFindings) -> None:
             _line(
                 console,
                 "too long",
-                "a part of the example is left out, or follows in further pieces, as for the model",
+                "the model reads this example without a part of it, or in several pieces",
             )
         for label, pieces, style in (
             ("prompt", found.rendered.prompt, PROMPT),
@@ -109,7 +109,7 @@ def print_whole(console: Console, found: TaskFindings) -> None:
 def legend(rendering: Rendering | None) -> Text:
     """Return the legend of the examples, in their colours."""
     if rendering is None:
-        return Text("The first example of each task, as its text stands in the data:")
+        return Text("The first example of each task, as it is in the data:")
     form = "by the model's chat template" if rendering.by_template else "as plain text"
     return Text.assemble(
         ("What the model reads", "bold"),

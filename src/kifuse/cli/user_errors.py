@@ -42,13 +42,14 @@ class KifuseGroup(TyperGroup):
             if error.errno not in _OF_THE_DISK:
                 raise
             print_error(
-                f"{error.filename or 'a file'}: {error.strerror}. Put that right, and give the same command "
+                f"{error.filename or 'a file'}: {error.strerror}. Correct this and give the same command "
                 "again."
             )
             raise typer.Exit(USER_ERROR) from error
         except KeyboardInterrupt:
             SafeConsole(stderr=True).print(
-                "Interrupted. The same command continues a run where it was last saved.", soft_wrap=True
+                "Interrupted. Give the same command to continue a run where it was last saved.",
+                soft_wrap=True,
             )
             raise typer.Exit(INTERRUPTED) from None
 

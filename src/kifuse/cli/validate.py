@@ -29,12 +29,12 @@ def validate(
     ] = None,
     show: Annotated[
         list[str] | None,
-        typer.Option(metavar="TASK", help="Show the first example of this task whole; repeatable."),
+        typer.Option(metavar="TASK", help="Show the whole first example of this task; repeatable."),
     ] = None,
     examples: Annotated[
-        bool, typer.Option("--examples", help="Show the first example of every task whole.")
+        bool, typer.Option("--examples", help="Show the whole first example of every task.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Check every key, the method's settings and the data, and say what would run. Trains nothing.
 
@@ -83,7 +83,7 @@ def validate(
             shown_tasks.print_whole(console, each)
         return
     shown_tasks.print_excerpts(console, findings.tasks)
-    console.print("Whole: --show TASK, or --examples for all.", style="dim")
+    console.print("To see whole examples: --show TASK, or --examples for all tasks.", style="dim")
 
 
 class _Reading(NamedTuple):
@@ -112,7 +112,10 @@ def _read(config: RunConfig, stream: TaskStream, progress: Console) -> _Reading:
                 say=lambda text: progress.print(text, soft_wrap=True, markup=False),
             )
     except ModelError as error:
-        said = f"Without a tokenizer no lengths are known, and examples are shown as they stand: {error}"
+        said = (
+            "The tokenizer cannot be loaded, so no lengths are known and examples are shown as they are in "
+            f"the data: {error}"
+        )
         return _Reading(look_through(stream.tasks), None, [said])
     data, generic = config.data, config.memory.generic
     general = [GeneralData(*read_general(generic))] if generic else []
