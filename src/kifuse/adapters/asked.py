@@ -10,7 +10,7 @@ as the prompt. The encoder of an encoder-decoder model reads only the prompt.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,6 @@ class ReadsAsked(Adapter):
 
     plain_generation = True
     reads = frozenset({"prompt_mask"})
-    caches: ClassVar[bool] = False
-    """Whether what the adapter found in the prompt also holds for the tokens after it, so that `generate` may
-    use a cache."""
-
     embed: Any
     """The model's input embeddings."""
     _encoder_decoder = False
@@ -43,6 +39,8 @@ class ReadsAsked(Adapter):
     _asked_read = False
     goes_on = False
     """Whether `generate` has already read the prompt, so that what the adapter found in it still holds."""
+    from_cache = False
+    """Whether the present input holds only what comes after the prompt: its keys and values are cached."""
 
     def listen(self, model: Any, *, encoder_decoder: bool) -> Any:
         """Watch every forward pass from now on, to know which tokens are the prompt.
@@ -68,7 +66,7 @@ class ReadsAsked(Adapter):
             ids = kwargs.pop("input_ids", inputs)
             self._asked, self._asked_read = ids.shape[1], False
             try:
-                return generate(input_ids=ids, **(kwargs if self.caches else {**kwargs, "use_cache": False}))
+                return generate(input_ids=ids, **kwargs)
             finally:
                 self._asked = None
 
@@ -104,16 +102,17 @@ class ReadsAsked(Adapter):
             `generate` continues from a cache, the ids hold no prompt tokens; see `goes_on`.
 
         Raises:
-            ModelError: A cache is used outside of `generate`, or by an adapter that allows none.
+            ModelError: A cache is used outside of `generate`.
         """
         ids: Any = args[0] if args else kwargs.get("input_ids")
         # transformers 5.24 deprecates the older name
         cached = any(kwargs.get(name) is not None for name in ("cache", "past_key_values"))
-        if cached and not self._encoder_decoder and (not self.caches or self._asked is None):
+        if cached and not self._encoder_decoder and self._asked is None:
             raise ModelError(
-                "an adapter that depends on the whole input reads it anew for each token: "
+                "an adapter that depends on the whole prompt cannot tell it from the answer in a cache: "
                 "call the model without a cache, or its generate."
             )
+        self.from_cache = cached and self.goes_on
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask[:, -ids.shape[1] :]
         return ids, mask, mask.bool() if self._own is None else mask.bool() & self._own

@@ -69,7 +69,6 @@ class OwnPair(ByTask):
 class MixedLora(GrowsByTask):
     """A LoRA pair for each task beside every adapted linear layer."""
 
-    caches = True
     place: ClassVar[str] = "router"
     """Name of the module on the model that computes a."""
     weights: Any = None

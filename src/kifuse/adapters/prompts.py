@@ -28,7 +28,9 @@ class SoftPrompts(ReadsAsked):
     """Whether a decoder also attends to the encoder's states at the vectors' places."""
 
     _added = 0
-    """Number of vectors that were put beside the last input."""
+    """Number of vectors that were put beside the last input; 0 if they are in the cache."""
+    _cached = 0
+    """Number of vectors that are in the cache of `generate`, if there is one."""
     _mask: Any = None
     _places: Any = None
 
@@ -68,12 +70,13 @@ class SoftPrompts(ReadsAsked):
 
     def _insert(self, reader: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ids, mask, asked = self.read(args, kwargs)
-        if not self._encoder_decoder:
-            kwargs["use_cache"] = False
+        if self.from_cache:
+            self._go_on(kwargs)
+            return args, kwargs
         kwargs.pop("input_ids", None)
         embedded = self.embed(ids)
         vectors = self.vectors(ids, embedded, asked)
-        self._added = vectors.shape[1]
+        self._added = self._cached = vectors.shape[1]
         kwargs["inputs_embeds"] = torch.cat([vectors.to(embedded.dtype), embedded], dim=1)
         kwargs["attention_mask"] = functional.pad(mask, (self._added, 0), value=1)
         places = kwargs.get("position_ids")
@@ -84,6 +87,16 @@ class SoftPrompts(ReadsAsked):
             self._move_behind(asked, kwargs)
         self._mask = kwargs["attention_mask"]
         return (), kwargs
+
+    def _go_on(self, kwargs: dict[str, Any]) -> None:
+        """Count the vectors in the cache as columns of the mask and as positions."""
+        self._added, first = 0, (self._asked or 0) if self.behind else 0
+        mask, places = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        if mask is not None:
+            ones = mask.new_ones(len(mask), self._cached)
+            kwargs["attention_mask"] = torch.cat([mask[:, :first], ones, mask[:, first:]], dim=1)
+        if places is not None:
+            kwargs["position_ids"] = places + self._cached
 
     def _move_behind(self, asked: Tensor, kwargs: dict[str, Any]) -> None:
         """Move the vectors from the front to the place after the prompt.
@@ -117,6 +130,8 @@ class SoftPrompts(ReadsAsked):
 
     def _cut(self, reader: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Remove the states of the vectors, so that positions are those of the input again."""
+        if not self._added:
+            return output
         states = output.last_hidden_state
         if self.behind:
             states = states.gather(1, self._places[..., None].expand(-1, -1, states.shape[-1]))
