@@ -38,6 +38,7 @@ REGIME: dict[str, Any] = {
     },
     "memory": {"per_task": 20},
     "training": {"learning_rate": 1e-3, "epochs": 4, "batch_size": 8, "scheduler": "linear"},
+    "evaluation": {"max_new_tokens": 16},
 }
 
 PUBLISHED = {"fusion": "published", "score": "uncertainty", "alpha_inner": 0.85, "alpha_outer": 0.15}
@@ -54,6 +55,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "der++-double": {"name": "der++", "strength": 2.0},
     "old-questions": {"name": CANDIDATE},
     "old-questions-m": {"name": CANDIDATE, "replay": True},
+    "old-questions-m-half": {"name": CANDIDATE, "replay": True, "strength": 0.5},
+    "old-questions-m-quarter": {"name": CANDIDATE, "replay": True, "strength": 0.25},
+    "old-questions-m-plain": {"name": CANDIDATE, "replay": True, "kept_strength": 0.0},
     "generated-replay": {"name": "generated-replay"},
     "lwf": {"name": "lwf"},
     "kif": {"name": "kif"},
@@ -134,8 +138,9 @@ RIVALS = (
 ADAPTERS: dict[str, dict[str, Any]] = {"osf": {"kind": "osf"}, "osf-own-rate": {"kind": "osf"}}
 """The adapters of rows that do not train LoRA: OSF trains singular directions of the same projections."""
 
-RATES = {"osf-own-rate": 5e-5}
-"""Learning rates of rows that do not use the regime's rate, which suits LoRA: that of OSF's paper."""
+RATES = {"osf-own-rate": 5e-5, "l2p": 0.01, "lfpt5": 0.01, "progprompt": 0.01, "epi": 0.03, "mocl": 0.03}
+"""Learning rates of rows that do not use the regime's rate, which suits LoRA: that of OSF's paper, and those that
+prompt_rates.py chose."""
 
 OF_THE_TABLES: dict[str, dict[str, Any]] = {
     "l2p": {"name": "l2p"},
@@ -148,6 +153,10 @@ OF_THE_TABLES: dict[str, dict[str, Any]] = {
     "sapt": {"name": "sapt"},
 }
 """Systems of the papers' tables that came last. Prompts are as long as suits inputs of 100 tokens."""
+
+WRITERS = ("lfpt5", "generated-replay")
+WRITTEN = {"max_target": 128}
+"""Rows whose model writes inputs, and the room that a lesson takes: an input, its separator and its label."""
 
 RATES_OF_PROMPTS = (3e-3, 1e-2, 3e-2, 1e-1)
 """The rates that benchmarks/prompt_rates.py tries for prompts and prefixes, which 1e-3 hardly moves."""
@@ -183,6 +192,7 @@ def config(
 ) -> RunConfig:
     """Return the regime's configuration with one row's method."""
     sizes = {"test_examples": test_examples} if test_examples else {}
+    sizes |= WRITTEN if row in WRITERS else {}
     model, training = REGIME["model"], REGIME["training"]
     rate = RATES.get(row, training["learning_rate"])
     return RunConfig.model_validate(
