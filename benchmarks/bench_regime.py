@@ -139,8 +139,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {"osf": {"kind": "osf"}, "osf-own-rate": {
 """The adapters of rows that do not train LoRA: OSF trains singular directions of the same projections."""
 
 RATES = {"osf-own-rate": 5e-5, "l2p": 0.01, "lfpt5": 0.01, "progprompt": 0.01, "epi": 0.03, "mocl": 0.03}
-"""Learning rates of rows that do not use the regime's rate, which suits LoRA: that of OSF's paper, and those that
-prompt_rates.py chose."""
+"""Learning rates of rows that do not use the regime's rate, which suits LoRA: that of OSF's paper, and those
+that prompt_rates.py chose."""
 
 OF_THE_TABLES: dict[str, dict[str, Any]] = {
     "l2p": {"name": "l2p"},
