@@ -1,18 +1,20 @@
 """Measure how a learner's time, folder and page grow with its tasks, and memory with the tokenised rows.
 
-    python benchmarks/growth.py [--only tasks tokens] [--methods sequential o-lora] [--folder FOLDER]
+    python benchmarks/growth.py [--only tasks tokens rows] [--methods sequential o-lora] [--folder FOLDER]
 
 A tiny model (2 layers, width 32, LoRA of rank 8) learns 100 tasks of 12 training and 3 test rows. It does so
 with each method in a process of its own, and scores every task after each one. At 5, 20, 60 and 100 tasks
 this is measured: the seconds of that `learn`; how its processor time divides, which other work on the machine
 changes little; the bytes of the folder, of its record and of its page. It also measures the peak of memory
-while 30,000 and 300,000 rows are tokenised. The figures are in benchmarks/results/growth.json. New figures of
-a method replace its old ones.
+while 30,000 and 300,000 rows are tokenised. With 1,000,000 rows of JSON Lines it measures the peak of `kifuse
+validate`, of a run with replay to its fifth step, and of drawing the examples that replay keeps. The figures
+are in benchmarks/results/growth.json. New figures of a method replace its old ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import importlib
 import json
@@ -38,7 +40,9 @@ METHODS: dict[str, dict[str, Any]] = {
 WORDS = ("harbour", "town", "ship", "paragraph", "topic", "question", "option", "science", "sports")
 ANSWERS = ("yes", "no")
 TASKS = (5, 20, 60, 100)
+KINDS = ("tasks", "tokens", "rows")
 ROWS = (30_000, 300_000)
+MANY_ROWS, STEPS = 1_000_000, 5
 PARTS = {
     "write the record": "kifuse.record.run_record:RunRecord.save",
     "read the record": "kifuse.record.run_record:RunRecord.load",
@@ -179,6 +183,76 @@ def tokenise(count: int) -> dict[str, Any]:
     return found
 
 
+def write_rows(folder: Path, count: int) -> Path:
+    """Write a tiny model, a task of `count` training rows and the configuration of a run on it."""
+    from tests.tiny import build_llama, build_tokenizer
+
+    tokenizer = build_tokenizer("bytes")
+    tokenizer.save_pretrained(folder / "model")
+    build_llama(len(tokenizer)).save_pretrained(folder / "model")
+    (folder / "data" / "rows").mkdir(parents=True)
+    for split, rows in (("train", rows_of(0, count)), ("test", rows_of(1, 3))):
+        with (folder / "data" / "rows" / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    config = {
+        "model": {"name": str(folder / "model"), "precision": "fp32"},
+        "data": {"path": str(folder / "data"), "max_input": 64, "max_target": 8},
+        "method": {"name": "replay"},
+        "memory": {"per_task": 20},
+        "training": {"epochs": 3, "batch_size": 32, "threads": 1},
+        "evaluation": {"max_new_tokens": 2},
+        "output": str(folder / "run"),
+    }
+    file = folder / "rows.yaml"
+    file.write_text(json.dumps(config), encoding="utf-8")
+    return file
+
+
+def use_rows(what: str, file: Path) -> dict[str, Any]:
+    """Measure the peak of memory of `kifuse validate` or of a run, above the model and the libraries.
+
+    The run is ended after a few training steps: by then all rows have been read, checked, tokenised and put
+    into the order of training.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, Trainer
+
+    from kifuse import run
+    from kifuse.cli import main
+    from kifuse.config import RunConfig
+    from kifuse.running.progress import Progress
+    from kifuse.tasks.memory import MemoryBuffer
+    from kifuse.tasks.readers import read_task
+
+    class Few(Progress):
+        def step(self, task: str, step: int, steps: int, loss: float | None) -> None:
+            if step == STEPS:
+                raise SystemExit
+
+    # what the libraries take when they are first used belongs to the model, not to the rows
+    held = [
+        get_peft_model(AutoModelForCausalLM.from_pretrained(file.parent / "model"), LoraConfig()),
+        Trainer,
+    ]
+    gc.collect()
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    began = time.process_time()
+    sys.argv = ["kifuse", what, str(file)]
+    with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
+        if what == "validate":
+            main()
+        elif what == "run":
+            run(RunConfig.model_validate(json.loads(file.read_text("utf-8"))), progress=Few())
+        else:
+            MemoryBuffer(per_task=20).draw(read_task(file.parent / "data" / "rows"))
+    del held
+    return {
+        "processor_seconds": round(time.process_time() - began, 1),
+        "peak_mib": (memory("VmHWM") - before) >> 20,
+    }
+
+
 def memory(key: str) -> int:
     """Return a figure of this process's memory in bytes, by its name in /proc."""
     for line in Path("/proc/self/status").read_text("ascii").splitlines():
@@ -198,14 +272,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="*", choices=("tasks", "tokens"), default=["tasks", "tokens"])
+    parser.add_argument("--only", nargs="*", choices=(*KINDS,), default=[*KINDS])
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--folder", type=Path, default=None, help="keeps the learners' folders")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         what, *rest = arguments.one
-        print(json.dumps(tokenise(int(rest[0])) if what == "tokens" else learn(rest[0], Path(rest[1]))))
+        if what == "tasks":
+            found: Any = learn(rest[0], Path(rest[1]))
+        else:
+            found = tokenise(int(rest[0])) if what == "tokens" else use_rows(rest[0], Path(rest[1]))
+        print(json.dumps(found))
         return 0
     top = arguments.folder or Path(tempfile.mkdtemp(prefix="growth-"))
     known: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
@@ -216,6 +294,13 @@ def main() -> int:
         known["tokens"] = [alone("tokens", str(count)) for count in ROWS]
         RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         print(json.dumps(known["tokens"], indent=1))
+    if "rows" in arguments.only:
+        file = write_rows(top, MANY_ROWS)
+        known["rows"] = {"rows": MANY_ROWS} | {
+            what: alone("rows", what, str(file)) for what in ("validate", "run", "keep")
+        }
+        RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(known["rows"], indent=1))
     if arguments.folder is None:
         shutil.rmtree(top)
     return 0

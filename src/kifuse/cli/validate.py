@@ -102,6 +102,7 @@ def _read(config: RunConfig, stream: TaskStream, progress: Console) -> _Reading:
     from kifuse.running.memory_source import general_inputs, read_general
     from kifuse.tasks.data_findings import look_through
     from kifuse.tasks.encoding import Encoder
+    from kifuse.tasks.on_disk import joined
     from kifuse.tasks.rendering import decide_rendering
 
     try:
@@ -137,7 +138,7 @@ def _read(config: RunConfig, stream: TaskStream, progress: Console) -> _Reading:
             max_new_tokens=config.evaluation.max_new_tokens,
             done=lambda count: bar.advance(job, count),
         )
-    examples = (e for task in stream.tasks for e in (*task.train, *task.test))
+    examples = joined(*(split for task in stream.tasks for split in (task.train, task.test)))
     return _Reading(findings, rendering, [*filter(None, [rendering.note(examples)]), *encoder.notes])
 
 

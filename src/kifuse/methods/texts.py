@@ -66,8 +66,11 @@ class Texts(Protocol):
     task: TaskInfo
     labels: tuple[str, ...] | None
     """The task's closed set of answers, or None."""
-    inputs: Sequence[str]
-    """The body of every example of the task, from its training, dev and test splits."""
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """The body of every example of the task, from its training, dev and test splits."""
+        ...
 
     def draw(self, rows: Sequence[Any], count: int) -> list[Any]:
         """Draw `count` rows at random; if there are fewer, start again after all are drawn."""

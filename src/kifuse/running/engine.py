@@ -41,6 +41,7 @@ from kifuse.streams import own_steps
 from kifuse.tasks.data_findings import Findings, look_through
 from kifuse.tasks.encoding import Encoded
 from kifuse.tasks.leaks import check_memory, check_training
+from kifuse.tasks.on_disk import joined
 from kifuse.tasks.overlaps import Inputs
 from kifuse.tasks.task import Task
 from kifuse.tasks.token_cache import TokenCache
@@ -226,7 +227,7 @@ class Engine:
         as_before = entry.model_copy()
         sources = [*earlier, task] if jointly else [task]
         name = "all tasks" if jointly else task.name
-        examples = [e for t in sources for e in t.train]
+        examples = joined(*(t.train for t in sources))
         at_hand = {t.name for t in earlier}
         check_training(examples, sources, earlier)
         unchecked = {n for n in self.memory.tasks if n not in at_hand or writes_memory(self.writers)}
@@ -234,7 +235,7 @@ class Engine:
         texts = TaskTexts.of(self, k, task)
         current = self.reading.training(texts.trained_on(self.writers, examples))
         old = self.encoder.encode_pieces(self.memory.examples()) if self.remembers else []
-        kept = []
+        kept: Sequence[Encoded] = []
         if self.remembers and "kept" in self.method.needs:
             kept = self.encoder.encode_pieces(self.memory.draw(task))
         patience = Patience(self.progress.say)
@@ -283,9 +284,9 @@ class Engine:
         self,
         k: int,
         name: str,
-        current: list[Encoded],
-        old: list[Encoded],
-        kept: list[Encoded],
+        current: Sequence[Encoded],
+        old: Sequence[Encoded],
+        kept: Sequence[Encoded],
         middle: Middle,
         probe: ImportanceProbe | None,
     ) -> TaskTraining:

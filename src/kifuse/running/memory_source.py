@@ -82,7 +82,7 @@ def sources(method: Method, memory: MemoryConfig) -> list[Method]:
     return found
 
 
-def read_general(path: Path) -> tuple[tuple[Example, ...], dict[str, str]]:
+def read_general(path: Path) -> tuple[Sequence[Example], dict[str, str]]:
     """Read general data, in any form that a task may have.
 
     Args:

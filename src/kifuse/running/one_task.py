@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from kifuse.running.importance_probe import END, ImportanceProbe
 from kifuse.running.mid_task_checkpoint import Middle, MiddleKeeper, identity_of
 from kifuse.streams import own_steps
 from kifuse.tasks.encoding import Encoded
+from kifuse.tasks.on_disk import joined
 from kifuse.tasks.schedule import training_order
 
 StepListener = Callable[[int, int, float | None, int], None]
@@ -137,9 +139,9 @@ def train_task(
     # each task has its own seed, within the range that every generator takes
     seed = (settings.seed * 1000 + index) % 2**32
     set_seed(seed)
-    examples = [*current, *mixed]
+    examples = joined(current, mixed)
     order = training_order(
-        [len(e.input_ids) + len(e.target_ids) for e in examples],
+        array("q", (each.length for each in examples)),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         seed=seed,
@@ -206,7 +208,10 @@ def train_task(
         raise RunError(f"task {name!r}: training ended before it began.")
     if probe is not None:
         probe.measure(context, END)
-    from_memory = sum(i >= len(current) or _replays(method, examples[i], backbone) for i in order)
+    reminded = bool(method.reminders)
+    from_memory = sum(
+        i >= len(current) or (reminded and _replays(method, examples[i], backbone)) for i in order
+    )
     return TaskTraining(
         steps=trainer.state.global_step,
         taken=driver.guard.taken,
@@ -229,8 +234,6 @@ def train_task(
 
 def _replays(method: Method, example: Encoded, backbone: Backbone) -> bool:
     """Whether a method has added an example as a reminder of an earlier task; see `Method.reminders`."""
-    if not method.reminders:
-        return False
     key = key_of(example, encoder_decoder=backbone.encoder_decoder)
     return method.noted.rows.get(key) in method.reminders
 

@@ -58,7 +58,7 @@ class Reading:
         )
         self._note_end(backbone)
 
-    def training(self, examples: Sequence[Example]) -> list[Encoded]:
+    def training(self, examples: Sequence[Example]) -> Sequence[Encoded]:
         """Token ids to train on; a text that is too long becomes several pieces.
 
         Args:

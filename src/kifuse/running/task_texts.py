@@ -38,7 +38,6 @@ class TaskTexts:
     def __init__(self, task: Task, index: int, evaluator: Evaluator, seed: int, progress: Progress) -> None:
         self.task = TaskInfo(index, task.name, 0, examples=len(task.train))
         self.labels = task.labels
-        self.inputs = [row.body for split in (task.train, task.dev, task.test) for row in split]
         self.events: list[dict[str, Any]] = []
         self._task, self._evaluator, self._progress = task, evaluator, progress
         self._shown, self._memory, self._batch_size = Shown(), MemoryBuffer(), 1
@@ -51,6 +50,12 @@ class TaskTexts:
         found = cls(task, k - 1, engine.evaluator, engine.config.training.seed, engine.progress)
         found._memory, found._batch_size = engine.memory, engine.config.training.batch_size
         return found
+
+    @property
+    def inputs(self) -> list[str]:
+        """See `Texts.inputs`."""
+        task = self._task
+        return [row.body for split in (task.train, task.dev, task.test) for row in split]
 
     def draw(self, rows: Sequence[Any], count: int) -> list[Any]:
         """See `Texts.draw`."""
@@ -118,15 +123,19 @@ class TaskTexts:
         self.events.append({"kind": kind, "step": 0, **values})
         Watcher(self._progress, self.task.name, self._shown).heard(self.events[-1])
 
-    def trained_on(self, methods: Sequence[Method], rows: Sequence[Example]) -> list[Example]:
+    def trained_on(self, methods: Sequence[Method], rows: Sequence[Example]) -> Sequence[Example]:
         """The examples that a task is trained on, after the methods have changed them."""
-        found: list[Any] = list(rows)
+        found: Any = rows
         for method in methods:
             self._shown = method.shown
             method.recall()
-            found = list(method.training_examples(self, found))  # type: ignore[arg-type]
-        known = set(map(id, rows))
-        new = [row for row in found if id(row) not in known]
+            if type(method).training_examples is not Method.training_examples:
+                if found is rows:
+                    # in memory, since a row that a method leaves as it is must stay the same object
+                    found = rows = list(rows)
+                found = list(method.training_examples(self, found))
+        known = set() if found is rows else set(map(id, rows))
+        new = [] if found is rows else [row for row in found if id(row) not in known]
         gone = len(rows) + len(new) - len(found)
         if new or gone:
             cut = sum(each.target_cut for each in self._evaluator.encoder.encode_many(new))

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
-from kifuse.tasks.encoded import is_text
+from kifuse.tasks.encoded import Encoded, is_text
 from kifuse.tasks.encoding import Encoder
 from kifuse.tasks.overlaps import Inputs, Overlap, find_overlaps
 from kifuse.tasks.rendered_example import Rendered, render_example
@@ -237,10 +238,7 @@ def look_through(
         DataError: For the reasons given in `Encoder.encode_many`.
     """
     inputs: dict[str, Inputs] = {**(earlier or {}), **{task.name: task.input_hashes() for task in tasks}}
-    trained: dict[str, list[str]] = defaultdict(list)
-    for name, found in inputs.items():
-        for each in set(found.get("train", ())):
-            trained[each].append(name)
+    trained = {name: set(found.get("train", ())) for name, found in inputs.items()}
     return Findings(
         tuple(_look(task, inputs[task.name], trained, encoder, done) for task in tasks),
         tuple(find_overlaps(inputs)),
@@ -277,14 +275,16 @@ def holding(tokens: int) -> int:
 def _look(
     task: Task,
     inputs: Inputs,
-    trained: Mapping[str, list[str]],
+    trained: Mapping[str, set[str]],
     encoder: Encoder | None,
     done: Callable[[int], None] | None,
 ) -> TaskFindings:
-    contents = {split: [example.content_hash() for example in task.split(split)] for split in SPLITS}
-    repeated = {split: len(found) - len(set(found)) for split, found in contents.items()}
+    repeated = {
+        split: len(task.split(split)) - len({bytes.fromhex(e.content_hash()) for e in task.split(split)})
+        for split in SPLITS
+    }
     clashes = _contradictions(task.train, list(inputs["train"]))
-    tested = list(inputs["test"])
+    holders = [[name for name, asked in trained.items() if each in asked] for each in inputs["test"]]
     rendered, rendered_test = (
         render_example(split[0], encoder) if split else None for split in (task.train, task.test)
     )
@@ -293,8 +293,8 @@ def _look(
         {split: count for split, count in repeated.items() if count},
         len(clashes),
         clashes[0] if clashes else None,
-        sum(each in trained for each in tested),
-        tuple(dict.fromkeys(name for each in tested for name in trained.get(each, ()))),
+        sum(map(bool, holders)),
+        tuple(dict.fromkeys(name for names in holders for name in names)),
         _lengths(task, encoder, done) if encoder else None,
         rendered,
         rendered_test,
@@ -303,11 +303,14 @@ def _look(
 
 def _contradictions(examples: Sequence[Example], inputs: Sequence[str]) -> list[Contradiction]:
     """Find inputs with two examples that have no accepted answer in common."""
-    first: dict[str, Example] = {}
+    first: dict[str, int] = {}
     found: dict[str, Contradiction] = {}
-    for example, key in zip(examples, inputs, strict=True):
-        other = first.setdefault(key, example)
-        if key not in found and set(other.references).isdisjoint(example.references):
+    for place, key in enumerate(inputs):
+        before = first.setdefault(key, place)
+        if before == place or key in found:
+            continue
+        other, example = examples[before], examples[place]
+        if set(other.references).isdisjoint(example.references):
             found[key] = Contradiction(example.input, (other.target, example.target))
     return list(found.values())
 
@@ -322,20 +325,27 @@ def _lengths(task: Task, encoder: Encoder, done: Callable[[int], None] | None) -
         examples = task.split(split)
         at_once = _PORTION if done else max(len(examples), 1)
         for start in range(0, len(examples), at_once):
-            portion = examples[start : start + at_once]
+            portion = examples[start : start + at_once] if done else examples
             encoded = encoder.encode_many(portion)
-            counts[inputs] += sum(each.cut for each in encoded)
-            counts[answers] += sum(each.target_cut for each in encoded)
-            counts["unknown"] += sum(map(encoder.unknown, portion, encoded))
-            cut = [e for e, each in zip(portion, encoded, strict=True) if each.cut or each.target_cut]
-            # a text to continue is split into pieces, so nothing of it is too long
-            asked = [each for e, each in zip(portion, encoded, strict=True) if not is_text(e)]
-            for each in [*asked, *encoder.uncut().encode_many(cut)]:
-                longest["longest_input"] = max(longest["longest_input"], len(each.input_ids))
-                longest["longest_target"] = max(longest["longest_target"], len(each.target_ids))
+            for example, each in zip(portion, encoded, strict=True):
+                counts[inputs] += each.cut
+                counts[answers] += each.target_cut
+                counts["unknown"] += encoder.unknown(example, each)
+                # a text to continue is split into pieces, so nothing of it is too long
+                if not is_text(example):
+                    _lengthen(longest, each)
+            cut = (e for e, each in zip(portion, encoded, strict=True) if each.cut or each.target_cut)
+            while some := list(islice(cut, _PORTION)):
+                for each in encoder.uncut().encode_many(some):
+                    _lengthen(longest, each)
             if done:
                 done(len(portion))
     return Lengths(**longest, **counts)
+
+
+def _lengthen(longest: dict[str, int], encoded: Encoded) -> None:
+    longest["longest_input"] = max(longest["longest_input"], len(encoded.input_ids))
+    longest["longest_target"] = max(longest["longest_target"], len(encoded.target_ids))
 
 
 def _test_and_train(overlap: Overlap) -> list[tuple[str, str]]:

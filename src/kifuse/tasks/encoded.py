@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+import tempfile
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
 
+from kifuse.tasks.on_disk import Lazy
 from kifuse.tasks.task import Example
 
 _ONE_OF_EACH: dict[int, int] = {}
@@ -39,6 +45,52 @@ def token_list(ids: Iterable[int]) -> list[int]:
     takes 8 bytes instead of 36.
     """
     return [_ONE_OF_EACH.setdefault(each, each) for each in ids]
+
+
+class EncodedOnDisk(Lazy[Encoded]):
+    """Encoded examples whose token ids stay in a memory-mapped file.
+
+    Args:
+        ids: All token ids, of 4 bytes each; any buffer.
+        sizes: The numbers of tokens of the first prompt, the first target, the second prompt and so on.
+        cuts: `cut` and `target_cut` of each example, one byte each.
+    """
+
+    def __init__(self, ids: Any, sizes: Iterable[int], cuts: Any) -> None:
+        self.ids, self.cuts = memoryview(ids).cast("B").cast("i"), memoryview(cuts).cast("B")
+        self._ends = array("q", accumulate(sizes, initial=0))
+
+    @classmethod
+    def of(cls, examples: Iterable[Encoded]) -> EncodedOnDisk:
+        """Put examples into a temporary file that has no name; they are read once."""
+        sizes, cuts = array("q"), bytearray()
+        with tempfile.TemporaryFile() as file:
+            for each in examples:
+                for part in (each.input_ids, each.target_ids):
+                    array("i", part).tofile(file)
+                    sizes.append(len(part))
+                cuts += bytes((each.cut, each.target_cut))
+            file.flush()
+            # a file without a byte cannot be mapped
+            ids = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if any(sizes) else b""
+        return cls(ids, sizes, cuts)
+
+    @property
+    def sizes(self) -> array[int]:
+        """The numbers of tokens, as they were given."""
+        ends = self._ends
+        return array("q", (end - start for start, end in pairwise(ends)))
+
+    def __len__(self) -> int:
+        return len(self._ends) // 2
+
+    def item(self, place: int) -> Encoded:
+        """Read one example."""
+        start, middle, end = self._ends[2 * place : 2 * place + 3]
+        cut, target_cut = self.cuts[2 * place : 2 * place + 2]
+        return Encoded(
+            self.ids[start:middle].tolist(), self.ids[middle:end].tolist(), bool(cut), bool(target_cut)
+        )
 
 
 def is_text(example: Example) -> bool:

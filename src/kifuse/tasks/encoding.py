@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from kifuse.errors import DataError, ModelError
 from kifuse.tasks.chat_template import ChatTemplate, Turn, chat_of
 from kifuse.tasks.cutting import Asked, shorten, without_middle
-from kifuse.tasks.encoded import Encoded, in_pieces, is_text, name_of, token_list
+from kifuse.tasks.encoded import Encoded, EncodedOnDisk, in_pieces, is_text, name_of, token_list
+from kifuse.tasks.on_disk import held
 from kifuse.tasks.one_turn import OneTurn
 from kifuse.tasks.task import Example
 from kifuse.tasks.tokens import Tokens, only_special, spaced, without_end
@@ -129,11 +131,8 @@ class Encoder:
         asked = [self._taken(example)]
         return self._prompts(asked, self._whole_prompts(asked, []))[0][0]
 
-    def encode_many(self, examples: Sequence[Example]) -> list[Encoded]:
-        """Tokenise many examples in one go.
-
-        Args:
-            examples: The examples.
+    def encode_many(self, examples: Sequence[Example]) -> Sequence[Encoded]:
+        """Tokenise many examples in one go; more than 10,000 stay on disk.
 
         Returns:
             What :meth:`encode` returns for each. A text without an input is one item with all its tokens,
@@ -144,7 +143,7 @@ class Encoder:
         """
         # until it has finished a call, a tokenizer keeps far more of each text than its ids
         portions = (examples[start : start + _PORTION] for start in range(0, len(examples), _PORTION))
-        return [encoded for portion in portions for encoded in self._encode(portion)]
+        return held(chain.from_iterable(map(self._encode, portions)), EncodedOnDisk.of)
 
     def _encode(self, examples: Sequence[Example]) -> list[Encoded]:
         texts = [index for index, example in enumerate(examples) if is_text(example)]
@@ -166,7 +165,7 @@ class Encoder:
             found[index] = Encoded(ids, [*target[:room], *end], cut, len(target) > room)
         return [found[index] for index in range(len(examples))]
 
-    def encode_pieces(self, examples: Sequence[Example]) -> list[Encoded]:
+    def encode_pieces(self, examples: Sequence[Example]) -> Sequence[Encoded]:
         """Tokenise examples for training or their loss: a long text becomes several pieces and is not cut.
 
         Args:
@@ -174,13 +173,14 @@ class Encoder:
 
         Returns:
             As in :meth:`encode_many`, but a text without an input that is longer than both limits together
-            becomes consecutive pieces; the prompt of each piece is the last token of the one before.
+            becomes pieces; the prompt of each is the last token of the one before.
         """
-        most = self.max_input + self.max_target
-        pieces = []
-        for example, encoded in zip(examples, self.encode_many(examples), strict=True):
-            pieces += in_pieces(encoded, most) if is_text(example) else [encoded]
-        return pieces
+        most, whole = self.max_input + self.max_target, self.encode_many(examples)
+        if not any(map(is_text, examples)):
+            return whole
+        pairs = zip(examples, whole, strict=True)
+        parts = (in_pieces(ids, most) if is_text(example) else [ids] for example, ids in pairs)
+        return held(chain.from_iterable(parts), EncodedOnDisk.of)
 
     def seen(self, text: str) -> str:
         """Return an answer of the data as it would read among the model's outputs.

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from kifuse.errors import counted
 from kifuse.tasks.sampling import visiting_order
-from kifuse.tasks.task import Split, Task
+from kifuse.tasks.task import Example, Split, Task
 
 HELD_OUT = 0.1
 """Share of the training examples that is set aside for a split that the data does not have."""
@@ -31,11 +31,12 @@ def hold_out(task: Task, split: Split, seed: int, share: float = HELD_OUT) -> Ta
     total = len(task.train)
     count = min(MOST_HELD_OUT, int(total * share) or (1 if total > 1 else 0))
     alike: dict[str, list[int]] = defaultdict(list)
-    for place, example in enumerate(task.train):
-        alike[example.input_hash()].append(place)
+    asked = [example.input_hash() for example in task.train]
+    for place, key in enumerate(asked):
+        alike[key].append(place)
     purpose = "held out" if split == "test" else f"held out for {split}"
     order = visiting_order(task.train, task.labels, (seed, task.name, purpose))
-    groups = list(dict.fromkeys(task.train[place].input_hash() for place in order))
+    groups = list(dict.fromkeys(asked[place] for place in order))
     chosen: set[int] = set()
     for key in groups:
         if len(chosen) + len(alike[key]) <= count:
@@ -55,7 +56,7 @@ def hold_out(task: Task, split: Split, seed: int, share: float = HELD_OUT) -> Ta
     aside = {split: tuple(e for i, e in enumerate(task.train) if i in chosen)}
     return replace(
         task,
-        train=tuple(e for i, e in enumerate(task.train) if i not in chosen),
+        train=Example.held(e for i, e in enumerate(task.train) if i not in chosen),
         warnings=(*task.warnings, f"Task '{task.name}': {said}."),
         **aside,
     )

@@ -16,14 +16,13 @@ The splits are those of the run, after ``data.train_examples`` has shortened the
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from kifuse.errors import RunError
 from kifuse.tasks.memory import MemoryBuffer
 from kifuse.tasks.task import Example, Task
-
-_Key = tuple[str, str | None]
 
 
 def check_memory(memory: MemoryBuffer, tasks: Sequence[Task], gone: Collection[str] = ()) -> None:
@@ -71,8 +70,12 @@ def check_training(examples: Iterable[Example], tasks: Sequence[Task], others: S
         raise _leak("Training", stray, tasks, [*tasks, *others])
 
 
-def _key(example: Example) -> _Key:
-    return example.content_hash(), example.id
+def _key(example: Example) -> bytes:
+    """The identity of an example in 16 bytes: its content and its id."""
+    found = hashlib.sha256(example.content_hash().encode("ascii"))
+    if example.id is not None:
+        found.update(example.id.encode("utf-8", "surrogatepass") + b".")
+    return found.digest()[:16]
 
 
 def _first_stray(examples: Iterable[Example], tasks: Sequence[Task]) -> Example | None:
@@ -88,14 +91,15 @@ def _first_stray(examples: Iterable[Example], tasks: Sequence[Task]) -> Example 
 
 def _leak(what: str, stray: Example, allowed: Sequence[Task], tasks: Sequence[Task]) -> RunError:
     """Make the error that says where a wrong example comes from."""
-    content, known = _key(stray)
+    key, known = _key(stray), stray.id
     places = [
         f"the {split} split of task '{task.name}'"
         for task in {task.name: task for task in tasks}.values()
         for split in ("dev", "test")
-        if any(_key(example) == (content, known) for example in task.split(split))
+        if any(_key(example) == key for example in task.split(split))
     ]
-    shown = f"the example with id '{known}'" if known is not None else f"an example (content {content[:12]})"
+    content = stray.content_hash()[:12]
+    shown = f"an example (content {content})" if known is None else f"the example with id '{known}'"
     names = ", ".join(f"'{task.name}'" for task in allowed)
     found = f"it stands in {' and '.join(places)}" if places else "no split holds it"
     return RunError(

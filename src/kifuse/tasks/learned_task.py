@@ -10,6 +10,7 @@ from kifuse.errors import DataError, KifuseError
 from kifuse.io.storage import read_json, sha256_file, write_json
 from kifuse.scoring.metrics import metric_name
 from kifuse.scoring.own_function import refuse_unnamed
+from kifuse.tasks.on_disk import joined
 from kifuse.tasks.overlaps import Inputs
 from kifuse.tasks.questions import Way, way_of
 from kifuse.tasks.task import Example, Task
@@ -35,7 +36,7 @@ def keep_task(file: Path, task: Task, probe: Sequence[Example] = ()) -> str:
     write_json(
         file,
         {"format": FORMAT, "name": task.name, "metric": task.metric, "labels": labels, "source": task.source}
-        | {"test": test, "inputs": task.input_hashes(), "asks": way_of([*task.train, *task.test])}
+        | {"test": test, "inputs": task.input_hashes(), "asks": way_of(joined(task.train, task.test))}
         | more,
     )
     return sha256_file(file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import NamedTuple
@@ -32,14 +32,19 @@ def find_overlaps(tasks: Mapping[str, Inputs]) -> list[Overlap]:
         shared inputs.
     """
     splits = [(task, split, inputs) for task, found in tasks.items() for split, inputs in found.items()]
-    places: dict[str, dict[int, None]] = defaultdict(dict)
+    # the splits that hold an input; inputs of the same splits share one tuple
+    places: dict[str, tuple[int, ...]] = {}
+    known: dict[tuple[int, ...], tuple[int, ...]] = {}
     for number, (_, _, inputs) in enumerate(splits):
         for each in inputs:
-            places[each][number] = None
+            before = places.get(each, ())
+            if not before or before[-1] != number:
+                after = (*before, number)
+                places[each] = known.setdefault(after, after)
     counts: dict[tuple[int, int], int] = defaultdict(int)
-    for shared in places.values():
+    for shared, count in Counter(places.values()).items():
         for pair in combinations(shared, 2):
-            counts[pair] += 1
+            counts[pair] += count
     return [
         Overlap(*splits[first][:2], *splits[second][:2], count)
         for (first, second), count in sorted(counts.items())

@@ -37,7 +37,7 @@ class Way(_Head, total=False):
     tools: list[Any] | None
 
 
-def way_of(examples: Sequence[Example]) -> Way | None:
+def way_of(examples: Iterable[Example]) -> Way | None:
     """Find the prompt format that all examples of a task share.
 
     Args:
@@ -46,9 +46,9 @@ def way_of(examples: Sequence[Example]) -> Way | None:
     Returns:
         The prompt format; None if the examples differ, because each has its own instruction.
     """
-    ways = [_way(example) for example in examples]
-    same = bool(ways) and all(way == ways[0] for way in ways[1:])
-    return ways[0] if same else None
+    ways = map(_way, examples)
+    first = next(ways, None)
+    return first if all(way == first for way in ways) else None
 
 
 def _way(example: Example) -> Way:

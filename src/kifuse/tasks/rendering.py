@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,10 +45,13 @@ class Rendering:
 
     def note(self, examples: Iterable[Example]) -> str:
         """Note how examples are written in this form; empty if there is nothing to note."""
-        chats = [] if self.form == CHAT else [e.conversation for e in examples if e.conversation is not None]
+        if self.form == CHAT:
+            return ""
+        # whether each chat has tools
+        chats = Counter(bool(e.conversation.tools) for e in examples if e.conversation is not None)
         if not chats:
             return ""
-        tools = sum(bool(chat.tools) for chat in chats)
+        tools = chats[True]
         gone = f" The definitions of tools of {counted(tools, 'example')} are not in it." if tools else ""
         where = "in one turn of a user" if self.form == ONE_TURN else "as plain text"
         return (

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Sequence
 
 
 def training_order(
     lengths: Sequence[int], *, epochs: int, batch_size: int, seed: int, group: int = 16
-) -> list[int]:
+) -> array[int]:
     """Order a task's examples over all epochs so that each batch holds examples of similar length.
 
     Each epoch is a new permutation. Windows of ``group * batch_size`` random examples are sorted by length
@@ -31,10 +32,10 @@ def training_order(
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("group", group)):
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
-    order: list[int] = []
+    order = array("q")
     for epoch in range(epochs):
         rng = random.Random(f"{seed}\n{epoch}")  # noqa: S311 - orders examples, not a secret
-        shuffled = list(range(len(lengths)))
+        shuffled = array("q", range(len(lengths)))
         rng.shuffle(shuffled)
         # The first examples complete the batch that the epoch before left unfinished.
         start = min(-len(order) % batch_size, len(shuffled))
@@ -42,18 +43,19 @@ def training_order(
         batches = _batches_by_length(shuffled[start:end], lengths, batch_size, group)
         rng.shuffle(batches)
         order.extend(shuffled[:start])
-        order.extend(index for batch in batches for index in batch)
+        for batch in batches:
+            order.extend(batch)
         order.extend(shuffled[end:])
     return order
 
 
 def _batches_by_length(
-    indices: list[int], lengths: Sequence[int], batch_size: int, group: int
-) -> list[list[int]]:
+    indices: array[int], lengths: Sequence[int], batch_size: int, group: int
+) -> list[array[int]]:
     window = group * batch_size
     batches = []
     for start in range(0, len(indices), window):
         # A stable sort: equal lengths keep their random order.
-        by_length = sorted(indices[start : start + window], key=lengths.__getitem__)
+        by_length = array("q", sorted(indices[start : start + window], key=lengths.__getitem__))
         batches += [by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size)]
     return batches

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -14,6 +15,7 @@ from kifuse.io.storage import sha256_text
 from kifuse.scoring.labels import BY_ROW, comparison_why
 from kifuse.scoring.metrics import METRICS, metric_name
 from kifuse.scoring.own_function import is_own, source_hash
+from kifuse.tasks.on_disk import OnDisk, held
 from kifuse.tasks.overlaps import Overlap, find_overlaps
 from kifuse.tasks.sampling import visiting_order
 
@@ -138,13 +140,8 @@ class Example:
 
     def state(self) -> dict[str, Any]:
         """Describe the example as a JSON value."""
-        found: dict[str, Any] = {
-            "head": self.head,
-            "body": self.body,
-            "tail": self.tail,
-            "references": list(self.references),
-            "id": self.id,
-        }
+        found: dict[str, Any] = {"head": self.head, "body": self.body, "tail": self.tail}
+        found |= {"references": list(self.references), "id": self.id}
         if self.conversation is not None:
             found["conversation"] = self.conversation.text
         if self.cue_added:
@@ -171,7 +168,19 @@ class Example:
             None if chat is None else Conversation(chat),
             bool(found.get("cue_added")),
             tuple(found.get("options", ())),
+            found.get("note", ""),
+            found.get("where", ""),
         )
+
+    @classmethod
+    def held(cls, examples: Iterable[Example]) -> Sequence[Example]:
+        """Keep examples in a tuple, or on disk if there are more than `on_disk.MANY`."""
+        found = held(examples, lambda them: OnDisk(them, _state_here, cls.from_state))
+        return tuple(found) if isinstance(found, list) else found
+
+
+def _state_here(example: Example) -> dict[str, Any]:
+    return {**example.state(), "note": example.note, "where": example.where}
 
 
 @dataclass(frozen=True)
@@ -180,7 +189,7 @@ class Task:
 
     Args:
         name: Its name; unique in a stream, and also used for its files in a run folder.
-        train: Examples to learn from.
+        train: Examples to learn from. More than 10,000 of a split stay on disk and are read one by one.
         dev: Examples to choose settings with.
         test: Examples to score.
         labels: The closed set of outputs, or None for free text.
@@ -194,9 +203,9 @@ class Task:
     """
 
     name: str
-    train: tuple[Example, ...]
-    dev: tuple[Example, ...]
-    test: tuple[Example, ...]
+    train: Sequence[Example]
+    dev: Sequence[Example]
+    test: Sequence[Example]
     labels: tuple[str, ...] | None
     metric: Metric
     source: str = ""
@@ -208,7 +217,7 @@ class Task:
     def __post_init__(self) -> None:
         check_task_name(self.name)
         for split in SPLITS:
-            object.__setattr__(self, split, tuple(getattr(self, split)))
+            object.__setattr__(self, split, Example.held(getattr(self, split)))
         for notes in ("warnings", "passed_over"):
             object.__setattr__(self, notes, tuple(map(printable, getattr(self, notes))))
         if self.labels is not None:
@@ -233,7 +242,7 @@ class Task:
         """SHA-256 of the source of the user's own metric function; None for a metric of `METRICS`."""
         return source_hash(self.metric) if self.metric not in METRICS and is_own(self.metric) else None
 
-    def split(self, name: str) -> tuple[Example, ...]:
+    def split(self, name: str) -> Sequence[Example]:
         """Return one split.
 
         Args:
@@ -261,7 +270,10 @@ class Task:
         Returns:
             SHA-256 as 64 hexadecimal digits.
         """
-        return sha256_text("\n".join(example.content_hash() for example in self.split(name)))
+        digest = hashlib.sha256()
+        for place, example in enumerate(self.split(name)):
+            digest.update(("\n" * bool(place) + example.content_hash()).encode("ascii"))
+        return digest.hexdigest()
 
     def input_hashes(self) -> dict[str, list[str]]:
         """Hash the input of every example: a list for each split, in the form that `find_overlaps` takes."""
@@ -286,7 +298,7 @@ class Task:
         Raises:
             DataError: If a number is negative, or zero for train.
         """
-        kept: dict[str, tuple[Example, ...]] = {}
+        kept: dict[str, Sequence[Example]] = {}
         for name, count in zip(SPLITS, (train, dev, test), strict=True):
             examples = self.split(name)
             least = 1 if name == "train" else 0
@@ -296,7 +308,7 @@ class Task:
                 kept[name] = examples
                 continue
             order = visiting_order(examples, self.labels, (seed, self.name, name))
-            kept[name] = tuple(examples[index] for index in sorted(order[:count]))
+            kept[name] = Example.held(examples[index] for index in sorted(order[:count]))
         return replace(self, **kept)
 
 

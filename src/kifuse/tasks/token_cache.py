@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kifuse.tasks import on_disk
 from kifuse.tasks.encoded import Encoded, token_list
 from kifuse.tasks.encoding import Encoder
 from kifuse.tasks.task import Example
-from kifuse.tasks.token_files import TokenFiles, texts_of
+from kifuse.tasks.token_files import TokenFiles, digest_of, texts_of
 
 
 class _Kept(NamedTuple):
@@ -34,9 +35,9 @@ class TokenCache:
     """Tokenised examples, by the tokenizer, the limits and the content from which they were made."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, dict[bytes, _Kept]] = {}
+        self._kept: dict[str, dict[bytes, Any]] = {}
 
-    def part(self, tokenizer: str, settings: dict[str, Any]) -> dict[bytes, _Kept]:
+    def part(self, tokenizer: str, settings: dict[str, Any]) -> dict[bytes, Any]:
         """The cache of one tokenizer, by its model's name, with the settings of its `Encoder`."""
         return self._kept.setdefault(json.dumps([tokenizer, settings], sort_keys=True), {})
 
@@ -78,13 +79,18 @@ class CachingEncoder(Encoder):
         found._cache = found._files = None
         return found
 
-    def encode_many(self, examples: Sequence[Example]) -> list[Encoded]:
+    def encode_many(self, examples: Sequence[Example]) -> Sequence[Encoded]:
         """Tokenise many examples; the results are those of `Encoder.encode_many`."""
         kept = self._cache
         if self._files is not None:
             return self._files.encoded(examples, super().encode_many)
         if kept is None:
             return super().encode_many(examples)
+        if len(examples) > on_disk.MANY:  # they stay on disk, all together
+            together = digest_of(b"", examples)
+            if together not in kept:
+                kept[together] = super().encode_many(examples)
+            return kept[together]
         keys = [hashlib.sha256(texts_of(example)).digest() for example in examples]
         missing = {key: each for key, each in zip(keys, examples, strict=True) if key not in kept}
         for key, made in zip(missing, super().encode_many(list(missing.values())), strict=True):

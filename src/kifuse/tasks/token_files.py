@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from kifuse.errors import KifuseError
 from kifuse.io.storage import read_tensors, write_tensors
-from kifuse.tasks.encoded import Encoded, token_list
+from kifuse.tasks import on_disk
+from kifuse.tasks.encoded import Encoded, EncodedOnDisk, token_list
 from kifuse.tasks.task import Example
 
 FORMAT = 2
@@ -46,12 +45,12 @@ class TokenFiles:
         return _fingerprint(self._tokenizer, self._settings)
 
     def encoded(
-        self, examples: Sequence[Example], make: Callable[[Sequence[Example]], list[Encoded]]
-    ) -> list[Encoded]:
+        self, examples: Sequence[Example], make: Callable[[Sequence[Example]], Sequence[Encoded]]
+    ) -> Sequence[Encoded]:
         """Return the token ids of examples: the kept ones, or those from `make`, which are then kept."""
         if len(examples) < WORTH or self._base is None:
             return make(examples)
-        name = _name(self._base, examples)
+        name = digest_of(self._base, examples).hex()[:32]
         found = self._read(name, len(examples))
         if found is None:
             found = make(examples)
@@ -59,7 +58,7 @@ class TokenFiles:
                 self._write(name, found)
         return found
 
-    def _read(self, name: str, count: int) -> list[Encoded] | None:
+    def _read(self, name: str, count: int) -> Sequence[Encoded] | None:
         path = self._folder / f"{name}.safetensors"
         if not path.is_file():
             return None
@@ -70,23 +69,23 @@ class TokenFiles:
             return None
         if metadata.get("sha256") != _digest(ids, lengths, cuts) or len(lengths) != 2 * count:
             return None
-        ends, flat = [0, *lengths.cumsum(0).tolist()], ids.numpy()
-        parts = (token_list(flat[start:end].tolist()) for start, end in pairwise(ends))
+        # the file is memory-mapped, so its token ids take memory only while they are looked at
+        mapped: list[Any] = [each.numpy() for each in (ids, lengths, cuts)]
+        found = EncodedOnDisk(*map(memoryview, mapped))
+        if count > on_disk.MANY:
+            return found
         return [
-            Encoded(prompt, target, cut=bool(cut), target_cut=bool(target_cut))
-            for prompt, target, (cut, target_cut) in zip(parts, parts, cuts.tolist(), strict=True)
+            Encoded(token_list(one.input_ids), token_list(one.target_ids), one.cut, one.target_cut)
+            for one in found
         ]
 
     def _write(self, name: str, encoded: Sequence[Encoded]) -> None:
         import torch
 
-        flat, sizes = array("i"), array("q")
-        for one in encoded:
-            for part in (one.input_ids, one.target_ids):
-                flat.extend(part)
-                sizes.append(len(part))
-        ids, lengths = torch.frombuffer(flat, dtype=torch.int32), torch.frombuffer(sizes, dtype=torch.int64)
-        cuts = torch.tensor([[one.cut, one.target_cut] for one in encoded], dtype=torch.uint8)
+        found = encoded if isinstance(encoded, EncodedOnDisk) else EncodedOnDisk.of(encoded)
+        ids = torch.frombuffer(found.ids, dtype=torch.int32)
+        lengths = torch.frombuffer(found.sizes, dtype=torch.int64)
+        cuts = torch.frombuffer(found.cuts, dtype=torch.uint8).view(-1, 2)
         write_tensors(
             self._folder / f"{name}.safetensors",
             {"ids": ids, "lengths": lengths, "cuts": cuts},
@@ -118,15 +117,16 @@ def texts_of(example: Example) -> bytes:
     return json.dumps(parts).encode("ascii")
 
 
-def _name(base: bytes, examples: Sequence[Example]) -> str:
+def digest_of(base: bytes, examples: Sequence[Example]) -> bytes:
+    """Hash the texts of examples, and what else decides their token ids."""
     found = hashlib.sha256(base)
     for one in examples:
         found.update(texts_of(one))
-    return found.hexdigest()[:32]
+    return found.digest()
 
 
 def _digest(*tensors: Any) -> str:
     found = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.numpy().tobytes())
+        found.update(memoryview(tensor.contiguous().numpy()).cast("B"))
     return found.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -28,24 +29,28 @@ def with_learned_turns(task: Task, train_on: Literal["last", "all"]) -> Task:
     Raises:
         DataError: A weight is neither 0 nor 1.
     """
-    train: list[Example] = []
     chats = made = silent = 0
-    for example in task.train:
-        if example.conversation is None:
-            train.append(example)
-            continue
-        chats += 1
-        messages = example.conversation.messages
-        last = len(messages) - 1
-        for place in range(0 if train_on == "all" else last, last + 1):
-            if messages[place].get("role") != "assistant":
+
+    def learned() -> Iterator[Example]:
+        nonlocal chats, made, silent
+        for example in task.train:
+            if example.conversation is None:
+                yield example
                 continue
-            asked = any(message.get("role") == "user" for message in messages[:place])
-            if asked and _learned(example, messages[place]):
-                made += 1
-                train.append(example if place == last else _turn(example, place))
-            else:
-                silent += 1
+            chats += 1
+            messages = example.conversation.messages
+            last = len(messages) - 1
+            for place in range(0 if train_on == "all" else last, last + 1):
+                if messages[place].get("role") != "assistant":
+                    continue
+                asked = any(message.get("role") == "user" for message in messages[:place])
+                if asked and _learned(example, messages[place]):
+                    made += 1
+                    yield example if place == last else _turn(example, place)
+                else:
+                    silent += 1
+
+    train = Example.held(learned())
     if made == chats and not silent:
         return task
     if not train:
@@ -61,7 +66,7 @@ def with_learned_turns(task: Task, train_on: Literal["last", "all"]) -> Task:
     )
     if silent:
         said += f"; {counted(silent, 'answer')} not learned, as they say so or answer no user"
-    return replace(task, train=tuple(train), warnings=(*task.warnings, f"{said}."))
+    return replace(task, train=train, warnings=(*task.warnings, f"{said}."))
 
 
 def _learned(example: Example, message: dict[str, Any]) -> bool:

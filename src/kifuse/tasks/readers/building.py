@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from kifuse.errors import DataError, counted, did_you_mean
+from kifuse.tasks.on_disk import joined
 from kifuse.tasks.readers.chat import KNOWN_KEYS, conversation, listed, unknown_keys
 from kifuse.tasks.readers.formats import COMMON, KNOWN_FIELDS, Asked, Format, format_of
 from kifuse.tasks.readers.names import listed as enumerated
@@ -66,7 +68,7 @@ def build(
     tables, without = _labelled(tables)
     settings = _with_names(settings, tables)
     found = {
-        split: [_example(_renamed(row, settings, seen), settings, seen) for row in table.rows]
+        split: Example.held(_example(_renamed(row, settings, seen), settings, seen) for row in table.rows)
         for split, table in tables.items()
     }
     if not found.get("train") and not found.get("test"):
@@ -75,7 +77,10 @@ def build(
     labels, why = _labels(settings, seen, found)
     if labels is not None:  # the labels replace the options of all rows
         found = {
-            split: [replace(e, options=()) if e.options else e for e in es] for split, es in found.items()
+            split: Example.held(replace(e, options=()) if e.options else e for e in examples)
+            if any(e.options for e in examples)
+            else examples
+            for split, examples in found.items()
         }
     metric, metric_why = _metric(name, settings, seen, why)
     notes = [note for table in tables.values() for note in table.passed_over]
@@ -84,9 +89,9 @@ def build(
     formats = " and ".join(seen.formats)
     return Task(
         name=name,
-        train=tuple(found.get("train", ())),
-        dev=tuple(found.get("dev", ())),
-        test=tuple(found.get("test", ())),
+        train=found.get("train", ()),
+        dev=found.get("dev", ()),
+        test=found.get("test", ()),
         labels=labels,
         metric=metric,
         source=f"{next(iter(tables.values())).kind}/{name}",
@@ -114,34 +119,38 @@ def grouped(
         DataError: Only some rows name their task, or a name cannot be a file's name.
     """
     column = settings.columns.get("task", "task")
-    every = [row for table in tables.values() for row in table.rows]
-    named = [row for row in every if row.values.get(column) is not None]
-    if not named:
+    every = joined(*(table.rows for table in tables.values()))
+    unnamed = next((row for row in every if row.values.get(column) is None), None)
+    if not any(row.values.get(column) is not None for row in every):
         return {name: partial(build, name, tables, settings, passed_over)}
-    if len(named) < len(every):
-        row = next(row for row in every if row.values.get(column) is None)
+    if unnamed is not None:
         raise DataError(
-            f"{row.where}: the field '{column}' is missing, expected a name as in the other rows."
+            f"{unnamed.where}: the field '{column}' is missing, expected a name as in the other rows."
         )
-    groups: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[str, dict[str, array[int]]] = defaultdict(lambda: defaultdict(lambda: array("q")))
     for split, table in tables.items():
-        for row in table.rows:
+        for place, row in enumerate(table.rows):
             task = row.get_text(column)
-            try:
-                check_task_name(task)
-            except DataError as error:
-                raise DataError(f"{row.where}: '{column}': {error}") from error
-            groups[task][split].append(row)
+            if task not in groups:
+                try:
+                    check_task_name(task)
+                except DataError as error:
+                    raise DataError(f"{row.where}: '{column}': {error}") from error
+            groups[task][split].append(place)
     return {
         task: partial(
             build,
             task,
-            {split: replace(tables[split], rows=rows) for split, rows in members.items()},
+            {split: _of_task(tables[split], places) for split, places in members.items()},
             settings,
             passed_over,
         )
         for task, members in groups.items()
     }
+
+
+def _of_task(table: Table, places: array[int]) -> Table:
+    return replace(table, rows=Row.held(table.rows[place] for place in places))
 
 
 def check_one_task(name: str, tables: Mapping[str, Table], settings: Settings) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kifuse.errors import DataError, did_you_mean
+from kifuse.tasks.on_disk import OnDisk, held
 
 _KINDS = {
     dict: "an object",
@@ -27,6 +28,11 @@ class Row:
     where: str
     values: Mapping[str, Any]
     columns: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def held(cls, rows: Iterable[Row]) -> Sequence[Row]:
+        """Keep rows in a list, or on disk if there are more than `on_disk.MANY`."""
+        return held(rows, lambda them: OnDisk(them, _state, lambda found: cls(*found)))
 
     def called(self, key: str) -> str:
         """Name a field for a message, together with the file's own name of it."""
@@ -101,6 +107,10 @@ class Row:
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             raise DataError(f"{self.where}: 'id' is {kind_of(value)}, expected text or a whole number.")
         return checked_text(str(value), self.where, "'id'", empty=True)
+
+
+def _state(row: Row) -> list[Any]:
+    return [row.where, row.values, row.columns]
 
 
 def kind_of(value: Any) -> str:

@@ -88,7 +88,7 @@ def joined(tables: Sequence[Table]) -> Table:
         for column, labels in table.names.items():
             names[column] = tuple(dict.fromkeys([*names.get(column, ()), *labels]))
     return Table(
-        [row for table in tables for row in table.rows],
+        Row.held(row for table in tables for row in table.rows),
         tables[0].kind,
         names,
         tuple(name for table in tables for name in table.files),
@@ -111,12 +111,18 @@ def _inside(path: Path, value: Mapping[str, Any]) -> dict[str, Table]:
     }
 
 
-def _separated(path: Path, kind: str) -> list[Row]:
+def _separated(path: Path, kind: str) -> Sequence[Row]:
     """Read the rows of a CSV file; every value is text."""
+    rows = Row.held(_separated_one_by_one(path, kind))
+    if not rows:
+        raise DataError(f"{path}: holds no rows below the names of the columns, expected at least one.")
+    return rows
+
+
+def _separated_one_by_one(path: Path, kind: str) -> Iterator[Row]:
     text = read_text(path)
     start = next(line for line in text.splitlines() if line.strip())
     separator = "\t" if kind == "tsv" else next((mark for mark in ",;\t|" if mark in start), ",")
-    rows: list[Row] = []
     header: list[str] = []
     with _long_values():
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -135,15 +141,12 @@ def _separated(path: Path, kind: str) -> list[Row]:
                         f"{len(header)}, one for each of the columns {', '.join(header)}; a value that holds "
                         f"the separator {separator!r} or a line break stands in double quotes."
                     )
-                rows.append(Row(f"{path}:{start_line}", dict(zip(header, values, strict=True))))
+                yield Row(f"{path}:{start_line}", dict(zip(header, values, strict=True)))
         except csv.Error as error:
             raise DataError(
                 f"{path}:{line}: not valid {kind.upper()}: {error}; a value that holds a double quote stands "
                 "in double quotes, with each quote inside doubled."
             ) from error
-    if not rows:
-        raise DataError(f"{path}: holds no rows below the names of the columns, expected at least one.")
-    return rows
 
 
 def _header(path: Path, line: int, values: Sequence[str]) -> list[str]:
@@ -252,14 +255,17 @@ def dataset_table(dataset: Any, where: str, kind: str) -> Table:
         for column, feature in features.items()
         if type(feature).__name__ == "ClassLabel" and feature.names
     }
-    rows = []
-    for number, values in enumerate(_values(dataset), 1):
-        row = {str(key): without_null(value) for key, value in values.items()}
-        for column, labels in names.items():
-            label = row.get(column)
-            if isinstance(label, int):
-                row[column] = labels[label] if 0 <= label < len(labels) else None
-        rows.append(Row(f"{where}: row {number}", row))
+
+    def named() -> Iterator[Row]:
+        for number, values in enumerate(_values(dataset), 1):
+            row = {str(key): without_null(value) for key, value in values.items()}
+            for column, labels in names.items():
+                label = row.get(column)
+                if isinstance(label, int):
+                    row[column] = labels[label] if 0 <= label < len(labels) else None
+            yield Row(f"{where}: row {number}", row)
+
+    rows = Row.held(named())
     if not rows:
         raise DataError(f"{where}: holds no rows, expected at least one example.")
     return Table(rows, kind, names)

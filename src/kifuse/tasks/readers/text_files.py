@@ -7,12 +7,12 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kifuse.errors import DataError, KifuseError
-from kifuse.io.storage import decode_utf8, parse_json, read_bytes
+from kifuse.io.storage import check_plain, decode_utf8, parse_json, read_bytes
 from kifuse.tasks.readers.names import split_of
 from kifuse.tasks.readers.rows import Row, kind_of
 
@@ -129,7 +129,7 @@ def read_list(path: Path, value: Any = None, key: str = "") -> list[Row]:
     return [_row(f"{path}: row {number}", item) for number, item in enumerate(value, 1)]
 
 
-def read_rows(path: Path) -> list[Row] | dict[str, Any]:
+def read_rows(path: Path) -> Sequence[Row] | dict[str, Any]:
     """Read the rows of a file that is either JSON or JSON Lines.
 
     Args:
@@ -142,6 +142,11 @@ def read_rows(path: Path) -> list[Row] | dict[str, Any]:
     Raises:
         DataError: If the file cannot be read, a line is not a JSON object, or there is no row.
     """
+    if _is_streamed(path):
+        rows = Row.held(_streamed(path))
+        if len(rows) == 1 and isinstance(found := _one_object(path, rows[0].values), dict):
+            return found
+        return rows
     text = read_text(path)
     if text.lstrip().startswith("["):
         return read_list(path, _decode(text, str(path), first_line=1))
@@ -153,13 +158,36 @@ def read_rows(path: Path) -> list[Row] | dict[str, Any]:
     # this may be one object on several lines, as json.dump(..., indent=2) writes it
     if more and not _is_json(lines[first]) and (is_json or _is_json(text)):
         return _one_object(path, _decode(text, str(path), first_line=1))
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            rows.append(_line(path, number, line))
+    rows = Row.held(_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
     if len(rows) == 1 and isinstance(found := _one_object(path, rows[0].values), dict):
         return found
     return rows
+
+
+def _is_streamed(path: Path) -> bool:
+    """Whether a file is read line by line: UTF-8 whose first line, on its own, is a JSON object."""
+    try:
+        check_plain(path)
+        if path.name.casefold().endswith(".gz"):
+            return False
+        with path.open("rb") as file:
+            first = file.readline(_CHUNK).decode("utf-8-sig")
+    except (OSError, ValueError, KifuseError):
+        return False  # reading it as a whole says what is wrong
+    return first.endswith("\n") and first.lstrip().startswith("{") and _is_json(first)
+
+
+def _streamed(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}:{number}: not UTF-8 text; save the file as UTF-8 (in Excel: CSV UTF-8)."
+                ) from error
+            if line.strip():
+                yield _line(path, number, line.removesuffix("\n"))
 
 
 def _one_object(path: Path, value: Any) -> list[Row] | dict[str, Any]:
