@@ -37,7 +37,7 @@ def open_stream(data: DataConfig, seed: int) -> TaskStream:
         if data.metric is not None:
             raise DataError(
                 f"data.metric: found {data.metric!r} with the benchmark {data.benchmark!r}, which says "
-                "itself how it is scored; leave it out, or read the data by data.path alone."
+                "itself how it is scored. Leave it out, or give data.path without data.benchmark."
             )
         stream = load_benchmark(data.benchmark, data.order, data.path, superni_metric=data.superni_metric)
     elif data.path is not None:
@@ -91,12 +91,12 @@ def _scored_on_dev(task: Task) -> Task:
     """Return the task with its dev examples as test examples; the real test examples are not used at all."""
     if not task.dev:
         raise DataError(
-            f"Task '{task.name}': it has no dev examples to be scored on (data.scored_on: dev); give "
-            "it some, or a share of its training examples by data.hold_out."
+            f"Task '{task.name}': it has no dev examples to be scored on (data.scored_on: dev). Give it "
+            "some, or set data.hold_out to use a share of its training examples."
         )
     said = (
         f"Task '{task.name}': it is scored on its {len(task.dev)} dev examples; its {len(task.test)} test "
-        "examples are left alone."
+        "examples are not used."
     )
     return replace(task, dev=(), test=task.dev, warnings=(*task.warnings, said))
 

@@ -215,8 +215,10 @@ def _check_paths(data: dict[str, Any]) -> list[Problem]:
         try:
             parts = Path(text).expanduser().parts
         except RuntimeError:
-            advice = "Write the folder out in full."
-            problems.append(Problem(key, show_value(text), "a user's folder that is known", advice))
+            advice = "Write the whole path."
+            problems.append(
+                Problem(key, show_value(text), "the home folder of a user of this machine", advice)
+            )
             continue
         if "\0" in text or any(len(_bytes(part)) > _LONGEST_PART for part in parts):
             expected = f"a path in Unicode without NUL, with parts of at most {_LONGEST_PART} bytes"
@@ -302,7 +304,7 @@ def _check_folder(section: Any) -> list[Problem]:
     except OSError:  # a path that may not be looked at is refused with the reason when it is read
         return []
     found = f"{show_value(text)}, which is not there"
-    advice = "Correct the path; it is taken from the folder that the command runs in."
+    advice = "Correct the path. It starts at the folder that the command runs in."
     return [Problem(("data", "path"), found, "the folder or file that holds the data", advice)]
 
 
@@ -337,7 +339,7 @@ def _check_stream(benchmark: str | None, path: Any, order: int | list[str] | Non
             advice = "Name the tasks in their order, or give data.benchmark."
             return [
                 Problem(
-                    ("data", "order"), str(order), "a list of task names, as there is no benchmark", advice
+                    ("data", "order"), str(order), "a list of task names, as no benchmark is given", advice
                 )
             ]
         return []

@@ -66,7 +66,7 @@ def read_setting(text: str) -> Any:
         The value, as plain dicts, lists and scalars.
 
     Raises:
-        ConfigError: The text is not YAML, gives a key twice, or unfolds to too many values; the message gives
+        ConfigError: The text is not YAML, gives a key twice, or expands to too many values; the message gives
             the reason without a place.
     """
     with _yaml(text, None) as loader:
@@ -77,7 +77,7 @@ def read_setting(text: str) -> Any:
         reader.measure(node)
         value = reader.value(node, ())
         for _, problem in reader.result.problems:
-            raise ConfigError(f"the key '{problem.key[-1]}' stands twice")
+            raise ConfigError(f"the key '{problem.key[-1]}' appears twice")
         return value
 
 
@@ -85,7 +85,7 @@ def read_setting(text: str) -> Any:
 def _yaml(text: str, path: Path | None) -> Iterator[yaml.SafeLoader]:
     """Opens a YAML text, and puts PyYAML's errors about damaged text into plain words."""
     if len(text) > _MOST_CHARACTERS:
-        why = f"it holds {len(text)} characters, more than the {_MOST_CHARACTERS} that a configuration may"
+        why = f"it holds {len(text)} characters, more than the {_MOST_CHARACTERS} that kifuse reads"
         raise _refusal(path, 1, why)
     loader = None
     try:
@@ -182,14 +182,14 @@ class _Reader:
         if id(node) in self.sizes:
             return self.sizes[id(node)]
         if node.tag not in _PLAIN_TAGS:
-            raise _fault(f"the tag '{node.tag}' is not taken, only plain mappings and lists", node)
+            raise _fault(f"the tag '{node.tag}' is not allowed, only plain mappings and lists", node)
         self.open.add(id(node))
         inner = node.value
         if isinstance(node, yaml.MappingNode):
             inner = [each for pair in node.value for each in pair]
         size = 1 + sum(map(self.measure, inner))
         if size > _MOST_VALUES:
-            raise _fault(f"it unfolds to more than {_MOST_VALUES} values", node)
+            raise _fault(f"its aliases expand to more than {_MOST_VALUES} values", node)
         self.open.discard(id(node))
         self.sizes[id(node)] = size
         return size

@@ -26,38 +26,38 @@ class AdapterConfig(Section):
         default=8,
         ge=1,
         le=2**16,
-        description="r; rows of A and columns of B. Larger: more capacity and memory. LoRA kinds only.",
+        description=("r: the rows of A and columns of B. Larger: more capacity and memory. LoRA kinds only."),
     )
     alpha: int = Field(
         default=32,
         ge=1,
         le=MOST,
-        description="alpha; the update is scaled by alpha/r. Larger: bigger steps. LoRA kinds only.",
+        description="alpha: the update is scaled by alpha/r. Larger: bigger steps. LoRA kinds only.",
     )
     dropout: Float = Field(
         default=0.05,
         ge=0,
         lt=1,
-        description="Share of the adapter's inputs zeroed while training. LoRA kinds only.",
+        description="Share of the adapter's inputs that is set to zero in training. LoRA kinds only.",
     )
     preserve: Float = Field(
         default=0.5,
         gt=0,
         lt=1,
-        description="Share of a weight's singular directions, the largest, that is frozen. Larger: less "
-        "forgetting, less capacity. Kind osf only.",
+        description="Share of each matrix's singular directions that is frozen, the largest ones. Larger: "
+        "less forgetting, less capacity. Kind osf only.",
     )
     target_modules: list[Text] | None = Field(
         default=None,
-        description="Names of the layers to adapt; null: query and value projections, for ia3 the paper's "
-        "places, for full the whole model.",
+        description="Names of the layers to adapt; null: the query and value projections, for ia3 the "
+        "layers of its paper, for full the whole model.",
     )
 
     from_: Folder | None = Field(
         default=None,
         alias="from",
-        description="The folder of a LoRA adapter that was made elsewhere, which counts as what was learned "
-        "before the first task. Kind, rank, alpha and layers are its own.",
+        description="The folder of a LoRA adapter made elsewhere that training starts from, as what was "
+        "learned before the first task. Its kind, rank, alpha and layers are used.",
     )
 
     @property
@@ -81,11 +81,14 @@ class ModelConfig(Section):
     adapter: AdapterConfig = Field(default_factory=AdapterConfig, description="What is trained.")
     quantization: Literal["none", "8bit", "4bit"] = Field(
         default="none",
-        description="Bits of the frozen linear layers, through bitsandbytes: less memory, other results.",
+        description="Quantise the frozen linear layers with bitsandbytes: less memory, other results.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
-        description="Number format of training; auto: the best that the device computes quickly.",
+        description=(
+            "Number format of training; auto: bf16 if the hardware computes it, else fp16 on a GPU and "
+            "fp32 on a CPU."
+        ),
     )
     trust_remote_code: bool = Field(
         default=False, description="Whether Python code that comes with the model may run on this machine."
@@ -108,7 +111,7 @@ class DataConfig(Section):
     benchmark: Text | None = Field(default=None, description="A name of 'kifuse ls benchmarks'.")
     order: Annotated[int, Field(ge=1)] | list[Text] | None = Field(
         default=None,
-        description="The benchmark's task order by number, or the names of the tasks in their order.",
+        description="The number of the benchmark's task order, or the names of the tasks in order.",
     )
     path: Folder | None = Field(
         default=None,
@@ -117,8 +120,7 @@ class DataConfig(Section):
     )
     layout: Literal["auto", "long_sequence", "cl_benchmark", "superni", "jsonl"] = Field(
         default="auto",
-        description="How the folder is laid out; jsonl: your own data, in any format; auto: told from its "
-        "files.",
+        description="Layout of the folder; jsonl: your own data, in any format; auto: found from its files.",
     )
     train_examples: int | None = Field(
         default=None,
@@ -131,7 +133,7 @@ class DataConfig(Section):
     test_examples: int | None = Field(
         default=None,
         ge=1,
-        description="Test examples kept of each task; null: all. Larger: slower, surer scores.",
+        description="Test examples kept of each task; null: all. Larger: slower, more exact scores.",
     )
     hold_out: Float = Field(
         default=0.0,
@@ -142,52 +144,55 @@ class DataConfig(Section):
     )
     scored_on: Literal["test", "dev"] = Field(
         default="test",
-        description="What tasks are scored on; dev: their validation examples, and no test example is looked "
-        "at, as when settings are chosen.",
+        description="The examples that tasks are scored on; dev: the validation examples, for choosing "
+        "settings. No test example is then used.",
     )
     max_input: int = Field(
         default=512,
         ge=8,
         le=MOST,
-        description="Tokens of an input; a longer one loses the middle of its text.",
+        description="The most tokens of an input; a longer one loses the middle of its text.",
     )
     max_target: int = Field(
-        default=128, ge=1, le=MOST, description="Tokens of a target, its end-of-text token included."
+        default=128, ge=1, le=MOST, description="The most tokens of a target, with its end-of-text token."
     )
     chat_template: Literal["auto"] | bool = Field(
         default="auto",
-        description="Whether inputs go through the tokenizer's chat template; auto: as the model's servers "
-        "do, so yes where it has one, but no for the named benchmarks, which keep the papers' prompts.",
+        description="Whether inputs are written with the tokenizer's chat template; auto: yes if it has "
+        "one, as servers of the model do, but no for the named benchmarks, which keep the "
+        "papers' prompts.",
     )
     train_on: Literal["last", "all"] = Field(
         default="last",
-        description="Which answers of a conversation are learned: the assistant's last, or each of them.",
+        description="Which of the assistant's answers in a conversation are learned: the last one, or all.",
     )
     format: Text | None = Field(
         default=None,
-        description="Format of the rows of your own data, such as alpaca; null: told from their fields.",
+        description="Format of the rows of your own data, such as alpaca; null: found from their fields.",
     )
     columns: dict[Text, Text] | None = Field(
         default=None,
-        description="Names of the data's own columns by what they hold, such as {input: question, output: "
-        "answer}; null: known names are found.",
+        description="The column of the data for each field, such as {input: question, output: answer}; "
+        "null: columns with known names are used.",
     )
     metric: Text | None = Field(
         default=None,
-        description="What scores every task, in place of its own metric: a name of 'kifuse ls metrics', or "
-        "module:function, a function of yours in the working directory; null: each task's own.",
+        description="Metric of every task in place of its own: a name of 'kifuse ls metrics', or "
+        "module:function, your own function in the working directory; null: each task's own "
+        "metric.",
     )
     superni_metric: Literal[
         "rouge_l", "exact_match", "superni_rouge_l", "superni_rouge_l_xlingual", "superni_exact_match"
     ] = Field(
         default="rouge_l",
-        description="What scores SuperNI's tasks. exact_match: classifications alone, as KIF; superni_...: "
-        "by SuperNI's own evaluation to the letter, as SAPT; xlingual: for tasks that are not in English.",
+        description="Metric of SuperNI's tasks. exact_match: for classification tasks only, as in KIF; "
+        "superni_...: exactly SuperNI's own evaluation, as in SAPT; xlingual: for tasks that "
+        "are not in English.",
     )
     own_metrics: list[Text] = Field(
         default_factory=list,
-        description="Functions of yours, each module:function, that a task.json may name as its metric. A "
-        "folder of data alone never names code that runs.",
+        description="Your own functions, each module:function, that a task.json may name as its metric. "
+        "Without this list no code that a data folder names is run.",
     )
 
 
@@ -211,34 +216,34 @@ class MemoryConfig(Section):
         default=0.02,
         gt=0,
         le=1,
-        description="Share of each task's training examples kept. Larger: less forgetting.",
+        description="Share of each task's training examples that is kept. Larger: less forgetting.",
     )
     per_task: int | None = Field(
-        default=None, ge=1, description="Examples kept of each task; used instead of share."
+        default=None, ge=1, description="Number of examples kept of each task, in place of share."
     )
     selection: Literal["balanced", "random"] = Field(
-        default="balanced", description="balanced: equal parts of each label; random: any examples."
+        default="balanced", description="balanced: the same number of each label; random: any examples."
     )
     source: Literal["real", "generated", "generic"] = Field(
         default="real",
-        description="generated: the model writes the examples, as in generated-replay; generic: rows of "
-        "memory.generic stand in for them. Neither keeps a real one.",
+        description="real: examples of the tasks; generated: examples that the model writes, as in "
+        "generated-replay; generic: rows of memory.generic. The last two keep no real example.",
     )
     samples: Folder | None = Field(
         default=None,
-        description="With generated: a JSON Lines file of samples that are kept in place of what the model "
-        "would write; each has a task, an input and an output.",
+        description="With source generated: a JSON Lines file of samples that are kept in place of those "
+        "that the model would write; each has a task, an input and an output.",
     )
     generic: Folder | None = Field(
         default=None,
-        description="General data, in any form that a task may have: kept with source generic, mixed in with "
-        "generic_share.",
+        description="File or folder of general data, in any format of a task: kept with source generic, "
+        "mixed in with generic_share.",
     )
     generic_share: Float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="Share of general data in what each task is trained on, for any method. 0: none.",
+        description="Share of general data in the training examples of each task, for any method. 0: none.",
     )
 
 
@@ -246,9 +251,11 @@ class TrainingConfig(Section):
     """How each task is trained."""
 
     learning_rate: Float = Field(
-        default=3e-4, gt=0, description="beta_in; AdamW's rate. Larger: faster, more forgetting."
+        default=3e-4, gt=0, description="beta_in: AdamW's learning rate. Larger: faster, more forgetting."
     )
-    epochs: int = Field(default=10, ge=1, le=10_000, description="Passes over each task's training examples.")
+    epochs: int = Field(
+        default=10, ge=1, le=10_000, description="How often each task's training examples are gone through."
+    )
     batch_size: int = Field(
         default=8, ge=1, le=MOST, description="Examples of one optimizer step, over all devices together."
     )
@@ -256,40 +263,48 @@ class TrainingConfig(Section):
         default=1,
         ge=1,
         le=MOST,
-        description="Parts in which a device computes its batch. Larger: less memory, same result.",
+        description="Parts that a device splits its batch into. Larger: less memory, same result.",
     )
     gradient_checkpointing: bool = Field(
         default=False,
-        description="Keep only what enters each layer, and compute the rest again in the backward pass: less "
-        "memory, slower, same result.",
+        description="Keep only the inputs of each layer and compute the rest again in the backward pass: "
+        "less memory, slower, same result.",
     )
     scheduler: Literal["linear", "constant"] = Field(
-        default="linear", description="The rate over a task's steps: falling to 0, or the same."
+        default="linear",
+        description="The learning rate over a task's steps; linear: it falls to 0; constant: it stays the "
+        "same.",
     )
     warmup_steps: int = Field(
-        default=0, ge=0, le=MOST, description="Optimizer steps in which the rate rises from 0."
+        default=0, ge=0, le=MOST, description="Optimizer steps in which the learning rate rises from 0."
     )
-    weight_decay: Float = Field(default=0.0, ge=0, description="AdamW's decay. Larger: smaller weights.")
+    weight_decay: Float = Field(
+        default=0.0, ge=0, description="AdamW's weight decay. Larger: smaller weights."
+    )
     max_grad_norm: Float = Field(
-        default=1.0, ge=0, description="Longest gradient; longer ones are scaled down. 0: no limit."
+        default=1.0,
+        ge=0,
+        description="Largest norm of the gradient; a larger one is scaled down. 0: no limit.",
     )
     checkpoint_minutes: Float = Field(
-        default=5.0, ge=0, description="Minutes between two saves in the middle of a task. 0: at every step."
+        default=5.0,
+        ge=0,
+        description="Minutes between two saves in the middle of a task. 0: save at every step.",
     )
     max_bad_steps: int = Field(
         default=10,
         ge=1,
-        description="Steps in a row with a loss or gradient that is not finite after which training stops.",
+        description="Training stops after this many steps in a row whose loss or gradient is not finite.",
     )
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         default=[],
-        description="Trackers that are sent the losses, the method's numbers and the scores while it runs.",
+        description="Trackers that get the losses, the method's numbers and the scores during the run.",
     )
     seed: int = Field(
         default=0, ge=0, le=2**32 - 1, description="Seed of data order, subsets, memory and weights."
     )
     threads: int | None = Field(
-        default=None, ge=1, le=4096, description="CPU threads that torch uses; null: torch's own choice."
+        default=None, ge=1, le=4096, description="CPU threads that torch uses; null: torch chooses."
     )
 
 
@@ -298,16 +313,21 @@ class EvaluationConfig(Section):
 
     full_matrix: bool = Field(
         default=False,
-        description="Score all learned tasks after each task, beside the 3K-2 cells metrics need. Slower.",
+        description=(
+            "Score all learned tasks after each task, not only the 3K-2 scores that the metrics need. Slower."
+        ),
     )
     max_new_tokens: int | None = Field(
         default=128,
         ge=1,
         le=MOST,
-        description="Most tokens generated for an answer; null: as many as data.max_target.",
+        description="The most tokens that are generated for an answer; null: as many as data.max_target.",
     )
     batch_tokens: int = Field(
-        default=8192, ge=1, le=MOST, description="Tokens generated from at once. Larger: faster, more memory."
+        default=8192,
+        ge=1,
+        le=MOST,
+        description="The most tokens of a batch of answers, with its prompts. Larger: faster, more memory.",
     )
 
 
@@ -316,13 +336,17 @@ class RecordConfig(Section):
 
     probe_importance: list[Text] = Field(
         default_factory=list,
-        description="Tasks whose importance is measured again when they and each later task are learned.",
+        description="Tasks whose importance is measured after they are learned, and again after each later "
+        "task.",
     )
     probe_examples: int = Field(
-        default=64, ge=1, le=MOST, description="Training examples of each that it is measured on."
+        default=64,
+        ge=1,
+        le=MOST,
+        description="Training examples of each such task that its importance is measured on.",
     )
     probe_stages: int = Field(
-        default=0, ge=0, le=1000, description="Moments within each later task at which it is measured, too."
+        default=0, ge=0, le=1000, description="Further measurements within each later task."
     )
 
 
@@ -331,7 +355,7 @@ class RunConfig(Section):
 
     model: ModelConfig = Field(description="The language model and its adapter.")
     data: DataConfig = Field(default_factory=DataConfig, description="The stream of tasks.")
-    method: MethodConfig = Field(description="How forgetting is dealt with.")
+    method: MethodConfig = Field(description="The method against forgetting, and its settings.")
     memory: MemoryConfig = Field(default_factory=MemoryConfig, description="The buffer of earlier examples.")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How each task is trained.")
     evaluation: EvaluationConfig = Field(
@@ -341,6 +365,6 @@ class RunConfig(Section):
         default_factory=WatchConfig, description="Tasks that are scored and never trained on."
     )
     record: RecordConfig = Field(
-        default_factory=RecordConfig, description="What is measured for the record alone."
+        default_factory=RecordConfig, description="Measurements that are only recorded."
     )
-    output: Folder = Field(description="The folder that the run is written to.")
+    output: Folder = Field(description="The folder that the run writes to.")

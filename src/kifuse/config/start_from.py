@@ -38,8 +38,8 @@ def with_start(config: RunConfig) -> RunConfig:
     if wrong:
         raise ConfigError(
             "\n".join(
-                f"model.adapter.{key}: found {show_value(given[key])}, expected {show_value(found[key])}, as "
-                f"the adapter in {adapter.from_} has it, or nothing."
+                f"model.adapter.{key}: found {show_value(given[key])}, expected {show_value(found[key])}, "
+                f"as in the adapter in {adapter.from_}. Leave the key out."
                 for key in wrong
             )
         )

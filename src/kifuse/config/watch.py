@@ -14,21 +14,29 @@ class LmEvalConfig(Section):
 
     tasks: list[Text] = Field(
         default_factory=list,
-        description="Names of 'lm-eval ls tasks', groups and tags too. A task's first metric is its score; "
-        "hellaswag:acc_norm takes another one.",
+        description="Names of 'lm-eval ls tasks', also groups and tags. A task's first metric is its "
+        "score; hellaswag:acc_norm chooses another one.",
     )
     limit: int | None = Field(
         default=None,
         ge=1,
         le=MOST,
-        description="Documents of each task that are scored, the first ones; null: all.",
+        description="Number of documents of each task that are scored, from the first on; null: all.",
     )
     num_fewshot: int | None = Field(
-        default=None, ge=0, le=1000, description="Examples shown before each question; null: each task's own."
+        default=None,
+        ge=0,
+        le=1000,
+        description="Examples shown before each question; null: the task's own number.",
     )
-    batch_size: int = Field(default=8, ge=1, le=MOST, description="Requests that are answered at once.")
+    batch_size: int = Field(
+        default=8,
+        ge=1,
+        le=MOST,
+        description="Requests that are answered at once.",
+    )
     include_path: list[Folder] = Field(
-        default_factory=list, description="Folders with task files of your own, whose code may run."
+        default_factory=list, description="Folders with your own task files. Code in them may run."
     )
 
     @field_validator("include_path", mode="before")
@@ -42,14 +50,17 @@ class WatchConfig(Section):
 
     tasks: list[Text] = Field(
         default_factory=list,
-        description="Folders or files of tasks with test examples; in no average, memory or training.",
+        description=(
+            "Folders or files of tasks with test examples. They are in no average, no memory and no training."
+        ),
     )
     lm_eval: LmEvalConfig = Field(
         default_factory=LmEvalConfig, description="Tasks of lm-evaluation-harness, such as [hellaswag]."
     )
     when: Literal["each", "end"] = Field(
         default="each",
-        description="each: before the first task and after each; end: before the first and at the end.",
+        description="each: scored before the first task and after each; end: before the first task and at "
+        "the end.",
     )
 
     @field_validator("lm_eval", mode="before")

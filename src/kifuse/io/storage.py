@@ -127,7 +127,7 @@ def check_plain(path: str | os.PathLike[str]) -> None:
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device"
-        raise KifuseError(f"{path}: not a plain file but {kind}; put the file itself there.")
+        raise KifuseError(f"{path}: found {kind}, expected a file. Put the file itself there.")
 
 
 def decode_utf8(raw: bytes, path: str | os.PathLike[str]) -> str:
@@ -194,7 +194,7 @@ def parse_json(text: str, path: str | os.PathLike[str], first_line: int = 1) -> 
         # In a text of many lines only the place inside the value is known.
         line = "" if "\n" in text.strip() else f":{first_line}"
         place = f"{path}{line}{_place_of(twice[0][0], value)}"
-        raise KifuseError(f"{place}: the key '{twice[0][1]}' stands twice; remove one of the two.")
+        raise KifuseError(f"{place}: the key '{twice[0][1]}' appears twice; remove one of the two.")
     return value
 
 

@@ -122,19 +122,17 @@ def _task(data: Any, test: Any, name: str | None, settings: Settings) -> Task:
         file = data_file(Path(data))
         if file is None:
             raise DataError(
-                f"learn(): found test with the path {os.fspath(data)}, expected it with rows or with one "
-                "data file; a task's folder holds test.jsonl."
+                f"learn(): found test with the path {os.fspath(data)}, expected it only with rows or one "
+                "data file. Put the test rows into test.jsonl in that folder."
             )
         name, (splits, said) = name or file.stem, file_tables(file)
     elif name is None:
-        raise DataError(
-            "learn(): rows have no name of their own; say name='...', which the record will show."
-        )
+        raise DataError("learn(): rows have no name. Give name='...', which the record shows.")
     else:
         splits, said = object_tables(data, name)
     if test is not None:
         if "test" in splits:
-            raise DataError(f"learn(): task '{name}' has test rows of its own; leave out test=.")
+            raise DataError(f"learn(): task '{name}' has its own test rows. Leave out test=.")
         splits = {**splits, "test": _test_table(test, name)}
     task = build(name, splits, settings, said)
     return replace(task, warnings=(*task.warnings, *repeated_ids(task)))
@@ -154,6 +152,6 @@ def _refuse_options(options: Mapping[str, Any]) -> None:
     given = [name for name, value in options.items() if value is not None and value is not False]
     if given:
         raise DataError(
-            f"learn(): found {', '.join(given)} with a Task, expected them with rows or a path only; a Task "
-            "has fields for them: dataclasses.replace(task, ...)."
+            f"learn(): found {', '.join(given)} with a Task, expected them with rows or a path only. Set "
+            "the fields of the Task: dataclasses.replace(task, ...)."
         )

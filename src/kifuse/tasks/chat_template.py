@@ -78,7 +78,7 @@ class ChatTemplate:
             raise ModelError(f"The tokenizer's chat template cannot be used: {_first_line(error)}") from error
         if _ANSWER not in whole:
             raise ModelError(
-                "The tokenizer's chat template renders no answer of an assistant; set data.chat_template to "
+                "The tokenizer's chat template leaves out an assistant's answer. Set data.chat_template to "
                 "false."
             )
         after = whole.rpartition(_ANSWER)[2]
@@ -118,8 +118,9 @@ class ChatTemplate:
             raise self._refused(where, error) from error
         if rest is None:
             raise DataError(
-                f"{where}: the chat template renders this answer in no place that its own prompt leads to, "
-                "so what is trained would not be what a server asks; set data.chat_template to false."
+                f"{where}: the chat template does not put this answer right after its prompt, so the model "
+                "would be trained on another prompt than a server gives it. Set data.chat_template to "
+                "false."
             )
         self._look_at(asked, answer, tools, where)
         text, end = self._ended(rest)
@@ -183,7 +184,7 @@ class ChatTemplate:
                 if self._parted(probe[:1], probe[1], None)[1] is not None:
                     for name in asking:
                         self._note(
-                            f"prompts are rendered with {name}=False; serve the adapter with the same."
+                            f"prompts are written with {name}=False. Serve the adapter with the same setting."
                         )
                     return
         self._asking = {}
@@ -238,7 +239,7 @@ class ChatTemplate:
         whole = self._render([*asked, bare], tools, asking=False)
         if not whole.startswith(prompt):
             return None
-        self._note("prompts of this template close the thought, so thoughts in answers are not learned.")
+        self._note("prompts of this template end the reasoning, so reasoning in answers is not learned.")
         return whole[len(prompt) :]
 
     def _ended(self, rest: str) -> tuple[str, str]:
@@ -302,20 +303,20 @@ class ChatTemplate:
                 continue
             if key == "tool_calls":
                 raise DataError(
-                    f"{where}: the chat template does not render the tools that the answer calls; use a "
-                    "tokenizer whose template knows them, or set data.chat_template to false."
+                    f"{where}: the chat template leaves out the tool calls of the answer. Use a tokenizer "
+                    "whose template writes them, or set data.chat_template to false."
                 )
-            self._note(f"the chat template renders nothing of {key!r} in an answer, so it is not learned.")
+            self._note(f"the chat template leaves {key!r} out of an answer, so it is not learned.")
         for index, message in enumerate(asked):
             key = (str(message.get("role")), "tool_calls")
             if message.get("tool_calls") and key not in self._looked_at:
                 self._looked_at.add(key)
                 if self._drops(chat, tools, index, "tool_calls"):
-                    self._note("the chat template leaves tool_calls out of what is asked.")
+                    self._note("the chat template leaves 'tool_calls' out of the prompt.")
         if tools and ("", "tools") not in self._looked_at:
             self._looked_at.add(("", "tools"))
             if self._render(asked, None, asking=True) == self._render(asked, tools, asking=True):
-                self._note("the chat template leaves 'tools' out of what is asked.")
+                self._note("the chat template leaves 'tools' out of the prompt.")
 
     def _drops(self, chat: list[Message], tools: Sequence[Any] | None, index: int, key: str) -> bool:
         without = [dict(message) for message in chat]

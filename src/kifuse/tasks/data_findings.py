@@ -124,7 +124,7 @@ class Findings:
         found = [
             ("No test examples, and so no score", [e.task.name for e in self.tasks if not e.task.test]),
             ("Examples that repeat another one of their split (same input, same answers)", self._repeated()),
-            ("Inputs that are trained with answers which contradict each other", contradicting),
+            ("Training inputs whose answers contradict each other", contradicting),
             ("Test examples whose input is also trained on", self._also_trained()),
             ("Inputs that stand in two splits", self._shared()),
             (

@@ -59,7 +59,7 @@ class Encoder:
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise ModelError(
-                "The tokenizer has no end-of-sequence token, so targets could not end; set eos_token."
+                "The tokenizer has no end-of-sequence token, so a target could not end. Set eos_token."
             )
         if chat_template and not getattr(tokenizer, "chat_template", None):
             raise ModelError("The tokenizer has no chat template; set data.chat_template to false.")
@@ -157,8 +157,8 @@ class Encoder:
             room = self.max_target - len(end)
             if room < 1:
                 raise DataError(
-                    f"data.max_target is {self.max_target}, expected at least {len(end) + 1}: the end of an "
-                    f"answer alone takes {len(end)} tokens."
+                    f"data.max_target is {self.max_target}, expected at least {len(end) + 1}: the tokens "
+                    f"that end an answer are already {len(end)}."
                 )
             if self._tokens.silent(target) and examples[index].target.strip():
                 raise only_special(name_of(examples[index]), examples[index].target)
@@ -373,8 +373,8 @@ class Encoder:
             return []
         if self.encoder_decoder:
             raise DataError(
-                f"{name_of(examples[0])} has no input: rows of 'text' need a decoder-only model, and this "
-                "one has an encoder; give rows of 'input' and 'output'."
+                f"{name_of(examples[0])} has no input. Rows of 'text' need a decoder-only model, and this "
+                "one has an encoder. Give rows of 'input' and 'output'."
             )
         found = []
         for example, ids in zip(
@@ -394,6 +394,6 @@ class Encoder:
             else "the parts that are never cut"
         )
         return DataError(
-            f"{name_of(example)}: {what} alone take {needed} tokens, data.max_input allows {self.max_input}; "
-            f"raise data.max_input above {needed} or shorten them."
+            f"{name_of(example)}: {what} alone take {needed} tokens, but data.max_input is "
+            f"{self.max_input}. Raise data.max_input above {needed}, or shorten them."
         )

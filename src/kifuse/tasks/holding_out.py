@@ -50,8 +50,8 @@ def hold_out(task: Task, split: Split, seed: int, share: float = HELD_OUT) -> Ta
         said += "" if len(groups) == total else "; those that ask the same stayed together"
     else:
         said = (
-            f"no {split} set was set aside, as its training examples ({total}) differ too little in what "
-            f"they ask; give {split} examples"
+            f"no {split} set was set aside, as its training examples ({total}) ask too few different "
+            f"things; give {split} examples"
         )
     aside = {split: tuple(e for i, e in enumerate(task.train) if i in chosen)}
     return replace(

@@ -43,13 +43,13 @@ def check_memory(memory: MemoryBuffer, tasks: Sequence[Task], gone: Collection[s
         if name in gone:
             continue
         if name not in by_name:
-            raise RunError(f"The memory buffer holds the task '{name}', which is none of this run's.")
+            raise RunError(f"The memory buffer holds the task '{name}', which is not a task of this run.")
         task, held = by_name[name], memory.examples(name)
         quota = memory.quota(len(task.train))
         if len(held) > quota:
             raise RunError(
-                f"The memory buffer holds {len(held)} examples of task '{name}', more than the {quota} it "
-                f"may keep of {len(task.train)}."
+                f"The memory buffer holds {len(held)} examples of task '{name}', more than the {quota} that "
+                f"it may keep of {len(task.train)}."
             )
         if stray := _first_stray(held, [task]):
             raise _leak("The memory buffer", stray, [task], tasks)
@@ -101,9 +101,9 @@ def _leak(what: str, stray: Example, allowed: Sequence[Task], tasks: Sequence[Ta
     content = stray.content_hash()[:12]
     shown = f"an example (content {content})" if known is None else f"the example with id '{known}'"
     names = ", ".join(f"'{task.name}'" for task in allowed)
-    found = f"it stands in {' and '.join(places)}" if places else "no split holds it"
+    found = f"it is in {' and '.join(places)}" if places else "no split holds it"
     return RunError(
-        f"{what} would get {shown} that the train split of {names} does not hold, or not so often: {found}. "
-        "This must never happen; nothing was trained on it. If files of the run or of the data were changed "
-        "by hand, put them back or start in a new output folder."
+        f"{what} would get {shown} that the train split of {names} does not hold, or not as often: {found}. "
+        "This must never happen. Nothing was trained on it. If files of the run or of the data were "
+        "changed by hand, put them back or start in a new output folder."
     )

@@ -102,7 +102,7 @@ def kept_task(file: Path, test_hash: str) -> Task:
         raise DataError(f"{file}: not a kept task of format {FORMAT}; the file is damaged.") from error
     if task.split_hash("test") != test_hash:
         raise DataError(
-            f"{file}: its test examples are not those of the time of learning; the file is damaged."
+            f"{file}: its test examples are not those that the task was learned with; the file is damaged."
         )
     return task
 

@@ -117,7 +117,7 @@ class _Child:
         except (EOFError, OSError) as error:
             if time.monotonic() - began >= SECONDS:
                 raise TooMuch(f"it takes longer than {SECONDS:g} seconds") from error
-            raise TooMuch("the process in which it is computed was ended") from error
+            raise TooMuch("the process that computes it was ended") from error
 
     def end(self) -> None:
         """End the child at once, whatever it is doing."""

@@ -153,7 +153,7 @@ class MemoryBuffer:
                 the message names ``where``, task and example.
         """
         if not isinstance(state, Mapping):
-            raise DataError(f"{where}: the state of the memory buffer is no object; it is damaged.")
+            raise DataError(f"{where}: the state of the memory buffer is not a JSON object; it is damaged.")
         version = state.get("version")
         if not _is_whole(version) or version != _VERSION:
             raise DataError(

@@ -102,8 +102,8 @@ class Questions:
         made = [self._example(item, place, way) for place, item in enumerate(items)]
         if answered := [place for place, item in enumerate(items, 1) if _is_answered(item)]:
             self._say(
-                f"generate(): {counted(len(answered), 'chat')}, first entry {answered[0]}, ended with the "
-                "assistant; that message was left out, and the model answered what is before it"
+                f"generate(): {counted(len(answered), 'chat')}, first entry {answered[0]}, ended with a "
+                "message of the assistant, which was left out; the model answered the messages before it"
             )
         if task is None and not self._said:
             self._tell([example.input for item, example in zip(items, made, strict=True) if _is_raw(item)])
@@ -119,8 +119,8 @@ class Questions:
         found = ways[task]
         if found is None:
             raise DataError(
-                f"generate(): the rows of task {task!r} bring instructions of their own; leave task= out, "
-                "and give rows with their 'instruction', or messages."
+                f"generate(): each row of task {task!r} has its own instruction. Leave task= out and give "
+                "rows with 'instruction', or messages."
             )
         return found
 
@@ -134,7 +134,7 @@ class Questions:
             self._said = True
             self._say(
                 f"generate(): some of these texts lack the instruction that task {names[0]!r} was learned "
-                f"with; generate(texts, task={names[0]!r}) puts it before them"
+                f"with; generate(texts, task={names[0]!r}) adds it"
             )
 
     def _example(self, item: Any, place: int, way: Way | None) -> Example:

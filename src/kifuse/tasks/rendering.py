@@ -52,11 +52,11 @@ class Rendering:
         if not chats:
             return ""
         tools = chats[True]
-        gone = f" The definitions of tools of {counted(tools, 'example')} are not in it." if tools else ""
+        gone = f" The tool definitions of {counted(tools, 'example')} are left out." if tools else ""
         where = "in one turn of a user" if self.form == ONE_TURN else "as plain text"
         return (
-            f"chats are written out {where}, a line 'User:' or 'Assistant:' for each message (a question "
-            f"alone stands as it is), as {self.why}.{gone}"
+            f"chats are written {where}, with a line 'User:' or 'Assistant:' for each message (a single "
+            f"question is written as it is), as {self.why}.{gone}"
         )
 
 
@@ -86,7 +86,7 @@ def decide_rendering(
         if not has_one:
             raise ModelError("The tokenizer has no chat template; set data.chat_template to false.")
         if begun == ONE_TURN:
-            return Rendering(ONE_TURN, "it began so; a new output folder takes a server's turns")
+            return Rendering(ONE_TURN, "it began so; a new output folder uses the turns that a server uses")
         return Rendering(CHAT, "data.chat_template is true" if setting is True else "it began so")
     if setting is False:
         return Rendering(PLAIN, "data.chat_template is false")
@@ -96,4 +96,4 @@ def decide_rendering(
         return Rendering(PLAIN, f"the benchmark {benchmark} keeps its published prompts")
     if not has_one:
         return Rendering(PLAIN, "the tokenizer has no chat template")
-    return Rendering(CHAT, "the tokenizer has one, and the model's servers use it")
+    return Rendering(CHAT, "the tokenizer has one, and servers of the model use it")

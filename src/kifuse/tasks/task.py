@@ -388,6 +388,6 @@ def check_different(names: Sequence[str], where: str) -> None:
         if earlier == name:
             raise DataError(f"{where} holds task '{name}' twice; name each task once.")
         raise DataError(
-            f"{where} holds the tasks '{earlier}' and '{name}', which differ only in letter case or accents: "
-            f"some file systems take them for one; rename one of them."
+            f"{where} holds the tasks '{earlier}' and '{name}', which differ only in letter case or "
+            "accents. Some file systems treat them as the same name; rename one of them."
         )

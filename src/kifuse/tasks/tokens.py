@@ -90,7 +90,7 @@ class Tokens:
             if whole[start : start + len(plain)] == plain:
                 return whole[:start], whole[start + len(plain) :]
         raise ModelError(
-            "The tokenizer gives other ids with special tokens than without; kifuse cannot use it."
+            "The tokenizer gives different ids with special tokens than without, so kifuse cannot use it."
         )
 
 
@@ -103,8 +103,8 @@ def spaced(target: str, before: str) -> str:
 def only_special(where: str, answer: str) -> DataError:
     """Make the error for an answer that would read as an empty output."""
     return DataError(
-        f"{where}: of the answer {answer[:60]!r} nothing is left but special tokens, which are no text in an "
-        "output; write the answer as text."
+        f"{where}: of the answer {answer[:60]!r} nothing is left but special tokens, which are not text in "
+        "an output. Write the answer as text."
     )
 
 

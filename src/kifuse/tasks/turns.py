@@ -56,16 +56,19 @@ def with_learned_turns(task: Task, train_on: Literal["last", "all"]) -> Task:
     if not train:
         first = task.train[0]
         raise DataError(
-            f"{name_of(first)}: no answer of task '{task.name}' is left to learn, as each one learned by "
-            f"data.train_on: {train_on} has weight 0 or train: false, or answers no user; give one of them "
-            "weight 1, or set data.train_on to all."
+            f"{name_of(first)}: task '{task.name}' has no answer to learn, as each one that data.train_on: "
+            f"{train_on} chooses has weight 0 or train: false, or follows no user's message. Give one of "
+            "them weight 1, or set data.train_on to all."
         )
     said = (
         f"Task '{task.name}': {counted(made, 'training example')} of {counted(chats, 'chat')}, one for each "
         "answer learned"
     )
     if silent:
-        said += f"; {counted(silent, 'answer')} not learned, as they say so or answer no user"
+        said += (
+            f"; {counted(silent, 'answer')} not learned, as they have weight 0 or train: false, or follow "
+            "no user's message"
+        )
     return replace(task, train=train, warnings=(*task.warnings, f"{said}."))
 
 

@@ -33,7 +33,7 @@ def watched_tasks(data: Any, most: int | None = None, seed: int = 0) -> list[Tas
         test = task.train if whole else task.test
         if not test:
             raise DataError(
-                f"watch: task {task.name!r} has no test examples, expected some: it is scored and never "
+                f"watch: task {task.name!r} has no test examples, expected some, as it is scored and never "
                 "trained on. Add a test file."
             )
         # subset() refuses to keep no training example, so it is called before they are removed
@@ -49,5 +49,5 @@ def also_trained(watched: Task, task: Task) -> str | None:
         return None
     return (
         f"Watched task '{watched.name}': {shared} of its {len(watched.test)} inputs are training inputs of "
-        f"'{task.name}', so its scores tell less of what was never trained on."
+        f"'{task.name}', so its scores say less about data that was never trained on."
     )

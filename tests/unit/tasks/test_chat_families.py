@@ -98,7 +98,7 @@ def test_calls_of_tools_are_trained_and_their_results_are_asked_with(name: str):
 
 
 def test_a_call_that_the_template_does_not_know_is_refused_and_so_is_what_the_template_refuses():
-    with pytest.raises(DataError, match=r"does not render the tools|refuses this chat"):
+    with pytest.raises(DataError, match=r"leaves out the tool calls|refuses this chat"):
         encode("gemma", example_of([ASK, CALL]))
     with pytest.raises(DataError, match="refuses this chat: Conversation roles must alternate"):
         encode("gemma", example_of([ASK, HI, ANSWER]))
@@ -239,7 +239,7 @@ def test_a_prompt_that_closes_the_thought_leaves_no_room_for_one_and_that_is_sai
         target, encoder = encoded_by(template, messages=[ASK, answer])
         assert target == "zebra<|im_end|>"
         assert encoder.notes == [
-            "prompts of this template close the thought, so thoughts in answers are not learned."
+            "prompts of this template end the reasoning, so reasoning in answers is not learned."
         ]
 
 

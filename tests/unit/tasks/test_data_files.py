@@ -193,11 +193,14 @@ def test_tasks_of_every_kind_stand_side_by_side_and_the_rest_is_named(tmp_path: 
     assert [task.name for task in stream] == ["april", "february", "january", "march"]
     assert stream.tasks[3].train[0].input == "Definition: Do.\n\nInput: a\nOutput:"
     assert stream.tasks[2].passed_over == (
-        "not read, as no split is called so: 'tset.jsonl' (did you mean 'test.jsonl'?).",
+        "not read, as they are not names of splits: 'tset.jsonl' (did you mean 'test.jsonl'?).",
     )
     said = " ".join(stream.passed_over)
     assert "'june.xlsx' (save it as CSV)" in said and "README" not in said
-    assert "the folder 'may' is no task" in said and "Did you mean 'train.jsonl'?" in said
+    assert (
+        f"The folder 'may' in '{tmp_path.name}' is not a task" in said
+        and "Did you mean 'train.jsonl'?" in said
+    )
     assert stream.warnings == stream.passed_over
 
 
@@ -217,7 +220,7 @@ def test_files_beside_a_published_layout_are_named(tmp_path: Path):
     (tmp_path / "test" / "yelp.json").rename(tmp_path / "test" / os.fsdecode(b"\xff.json"))
     # a name of bytes that are no text can be written to a record and a log
     assert "test/\\udcff.json, train/more.jsonl" in read_stream(tmp_path).warnings[0]
-    with pytest.raises(DataError, match="the layout is long_sequence, whose fields are fixed"):
+    with pytest.raises(DataError, match="the layout long_sequence has fixed fields"):
         read_stream(tmp_path, columns={"input": "q"})
 
 
@@ -230,7 +233,7 @@ def test_files_beside_a_published_layout_are_named(tmp_path: Path):
             r"a\.csv:2: found 1 value, expected 2, one for each of the columns input",
         ),
         ("a.csv", 'input,output\nx,y\n"z,y\n', r"a\.csv:3: not valid CSV: unexpected end of data"),
-        ("a.csv", "input,input\nx,y\n", r"a\.csv:1: the column 'input' stands twice"),
+        ("a.csv", "input,input\nx,y\n", r"a\.csv:1: the column 'input' appears twice"),
         ("a.csv", "input,output\n", "holds no rows below the names of the columns"),
         ("a.csv", "input,output\nx,\n", r"a\.csv:2: 'output' is empty"),
         ("a.csv", '"input","output"\n"two\nlines","x"\n,"x"\n', r"a\.csv:4: 'input' is empty"),
@@ -239,7 +242,7 @@ def test_files_beside_a_published_layout_are_named(tmp_path: Path):
             '{"input":"a","output":"b"},\n{"input":"a","output":"b"}\n',
             "Remove the comma at the end",
         ),
-        ("a.jsonl", "{'input': 'a', 'output': 'b'}\n", r"a\.jsonl:1: .*JSON has double quotes"),
+        ("a.jsonl", "{'input': 'a', 'output': 'b'}\n", r"a\.jsonl:1: .*JSON uses double quotes"),
         ("a.jsonl", '{\n"input": "a"\n}\n{\n"input": "b"\n}\n', r"a\.jsonl:1: .*Put each object on a line"),
         (
             "a.jsonl",
@@ -247,8 +250,8 @@ def test_files_beside_a_published_layout_are_named(tmp_path: Path):
             r"a\.jsonl:1: not UTF-8 text; save the file as UTF-8",
         ),
         ("a.jsonl", LINES.encode("utf-16")[:-1], "not readable UTF-16 text; save the file as UTF-8"),
-        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-9], "not a whole gzip file"),
-        ("a.jsonl.gz", LINES, "not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-9], "not a complete gzip file"),
+        ("a.jsonl.gz", LINES, "not a complete gzip file"),
         ("a.jsonl.gz", gzip.compress(b" " * (70 << 20), mtime=0), "unpacks to more than 64 MB"),
         ("a.parquet", LINES, r"a\.parquet: not a readable Parquet file"),
         ("a.jsonl.zst", LINES, "expected a folder or a file that ends in one of .*unpack it"),
@@ -326,7 +329,7 @@ def test_options_complete_a_path(tmp_path: Path):
     assert task.train[0].input == "Which queue?\nWhere is 0?\nAnswer:"
     assert (task.name, len(task.train), len(task.test), task.labels) == ("train", 4, 4, ("here",))
     put(tmp_path / "t" / "task.json", json.dumps({"instruction": "Say."}))
-    with pytest.raises(DataError, match=r"task\.json: 'instruction' is given here and to learn\(\)"):
+    with pytest.raises(DataError, match=r"task\.json: 'instruction' is given here and in learn\(\)"):
         as_task(tmp_path / "t", instruction="Which queue?")
     assert as_task(tmp_path / "t", labels=["here"]).labels == ("here",)
 
@@ -338,7 +341,7 @@ def test_a_file_that_stands_for_training_holds_no_other_split(
 ):
     text = json.dumps(inside)
     file = put(tmp_path / name, gzip.compress(text.encode()) if name.endswith("gz") else text)
-    with pytest.raises(DataError, match="but stands for train") as refused:
+    with pytest.raises(DataError, match="but its name says train") as refused:
         read_stream(tmp_path)
     assert str(file) in str(refused.value) and next(iter(inside)) in str(refused.value)
 

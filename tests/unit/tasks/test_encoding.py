@@ -101,9 +101,7 @@ def test_a_prompt_of_exactly_the_limit_is_not_cut(tokenizer):
 @pytest.mark.parametrize("chat", [False, True])
 def test_an_instruction_that_alone_is_too_long_is_refused(tiny_tokenizer, chat):
     encoder = Encoder(tiny_tokenizer, encoder_decoder=False, max_input=12, chat_template=chat)
-    with pytest.raises(
-        DataError, match=r"What is the topic.*take \d+ tokens.*allows 12; raise data.max_input"
-    ):
+    with pytest.raises(DataError, match=r"What is the topic.*take \d+ tokens.*is 12. Raise data\.max_input"):
         encoder.encode(LONG)
 
 
@@ -155,7 +153,7 @@ def test_a_template_that_thinks_where_it_is_asked_is_asked_without(tiny_tokenize
     tokenizer.chat_template = asked + "<|turn|>system\nThink.<|end|>{% endif %}" + CHAT_TEMPLATE
     encoder = Encoder(tokenizer, encoder_decoder=False, chat_template=True)
     assert encoder.notes == [
-        "prompts are rendered with enable_thinking=False; serve the adapter with the same."
+        "prompts are written with enable_thinking=False. Serve the adapter with the same setting."
     ]
     example = Example("", "Who?", "", ("me",))
     encoded = encoder.encode(example)

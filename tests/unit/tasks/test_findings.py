@@ -45,7 +45,7 @@ def test_answers_contradict_each_other_only_where_none_is_accepted_by_both():
     found = look_through([task("t", rows, [example("c")])])
     assert found.tasks[0].contradictions == 1
     assert found.tasks[0].contradiction == Contradiction("a", ("x", "y"))
-    assert found.notes() == ["Inputs that are trained with answers which contradict each other: t 1."]
+    assert found.notes() == ["Training inputs whose answers contradict each other: t 1."]
 
 
 def test_test_examples_that_are_also_trained_on_are_counted_wherever_they_are_trained():

@@ -186,7 +186,7 @@ def test_a_cue_of_the_reader_is_marked_and_one_of_the_data_is_not():
     [
         (
             {"messages": [user("a"), assistant("b"), user("c")]},
-            "leave out what comes after the assistant's last",
+            "Leave out what comes after the assistant's last",
         ),
         (
             {"messages": [user("a"), {"role": "assistant", "tool_calls": [{}]}]},
@@ -201,21 +201,21 @@ def test_a_cue_of_the_reader_is_marked_and_one_of_the_data_is_not():
             {"messages": [user("a"), assistant("b")], "tools": ["x"]},
             "'tools' entry 1 is text, expected an obj",
         ),
-        ({"messages": [user("a"), {**assistant("b"), "x": object()}]}, "a value that JSON cannot hold"),
+        ({"messages": [user("a"), {**assistant("b"), "x": object()}]}, "a value that JSON does not allow"),
         ({"conversations": [{"from": "humn", "value": "a"}, {}]}, "'from' of message 1 is 'humn'.*'human'"),
         ({"prompt": [user("a")], "completion": "b"}, "'completion' is text, expected a list of messages"),
         (
             {"instruction": "a", "output": "b", "history": ["x"]},
             "'history' entry 1 is text, expected two texts",
         ),
-        ({"input": "a", "output": {"b": 1}}, r"'output' is an object, .* as text, json\.dumps"),
+        ({"input": "a", "output": {"b": 1}}, r"'output' is an object, .* as text: json\.dumps"),
         ({"prompt": "a", "completion": [user("a")]}, "'completion' is a list of messages and 'prompt' is te"),
         ({"question": "a", "answer": 5}, r"'answer' is a number \(5\), expected text in quotes"),
         (
             {"text": "a", "label": 1},
             r"'label' is the number 1.*say what the numbers stand for with .labels.: ",
         ),
-        ({"text": "a", "label": None}, "'label' is null, or the -1 that stands for no label"),
+        ({"text": "a", "label": None}, "'label' is null, or -1, which means no label"),
         ({"text": "a", "summary": "b", "output": "c"}, "the field 'input' is missing"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, 'columns: {"completion": "chosen"}'),
         ({"q": "a", "a": "b"}, r"found the fields: 'q', 'a'. Known are: messages; .* with columns"),
@@ -228,9 +228,9 @@ def test_a_refusal_names_the_row_and_a_way(row: dict[str, Any], message: str):
 
 
 def test_a_task_is_either_text_to_continue_or_has_answers():
-    with pytest.raises(DataError, match=r"row 2: a row of nothing but 'text'.*put the two into two tasks"):
+    with pytest.raises(DataError, match=r"row 2: a row with only 'text'.*Put the two into separate tasks"):
         as_task([{"input": "a", "output": "b"}, {"text": "c"}], name="t")
-    with pytest.raises(DataError, match="found 'instruction' with it, which would stand nowhere"):
+    with pytest.raises(DataError, match="found 'instruction' too, which would not be used"):
         one({"text": "c"}, instruction="Go on.")
 
 
@@ -307,7 +307,7 @@ def test_fields_that_are_not_read_are_named_with_the_nearest():
     task = one(row)
     assert task.passed_over == (
         "the field 'instuction' of 1 row was not read. Did you mean 'instruction'?",
-        "fields that say where a row is from were not read: 'idx', 'source'.",
+        "fields that say where a row comes from were not read: 'idx', 'source'.",
     )
     assert one({"": 7, "input": "Where?", "output": "here"}).passed_over == (
         "the field without a name of 1 row was not read.",

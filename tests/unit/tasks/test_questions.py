@@ -44,6 +44,6 @@ def test_a_chat_that_ends_with_an_answer_is_asked_without_it_and_that_is_said():
     assert bare.input == row.input == "ship" and said == []  # a row of the data brings its answer
     assert questions.examples(["tree", chat], None)[1].input == "ship"
     assert said == [
-        "generate(): 1 chat, first entry 2, ended with the assistant; that message was left out, and the "
-        "model answered what is before it"
+        "generate(): 1 chat, first entry 2, ended with a message of the assistant, which was left out; the "
+        "model answered the messages before it"
     ]

@@ -85,7 +85,7 @@ def test_class_labels_have_names_in_memory_and_in_files(tmp_path: Path):
 def test_a_split_without_labels_is_named_and_a_row_without_is_refused():
     task = as_task({"train": labelled([0, 1]), "validation": labelled([1]), "test": labelled([-1])}, name="t")
     assert task.passed_over[0] == "the split test was not read, as none of its rows has a value in 'label'."
-    with pytest.raises(DataError, match="row 2: 'label' is null, or the -1 that stands for no label"):
+    with pytest.raises(DataError, match="row 2: 'label' is null, or -1, which means no label"):
         as_task(labelled([0, -1]), name="t")
 
 
@@ -141,7 +141,7 @@ def test_what_holds_no_rows_is_refused(data: Any, message: str):
 
 def test_test_rows_are_taken_once():
     assert len(as_task(ROWS, name="t", test=Dataset.from_list(ROWS[:3])).test) == 3
-    with pytest.raises(DataError, match="has test rows of its own; leave out test="):
+    with pytest.raises(DataError, match=r"has its own test rows\. Leave out test="):
         as_task({"train": ROWS, "test": ROWS}, name="t", test=ROWS)
     with pytest.raises(DataError, match="t, test row 1: the field 'output' is missing"):
         as_task(ROWS, name="t", test=[{"input": "a"}])
@@ -220,4 +220,7 @@ def test_what_is_set_aside_of_repeated_rows_is_said():
     )
     same = as_task([{"input": "q", "output": "x"}] * 20, name="t")
     assert (len(same.train), same.test) == (20, ())
-    assert "no test set was set aside, as its training examples (20) differ too little" in same.warnings[0]
+    assert (
+        "no test set was set aside, as its training examples (20) ask too few different things"
+        in same.warnings[0]
+    )

@@ -72,7 +72,7 @@ def test_other_limits_models_and_parts_of_an_input_share_nothing() -> None:
     other = Example(long.body, "", "", ("World",))
     encoder = CachingEncoder(tokenizer, source="a", cache=cache, **LIMITS)
     assert encoder.encode(long).cut
-    with pytest.raises(DataError, match=r"raise data\.max_input"):
+    with pytest.raises(DataError, match=r"Raise data\.max_input"):
         encoder.encode(other)  # the same text, but nothing of it may be cut
     roomy = CachingEncoder(tokenizer, source="a", cache=cache, **{**LIMITS, "max_input": 400})
     assert not roomy.encode(long).cut

@@ -130,7 +130,9 @@ def task_with(
     root = _root(path)
     found, _ = _discover(root, layout, superni_metric, settings)
     if name is None and len(found) > 1:
-        raise DataError(f"{root}: holds {len(found)} tasks, expected one; name it: {', '.join(found)}.")
+        raise DataError(
+            f"{root}: holds {len(found)} tasks, expected one. Name one of them: {', '.join(found)}."
+        )
     return _read(next(iter(found)) if name is None else _resolve(name, found, root), found, root)
 
 
@@ -236,8 +238,8 @@ def _discover(root: Path, layout: str, metric: Metric, settings: Settings) -> Fo
             passed_over = _strays(root, detected, readers)
             if settings != Settings(origin=settings.origin):
                 raise DataError(
-                    f"{root}: the layout is {detected}, whose fields are fixed; found format or columns, "
-                    "which are for your own data (layout 'jsonl')."
+                    f"{root}: found format or columns, but the layout {detected} has fixed fields. Leave "
+                    "them out; they are for your own data (layout 'jsonl')."
                 )
     if not readers:
         more = " ".join(passed_over)
@@ -261,7 +263,7 @@ def _strays(root: Path, layout: str, names: Mapping[str, object]) -> tuple[str, 
         for path in visible(paths, root)
         if data_file(path) is not None and not path.is_dir() and not is_read(path)
     ]
-    return (f"In '{root.name}' was not read, as the layout is {layout}: {listed(left)}.",) if left else ()
+    return (f"Not read in '{root.name}', as the layout is {layout}: {listed(left)}.",) if left else ()
 
 
 def _root(path: str | os.PathLike[str]) -> Path:
@@ -315,7 +317,7 @@ def repeated_ids(task: Task) -> list[str]:
         counts = Counter(example.id for example in task.split(split) if example.id is not None)
         if repeated := [item for item, count in counts.items() if count > 1]:
             ids = f"the id '{repeated[0][:80]}'" + (f" and {len(repeated) - 1} more" if repeated[1:] else "")
-            warnings.append(f"Task '{task.name}': in {split}, {ids} stand on more than one example each.")
+            warnings.append(f"Task '{task.name}': in {split}, more than one example has {ids}.")
     return warnings
 
 

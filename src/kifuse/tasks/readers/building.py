@@ -218,9 +218,9 @@ def _check_columns(name: str, tables: Mapping[str, Table], settings: Settings) -
         row = next(row for table in tables.values() for row in table.rows)
         raise DataError(
             f"{row.where}: 'columns' in {settings.origin} names the column '{missing[0]}', which task "
-            f"'{name}' does not have; found {', '.join(map(repr, row.values))}."
-            f"{did_you_mean(missing[0], row.values)} "
-            "Where tasks differ in their columns, put them into each task's task.json."
+            f"'{name}' does not have; found "
+            f"{', '.join(map(repr, row.values))}.{did_you_mean(missing[0], row.values)} If the tasks have "
+            "different columns, write 'columns' into each task's task.json."
         )
 
 
@@ -274,8 +274,8 @@ def _text(row: Row, asked: Asked, settings: Settings, seen: _Seen) -> Example:
     given += [key for key in ("instruction", "options") if row.filled(key)]
     if given:
         raise DataError(
-            f"{row.where}: a row of nothing but 'text' is a text to continue, found '{given[0]}' with it, "
-            "which would stand nowhere; leave it out, or give rows with an input and an output."
+            f"{row.where}: a row with only 'text' is a text to continue, found '{given[0]}' too, which "
+            "would not be used. Leave it out, or give rows with an input and an output."
         )
     return Example("", "", "", asked.references, row.get_id(), where=row.where)
 
@@ -314,16 +314,13 @@ def _unread(seen: _Seen) -> list[str]:
     if rest := list(odd)[10:]:
         said.append(f"{len(rest)} more fields were not read: {enumerated(rest)}.")
     if harmless := [f"'{key}'" for key in seen.unread if key not in odd]:
-        said.append(f"fields that say where a row is from were not read: {enumerated(sorted(harmless))}.")
+        said.append(f"fields that say where a row comes from were not read: {enumerated(sorted(harmless))}.")
     if seen.keys:
         near = {key: did_you_mean(key, sorted(KNOWN_KEYS)).strip(" ?") for key in sorted(seen.keys)}
         hints = [
             f"'{key}'" + (f" ({hint.replace('Did', 'did')}?)" if hint else "") for key, hint in near.items()
         ]
-        said.append(
-            "messages hold keys that only some chat templates know, and others leave out: "
-            f"{enumerated(hints)}."
-        )
+        said.append(f"messages have keys that some chat templates leave out: {enumerated(hints)}.")
     return said
 
 
@@ -348,8 +345,8 @@ def _labels(
 def _metric(name: str, settings: Settings, seen: _Seen, why: str) -> tuple[Any, str]:
     if seen.text is not None and seen.asked is not None:
         raise DataError(
-            f"{seen.text.where}: a row of nothing but 'text' is a text to continue, but {seen.asked.where} "
-            f"of the same task '{name}' has an answer; put the two into two tasks."
+            f"{seen.text.where}: a row with only 'text' is a text to continue, but {seen.asked.where} of "
+            f"the same task '{name}' has an answer. Put the two into separate tasks."
         )
     if settings.metric is not None:
         return settings.metric, f"named in {PurePath(settings.origin).name}"

@@ -53,7 +53,7 @@ def read_turns(row: Row, field: str) -> list[dict[str, Any]]:
     if turns[-1]["role"] != "assistant":
         raise DataError(
             f"{row.where}: the last of '{field}' has the role '{turns[-1]['role']}', expected 'assistant', "
-            f"whose text is what is learned; leave out what comes after the assistant's last message."
+            "as its text is learned. Leave out what comes after the assistant's last message."
         )
     if not any(turn["role"] == "user" for turn in turns[:-1]):
         raise DataError(f"{row.where}: '{field}' has no message of the role 'user' before the last one.")
@@ -117,7 +117,7 @@ def conversation(
         found.text.encode("utf-8")
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"{row.where}: a message or tool holds a value that JSON cannot hold: {error}; expected texts, "
+            f"{row.where}: a message or tool has a value that JSON does not allow: {error}; expected texts, "
             "numbers, lists and objects."
         ) from error
     return found
@@ -189,7 +189,7 @@ def _as_servers_have(calls: Any) -> Any:
 def _text_part(row: Row, what: str, part: Any) -> str:
     if not isinstance(part, dict) or part.get("type") != "text":
         raise DataError(
-            f"{row.where}: 'content' of {what} holds a part that is no text; only text can be learned, so "
+            f"{row.where}: 'content' of {what} has a part that is not text. Only text can be learned, so "
             "leave such rows out."
         )
     return checked_text(part.get("text"), row.where, f"'text' in 'content' of {what}", empty=True)
@@ -213,7 +213,7 @@ def _calls(row: Row, what: str, turn: dict[str, Any]) -> list[dict[str, Any]]:
         inner = listed(call.get("function", call)) if isinstance(call, dict) else None
         if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
             raise DataError(
-                f"{row.where}: a tool call of {what} has no name of a function, expected "
+                f"{row.where}: a tool call of {what} has no function name, expected "
                 '{"function": {"name": ..., "arguments": {...}}}.'
             )
         inner = {**inner, "arguments": listed(inner["arguments"])} if "arguments" in inner else inner

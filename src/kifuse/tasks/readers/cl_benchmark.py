@@ -49,7 +49,7 @@ def discover(root: Path) -> dict[str, Callable[[], Task]]:
         folder = path.parent
         if folder.name in found:
             raise DataError(
-                f"{folder}: a task of this name is in {found[folder.name]} already; rename one of them."
+                f"{folder}: there is already a task of this name in {found[folder.name]}; rename one of them."
             )
         found[folder.name] = folder
     return {name: partial(read, found[name]) for name in sorted(found)}

@@ -53,7 +53,7 @@ def hub_tables(name: str) -> tuple[str, dict[str, Table], list[str]]:
     except Exception as error:  # from the hub's client, the network, or any builder of datasets
         said = " ".join(str(error).split())
         raise DataError(
-            f"{name}: no such file or folder, and not to be loaded as a data set of the hub: "
+            f"{name}: no such file or folder, and it cannot be loaded as a data set of the hub: "
             f"{type(error).__name__}: {said} Give the path of a file or folder on disk, or "
             f"{PREFIX}owner/name:configuration."
         ) from error

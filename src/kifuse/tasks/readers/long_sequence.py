@@ -80,7 +80,7 @@ def read(root: Path, name: str) -> Task:
         source=f"long_sequence/{name}",
         warnings=tuple(warnings),
         format="finished prompts in the layout long_sequence",
-        metric_why="labels stand in the prompts" if closed else "free text",
+        metric_why="labels are in the prompts" if closed else "free text",
     )
 
 
@@ -124,5 +124,5 @@ def _example(row: Row) -> Example:
     references = row.get_references("output")
     head, body, tail = part(text)
     if not body.strip() and not head.strip():
-        raise DataError(f"{row.where}: 'input' holds nothing but 'Answer:', expected a text.")
+        raise DataError(f"{row.where}: 'input' holds only 'Answer:', expected a text.")
     return Example(head, body, tail, references, row.get_id(), where=row.where)

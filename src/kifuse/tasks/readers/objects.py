@@ -55,7 +55,9 @@ def _from_columns(data: Mapping[Any, Any], where: str) -> list[dict[str, Any]]:
     lengths = {str(key): len(column) for key, column in data.items()}
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{key} {length}" for key, length in lengths.items())
-        raise DataError(f"{where}: the columns differ in length: {said}; expected as many values in each.")
+        raise DataError(
+            f"{where}: the columns differ in length: {said}; expected the same number of values in each."
+        )
     return [dict(zip(map(str, data), values, strict=True)) for values in zip(*data.values(), strict=True)]
 
 

@@ -129,7 +129,7 @@ def _tasks(root: Path, given: Settings, metric: Metric) -> Found:
 
     def add(name: str, path: Path, reader: Callable[[], Task]) -> None:
         if name in found:
-            raise DataError(f"{path}: a task '{name}' is in {root} already; rename the file or the folder.")
+            raise DataError(f"{path}: {root} already has a task '{name}'; rename the file or the folder.")
         found[name] = reader
 
     for path in sorted([*folders, *(files[0].path for files in single.values())]):
@@ -138,7 +138,7 @@ def _tasks(root: Path, given: Settings, metric: Metric) -> Found:
             whole = [file for file in named if file.part is None]
             if len(whole) > 1:
                 raise DataError(
-                    f"{whole[1].path}: a task '{named[0].stem}' is in {root} already; rename the file or the "
+                    f"{whole[1].path}: {root} already has a task '{named[0].stem}'; rename the file or the "
                     "folder."
                 )
             add(named[0].stem, path, partial(_read_file, named, given))
@@ -157,14 +157,14 @@ def _left(root: Path, left: Sequence[Path]) -> tuple[str, ...]:
     said = []
     folders = [path for path in left if path.is_dir()]
     if files := [path for path in left if not path.is_dir()]:
-        said.append(f"In '{root.name}' was not read: {listed(unread(sorted(files), _FILES, root))}.")
+        said.append(f"Not read in '{root.name}': {listed(unread(sorted(files), _FILES, root))}.")
     for folder in sorted(folders):
         inside = [path.name for path in visible(folder.iterdir(), folder)] if _readable(folder) else []
         hints = [hint for name in inside if (hint := elsewise(name) or did_you_mean(name, _FILES))]
         what = f"it holds {listed(inside, 5)}" if inside else "it is empty"
         said.append(
-            f"In '{root.name}' the folder '{folder.name}' is no task, as it has no file called train, dev or "
-            f"test, such as train.jsonl; {what}.{hints[0] if hints else ''}"
+            f"The folder '{folder.name}' in '{root.name}' is not a task, as it has no file called train, "
+            f"dev or test, such as train.jsonl; {what}.{hints[0] if hints else ''}"
         )
     return tuple(said)
 
@@ -277,7 +277,7 @@ def _folder_tables(folder: Path) -> tuple[dict[str, Table], list[str]]:
     left = [file.path for file in unnamed] + [path for path in others if path.name != "labels.json"]
     if left:
         names = listed(unread(sorted(left), _FILES, folder))
-        said.append(f"not read, as no split is called so: {names}.")
+        said.append(f"not read, as they are not names of splits: {names}.")
     return tables, said
 
 
@@ -293,8 +293,8 @@ def _of_one_split(split: str, files: Sequence[DataFile], what: str) -> Table:
         if len(tables) > 1 or any(name and split_of(name) != split for name in tables):
             inside = " and ".join(f"'{name}'" for name in tables)
             raise DataError(
-                f"{part.path}: holds {inside}, but stands for {split}. Give that file as the path of a task, "
-                f"or leave its {split} rows in it alone."
+                f"{part.path}: holds {inside}, but its name says {split}. Give this file as the path of a "
+                f"task, or leave only the {split} rows in it."
             )
         found += tables.values()
     return joined(found)
@@ -320,7 +320,7 @@ def _split_folders(root: Path, given: Settings) -> Found:
     readers: Readers = {}
     for name in sorted(tasks):
         readers[name] = partial(_read_splits, name, tasks[name], given)
-    said = [f"In '{root.name}' was not read: {listed(unread(sorted(left), _FILES, root))}."] if left else []
+    said = [f"Not read in '{root.name}': {listed(unread(sorted(left), _FILES, root))}."] if left else []
     return Found(readers, tuple(said))
 
 

@@ -135,7 +135,7 @@ def checked_text(value: Any, where: str, what: str, *, empty: bool = False) -> s
     """
     if not isinstance(value, str):
         shown = f" ({value!r})" if isinstance(value, (bool, int, float)) else ""
-        way = " JSON that is to be answered is written as text, json.dumps(value)." * isinstance(value, dict)
+        way = " If the answer is JSON, write it as text: json.dumps(value)." * isinstance(value, dict)
         raise DataError(f"{where}: {what} is {kind_of(value)}{shown}, expected text in quotes.{way}")
     if not empty and not value.strip():
         raise DataError(f"{where}: {what} is empty, expected text.")

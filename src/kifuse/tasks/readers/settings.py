@@ -172,7 +172,7 @@ def folder_settings(folder: Path, given: Settings) -> Settings:
     for key in ("instruction", "labels", "metric"):
         if getattr(given, key) is not None and getattr(own, key) not in (None, getattr(given, key)):
             raise DataError(
-                f"{path}: '{key}' is given here and to {given.origin}; leave it out in one of the two."
+                f"{path}: '{key}' is given here and in {given.origin}. Leave it out in one of the two."
             )
     return replace(
         own,

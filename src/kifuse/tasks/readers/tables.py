@@ -138,14 +138,14 @@ def _separated_one_by_one(path: Path, kind: str) -> Iterator[Row]:
                 if len(values) != len(header):
                     raise DataError(
                         f"{path}:{start_line}: found {counted(len(values), 'value')}, expected "
-                        f"{len(header)}, one for each of the columns {', '.join(header)}; a value that holds "
-                        f"the separator {separator!r} or a line break stands in double quotes."
+                        f"{len(header)}, one for each of the columns {', '.join(header)}; put a value that "
+                        f"holds the separator {separator!r} or a line break into double quotes."
                     )
                 yield Row(f"{path}:{start_line}", dict(zip(header, values, strict=True)))
         except csv.Error as error:
             raise DataError(
-                f"{path}:{line}: not valid {kind.upper()}: {error}; a value that holds a double quote stands "
-                "in double quotes, with each quote inside doubled."
+                f"{path}:{line}: not valid {kind.upper()}: {error}; put a value that holds a double quote "
+                "into double quotes, and double each quote inside."
             ) from error
 
 
@@ -153,7 +153,7 @@ def _header(path: Path, line: int, values: Sequence[str]) -> list[str]:
     names = [value.strip() for value in values]
     counts = Counter(names)
     if twice := next((name for name in names if name and counts[name] > 1), None):
-        raise DataError(f"{path}:{line}: the column '{twice}' stands twice; rename one of the two.")
+        raise DataError(f"{path}:{line}: the column '{twice}' appears twice; rename one of the two.")
     if counts[""] > 1:
         raise DataError(f"{path}:{line}: {counts['']} columns have no name, expected one for each.")
     return names

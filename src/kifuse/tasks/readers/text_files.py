@@ -47,7 +47,8 @@ def read_text(path: Path) -> str:
         raise DataError(str(error)) from error
     if "\x00" in text[:_START]:
         raise DataError(
-            f"{path}:1: holds zero bytes, as text in UTF-16 without its mark does; save the file as UTF-8."
+            f"{path}:1: holds zero bytes, as UTF-16 text without a byte order mark does; save the file "
+            "as UTF-8."
         )
     if not text.strip():
         raise DataError(f"{path}: the file is empty, expected examples; write rows into it or remove it.")
@@ -74,7 +75,7 @@ def _unpacked(raw: bytes, path: Path) -> bytes:
                 if len(found) > most:
                     raise unpacks_without_measure(path, most, "unpack it yourself")
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not a whole gzip file: {error}; pack it again.") from error
+        raise DataError(f"{path}: not a complete gzip file: {error}; pack it again.") from error
     return bytes(found)
 
 
@@ -86,8 +87,8 @@ def most_unpacked(size: int) -> int:
 def unpacks_without_measure(path: Path, most: int, remedy: str) -> DataError:
     """Make the error for a file that unpacks to more than that."""
     return DataError(
-        f"{path}: unpacks to more than {most >> 20} MB, {_MOST_TIMES} times its size; {remedy} if that is "
-        "meant."
+        f"{path}: unpacks to more than {most >> 20} MB, {_MOST_TIMES} times its size; {remedy} if this is "
+        "intended."
     )
 
 
@@ -219,7 +220,7 @@ def _line(path: Path, number: int, line: str) -> Row:
         elif line.strip() in ("{", "["):
             way = " Put each object on a line of its own, as json.dumps(row) writes it, or all into one list."
         elif line.lstrip().startswith("{'"):
-            way = " JSON has double quotes; write each row with json.dumps(row)."
+            way = " JSON uses double quotes; write each row with json.dumps(row)."
         raise DataError(f"{error}{way}") from error
     return _row(f"{path}:{number}", value)
 

@@ -72,7 +72,7 @@ def _missing(row: Row, candidates: Collection[Format], way: str) -> str:
     missing = next(name for name in nearest if name not in fields)
     known = ""
     if {"chosen", "rejected"} <= set(fields):
-        known = ' Of preference pairs the chosen answer can be learned: columns: {"completion": "chosen"}.'
+        known = ' To learn the chosen answers of preference pairs: columns: {"completion": "chosen"}.'
     elif not set(nearest) & set(fields) and len(candidates) > 1:
         known = f" Known are: {'; '.join(' and '.join(format.needs[0]) for format in candidates)}."
     return (

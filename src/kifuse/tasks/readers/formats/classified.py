@@ -18,14 +18,14 @@ def read(row: Row, instructed: bool) -> Asked:
         label = int(label)
     if label is None:
         raise DataError(
-            f"{row.where}: 'label' is null, or the -1 that stands for no label; leave such rows out, "
-            "expected the name or number of a label."
+            f"{row.where}: 'label' is null, or -1, which means no label; expected the name or number of a "
+            "label. Leave such rows out."
         )
     if isinstance(label, int) and not isinstance(label, bool):
         if label < 0:
             raise DataError(
-                f"{row.where}: 'label' is {label}, which stands for no label; leave such rows out, expected "
-                f"the name or number of a label."
+                f"{row.where}: 'label' is {label}, which means no label; expected the name or number of a "
+                "label. Leave such rows out."
             )
         number, references = label, (str(label),)
     else:

@@ -17,8 +17,8 @@ def read(row: Row, instructed: bool) -> Asked:
     if isinstance(prompt, list):
         if not isinstance(completion, list):
             raise DataError(
-                f"{row.where}: 'completion' is {kind_of(completion)}, expected a list of messages as "
-                f"'prompt' is one."
+                f"{row.where}: 'completion' is {kind_of(completion)}, expected a list of messages, as in "
+                "'prompt'."
             )
         joined = Row(row.where, {**row.values, "messages": [*prompt, *completion]})
         return replace(chat(joined, "messages"), answer="completion")
