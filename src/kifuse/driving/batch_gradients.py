@@ -83,13 +83,13 @@ def _refuse(trainer: Any, model: nn.Module, curvature: bool) -> None:
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None) or "eager"
     if attention not in ("eager", "sdpa"):
         raise RunError(
-            f"second_order: the attention implementation {attention!r} cannot be differentiated twice; load "
+            f"second_order: the attention implementation {attention!r} cannot be differentiated twice. Load "
             "the model with attn_implementation='eager' or 'sdpa', or use second_order: false."
         )
     if trainer.args.world_size > 1:
-        raise RunError("second_order: works in one process only; use second_order: false with several.")
+        raise RunError("second_order: works in one process only. Use second_order: false with several.")
     if getattr(model, "is_quantized", False) or getattr(model, "is_loaded_in_8bit", False):
-        raise RunError("second_order: quantised layers have no second derivative; use second_order: false.")
+        raise RunError("second_order: quantised layers have no second derivative. Use second_order: false.")
 
 
 class BatchGradients:
@@ -182,7 +182,9 @@ class BatchGradients:
                 named = dict(zip(self._names(), at, strict=True))
                 return torch.func.functional_call(model, named, kwargs=inputs)
             if not hasattr(model, "disable_adapter"):
-                raise RunError("the model has no adapter that could be left out; its weights are trained.")
+                raise RunError(
+                    "the base model is not available: there is no adapter, and its own weights are trained."
+                )
             with model.disable_adapter():
                 return model(**inputs)
 

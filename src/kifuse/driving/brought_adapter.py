@@ -87,9 +87,9 @@ class BroughtAdapter:
             return
         if trainer.optimizer is not None:
             raise RunError(
-                f"{self._kind} puts an adapter on the model, whose parameters an optimizer that is there "
-                "already does not have: leave optimizers= out (optimizer_cls_and_kwargs= chooses another "
-                "one), and give the callback to the Trainer when it is made."
+                f"{self._kind} puts an adapter on the model, whose parameters an optimizer made earlier "
+                "does not have. Leave optimizers= out (optimizer_cls_and_kwargs= chooses another one), and "
+                "give the callback to the Trainer when you make it."
             )
         model = self._on(trainer.model, trainer.args.seed)
         trainer.model = trainer.model_wrapped = trainer.callback_handler.model = model
@@ -113,8 +113,8 @@ class BroughtAdapter:
         """
         if self.adapter is None or adapter_on(model) is not self.adapter:
             raise RunError(
-                f"{self._kind} has put its adapter on the model when the Trainer was made, but now another "
-                "model is trained; give the Trainer model= and not model_init=."
+                f"{self._kind} put its adapter on the Trainer's model, but now another model is trained. "
+                "Give the Trainer model= and not model_init=."
             )
 
     def end_task(self) -> None:
@@ -193,8 +193,8 @@ class BroughtAdapter:
         for key, value in self._given.model_dump(by_alias=False).items() if self._given is not None else ():
             if value != getattr(kept, key):
                 raise RunError(
-                    f"{file}: the adapter's {key} is {getattr(kept, key)!r}, but {value!r} now; leave "
-                    "adapter= as it was, or out, or name a new folder."
+                    f"{file}: the adapter's {key} is {getattr(kept, key)!r}, but {value!r} now. Give the "
+                    "earlier value, leave adapter= out, or name a new folder."
                 )
         return kept
 
@@ -245,8 +245,9 @@ def _checked(settings: Mapping[str, Any], method: Method) -> AdapterConfig:
     data = {**own, **settings}
     if data.get("from") is not None:
         raise ConfigError(
-            f"adapter.from: found {data['from']!r}, expected nothing: a callback trains what is on the "
-            "model; put it there with PeftModel.from_pretrained(model, folder, is_trainable=True)."
+            f"adapter.from: found {data['from']!r}, expected nothing, as a callback trains the adapter of "
+            "the model. Put it on the model with PeftModel.from_pretrained(model, folder, "
+            "is_trainable=True)."
         )
     try:
         return AdapterConfig.model_validate(data)

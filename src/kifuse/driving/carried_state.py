@@ -202,7 +202,7 @@ class CarryingCallback(MethodCallback):
         if self.index and not rows:
             raise RunError(
                 f"memory: this is task {self.index + 1}, and the method reads old data, but there are no "
-                "rows of earlier tasks; give some, or leave memory= out, so that the callback keeps them."
+                "rows of earlier tasks. Give some, or leave memory= out so that the callback keeps them."
             )
         return rows
 
@@ -253,7 +253,9 @@ class CarryingCallback(MethodCallback):
                 method brings an adapter of its own.
         """
         if self._brought is not None:
-            raise RunError("give the Trainer the base model: the callback puts on it what was learned last.")
+            raise RunError(
+                "give the Trainer the base model; the callback puts the last learned adapter on it."
+            )
         restore_weights(self.state_dir, model)
 
 

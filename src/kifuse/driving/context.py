@@ -99,7 +99,7 @@ class TrainerContext(MemorySteps):
         """
         found = adapter_on(self.trainer.model)
         if found is None:
-            raise RunError("the model's adapter is not one that kifuse has put on it.")
+            raise RunError("the model's adapter was not put on it by kifuse.")
         return found
 
     @property
@@ -298,7 +298,7 @@ class TrainerContext(MemorySteps):
 
     def _own_examples(self) -> Sequence[Any]:
         if self.examples is None:
-            raise RunError("the method looks at single examples of the task, but was given none.")
+            raise RunError("the method looks at single examples of the task, but got none.")
         return self.examples
 
     def _probes(self, count: int | None) -> Probes:
@@ -373,10 +373,10 @@ class TrainerContext(MemorySteps):
         values = state.values
         if values.get("frozen", []) != sums_of(self.params.frozen):
             raise ValueError(
-                "what is frozen beside the trained tensors is not what the task began with: another machine, "
-                "number of threads or release of torch decomposes matrices otherwise in the last bits, or "
-                "the state is of an earlier kifuse. Go on where the task began, or begin it anew: of a run, "
-                "remove the folder 'checkpoint' in it."
+                "what is frozen beside the trained tensors is not what the task began with. Another "
+                "machine, number of threads or release of torch decomposes matrices with other last bits, "
+                "or the state is of an earlier kifuse. Continue where the task began, or start the task "
+                "again: in a run, remove its folder 'checkpoint'."
             )
         self.step, self.lr, self.ratios = values["step"], values["lr"], values.get("ratios")
         self.replayed, self.extra_passes = values["replayed"], values["extra_passes"]

@@ -247,8 +247,8 @@ class Probes:
         self.skipped = skipped
         if skipped == of:
             raise RunError(
-                f"none of the {of} examples looked at has a finite gradient: the weights hold NaN or "
-                "infinity, or the model overflows in this precision."
+                f"none of the {of} examples has a finite gradient: the weights hold NaN or infinity, or the "
+                "model overflows in this precision."
             )
         if skipped:
             _log.warning("%d of %d examples left out: their gradients are not finite", skipped, of)

@@ -135,9 +135,9 @@ class Guard:
             weights = "The weights themselves hold NaN or infinity: they were broken before these steps."
         raise RunError(
             f"{where}: {self.in_a_row[kind]} steps in a row had a loss or gradient that is not finite; the "
-            f"last one: {found}. None of them was taken. {weights} Look at the examples of these steps, "
-            "lower the learning rate, lengthen its warm-up, or train in bf16 or fp32 instead of fp16; "
-            "max_bad_steps sets how many are borne with."
+            f"last one: {found}. None of them changed the weights. {weights} Look at the examples of these "
+            "steps, lower the learning rate, use more warm-up steps, or train in bf16 or fp32 instead of "
+            "fp16. max_bad_steps sets how many such steps are allowed in a row."
         )
 
     def note(self, context: UnderWay) -> None:

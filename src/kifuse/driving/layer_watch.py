@@ -45,8 +45,8 @@ class LayerWatch:
             )
         if any("lora_magnitude_vector" in name for name in params.names):
             raise RunError(
-                "looking into layers does not work with DoRA, which calls LoRA's layers on what is no text; "
-                "use model.adapter.kind 'lora', 'rslora' or 'full'."
+                "the method reads inputs of layers, which does not work with DoRA, as it calls LoRA's "
+                "layers with other tensors too. Use model.adapter.kind 'lora', 'rslora' or 'full'."
             )
         self.params, self.processes = params, trainer.accelerator.num_processes
         two_sided = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
@@ -153,8 +153,8 @@ class Watch:
         except Exception as error:
             raise RunError(
                 f"{layer.name}: the function given to watch failed on inputs {shapes[0]} and outputs "
-                f"{shapes[1]} with {type(error).__name__}: {error}. It must return a sum over tokens, which "
-                "are sometimes none."
+                f"{shapes[1]} with {type(error).__name__}: {error}. It must return a sum over tokens, also "
+                "when there are no tokens."
             ) from error
         if not isinstance(value, Tensor):
             raise RunError(f"the function given to watch returned {type(value).__name__}, expected a tensor.")
@@ -205,8 +205,8 @@ class Watch:
         for called, layer in zip(self._called, self._owner.layers, strict=True):
             if not called and layer.weight.grad is not None:
                 raise RunError(
-                    f"{layer.name}: its weight has a gradient though the layer was not called as a module, "
-                    "so that its inputs and outputs are not known."
+                    f"{layer.name}: its weight has a gradient, but the layer was not called as a module, so "
+                    "its inputs and outputs are not known."
                 )
         self._found()
 

@@ -114,8 +114,8 @@ def targets_of(inputs: Inputs, outputs: Any, *, aligned: bool) -> list[tuple[Ten
     if logits is None or logits.shape[:-1] != labels.shape:
         found = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
         raise RunError(
-            "the method needs the model's logits at each target token, but there are "
-            f"{found} and labels of shape {tuple(labels.shape)}."
+            f"the method needs the model's logits at each target token, but found {found} and labels of "
+            f"shape {tuple(labels.shape)}."
         )
     kept = target_places(labels, aligned=aligned)
     if not aligned:

@@ -82,8 +82,8 @@ class RealTokens:
             return self.rows  # a head on one vector of each row
         expected = "no mask" if mask is None else f"those of a mask {tuple(mask.shape)}"
         raise RunError(
-            f"{name}: the output has shape {tuple(shape)}, whose positions are not {expected}, "
-            "so that padding cannot be told from text; leave this layer frozen."
+            f"{name}: the output has shape {tuple(shape)}, whose positions are not {expected}, so padding "
+            "cannot be told from text. Leave this layer frozen."
         )
 
 

@@ -50,21 +50,21 @@ def _zero(trainer: Any) -> Mapping[str, Any]:
 REFUSED: tuple[Setup, ...] = (
     (
         lambda trainer: _zero(trainer) and _zero(trainer).get("stage", 0) not in (1, 2, 3),
-        "deepspeed: without ZeRO (stage 0) its engine keeps no gradient that a method can see; set stage: 1, "
-        "2 or 3 in zero_optimization, or use plain data parallelism (torchrun, accelerate launch).",
+        "deepspeed: without ZeRO (stage 0) a method cannot see the gradients. Set stage: 1, 2 or 3 in "
+        "zero_optimization, or use plain data parallelism (torchrun, accelerate launch).",
     ),
     (
         lambda trainer: any(
             (_zero(trainer).get(key) or {}).get("device", "none") != "none"
             for key in ("offload_optimizer", "offload_param")
         ),
-        "deepspeed: offload_optimizer and offload_param keep gradients and weights where kifuse does not "
-        "look for them; leave both out of zero_optimization.",
+        "deepspeed: kifuse cannot read gradients and weights that offload_optimizer and offload_param move "
+        "away. Leave both out of zero_optimization.",
     ),
     (
         lambda trainer: _of_deepspeed(trainer, "fp16").get("enabled", False) is True,
-        "deepspeed: under fp16 its engine scales the gradients by a factor of its own, which a method would "
-        "take for theirs; train in bf16 or fp32.",
+        "deepspeed: in fp16 its engine scales the gradients, so a method would see wrong values. Train in "
+        "bf16 or fp32.",
     ),
     (
         lambda trainer: (
@@ -72,15 +72,15 @@ REFUSED: tuple[Setup, ...] = (
             and _config(trainer).get("gradient_clipping") not in (None, trainer.args.max_grad_norm or 0.0)
         ),
         "deepspeed: gradient_clipping in its configuration and max_grad_norm in the TrainingArguments "
-        "differ, so that it is not known how the gradients are to be clipped; set gradient_clipping: 'auto'.",
+        "differ, so it is not clear how to clip the gradients. Set gradient_clipping: 'auto'.",
     ),
     (
         lambda trainer: (
             (getattr(trainer, "is_fsdp_enabled", False) or trainer.args.fsdp)
             and not getattr(trainer.accelerator, "is_fsdp2", False)
         ),
-        "fsdp: version 1 melts the trained tensors into one flat one, in which a method cannot find what it "
-        "scores and fuses; set fsdp_version: 2, or use plain data parallelism (torchrun, accelerate launch).",
+        "fsdp: version 1 joins the trained tensors into one flat tensor, so a method cannot score and fuse "
+        "them separately. Set fsdp_version: 2, or use plain data parallelism (torchrun, accelerate launch).",
     ),
     (
         _flag("load_best_model_at_end"),
@@ -88,8 +88,8 @@ REFUSED: tuple[Setup, ...] = (
     ),
     (
         lambda trainer: trainer.args.n_gpu > 1,
-        "several GPUs in one process (DataParallel) split batches inside the model; start one process per "
-        "GPU with torchrun or accelerate launch, or show the process one GPU (CUDA_VISIBLE_DEVICES).",
+        "several GPUs in one process (DataParallel) split batches inside the model. Start one process per "
+        "GPU with torchrun or accelerate launch, or let the process use one GPU (CUDA_VISIBLE_DEVICES).",
     ),
     (
         _flag("auto_find_batch_size"),
@@ -104,7 +104,7 @@ REFUSED: tuple[Setup, ...] = (
     ),
     (
         _steps_in_backward,
-        "optim: this optimizer steps inside the backward pass, before a method can see the gradients; use "
+        "optim: this optimizer steps inside the backward pass, before a method can see the gradients. Use "
         "another one, such as adamw_torch.",
     ),
 )
@@ -124,14 +124,15 @@ def refuse(trainer: Any) -> None:
 IN_PIECES = {"layers"}
 """What a method may need of a model in pieces."""
 CALLS = (
-    "calls the model by itself, while all processes must call a layer in pieces together, with the same rows"
+    "calls the model in one process, but a layer in pieces must be called by all processes together "
+    "with the same rows"
 )
 WHOLE_ONLY = {
     "batch": "calls the model with other weights than those that lie in its pieces",
     "before task": "calls the model with other weights than those that lie in its pieces",
-    "examples": "looks at the task's examples again, perhaps at others on each process, while all processes "
-    "must call a layer in pieces together",
-    "squares": "takes the gradients of a step's examples apart, which kifuse does with whole layers only",
+    "examples": "looks at the task's examples again, perhaps at different ones in each process, but a "
+    "layer in pieces must be called by all processes together",
+    "squares": "needs the gradient of each example in a step, which kifuse computes with whole layers only",
 }
 """By what a method needs: why a model in pieces cannot give it."""
 
@@ -148,15 +149,15 @@ def refuse_shards(method: Method) -> None:
     kind = type(method).__name__
     if method.adapter is not None:
         raise RunError(
-            f"fsdp, deepspeed: {kind} changes its adapter from task to task and saves it as a whole, which "
-            "is not possible where the layers are in pieces; use plain data parallelism (torchrun, "
-            "accelerate launch), or ZeRO of stage 1 or 2 in fp32."
+            f"fsdp, deepspeed: {kind} changes its adapter from task to task and saves all of it, which is "
+            "not possible if the layers are in pieces. Use plain data parallelism (torchrun, accelerate "
+            "launch), or ZeRO of stage 1 or 2 in fp32."
         )
     need = next(iter(sorted(method.needs - IN_PIECES)), None)
     if need is not None:
         raise RunError(
-            f"fsdp, deepspeed: with these settings {kind} {WHOLE_ONLY.get(need, CALLS)}; use plain data "
-            "parallelism (torchrun, accelerate launch) and, for a large base model, its quantised form, or "
+            f"fsdp, deepspeed: with these settings {kind} {WHOLE_ONLY.get(need, CALLS)}. Use plain data "
+            "parallelism (torchrun, accelerate launch), with a quantised base model if it is large, or "
             "ZeRO of stage 1 or 2 in fp32."
         )
 
@@ -182,8 +183,8 @@ def refuse_method(method: Method, memory: Any, adapter: Any = None, *, keep_weig
     kind = type(method).__name__
     if method.adapter is None and adapter is not None:
         raise RunError(
-            f"adapter: {kind} trains what the script has put on the model; leave adapter= out, and set the "
-            "adapter up there, as with peft.get_peft_model."
+            f"adapter: {kind} trains what the script has put on the model. Leave adapter= out, and make the "
+            "adapter in the script, for example with peft.get_peft_model."
         )
     if method.adapter is not None and not keep_weights:
         raise RunError(
@@ -196,15 +197,14 @@ def refuse_method(method: Method, memory: Any, adapter: Any = None, *, keep_weig
         )
     if any(getattr(type(method), name) is not getattr(Method, name) for name in HOOKS_OF_TEXTS):
         raise RunError(
-            f"{kind} reads and writes examples as texts, but a Trainer's rows are the tokens that its script "
-            "has made of them: use kifuse.ContinualLearner, kifuse.run or 'kifuse run'."
+            f"{kind} reads and writes examples as texts, but the rows of a Trainer are tokens. Use "
+            "kifuse.ContinualLearner, kifuse.run or 'kifuse run'."
         )
     if method.old_data == "none" and memory is not None:
         raise RunError(f"memory: {kind} reads no old data with these settings; leave memory= out.")
     wants = {
-        "kept": "stores something with each row at the end of the row's own task, which rows from elsewhere "
-        "do not have",
-        "by task": "must know which task each row is of, which rows from elsewhere do not say",
+        "kept": "stores something with each row at the end of the row's task, which other rows do not have",
+        "by task": "must know which task each row is of, which other rows do not say",
     }
     for need in wants.keys() & method.needs if memory is not None else ():
         raise RunError(
@@ -220,7 +220,7 @@ def refuse_frozen(model: nn.Module | None) -> None:
     """
     if model is not None and not any(p.requires_grad for p in model.parameters()):
         raise RunError(
-            "the model has no trainable parameter; load an adapter that is to learn on with "
+            "the model has no trainable parameter. To train an adapter further, load it with "
             "PeftModel.from_pretrained(model, folder, is_trainable=True)."
         )
 
@@ -244,13 +244,13 @@ def refuse_second(trainer: Any, callback: Any) -> None:
     for other in others:
         if other is callback or type(other.method) is type(own):
             raise RunError(
-                f"{kind}: the Trainer was given the callback of this method twice; give it once, either in "
-                "callbacks=[...] or by trainer.add_callback(...)."
+                f"{kind}: the Trainer was given the callback of this method twice. Give it once, either in "
+                "callbacks=[...] or with trainer.add_callback(...)."
             )
         if callback.state_dir is not None and callback.state_dir == other.state_dir:
             raise RunError(
                 f"{callback.state_dir}: two callbacks of the Trainer have this state_dir, {kind} and "
-                f"{type(other.method).__name__}; give each its own."
+                f"{type(other.method).__name__}. Give each its own."
             )
 
 
@@ -273,7 +273,7 @@ def refuse_training(trainer: Any, state: Any, *, finished: Any) -> None:
             "into the next one; make a new Trainer for each task."
         )
     if state.is_hyper_param_search:
-        raise RunError("hyperparameter search would learn the task once a trial; search without a method.")
+        raise RunError("hyperparameter search would learn the task in each trial. Search without a method.")
 
 
 def refuse_learned(name: str, index: int, learned: Sequence[Mapping[str, Any]]) -> None:
@@ -290,8 +290,8 @@ def refuse_learned(name: str, index: int, learned: Sequence[Mapping[str, Any]]) 
     for task in learned:
         if task["name"] == name and task["number"] <= index:
             raise RunError(
-                f"task {name!r} was learned already, as number {task['number']} of {index}; "
-                "give this task another name, or none."
+                f"task {name!r} was learned already, as number {task['number']} of {index}. Give this task "
+                "another name, or none."
             )
 
 
@@ -310,7 +310,7 @@ def refuse_twice(state_dir: Path, data: str | None, learned: Sequence[Mapping[st
         last = learned[-1]
         raise RunError(
             f"{state_dir}: these rows were learned already, as task {last['name']!r}, number "
-            f"{last['number']}: a second start of the same script would learn them as task "
+            f"{last['number']}. A second start of the same script would learn them as task "
             f"{last['number'] + 1}. To learn them once more, give this task a name: callback(name=...)."
         )
 
@@ -327,8 +327,8 @@ def refuse_parameters(method: Method, params: Parameters) -> None:
         other = by_file.setdefault(file_name(name), name)
         if other != name:
             raise RunError(
-                f"{other} and {name} are both trained, as parts of two adapters; a method works with one: "
-                "model.set_adapter(...) picks the one that learns."
+                f"{other} and {name} are both trained and belong to two adapters, but a method works with "
+                "one. Choose the one to train with model.set_adapter(...)."
             )
     try:
         method.check(params)
@@ -345,8 +345,8 @@ def refuse_packed(method: Method, model: nn.Module) -> None:
     narrow = narrow_4bit_layer(model) if "examples" in method.needs else ""
     if narrow:
         raise RunError(
-            f"{type(method).__name__} looks at single examples after the training, and {narrow}; use 8 bits "
-            "or none, a GPU, or another method."
+            f"{type(method).__name__} looks at single examples after training, and {narrow}. Use 8 bits or "
+            "no quantisation, a GPU, or another method."
         )
 
 
@@ -390,6 +390,6 @@ def nothing_learned(name: str, steps: int) -> str:
     """The message about a training that took no step, so that its task is not kept."""
     return (
         f"task {name!r}: nothing was learned: none of its {steps} steps had a finite loss and finite "
-        "gradients, so none was taken, and the task is not kept. Look at its examples, lower the learning "
-        "rate, lengthen its warm-up, or train in bf16 or fp32 instead of fp16."
+        "gradients, so the weights did not change, and the task is not kept. Look at its examples, lower "
+        "the learning rate, use more warm-up steps, or train in bf16 or fp32 instead of fp16."
     )

@@ -158,7 +158,7 @@ def plain(row: Any, where: str) -> Row:
     if not isinstance(row, Mapping):
         raise RunError(
             f"{where} of the training data is a {type(row).__name__}, expected a mapping of column names to "
-            "values; a method with a memory keeps rows of that kind only."
+            "values. A method with a memory keeps only such rows."
         )
     return {str(key): _plain(value, f"{where}, column {str(key)!r}") for key, value in row.items()}
 
@@ -180,7 +180,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(each, where) for key, each in value.items()}
     raise RunError(
-        f"{where} of the training data holds a {type(value).__name__}, which the memory cannot keep: it "
+        f"{where} of the training data holds a {type(value).__name__}, which the memory cannot keep. It "
         "keeps finite numbers, texts, lists and tensors. Leave the column out, or give memory= yourself."
     )
 
@@ -244,7 +244,7 @@ def with_columns_of(sample: Any, rows: list[Row], optional: Set[str] = frozenset
             if column not in row and column not in optional:
                 raise RunError(
                     f"memory: row {number} has no column {column!r}, which the training rows have "
-                    f"({', '.join(map(str, sample))}); rows of earlier tasks must be like those of the "
+                    f"({', '.join(map(str, sample))}); rows of earlier tasks must have the columns of the "
                     "Trainer's processed train_dataset."
                 )
     return [{column: row[column] for column in sample if column in row} for row in rows]
@@ -259,10 +259,9 @@ def _prepared(rows: list[Row], trainer: Any) -> list[Row]:
         )
     if not hasattr(trainer, "_formatting_func"):
         raise RunError(
-            f"memory: the rows hold {', '.join(map(str, rows[0]))}, but no 'input_ids', and the "
-            f"SFTTrainer of TRL {version('trl')} does not say how it processed the training data; that of "
-            "TRL 1.8 and later does: pip install --upgrade trl. Or give rows of the Trainer's processed "
-            "train_dataset."
+            f"memory: the rows hold {', '.join(map(str, rows[0]))}, but no 'input_ids', and the SFTTrainer "
+            f"of TRL {version('trl')} does not say how it processed the training data. TRL 1.8 and later "
+            "does: pip install --upgrade trl. Or give rows of the Trainer's processed train_dataset."
         )
     from datasets import Dataset
 
@@ -286,7 +285,7 @@ def _encoded(memory: MemoryBuffer, trainer: Any) -> list[Row]:
     tokenizer = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
     if tokenizer is None:
         raise RunError(
-            "memory: a MemoryBuffer holds texts, and the Trainer has no tokenizer for them; make it with "
+            "memory: a MemoryBuffer holds texts, and the Trainer has no tokenizer for them. Make it with "
             "Trainer(processing_class=tokenizer)."
         )
     encoder_decoder = bool(getattr(trainer.model.config, "is_encoder_decoder", False))

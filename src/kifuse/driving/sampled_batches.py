@@ -40,8 +40,8 @@ class OnPolicy:
         """
         if getattr(self._tokenizer, "decode", None) is None:
             raise RunError(
-                "the method has the model sample answers, and must know what ends one; give the Trainer its "
-                "tokenizer: Trainer(..., processing_class=tokenizer)."
+                "the model samples answers for this method, which needs the tokenizer's end token. Give "
+                "the Trainer its tokenizer: Trainer(..., processing_class=tokenizer)."
             )
 
     def sampled(self, batch: TrainerBatch, sampling: Sampling, most: int, moment: str) -> TrainerBatch:
@@ -117,6 +117,6 @@ def prompts_of(inputs: Inputs, *, encoder_decoder: bool) -> list[list[int]]:
         until = len(row) if encoder_decoder else first + len(row) - len(targets)
         asked = [token for token, kept in zip(row[:until], real[:until], strict=True) if kept]
         if not asked:
-            raise RunError("the method samples an answer to each row, but a row of the batch asks nothing.")
+            raise RunError("the method samples an answer to each row, but a row of the batch has no prompt.")
         found.append(asked)
     return found

@@ -219,8 +219,7 @@ def _division(own: Parameters) -> tuple[Any, int, int]:
             found = f"cut as {placements}" if placements else "not cut"
             raise RunError(
                 f"{name}: {found}, expected every trained tensor to be cut along its first dimension, as "
-                "FSDP2 does it (Shard(dim=0), perhaps replicated beside it); tensor parallelism is not "
-                "supported."
+                "FSDP2 does (Shard(dim=0), perhaps also replicated). Tensor parallelism is not supported."
             )
     mesh, dim = first.device_mesh, first.placements.index(Shard(0))
     return mesh.get_group(dim), mesh.size(dim), mesh.get_local_rank(dim)

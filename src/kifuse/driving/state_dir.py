@@ -38,11 +38,11 @@ def hold(state_dir: Path) -> None:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RunError(
-            f"{state_dir}: another process trains with this state_dir; wait until it has ended, or give each "
-            "script its own."
+            f"{state_dir}: another process trains with this state_dir. Wait until it has ended, or give "
+            "each script its own."
         ) from error
     except (OSError, NotImplementedError) as error:
-        raise RunError(f"{state_dir}: cannot be held for this process: {error}.") from error
+        raise RunError(f"{state_dir}: cannot be locked for this process: {error}.") from error
     _held[place] = lock
 
 
@@ -74,10 +74,10 @@ def refuse_lost(state_dir: Path, model: Any, params: Parameters) -> None:
     ]
     if trained:
         raise RunError(
-            f"{state_dir}: holds no state, but the adapter was trained before ({trained[0]} is not zero), so "
-            "this would begin as the first task, and what was learned earlier would not be kept. Put the "
-            "folder of the earlier tasks back, or name it right; if the adapter is to be the beginning, say "
-            "so: callback(first=True)."
+            f"{state_dir}: holds no state, but the adapter was trained before ({trained[0]} is not zero). "
+            "This would be the first task, and what was learned earlier would not be protected. Put the "
+            "folder of the earlier tasks back, or correct its name. To start from this adapter: "
+            "callback(first=True)."
         )
 
 

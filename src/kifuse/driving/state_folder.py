@@ -87,7 +87,7 @@ def read_state(folder: Path, *, without: frozenset[str] = frozenset()) -> StateF
             continue
         path = folder / name
         if not _within(name):
-            raise RunError(f"{file}: lists {name!r}, which lies elsewhere; the file is damaged.")
+            raise RunError(f"{file}: lists {name!r}, which is not in this folder; the file is damaged.")
         check_file(path, expected, STATE)
         if path.parent != folder:
             continue
@@ -157,8 +157,8 @@ def refuse_other_writer(state_dir: Path, newest: int) -> None:
     if found != newest:
         raise RunError(
             f"{state_dir}: another script has written {after_folder(state_dir, found).name} since this task "
-            "began; its state is kept, and that of this task is not written. Train one task after another, "
-            "or give each script its own state_dir."
+            "began. Its state is kept, and the state of this task is not written. Train one task after "
+            "another, or give each script its own state_dir."
         )
 
 
@@ -182,8 +182,8 @@ def refuse_other_method(file: Path, values: Mapping[str, Any], method: Method) -
     for what, found, expected in pairs:
         if found != expected:
             raise RunError(
-                f"{file}: {what} is {found!r}, but {expected!r} now; go on with the method and the settings "
-                "that wrote it, or name a new folder."
+                f"{file}: {what} is {found!r}, but {expected!r} now. Use the method and the settings that "
+                "wrote the folder, or name a new folder."
             )
 
 
@@ -209,12 +209,12 @@ def refuse_other_weights(
     what = f"those after task {known!r}" if known else "others"
     remedy = ""
     if state_dir is not None and kept:
-        remedy = " callback.restore(model) puts them back, out of that folder."
+        remedy = " callback.restore(model) puts them back from that folder."
     raise RunError(
-        f"{place}the state is that after task {last['name']!r} (weights {last['weights'][:12]}…), but "
+        f"{place}the state is the one after task {last['name']!r} (weights {last['weights'][:12]}…), but "
         f"the model's trainable weights are {what} ({found[:12]}…). Load the adapter that "
-        "trainer.save_model() wrote after that task; a checkpoint of the Trainer is older, from before "
-        f"the method's last word.{remedy} To learn something else from here, name a new state_dir."
+        "trainer.save_model() wrote after that task; a checkpoint of the Trainer is from before the "
+        f"method's last change.{remedy} To learn something else from here, name a new state_dir."
     )
 
 

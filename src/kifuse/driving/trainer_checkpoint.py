@@ -93,8 +93,9 @@ def read_checkpoint(folder: Path, step: int, method: Method) -> StateFolder:
     refuse_other_method(folder / STATE, found.values, method)
     if not any(folder.parent.glob("optimizer*")):
         _log.warning(
-            "%s holds no state of the optimizer (save_only_model): training goes on with new moments, a new "
-            "schedule and other random numbers, so that it does not end as one that nothing interrupted",
+            "%s holds no state of the optimizer (save_only_model). Training continues with new moments, a "
+            "new schedule and other random numbers, so its result differs from that of an uninterrupted "
+            "training",
             folder.parent,
         )
     return found
@@ -130,17 +131,19 @@ def refuse_other_task(
     told = {kept, done.get("data")} - {None} if done is not None else {kept} - {None}
     what = f"of task {index + 1}" + (f", {done['name']!r}, which was learned to its end" if done else "")
     remedy = (
-        "To begin the task of these rows, leave resume_from_checkpoint out, and give each task its own "
-        "output_dir; to go on in the middle of it, name its checkpoint: resume_from_checkpoint='...'."
+        "To start the task of these rows, leave resume_from_checkpoint out, and give each task its own "
+        "output_dir. To continue in the middle of it, name its checkpoint: resume_from_checkpoint='...'."
     )
     if data is not None and told - {data}:
-        raise RunError(f"{folder.parent} is a checkpoint {what}, and was trained on other rows. {remedy}")
+        raise RunError(f"{folder.parent} is a checkpoint {what}, which was trained on other rows. {remedy}")
     if len(finished) > index + 1:
-        raise RunError(f"{folder.parent} is a checkpoint {what}, and others were since. {remedy}")
+        raise RunError(
+            f"{folder.parent} is a checkpoint {what}, and other tasks were learned since. {remedy}"
+        )
     if done is not None and not named and not (data and told):
         raise RunError(
-            f"{folder.parent} is a checkpoint {what}, and nothing tells whether these rows are its own. "
-            f"{remedy} Where they are, give the task its name: callback(name={done['name']!r})."
+            f"{folder.parent} is a checkpoint {what}, and it is not known whether these rows are its own. "
+            f"{remedy} If they are, give the task its name: callback(name={done['name']!r})."
         )
 
 
@@ -164,6 +167,6 @@ def check_place(folder: Path, found: Mapping[str, Any], weights: str, memory: st
         wrong = f"task name ({found['name']!r} there, {name!r} here)"
     if wrong:
         raise RunError(
-            f"{folder}: was written with other {wrong} than training would go on with; leave everything as "
-            "it was, or begin the task anew, without resume_from_checkpoint."
+            f"{folder}: was written with other {wrong} than training would continue with. Leave everything "
+            "as it was, or start the task again without resume_from_checkpoint."
         )

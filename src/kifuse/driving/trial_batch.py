@@ -28,9 +28,9 @@ BY_ROW = {
     "examples": "gradients of single examples",
     "squares": "gradients of single examples",
     "kept": "something with single examples",
-    "answers": "an answer to each single example",
+    "answers": "an answer to each example",
 }
-"""What is taken from each example, by need."""
+"""What a method computes for each example, by need."""
 
 
 def try_out(context: TrainerContext, dataset: Any) -> None:
@@ -60,8 +60,8 @@ def try_out(context: TrainerContext, dataset: Any) -> None:
         raise RunError(f"{type(method).__name__}: {error}") from error
     except Exception as error:
         raise RunError(
-            f"{type(method).__name__} does not work with this Trainer and this model: reading one row of the "
-            f"training data as the method will, failed with {type(error).__name__}: {error}"
+            f"{type(method).__name__} does not work with this Trainer and this model. A trial with one row "
+            f"of the training data failed with {type(error).__name__}: {error}"
         ) from error
 
 
@@ -135,7 +135,7 @@ def _read(context: TrainerContext, row: Any) -> None:
                 raise
             raise RunError(
                 f"second_order: the loss of {type(context.trainer).__name__} cannot be differentiated twice "
-                f"({error}); use second_order: false."
+                f"({error}). Use second_order: false."
             ) from error
     if needs & {"kept", "before task"}:
         with torch.no_grad():

@@ -40,7 +40,7 @@ class Patience:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self.say("stopping after this step; press Ctrl-C again to stop at once, without saving it")
+        self.say("stopping after this step; press Ctrl-C again to stop at once without saving")
 
     def check(self, step: int) -> None:
         """Stop between two steps if it was asked for.
@@ -60,5 +60,5 @@ class Patience:
 
     def _stop(self, place: str) -> None:
         if self.asked:
-            self.say(f"stopped and saved after {place}; the same command goes on from there")
+            self.say(f"stopped and saved after {place}; give the same command to continue from there")
             raise KeyboardInterrupt

@@ -181,7 +181,10 @@ def _scored(
     for each in dict.fromkeys(e for e in said if not e.startswith((_CUT, *_KNOWN))):
         say(f"lm_eval: {task.of.task}: {each}")
     if cut:
-        say(f"lm_eval: {task.of.task}: {cut} requests lost their beginning, as the model reads no more")
+        say(
+            f"lm_eval: {task.of.task}: {cut} requests lost their beginning, as they are longer than the "
+            "model can read"
+        )
     rows = [_row(each, task.of.metric) for each in _samples(results, task)]
     return Cell(
         score=score,

@@ -31,14 +31,14 @@ def refuse_source(memory: MemoryConfig, method: Method, name: str) -> None:
     """
     if memory.source != "real" and "kept" in method.needs:
         raise ConfigError(
-            f"memory.source: {memory.source!r} does not go with method {name!r}, which stores something with "
-            "each kept example of the task; use memory.source: real."
+            f"memory.source: {memory.source!r} does not go with method {name!r}, which stores something "
+            "with each kept example of the task. Use memory.source: real."
         )
     if memory.samples is not None and (memory.source != "generated" or method.data_class != "real replay"):
         raise ConfigError(
             f"memory.samples: found {memory.samples} with memory.source {memory.source!r} and method "
-            f"{name!r}, whose class is {method.data_class!r}; samples stand in for what the model would "
-            "write: use them with memory.source: generated and a method of the class 'real replay', such as "
+            f"{name!r}, whose class is {method.data_class!r}; samples replace what the model would write. "
+            "Use them with memory.source: generated and a method of the class 'real replay', such as "
             "replay."
         )
     used = memory.source == "generic" or memory.generic_share > 0
@@ -49,8 +49,8 @@ def refuse_source(memory: MemoryConfig, method: Method, name: str) -> None:
         )
     if memory.generic is not None and not used:
         raise ConfigError(
-            f"memory.generic: {memory.generic} would not be used; mix it in with memory.generic_share: 0.05, "
-            "or keep it in place of the tasks' examples with memory.source: generic."
+            f"memory.generic: {memory.generic} would not be used. Mix it in with memory.generic_share: "
+            "0.05, or keep it in place of the tasks' examples with memory.source: generic."
         )
 
 

@@ -41,8 +41,8 @@ def refuse_file_for_middle(folder: Path) -> None:
     """
     if (folder / "checkpoint").is_file():
         raise RunError(
-            f"{folder / 'checkpoint'}: is a file, expected a folder for the middle of a task, or nothing; "
-            "move the file elsewhere."
+            f"{folder / 'checkpoint'}: is a file, expected a folder for the middle of a task, or nothing. "
+            "Move the file elsewhere."
         )
 
 
@@ -82,8 +82,8 @@ class Middle:
         found = self._read(identity)
         if found is None:
             raise RunError(
-                f"{self.place}: the first process goes on from it, and this one does not find it; use a "
-                "folder that all machines see."
+                f"{self.place}: the first process continues from this checkpoint, but this process does not "
+                "find it. Use a folder that all machines share."
             )
         return found
 

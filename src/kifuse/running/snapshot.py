@@ -126,8 +126,8 @@ def load_state(folder: Path, method: Method) -> MemoryBuffer:
     for key, value in expected.items():
         if described.get(key) != value:
             raise RunError(
-                f"{file}: {key} is {described.get(key)!r}, expected {value!r}; "
-                "the run was made by another version or method and cannot go on with this one."
+                f"{file}: {key} is {described.get(key)!r}, expected {value!r}; the run was made by another "
+                "version or method, so this one cannot continue it."
             )
     tensors, _ = read_tensors(folder / "method.safetensors")
     if sorted(tensors) != described["tensors"]:

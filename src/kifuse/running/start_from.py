@@ -85,13 +85,14 @@ def attach(
     if known is None:
         record.model[KEY] = {"files": {name: sha256_file(folder / name) for name in FILES}}
         say(
-            f"begins from the adapter in {config.model.adapter.from_}: {config.model.adapter.summary}. It "
-            "counts as what was learned before the first task. None of its training data is known here: a "
-            "method that needs examples or importance of earlier tasks has those of the tasks to come."
+            f"starts from the adapter in {config.model.adapter.from_}: {config.model.adapter.summary}. It "
+            "counts as what was learned before the first task. Its training data is not known here, so a "
+            "method that needs examples or importance of earlier tasks has only those of the tasks learned "
+            "here."
         )
         made_for, name = read_config(folder).get("base_model_name_or_path"), config.model.name
         if made_for and Path(made_for).name.lower() != Path(name).name.lower():
-            say(f"it was made for {made_for}, and is put on {name}")
+            say(f"it was made for {made_for} and is used with {name}")
     return model
 
 
@@ -130,8 +131,8 @@ def weights_as_loaded(config: RunConfig, record: RunRecord, names: Iterable[str]
         if fresh.keys() >= set(names):
             return {name: fresh[name] for name in names}
     raise RunError(
-        f"{config.output}: most weights are trained, and none is kept as it was before the first task. "
-        "A new learner in another folder begins there."
+        f"{config.output}: most weights are trained, and the state before the first task is not kept. Make "
+        "a new learner in another folder to start there."
     )
 
 

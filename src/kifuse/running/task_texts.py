@@ -91,7 +91,9 @@ class TaskTexts:
         evaluator, seed = self._evaluator, self._random.getrandbits(32)
         encoder, backbone = evaluator.encoder, evaluator.backbone
         if at == "base" and not hasattr(evaluator.model, "disable_adapter"):
-            raise RunError("the model has no adapter that could be left out; its weights are trained.")
+            raise RunError(
+                "the base model is not available: there is no adapter, and its own weights are trained."
+            )
         without = evaluator.model.disable_adapter() if at == "base" else contextlib.nullcontext()
         with backbone.autocast(), without:
             found = sample(

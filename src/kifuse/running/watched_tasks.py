@@ -64,8 +64,8 @@ def put_on_watch(record: RunRecord, tasks: Sequence[Watched]) -> list[Watched]:
                 record.versions["lm_eval"] = task.of.harness
         elif (there.hash, there.metric) != ((entry := _entry(task)).hash, entry.metric):
             raise RunError(
-                f"watch: task {task.name!r} was watched with other examples or another metric before; put "
-                "them back, or give this one another name."
+                f"watch: task {task.name!r} was watched with other examples or another metric before. Put "
+                "them back, or give this task another name."
             )
         elif isinstance(task, LmEvalTask) and (said := other_harness(there, task)) is not None:
             record.warnings += [said] if said not in record.warnings else []
@@ -78,8 +78,8 @@ def other_harness(there: WatchedRecord, task: LmEvalTask) -> str | None:
     if before == task.of.harness:
         return None
     return (
-        f"Watched task '{task.name}': lm_eval {before} scored it before, and {task.of.harness} from now on; "
-        "their scores may not compare."
+        f"Watched task '{task.name}': lm_eval {before} scored it before and {task.of.harness} scores it "
+        "from now on, so the scores may not be comparable."
     )
 
 
