@@ -144,7 +144,10 @@ class LearnReport:
         ]
         if self.repaired:
             steps, pull = self.repaired["steps"], self.repaired["pull"]
-            lines.append(f"  repaired: pulled back {steps} times by {pull:.0%} towards the weights before it")
+            lines.append(
+                f"  repaired: its weights were pulled back {steps} times by {pull:.0%} towards those before "
+                "it"
+            )
         return "\n".join([*lines, *([self.reason] if self.reason else [])])
 
 

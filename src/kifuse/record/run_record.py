@@ -201,7 +201,7 @@ class RunRecord(Part):
             "forgetting": matrix.forgetting(),
         }
         if metrics["forgetting"].value is None and metrics["BWT"].value is not None:
-            reason = "needs the scores in between, which evaluation.full_matrix: true adds"
+            reason = "needs the scores after each task, which evaluation.full_matrix: true adds"
             metrics["forgetting"] = Metric(None, reason)
         if self.method.data_class == "all data":
             # When all tasks are trained at once, there is no before and after.

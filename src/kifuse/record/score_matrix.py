@@ -18,7 +18,7 @@ class Metric:
     reason: str | None = None
 
 
-_NEEDS_TWO = Metric(None, "defined from two tasks on")
+_NEEDS_TWO = Metric(None, "needs at least two tasks")
 # A reason names this many missing cells and counts the others.
 _NAMED = 3
 
@@ -210,7 +210,7 @@ class ScoreMatrix:
             return Metric(None, f"not scored: {named}{more}")
         found = values()
         if not found:
-            return Metric(None, "no task that counts here has test examples")
+            return Metric(None, "none of these tasks has test examples")
         return Metric(math.fsum(found) / len(found))
 
     def _tested(self, low: int, high: int) -> list[int]:

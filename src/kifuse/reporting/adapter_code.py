@@ -31,9 +31,9 @@ def adapter_code(run: Run) -> tuple[str, str]:
     own = record.method.own_adapter
     what = "the trained weights" if full else "the adapter"
     said = f"This loads {what} after {clean(record.tasks[learned - 1].name)}, the last task learned"
-    said += ", and answers one prompt. Every earlier one is kept beside it."
+    said += ", and answers one prompt. The adapters after the earlier tasks are kept in the same folder."
     if run.folder is None:
-        said += " Put the path of the run's folder in."
+        said += " Replace the path by that of the run's folder."
     return said, "\n".join(
         [*_imports(record, full, own), "", *_load(record, adapter, full, own), "", *_answer(record)]
     ) + "\n"
@@ -57,7 +57,7 @@ def _load(record: RunRecord, adapter: str, full: bool, own: bool) -> list[str]:
     )
     trusted = ", trust_remote_code=True" if _section(record).get("trust_remote_code") else ""
     warned = (
-        ["# runs Python code that comes with the model: only if you trust whoever made it"] if trusted else []
+        ["# runs Python code that comes with the model: only if you trust its authors"] if trusted else []
     )
     lines = [
         base,

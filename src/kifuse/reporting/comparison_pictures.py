@@ -30,8 +30,8 @@ def methods(groups: Sequence[Group]) -> Plot | Missing:
     return Strips(
         name=name,
         title=title,
-        meaning="Further right is better in both: a higher average at the end, and less lost of the earlier "
-        f"tasks.{spread}",
+        meaning="In both, further right is better: a higher average at the end, and a smaller loss on the "
+        f"earlier tasks.{spread}",
         rows=[group.label for group in groups],
         panels=panels,
     )
@@ -48,7 +48,7 @@ def task_differences(groups: Sequence[Group]) -> Plot | Missing:
         rows.append([m.value - base.value if m and base else None for m in means])
     values = [abs(value) for row in rows for value in row if value is not None]
     if not others or not values:
-        return Missing(name, title, "There are no two groups of finished runs that share a task.")
+        return Missing(name, title, "No two methods have finished runs with a common task.")
     end = max(values) or 1.0
     return Heatmap(
         name=name,
@@ -84,8 +84,9 @@ def learned_and_kept(groups: Sequence[Group]) -> Plot | Missing:
     return Heatmap(
         name=name,
         title=title,
-        meaning="Left in a panel is the score right after the task was learned, right that after the last "
-        "one: what lies between them was forgotten. Training on all tasks at once has one moment alone.",
+        meaning="A panel shows the score right after the task was learned on its left, and the score after "
+        "the last task on its right. The fall between them was forgotten. Training on all tasks at "
+        "once has only one score.",
         rows=names,
         row_title="task",
         column_title="",
@@ -131,7 +132,7 @@ def number_of_fusions(groups: Sequence[Group]) -> Plot | Missing:
     finished = [r.record for group in groups for r in group.runs if fusions(r.record)]
     counts = sorted({fusions(record) for record in finished})
     if len(counts) < 2:
-        reason = "The runs do not differ in how often old and new weights were fused."
+        reason = "All runs fused old and new weights equally often."
         return Missing(name, title, reason)
     everything: list[float] = []
     for key in _TITLES:
@@ -167,7 +168,7 @@ def model_size(groups: Sequence[Group]) -> Plot | Missing:
     finished = [run.record for group in groups for run in group.runs if run.record.status == "finished"]
     sizes = sorted({size for record in finished if isinstance(size := record.model.get("parameters"), int)})
     if len(sizes) < 2:
-        return Missing(name, title, "The finished runs do not differ in the size of their models.")
+        return Missing(name, title, "The finished runs all have models of the same size.")
     panels, everything = [], [0.0]
     for key in ("AP", "FWT", "BWT"):
         lines = []
@@ -223,7 +224,7 @@ def sentence(groups: Sequence[Group]) -> str:
     if others and round(others[0][1].value, 1) == round(top.value, 1):
         said = listed([f"{g.label} reaches {m}" for g, m in ranked]) + "."
         return " ".join([said, "The first two are level.", *_together(scored, learning)])
-    said = f"{best.label} comes out best, with an average of {top} at the end"
+    said = f"{best.label} is best, with an average of {top} at the end"
     said += f"; {listed([f'{g.label} reaches {m}' for g, m in others])}." if others else "."
     caution = _caution(top, others[0][1]) if others else ""
     return " ".join([said + caution, *_together(scored, learning)])
@@ -233,9 +234,12 @@ def _caution(first: Mean, second: Mean) -> str:
     """Say how far the spread over runs puts a lead in doubt."""
     spread = max(first.deviation or 0.0, second.deviation or 0.0)
     if first.deviation is None and second.deviation is None:
-        return " The first two were run once each, so chance is not ruled out."
+        return " The first two were run once each, so the difference may be chance."
     if first.value - second.value < 2 * spread:
-        return " The first two are closer than twice their spread; it takes more seeds to tell them apart."
+        return (
+            " The first two differ by less than twice their spread, so more seeds are needed to tell them "
+            "apart."
+        )
     return ""
 
 
@@ -266,15 +270,15 @@ def progress(groups: Sequence[Group]) -> Plot | Missing:
             longest = max(longest, tasks)
     if len(lines) < 2:
         reason = (
-            "Fewer than two methods were scored on all earlier tasks after each task, "
-            "which evaluation.full_matrix: true asks for."
+            "Fewer than two methods were scored on all earlier tasks after each "
+            "task(evaluation.full_matrix: true)."
         )
         return Missing(name, title, reason)
     return Curves(
         name=name,
         title=title,
-        meaning="Mean score of the tasks learned so far, after each of them. A flat curve learns without "
-        "forgetting; a falling one forgets as it learns.",
+        meaning="Mean score of the tasks learned so far, after each of them. A method with a flat curve "
+        "learns without forgetting; one with a falling curve forgets as it learns.",
         panels=[CurvePanel("", lines)],
         x_title="tasks learned",
         y_title="mean score (0 to 100)",

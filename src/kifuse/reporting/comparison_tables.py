@@ -222,7 +222,7 @@ def side_by_side(records: Sequence[RunRecord], labels: Sequence[str] | None = No
         RunError: If there are no records, or not one label for each.
     """
     if not records:
-        raise RunError("there is nothing to compare; name at least one run.")
+        raise RunError("there is nothing to compare. Name at least one run.")
     heads = list(labels) if labels is not None else _heads(records)
     if len(heads) != len(records):
         raise RunError(f"found {len(heads)} labels for {len(records)} runs, expected one for each.")
@@ -331,7 +331,7 @@ def _cautions(groups: Sequence[Group]) -> list[str]:
     records = [run.record for group in groups for run in group.runs]
     said = []
     if len({frozenset(task.name for task in record.tasks) for record in records}) > 1:
-        said.append("The runs learned different tasks; compare with care.")
+        said.append("The runs learned different tasks, so their averages are not over the same tasks.")
     elif len({tuple(task.name for task in record.tasks) for record in records}) > 1:
         said.append("The runs learned the tasks in different orders.")
     unlike = []

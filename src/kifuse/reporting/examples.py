@@ -82,7 +82,7 @@ def examples(run: Run, *, texts: bool = True) -> Examples:
     if record.status == "running":
         return Examples(reason="Examples are compared once the run is finished.")
     if run.folder is None:
-        return Examples(reason="The record was kept without the predictions of its run.")
+        return Examples(reason="The record was kept without the run's predictions.")
     found = changes(run.folder, SHOWN if texts else 0)
     kinds = [
         Kind(name, meaning, getattr(found, f"{name}_count"), [_example(c) for c in getattr(found, name)])
@@ -91,8 +91,8 @@ def examples(run: Run, *, texts: bool = True) -> Examples:
     # a note contains the path of a file
     notes = [clean(note) for note in found.notes] if texts else []
     if not any(kind.total for kind in kinds):
-        reason = "No example was answered right in the end or when its task was learned."
-        absent = "The predictions of the run are not there."
+        reason = "No example was answered right, neither when its task was learned nor at the end."
+        absent = "The run's predictions are missing."
         return Examples(reason=absent if found.notes else reason, notes=notes)
     return Examples(kinds=kinds, notes=notes, counted=not texts)
 
@@ -100,7 +100,7 @@ def examples(run: Run, *, texts: bool = True) -> Examples:
 def _example(change: Change) -> Example:
     answer = change.answers[0]
     if answer is None:
-        raise ValueError(f"{change.task}: an example without an answer of its own run.")
+        raise ValueError(f"{change.task}: there is an example without an answer of this run.")
     return Example(
         task=clean(change.task),
         id=None if change.id is None else clean(change.id),

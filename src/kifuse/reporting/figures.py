@@ -50,7 +50,8 @@ def write_figures(plots: Iterable[Plot | Missing], folder: Path) -> list[Path]:
         import vl_convert
     except ImportError as error:
         raise RunError(
-            "figures as files need vl-convert-python, which is not installed: pip install vl-convert-python."
+            "figures as files need vl-convert-python, which is not installed. Run: pip install "
+            "vl-convert-python"
         ) from error
     files = []
     for plot in plots:

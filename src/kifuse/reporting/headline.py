@@ -85,9 +85,9 @@ def sentence(record: RunRecord) -> str:
     """
     tasks, learned = len(record.tasks), record.learned()
     if not tasks:
-        return "No task has come yet."
+        return "No task has been learned yet."
     if record.status == "running" and learned < tasks:
-        return f"The run is going on: it has learned {spelled(learned)} of {spelled(tasks)} tasks."
+        return f"The run is not finished: it has learned {spelled(learned)} of {spelled(tasks)} tasks."
     summary = metrics(record)
     average = summary["AP"].value
     if average is None:
@@ -95,7 +95,7 @@ def sentence(record: RunRecord) -> str:
     if record.method.data_class == "all data":
         return (
             f"Trained on all {spelled(tasks)} tasks at once, the model scores {number(average)} on average. "
-            "There is no forgetting to measure; it is what learning one task after another is compared with."
+            "It cannot forget, so methods that learn one task after another are compared with it."
         )
     if tasks == 1:
         return f"The one task was learned to a score of {number(average)}."
@@ -112,8 +112,8 @@ def how_scored(record: RunRecord) -> str:
     precision = record.machine.get("precision")
     if precision in ("bf16", "fp16"):
         said += (
-            f" Answers were generated in {precision}: where two tokens are almost equally likely, another "
-            "precision, batch or machine may choose the other."
+            f" Answers were generated in {precision}. If two tokens are almost equally likely, another "
+            "precision, batch or machine may choose the other one."
         )
     return said
 
@@ -128,7 +128,7 @@ def _kept(record: RunRecord, summary: dict[str, Metric]) -> str:
     start = f"After {spelled(len(record.tasks))} tasks the model scores {number(average)} on average."
     changes = lost_by_task(record)
     if change is None or not changes:
-        return f"{start} What became of the earlier tasks is not known: {_reason(summary['BWT'])}."
+        return f"{start} The scores of the earlier tasks are not known: {_reason(summary['BWT'])}."
     was = sum(learned for _, learned, _ in changes) / len(changes)
     now = sum(final for _, _, final in changes) / len(changes)
     moved = f"from {number(was)} when learned to {number(now)} at the end"

@@ -27,7 +27,7 @@ _Cells = dict[str, dict[str, float]]
 """Values by group of tensors, then by layer."""
 
 RELATIVE = "share of the largest in its row"
-_OWN = "Each row is scaled by its largest value, since the size of importance changes with the loss."
+_OWN = "Each row is scaled by its largest value, as the size of importance changes with the loss."
 _PAIR = "A cell is the mean over the tensors of a module (for LoRA its matrices A and B)."
 
 
@@ -95,7 +95,7 @@ def moved_beside_importance(record: RunRecord) -> Plot | Missing:
     Returns:
         Panels with the rank correlation beside their titles.
     """
-    name, title = "moved-importance", "Did what mattered most move most?"
+    name, title = "moved-importance", "Did the most important modules move most?"
     panels = []
     pairs = [(_series(record, s.name), _series(record, s.beside)) for s in record.shown().series if s.beside]
     importances, movements = next(((one, other) for one, other in pairs if any(one)), ([], []))
@@ -114,12 +114,13 @@ def moved_beside_importance(record: RunRecord) -> Plot | Missing:
             remark = "" if agreement is None else f"rank correlation {number(agreement, 2)}"
             panels.append(CurvePanel(label, [line for line in lines if line.points], remark))
     if not panels:
-        return Missing(name, title, "No task has both importance and movement on record.")
+        return Missing(name, title, "The record of no task has both importance and movement.")
     return Curves(
         name=name,
         title=title,
         meaning="Each dot is one adapted module: how important it was to the task, and how far the task "
-        "moved it, both as a share of the task's largest. A rank correlation of 1 is the same order.",
+        "moved it, both as a share of the task's largest. A rank correlation of 1 means that the "
+        "order by importance and by movement is the same.",
         panels=panels,
         x_title="importance (share of largest)",
         y_title="moved (share of largest)",
@@ -158,7 +159,7 @@ def fused_units(record: RunRecord) -> Plot | Missing:
         name=name,
         title=title,
         meaning="Kept: important to the earlier tasks only. Shared: important to both. Overwritten: "
-        "important to the new task only. Neither: among the most important of none.",
+        "important to the new task only. Neither: important to neither.",
         rows=rows,
         parts=PARTS,
         values=values,
@@ -273,7 +274,7 @@ def _drift(record: RunRecord, later: Series, names: list[str]) -> list[Plot | Mi
     largest = max(abs(v) for cells in rows for layers in cells.values() for v in layers.values())
     end = max(largest, 1e-9)
     meaning = (
-        f"Change of the importance to earlier tasks {since}: blue gained, orange lost. Both sides are "
+        f"Change of the importance to earlier tasks {since}: blue gained, orange lost. Both values are "
         f"shares of the largest value in their row. {_PAIR}"
     )
     unit = "change of the share"
@@ -318,12 +319,12 @@ def _from_masks(task: TaskRecord, names: dict[str, str]) -> _Shares | None:
 def _why_not(record: RunRecord) -> str:
     if not record.learned():
         return "No task has been learned yet."
-    return (
-        f"The record has no importance of single skill units: {record.method.name} measured none in this run."
-    )
+    return f"The record has no importance of skill units: {record.method.name} measured none in this run."
 
 
 def _why_no_fusion(record: RunRecord) -> str:
     if record.fusions():
-        return "The record counts the fusions, but not which units they kept, shared or overwrote."
-    return f"There was no fusion of old and new weights: {record.method.name} did none in this run."
+        return (
+            "The record says how many fusions there were, but not which units they kept, shared or overwrote."
+        )
+    return f"Old and new weights were not fused: {record.method.name} did no fusion in this run."

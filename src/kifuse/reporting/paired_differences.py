@@ -1,7 +1,7 @@
-"""Compare methods on the cells that they share: paired differences, and whether the methods differ clearly.
+"""Compare methods on the pairs that they share: paired differences, and whether the methods differ clearly.
 
-A cell is one order of the tasks with one seed. In a cell two methods have the same data, memory examples and
-order of batches. So the spread between cells, which is often larger than that between methods, cancels in
+A pair is one order of the tasks with one seed. In a pair two methods have the same data, memory examples and
+order of batches. So the spread between pairs, which is often larger than that between methods, cancels in
 the difference.
 """
 
@@ -19,18 +19,18 @@ from kifuse.reporting.tables import Cell, Table
 from kifuse.reporting.wording import NONE, count, number
 
 CONFIDENCE = 0.95
-_MOST_CELLS = 60
+_MOST_PAIRS = 60
 
 
 @dataclass(frozen=True)
 class Paired:
-    """One method compared with another one on the cells that both have.
+    """One method compared with another one on the pairs that both have.
 
     Attributes:
         label: The method.
         against: The other method.
-        differences: The method's measure minus the other's, in points, one for each shared cell.
-        elsewhere: In how many cells the two runs were made on different machines or with different versions.
+        differences: The method's measure minus the other's, in points, one for each pair of runs.
+        elsewhere: In how many pairs the two runs were made on different machines or with different versions.
     """
 
     label: str
@@ -40,12 +40,12 @@ class Paired:
 
     @property
     def mean(self) -> float | None:
-        """The mean difference; None without a shared cell."""
+        """The mean difference; None without a pair of runs."""
         return fmean(self.differences) if self.differences else None
 
     @property
     def error(self) -> float | None:
-        """The standard error of the mean, sd / sqrt(n); None for fewer than two cells."""
+        """The standard error of the mean, sd / sqrt(n); None for fewer than two pairs."""
         n = len(self.differences)
         return stdev(self.differences) / math.sqrt(n) if n > 1 else None
 
@@ -59,59 +59,62 @@ class Paired:
         """Whether the interval does not contain zero."""
         return self.mean is not None and self.reach is not None and abs(self.mean) > self.reach
 
-    def cells_needed(self) -> int | None:
-        """How many cells would show that a difference of this size is not zero, if the spread stays as it is.
+    def pairs_needed(self) -> int | None:
+        """How many pairs would show that a difference of this size is not zero, if the spread stays as it is.
 
         Returns:
-            The smallest n above the present number of cells with t(n - 1) sd / sqrt(n) < |mean|; None if it
+            The smallest n above the present number of pairs with t(n - 1) sd / sqrt(n) < |mean|; None if it
             is more than 60, or if the spread is not known.
         """
         if self.mean is None or self.error is None or self.apart:
             return None
         spread = stdev(self.differences)
-        cells = range(len(self.differences) + 1, _MOST_CELLS + 1)
-        return next((n for n in cells if _student(n) * spread / math.sqrt(n) < abs(self.mean)), None)
+        pairs = range(len(self.differences) + 1, _MOST_PAIRS + 1)
+        return next((n for n in pairs if _student(n) * spread / math.sqrt(n) < abs(self.mean)), None)
 
     def sentence(self, unit: str = "AP") -> str:
         """Say in a sentence what the differences mean."""
         if self.mean is None:
-            return f"{self.label} and {self.against} share no order and seed, so they are not compared."
-        over = f"over {count(len(self.differences), 'shared cell')}"
+            return (
+                f"{self.label} and {self.against} have no order and seed in common, so they are not compared."
+            )
+        over = f"over {count(len(self.differences), 'pair')} of runs"
         size = number(abs(self.mean))
         if self.error is None or self.reach is None:
             side = "above" if self.mean > 0 else "below"
             how = "level with" if size == number(0.0) else f"{size} points of {unit} {side}"
             return (
-                f"{self.label} is {how} {self.against} in one cell; more seeds would show if that is noise."
+                f"{self.label} is {how} {self.against} in one pair of runs; more seeds would show "
+                "whether that is noise."
             )
         within = f"standard error {number(self.error)}, 95% interval {_interval(self)}"
         if self.apart:
             side = "above" if self.mean > 0 else "below"
             return f"{self.label} is {size} points of {unit} {side} {self.against} {over} ({within})."
-        needed = self.cells_needed()
+        needed = self.pairs_needed()
         more = (
-            f"some {needed} cells would tell a difference of this size"
+            f"about {needed} pairs would show a difference of this size"
             if needed
-            else f"more than {_MOST_CELLS} cells would be needed to tell"
+            else f"more than {_MOST_PAIRS} pairs would be needed to tell"
         )
         return (
-            f"{self.label} and {self.against} do not separate {over}: "
-            f"{number(self.mean, sign=True)} points of {unit} ({within}); {more}."
+            f"{self.label} and {self.against} cannot be told apart {over}: {number(self.mean, sign=True)} "
+            f"points of {unit} ({within}); {more}."
         )
 
 
 def paired(group: Group, against: Group, measure: Callable[[RunRecord], float | None]) -> Paired:
-    """Compute the differences of a measure over the cells in which both groups have a finished run.
+    """Compute the differences of a measure over the pairs in which both groups have a finished run.
 
     Args:
         group: The method.
         against: The method that it is compared with.
         measure: Finds the quantity in the record of one run.
     """
-    own, other = _by_cell(group, measure), _by_cell(against, measure)
-    shared = [cell for cell in own if cell in other]
-    elsewhere = sum(_made_on(own[cell][1]) != _made_on(other[cell][1]) for cell in shared)
-    return Paired(group.label, against.label, [own[cell][0] - other[cell][0] for cell in shared], elsewhere)
+    own, other = _by_pair(group, measure), _by_pair(against, measure)
+    shared = [pair for pair in own if pair in other]
+    elsewhere = sum(_made_on(own[pair][1]) != _made_on(other[pair][1]) for pair in shared)
+    return Paired(group.label, against.label, [own[pair][0] - other[pair][0] for pair in shared], elsewhere)
 
 
 def differences_table(groups: Sequence[Group], name: str = "AP") -> Table | None:
@@ -135,16 +138,16 @@ def differences_table(groups: Sequence[Group], name: str = "AP") -> Table | None
     table = Table(
         "differences",
         f"Paired differences of {name} from {best.label}",
-        ["method", "shared cells", "difference", "standard error", "95% interval", "apart"],
+        ["method", "pairs", "difference", "standard error", "95% interval", "apart"],
     )
     others = sorted((g for g in known if g is not best), key=lambda g: -value[id(g)])
     elsewhere = 0
     for found in (paired(group, best, measure) for group in others):
-        cells = float(len(found.differences))
+        pairs = float(len(found.differences))
         table.rows.append(
             [
                 Cell(found.label),
-                Cell(number(cells, 0), cells),
+                Cell(number(pairs, 0), pairs),
                 Cell(number(found.mean, sign=True), found.mean),
                 Cell(number(found.error), found.error),
                 Cell(_interval(found)),
@@ -155,18 +158,20 @@ def differences_table(groups: Sequence[Group], name: str = "AP") -> Table | None
         elsewhere += found.elsewhere
     if elsewhere:
         table.notes.append(
-            f"In {count(elsewhere, 'cell')} the two runs were made on other machines or with other versions "
-            "of the libraries, which alone can move a score."
+            f"In {count(elsewhere, 'pair')} the two runs were made on different machines or with different "
+            "versions of the libraries, which can change a score by itself."
         )
     if len(others) > 1:
-        table.notes.append("Each interval stands alone: among many comparisons some are apart by chance.")
+        table.notes.append(
+            "Each interval is for one comparison only: of many comparisons, some differ by chance."
+        )
     return table
 
 
-def _by_cell(
+def _by_pair(
     group: Group, measure: Callable[[RunRecord], float | None]
 ) -> dict[tuple[object, ...], tuple[float, RunRecord]]:
-    """Return the measure of each finished run by order, seed and test examples; a cell's last run counts."""
+    """Return the measure of each finished run by order, seed and test examples; a pair's last run counts."""
     found = {}
     for run in group.runs:
         value = measure(run.record) if run.record.status == "finished" else None
@@ -188,8 +193,8 @@ def _interval(found: Paired) -> str:
     return f"{number(low, sign=True)} to {number(high, sign=True)}"
 
 
-def _student(cells: int) -> float:
-    """Return the quantile of Student's t for the 95% interval of a mean over this many cells."""
+def _student(pairs: int) -> float:
+    """Return the quantile of Student's t for the 95% interval of a mean over this many pairs."""
     from scipy.stats import t
 
-    return float(t.ppf((1 + CONFIDENCE) / 2, cells - 1))
+    return float(t.ppf((1 + CONFIDENCE) / 2, pairs - 1))

@@ -109,8 +109,9 @@ def open_run(path: Path | str) -> Run:
     version = found.get("schema_version") if isinstance(found, dict) else None
     if version != SCHEMA_VERSION:
         raise RunError(
-            f"{path}: found schema_version {version!r}, expected {SCHEMA_VERSION}: no record of a run, or "
-            f"one of another version of kifuse. Name the folder of a run, or a file like its {FILE}."
+            f"{path}: found schema_version {version!r}, expected {SCHEMA_VERSION}: this is not the record "
+            "of a run, or it is of another version of kifuse. Name the folder of a run, or a file like its "
+            f"{FILE}."
         )
     try:
         return Run(RunRecord.model_validate(found), None, path.stem)
@@ -130,7 +131,7 @@ def open_runs(paths: Sequence[Path | str]) -> list[Run]:
         RunError: No run is named, or one cannot be read.
     """
     if not paths:
-        raise RunError("there is nothing to report; name at least one run.")
+        raise RunError("there is nothing to report. Name at least one run.")
     unique: dict[Path, Path | str] = {}
     for path in paths:
         unique.setdefault(Path(path).resolve(), path)
@@ -138,7 +139,7 @@ def open_runs(paths: Sequence[Path | str]) -> list[Run]:
     for path in unique.values():
         runs += comparison_runs(path) if (Path(path) / COMPARISON_FILE).is_file() else [open_run(path)]
     if not runs:
-        raise RunError(f"{paths[0]}: holds no run that has begun; there is nothing to report.")
+        raise RunError(f"{paths[0]}: no run in it has begun, so there is nothing to report.")
     return runs
 
 
@@ -251,7 +252,7 @@ def folder_for(runs: Sequence[Run]) -> Path:
     folders = [run.folder for run in runs if run.folder is not None]
     if not folders:
         raise RunError(
-            "a record that was kept as a file has no folder for its page; say where with --output."
+            "a record that was kept as a file has no folder for its page. Name the page with --output."
         )
     if len(folders) == 1 and len(runs) == 1:
         return folders[0]

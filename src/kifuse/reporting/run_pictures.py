@@ -53,7 +53,7 @@ def score_matrix(record: RunRecord) -> Plot | Missing:
     """
     name, title = "score-matrix", "Score of every task after every task"
     if not record.tasks:
-        return Missing(name, title, "No task has come yet.")
+        return Missing(name, title, "No task has been learned yet.")
     names, matrix = task_names(record), record.matrix()
     count = len(names)
     grid = [[matrix.get(after, task) for task in range(count)] for after in range(count + 1)]
@@ -63,9 +63,9 @@ def score_matrix(record: RunRecord) -> Plot | Missing:
     joint = record.method.data_class == "all data"
     marks = frozenset((place, after - 1) for place, after in enumerate(moments) if after and not joint)
     meaning = (
-        "All tasks were trained at once, so there is one moment to score."
+        "All tasks were trained at once, so they are scored only once."
         if joint
-        else "Read a row to see what the model could do at that moment, a column to follow one task."
+        else "A row shows what the model could do at that moment; a column follows one task."
     )
     return Heatmap(
         name=name,
@@ -93,15 +93,15 @@ def forgetting_curves(record: RunRecord) -> Plot | Missing:
     Returns:
         Curves over the number of learned tasks.
     """
-    name, title = "forgetting", "How each task fared as others were learned"
+    name, title = "forgetting", "The score of each task as others were learned"
     if not record.tasks:
-        return Missing(name, title, "No task has come yet.")
+        return Missing(name, title, "No task has been learned yet.")
     names, matrix = task_names(record), record.matrix()
     count = len(names)
     if record.method.data_class == "all data":
-        return Missing(name, title, "All tasks were trained at once, so nothing came after anything.")
+        return Missing(name, title, "All tasks were trained at once, so no task came after another.")
     if count < 2:
-        return Missing(name, title, "The stream has one task, so nothing came after it.")
+        return Missing(name, title, "There is only one task, so none came after it.")
     found = [
         [(float(after), score) for after in range(count + 1) if (score := matrix.get(after, i)) is not None]
         for i in range(count)
@@ -121,7 +121,7 @@ def forgetting_curves(record: RunRecord) -> Plot | Missing:
         if line.points
     ]
     meaning = (
-        "Each panel follows one task: its score before training on it, right after, and as later tasks came. "
+        "Each panel follows one task: its score before it was learned, right after, and after later tasks. "
         + ("The grey curves are the other tasks. " if behind else "")
         + _worst(record)
     )
@@ -151,14 +151,14 @@ def losses(record: RunRecord) -> Plot | Missing:
     if not any(points):
         return Missing("loss", "Training loss", "The record holds no training losses yet.")
     marks, unknown = _fusion_steps(record)
-    meaning = "Training loss of each task in turn."
+    meaning = "Training loss of the tasks, one after another."
     if marks:
         meaning += " The ticks at the bottom are the steps after which old and new weights were fused."
     elif unknown:
         meaning += " The record does not say at which steps old and new weights were fused."
     missing = sum(value is None for task in record.tasks for _, value in task.loss)
     if missing:
-        meaning += f" {missing} of the recorded losses were no finite numbers and are left out."
+        meaning += f" {missing} of the recorded losses were not finite and are left out."
     unit = "training loss (nats per token)"
     return _timeline(record, "loss", "Training loss", meaning, points, marks=marks, y_title=unit)
 
@@ -175,11 +175,11 @@ def learning_rates(record: RunRecord) -> Plot | Missing:
     title = "Learning rate"
     points = [_rates(task) for task in record.tasks]
     if any(points):
-        meaning = "Learning rate of each step; the schedule starts anew with every task."
+        meaning = "Learning rate of each step; the schedule starts again with every task."
         return _timeline(record, "learning-rate", title, meaning, points, marks=[], y_title="learning rate")
     training = record.config.get("training")
     settings = training if isinstance(training, dict) else {}
-    said = "The learning rate of each step is not on record."
+    said = "The record does not have the learning rate of each step."
     if "learning_rate" in settings:
         warmup = settings.get("warmup_steps")
         said += f" It starts each task at {settings['learning_rate']}"
@@ -192,7 +192,7 @@ def learning_rates(record: RunRecord) -> Plot | Missing:
 def metrics(record: RunRecord) -> dict[str, Metric]:
     """Return AP, FWT, BWT and forgetting as `RunRecord.summary` has them, also before the first task."""
     if not record.tasks:
-        return dict.fromkeys(("AP", "FWT", "BWT", "forgetting"), Metric(None, "no task has come yet"))
+        return dict.fromkeys(("AP", "FWT", "BWT", "forgetting"), Metric(None, "no task has been learned yet"))
     return record.summary()
 
 

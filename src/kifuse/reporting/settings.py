@@ -109,8 +109,9 @@ def cost_table(record: RunRecord) -> Table:
     if len(table.rows) > 1:
         table.total = [Cell("all"), *totals]
     table.notes.append(
-        "Extra passes are forward and backward passes beyond one a step; inputs cut are training inputs that "
-        "lost their middle to fit; kept are the numbers in the adapter and the method's state after the task."
+        "Extra passes are forward and backward passes beyond one for each step. Inputs cut are training "
+        "inputs that lost their middle because they were too long. Kept are the numbers in the adapter and "
+        "the method's state after the task."
     )
     return table
 
@@ -124,7 +125,7 @@ def events_table(record: RunRecord) -> Table | None:
     Returns:
         A table with a line for each event; None if there are no events.
     """
-    table = Table("events", "What was noted while training", ["task", "step", "what", "details"])
+    table = Table("events", "Events in training", ["task", "step", "what", "details"])
     for i, task in enumerate(record.tasks, start=1):
         for event in task.events[:_EVENTS]:
             details = {key: value for key, value in event.items() if key not in ("kind", "step")}
@@ -238,7 +239,7 @@ def notices(record: RunRecord) -> list[str]:
             said.append(f"{clean(task.name)}: {count(broken, 'recorded loss', 'recorded losses')} not finite")
         if task.cut_test_inputs and not looked:
             cut = count(task.cut_test_inputs, "test input")
-            said.append(f"{clean(task.name)}: {cut} lost their middle to fit")
+            said.append(f"{clean(task.name)}: {cut} lost their middle because they were too long")
         said += _skipped(task)
         said += [f"{clean(task.name)}: {clean(note)}" for note in task.notes]
         if task.forgotten is not None:
@@ -259,7 +260,14 @@ def _skipped(task: TaskRecord) -> list[str]:
     name = clean(task.name)
     bad = [event for event in task.events if event.get("kind") == "bad step"]
     said = (
-        [f"{name}: {count(len(bad), 'step')} with a loss or gradient not finite moved nothing"] if bad else []
+        [
+            (
+                f"{name}: {count(len(bad), 'step')} whose loss or gradient was not finite did not change the "
+                "weights"
+            )
+        ]
+        if bad
+        else []
     )
     for event in task.events:
         skipped = event.get("skipped_steps")

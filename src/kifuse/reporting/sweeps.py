@@ -13,7 +13,7 @@ from kifuse.reporting.run_pictures import Missing
 from kifuse.reporting.tables import Cell, Table
 from kifuse.reporting.wording import clean, count, listed, number
 
-NAME, TITLE = "sweep", "Score on dev against what was tried"
+NAME, TITLE = "sweep", "Score on dev of the settings tried"
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def sweep_table(sweep: Sweep) -> Table:
             )
     waiting = sum(each.on_dev is None for each in sweep.tried)
     if waiting:
-        table.notes.append(f"{count(waiting, 'value')} without all runs, so that it cannot be chosen yet.")
+        table.notes.append(f"{count(waiting, 'value')} without all runs, which cannot be chosen yet.")
     table.notes.append(
-        "AP is over the dev examples of all tasks; the highest mean is chosen, the first of equals. Test "
-        "examples are scored with the chosen value alone."
+        "AP is over the dev examples of all tasks. The highest mean is chosen, and the first one of equal "
+        "means. Test examples are scored with the chosen value only."
     )
     return table
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.io.storage import write_text
-from kifuse.reporting.wording import MINUS, NONE, clean
+from kifuse.reporting.wording import MINUS, NONE, clean, for_markdown
 
 FORMATS = ("csv", "md", "tex")
 
@@ -115,9 +115,9 @@ class Table:
         """Write the table in Markdown, with its notes below."""
         sides = ["---:" if self.numeric(i) else ":---" for i in range(len(self.heads))]
         lines = [self.heads, sides, *([str(cell) for cell in row] for row in self.lines())]
-        text = "\n".join("| " + " | ".join(_for_markdown(c) for c in line) + " |" for line in lines) + "\n"
+        text = "\n".join("| " + " | ".join(for_markdown(c) for c in line) + " |" for line in lines) + "\n"
         return text + (
-            "\n" + "".join(f"- {_for_markdown(note)}\n" for note in self.notes) if self.notes else ""
+            "\n" + "".join(f"- {for_markdown(note)}\n" for note in self.notes) if self.notes else ""
         )
 
     def tex(self) -> str:
@@ -163,17 +163,6 @@ def _harmless(text: str) -> str:
     """Change a text so that no spreadsheet reads it as a formula."""
     text = clean(text)
     return f"'{text}" if _FORMULA.match(text) else text
-
-
-def _for_markdown(text: str) -> str:
-    text = " ".join(clean(text).split()) if "\n" in text or "\r" in text else clean(text)
-    for sign in ("\\", "|", "`", "*", "_", "[", "]", "<", ">"):
-        text = (
-            text.replace(sign, f"\\{sign}")
-            if sign not in "<>"
-            else text.replace(sign, {"<": "&lt;", ">": "&gt;"}[sign])
-        )
-    return text
 
 
 def _for_latex_row(cells: list[str]) -> str:

@@ -88,10 +88,10 @@ def _counts(record: RunRecord) -> Table:
         values += [repeated, task.contradictions, task.also_trained]
         table.rows.append([Cell(numbered(i, task.name)), *map(_amount, values)])
     table.notes.append(
-        "Lengths are in tokens, uncut; counts are of training and test examples together. Inputs too "
-        "long lose their middle, answers their end. Repeated are examples that repeat another one of their "
-        "split, contradictions are training inputs with answers of which none fits the other, and the last "
-        "column counts test examples whose input is also trained on."
+        "Lengths are in tokens, before cutting. Counts are of training and test examples together. Inputs "
+        "that are too long lose their middle, and answers their end. Repeated examples are equal to "
+        "another one of their split, contradictions are training inputs whose answers contradict each "
+        "other, and the last column counts test examples whose input is also trained on."
     )
     return table
 

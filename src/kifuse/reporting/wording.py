@@ -31,6 +31,12 @@ def clean(text: object) -> str:
     return _CONTROL.sub("\ufffd", whole)
 
 
+def for_markdown(text: object, signs: str = "\\|`*_[]") -> str:
+    """Put a text on one line of Markdown without HTML, with a backslash before each of the signs."""
+    line = re.sub(f"([{re.escape(signs)}])", r"\\\1", " ".join(clean(text).split()))
+    return line.replace("<", "&lt;").replace(">", "&gt;")
+
+
 def shorten(text: object, most: int) -> str:
     """Put a text on one line, and cut its end so that it has at most `most` characters."""
     line = " ".join(clean(text).split())

@@ -58,15 +58,15 @@ BUDGETS = {
     for budget in (
         Budget(
             "paper",
-            "the recipes as they are: 1,000 examples a task, 10 passes, T5-large; needs a GPU",
+            "the recipes as they are: 1,000 examples a task, 10 epochs, T5-large; needs a GPU",
             WRITTEN_FOR,
             (42,),
             {},
         ),
         Budget(
             "bench",
-            "150 examples a task, 4 passes, inputs of 100 tokens, 20 kept, SmolLM2-135M; about an hour a run "
-            "on a CPU core with four tasks",
+            "150 examples a task, 4 epochs, inputs of 100 tokens, 20 kept, SmolLM2-135M; a run of four "
+            "tasks takes about an hour on a CPU core",
             "smollm2-135m",
             (0,),
             {
@@ -83,7 +83,8 @@ BUDGETS = {
         ),
         Budget(
             "smoke",
-            "8 examples a task, one pass, 4 test examples: shows that all runs; its scores say nothing",
+            "8 examples a task, one epoch, 4 test examples: checks that everything runs; the scores "
+            "mean nothing",
             "smollm2-135m",
             (0,),
             {

@@ -76,13 +76,14 @@ class Wanted:
         if len(models) > 1 and not table.models:
             comparing = ", ".join(name for name, each in paper_tables().items() if each.models)
             raise ConfigError(
-                f"--model: found {len(models)} models, expected one: {table.name} is about one. Those that "
-                f"compare models are {comparing}."
+                f"--model: found {len(models)} models, expected one, as {table.name} does not compare "
+                f"models. These do: {comparing}."
             )
         if table.unseen is not None and not more.get("watch"):
             raise ConfigError(
-                f"--watch: found nothing, expected a folder of tasks that are never trained on: {table.name} "
-                f"is about them. Their names begin with {', '.join(table.unseen.categories)}."
+                "--watch: found nothing, expected a folder of tasks that are never trained on, as "
+                f"{table.name} scores such tasks. Their names begin with "
+                f"{', '.join(table.unseen.categories)}."
             )
         many = len(models) > 1
         return cls(with_models(table, models) if many else table, budget, models=tuple(models), **more)

@@ -30,10 +30,10 @@ def properties_table(table: PaperTable) -> Table:
         marks = [Cell("yes" if each else "no") for each in (free, given != "task id given")]
         shown.rows.append([Cell(row), Cell(name), Cell(given), *marks])
     shown.notes = [
-        "Here every one of them trains an adapter and leaves the model's own weights as they are "
+        "All of them train an adapter here and leave the model's own weights as they are "
         "(parameter-efficient).",
-        "Knowledge transfer is no property of a list: FWT measures it, in kif-table-1, and unseen tasks in "
-        "kif-table-3.",
-        "The paper's own marks are not at hand.",
+        "Knowledge transfer is not a property to list here: FWT measures it, in kif-table-1, and unseen "
+        "tasks in kif-table-3.",
+        "The paper's own marks are not available here.",
     ]
     return shown

@@ -155,7 +155,7 @@ def _ordering(
 def claims_table(table: PaperTable, groups: Mapping[str, Mapping[str, Group]]) -> Table:
     """Each claim of the paper as a line, for each benchmark."""
     shown = Table(
-        f"{table.name}-claims", "What the paper says, and what came out", ["claim", "verdict", "here"]
+        f"{table.name}-claims", "What the paper says, and what was measured", ["claim", "verdict", "here"]
     )
     own = {} if table.unseen is None else {MEASURE: partial(of_all, table.unseen)}
     for benchmark, by_row in groups.items():
@@ -165,9 +165,9 @@ def claims_table(table: PaperTable, groups: Mapping[str, Mapping[str, Group]]) -
             shown.rows.append([Cell(claim.text + where), Cell(found.verdict), Cell(found.why)])
     if table.claims:
         shown.notes = [
-            "holds: every difference has the paper's sign and its 95% interval leaves out zero; direction "
-            "only: every sign is right; not: one is wrong. Intervals are over the orders and seeds that both "
-            "have."
+            "holds: every difference has the paper's sign and its 95% interval does not contain zero; "
+            "direction only: every sign is right; not: a sign is wrong. Intervals are over the orders and "
+            "seeds that both have."
         ]
     return shown
 

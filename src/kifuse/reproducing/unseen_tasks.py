@@ -86,12 +86,12 @@ def _notes(unseen: Unseen, scored: list[str], others: list[str]) -> list[str]:
     }
     there = [category for category, names in found.items() if names]
     notes = [
-        f"{unseen.untrained} is what the model scored before the first task, read from the runs of "
+        f"{unseen.untrained} is the model's score before the first task, read from the runs of "
         f"{' or '.join(unseen.read_from)}."
     ]
     if there:
         of = "; ".join(f"{category}: {', '.join(map(clean, found[category]))}" for category in there)
-        notes.append(f"Tasks that stand for the paper's three of each category: {of}.")
+        notes.append(f"Tasks used in place of the paper's three of each category: {of}.")
     if there and len(there) < len(found):
         places = [list(unseen.categories).index(category) for category in there]
         same = [
@@ -99,11 +99,11 @@ def _notes(unseen: Unseen, scored: list[str], others: list[str]) -> list[str]:
             for row, values in unseen.figures.items()
         ]
         notes.append(
-            f"Our means are over {listed(there)} alone; the paper's over the same: {', '.join(same)}."
+            f"Our means are over {listed(there)} only; the paper's over the same: {', '.join(same)}."
         )
     if others:
         notes.append(
-            f"Of no category of the paper, and in no mean: {listed([clean(name) for name in others])}."
+            f"In no category of the paper and in no mean: {listed([clean(name) for name in others])}."
         )
     return notes
 

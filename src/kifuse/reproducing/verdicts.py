@@ -97,11 +97,11 @@ def _first_task(record: RunRecord) -> float | None:
 
 
 def _differences(pairs: Sequence[Paired], claim: Claim) -> str:
-    """`3.1 above L2P (standard error 0.4), 0.2 below MIGU (one cell)`."""
+    """`3.1 above L2P (standard error 0.4), 0.2 below MIGU (one pair)`."""
     said = []
     for pair in pairs:
         mean = pair.mean or 0.0
-        sure = "one cell" if pair.error is None else f"standard error {number(pair.error)}"
+        sure = "one pair" if pair.error is None else f"standard error {number(pair.error)}"
         size, side = number(abs(mean)), "above" if mean > 0 else "below"
         where = "level with" if size == number(0.0) else f"{size} {side}"
         said.append(f"{where} {pair.against} ({sure})")

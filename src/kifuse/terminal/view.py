@@ -113,7 +113,7 @@ def clock(seconds: float) -> str:
 
 def left(seconds: float | None) -> str:
     """The time left for the run, in words."""
-    return "time left: measuring" if seconds is None else f"about {clock(seconds)} left"
+    return "time left: not known yet" if seconds is None else f"about {clock(seconds)} left"
 
 
 def row_text(after: int, row: Sequence[RowScore]) -> Text:

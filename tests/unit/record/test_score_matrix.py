@@ -95,7 +95,7 @@ def test_one_task_has_an_average_and_no_transfer() -> None:
     assert matrix.average_performance().value == 75.0
     for metric in (matrix.forward_transfer(), matrix.backward_transfer(), matrix.forgetting()):
         assert metric.value is None
-        assert metric.reason == "defined from two tasks on"
+        assert metric.reason == "needs at least two tasks"
 
 
 @pytest.mark.parametrize("cell", [(-1, 0), (4, 0), (0, -1), (0, 3)])

@@ -71,8 +71,8 @@ def test_a_run_without_a_before_and_after_says_so(tmp_path: Path, record: RunRec
 
 
 def test_a_record_without_its_run_says_so(tmp_path: Path):
-    assert "without the predictions" in examples(Run(make_record())).reason
+    assert "without the run's predictions" in examples(Run(make_record())).reason
     make_record().save(tmp_path)
     found = examples(open_run(tmp_path))
-    assert "not there" in found.reason
+    assert "missing" in found.reason
     assert any("after-1" in note for note in found.notes)

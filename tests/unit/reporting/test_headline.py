@@ -70,7 +70,7 @@ def test_the_sentence_names_the_task_that_lost_the_most():
         (make_record("joint", data_class="all data"), "Trained on all five tasks at once"),
         (make_record(tasks=["a"]), "The one task was learned to a score of 90.0."),
         (make_record(scores=[]), "not all of it is scored"),
-        (make_record().model_copy(update={"tasks": [], "scores": []}), "No task has come yet."),
+        (make_record().model_copy(update={"tasks": [], "scores": []}), "No task has been learned yet."),
     ],
     ids=["joint", "one task", "not scored", "no task"],
 )
@@ -83,7 +83,7 @@ def test_a_run_that_goes_on_says_how_far_it_is():
     record = make_record(status="running", scores=[])
     for task in record.tasks[2:]:
         task.train_steps = None
-    assert sentence(record) == "The run is going on: it has learned two of five tasks."
+    assert sentence(record) == "The run is not finished: it has learned two of five tasks."
     assert named(record)["AP"].note.startswith("none: ")
 
 
@@ -92,4 +92,4 @@ def test_scores_are_explained_by_their_metrics():
     record.tasks[1].metric = "rouge_l"
     assert how_scored(record) == "Scores run from 0 to 100 (exact match and ROUGE-L)."
     record.machine["precision"] = "bf16"
-    assert "Answers were generated in bf16: where two tokens are almost equally likely" in how_scored(record)
+    assert "Answers were generated in bf16. If two tokens are almost equally likely" in how_scored(record)

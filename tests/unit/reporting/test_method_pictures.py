@@ -131,7 +131,7 @@ def test_fusions_that_were_only_counted_are_told_from_none():
     record.tasks[1].events = [{"kind": "fusions", "rounds": 3, "mask_overlap": 0.1}]
     plot = fused_units(record)
     assert isinstance(plot, Missing)
-    assert "counts the fusions" in plot.reason
+    assert "says how many fusions" in plot.reason
 
 
 @pytest.mark.parametrize(

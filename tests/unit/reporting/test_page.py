@@ -193,14 +193,14 @@ def test_the_numbers_of_a_picture_are_on_the_page(tmp_path: Path):
     ("record", "said"),
     [
         (make_record("sequential"), "sequential measured none in this run."),
-        (make_record("sequential"), "There was no fusion of old and new weights"),
+        (make_record("sequential"), "Old and new weights were not fused"),
         (
             make_record("joint", data_class="all data"),
-            "All tasks were trained at once, so nothing came after",
+            "All tasks were trained at once, so no task came after",
         ),
-        (make_record(tasks=["a"]), "The stream has one task"),
-        (make_record(status="running", scores=[]), "this page is written anew after each task"),
-        (make_record().model_copy(update={"tasks": [], "scores": []}), "No task has come yet."),
+        (make_record(tasks=["a"]), "There is only one task"),
+        (make_record(status="running", scores=[]), "this page is written again after each task"),
+        (make_record().model_copy(update={"tasks": [], "scores": []}), "No task has been learned yet."),
     ],
     ids=["no importance", "no fusion", "joint", "one task", "running", "no task"],
 )

@@ -31,7 +31,7 @@ def test_two_methods_are_apart_as_the_paired_t_test_says(values: list[float]):
     assert found.mean is not None and found.reach is not None
     assert found.mean - found.reach == pytest.approx(interval.low, abs=1e-9)
     assert found.mean + found.reach == pytest.approx(interval.high, abs=1e-9)
-    needed = found.cells_needed()
+    needed = found.pairs_needed()
     assert needed is None or len(values) < needed <= 60
 
 
@@ -56,29 +56,30 @@ def test_what_is_not_apart_says_how_many_cells_would_tell():
     table = differences_table(group_runs(runs))
     assert table is not None
     (note,) = table.notes
-    # kif minus replay: -0.2, 0.4, -1.0; sd 0.702, and at 30 cells 2.045 * 0.702 / sqrt(30) < 0.267
-    assert note.startswith("kif and replay do not separate over 3 shared cells: \u22120.3 points of AP")
-    assert "standard error 0.4" in note and "some 30 cells would tell" in note
+    # kif minus replay: -0.2, 0.4, -1.0; sd 0.702, and at 30 pairs 2.045 * 0.702 / sqrt(30) < 0.267
+    assert note.startswith("kif and replay cannot be told apart over 3 pairs of runs: \u22120.3 points of AP")
+    assert "standard error 0.4" in note and "about 30 pairs would show" in note
 
 
-def test_one_cell_has_no_error_and_none_is_not_compared():
+def test_one_pair_has_no_error_and_none_is_not_compared():
     one = differences_table(group_runs([*runs_of("kif", 5.0), *runs_of("replay", 4.0)]))
     none = differences_table(group_runs([*runs_of("kif", 5.0), *runs_of("replay", 4.0, first=7)]))
     assert one is not None and none is not None
     assert one.notes == [
-        "kif is 2.0 points of AP below replay in one cell; more seeds would show if that is noise."
+        "kif is 2.0 points of AP below replay in one pair of runs; more seeds would show whether that is "
+        "noise."
     ]
-    assert none.notes == ["kif and replay share no order and seed, so they are not compared."]
+    assert none.notes == ["kif and replay have no order and seed in common, so they are not compared."]
 
 
-def test_other_test_examples_are_no_shared_cell_and_another_machine_is_said():
+def test_other_test_examples_are_no_pair_and_another_machine_is_said():
     runs = [*runs_of("kif", 5.0, 6.0), *runs_of("replay", 1.0, 1.5, machine={"device_name": "another"})]
     table = differences_table(group_runs(runs))
-    assert table is not None and any("In 2 cells" in note for note in table.notes)
+    assert table is not None and any("In 2 pairs" in note for note in table.notes)
     for run in runs[:2]:
         run.record.tasks[0].hashes["test"] = "other"
     table = differences_table(group_runs(runs))
-    assert table is not None and "share no order and seed" in table.notes[0]
+    assert table is not None and "have no order and seed in common" in table.notes[0]
 
 
 def test_a_method_alone_has_nothing_to_be_compared_with():

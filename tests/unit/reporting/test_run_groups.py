@@ -152,7 +152,7 @@ def test_a_damaged_record_in_a_comparison_is_refused_and_never_left_out_in_silen
 def test_what_is_missing_is_named(tmp_path: Path):
     with pytest.raises(RunError, match="no such run"):
         open_run(tmp_path / "nothing")
-    with pytest.raises(RunError, match="name at least one"):
+    with pytest.raises(RunError, match="Name at least one"):
         open_runs([])
 
 

@@ -54,7 +54,7 @@ def test_a_missing_value_is_a_dash_with_a_note() -> None:
     assert row(text, "FWT, before training") == ["20.0", "-"]
     flat = " ".join(text.split())
     assert "joint: no FWT, BWT, forgetting: all tasks are trained at once" in flat
-    assert "sequential: no forgetting: needs the scores in between" in flat
+    assert "sequential: no forgetting: needs the scores after each task" in flat
 
 
 def test_runs_with_the_same_gap_share_a_note() -> None:
@@ -77,7 +77,7 @@ def test_different_streams_are_pointed_out() -> None:
     markdown = markdown_of([make_record(tasks=["yelp", "cb"]), make_record("kif", tasks=["yelp", "copa"])])
     assert "| cb | 90.0 | \u2013 |" in markdown
     assert "kif: not in its stream: cb" in markdown
-    assert "compare with care" in markdown
+    assert "not over the same tasks" in markdown
 
 
 def test_different_test_examples_are_pointed_out() -> None:
