@@ -6,7 +6,6 @@ escaped; in the metadata the YAML writer does this.
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,19 +15,17 @@ from kifuse import __version__
 from kifuse.exporting.serving import Server
 from kifuse.exporting.source import Base, Source
 from kifuse.record.run_record import RunRecord, TaskRecord
+from kifuse.reporting.wording import for_markdown
 from kifuse.terminal.safe_console import without_control
 
-_MEANS_SOMETHING = re.compile(
-    "([" + re.escape("".join(set(string.punctuation) - set("-,;.'\"&<>=/%?^"))) + "])"
-)
-_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_SIGNS = "".join(set(string.punctuation) - set("-,;.'\"&<>=/%?^"))
+"""The signs that may have a meaning in Markdown."""
 
 
 def escaped(text: str) -> str:
     """Make a text from outside safe for Markdown: one line, no mark-up, no HTML, no link."""
-    line = without_control(" ".join(text.split()))
-    line = _MEANS_SOMETHING.sub(r"\\\1", line).replace("www.", "www\\.")
-    return "".join(_ENTITIES.get(sign, sign) for sign in line)
+    line = without_control(" ".join(text.split())).replace("&", "&amp;")
+    return for_markdown(line, _SIGNS).replace("www.", "www\\.")
 
 
 @dataclass(frozen=True)
@@ -157,12 +154,12 @@ def _body(
         of = "the learned tasks' test examples" if probe["of_tasks"] else "general questions"
         parts.append(
             f"The weights are in {probe['precision']}. Of {probe['questions']} questions ({of}) this model "
-            f"answers {probe['same']} word for word as the adapter on its base does."
+            f"answers {probe['same']} with exactly the same words as the adapter on its base model."
         )
     parts += ["## Servers", "`EXPORT` is the folder of these files, `BASE` that of the base model."]
     for server in servers:
         if server.refuses:
-            parts.append(f"**{server.name}** does not take it: {escaped(server.refuses)}.")
+            parts.append(f"**{server.name}** cannot load it: {escaped(server.refuses)}.")
         else:
             parts += [f"**{server.name}**:", "```bash\n" + "\n".join(server.commands) + "\n```"]
     if notes:

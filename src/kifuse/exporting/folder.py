@@ -183,7 +183,7 @@ def _refuse_other(target: Path) -> None:
         RunError: The folder is there, and is no export.
     """
     if target.is_dir() and any(target.iterdir()) and not (target / FACTS).is_file():
-        raise RunError(f"{target}: is not empty and holds no export; name a new or empty folder.")
+        raise RunError(f"{target}: is not empty and holds no export. Name a new or empty folder.")
     if target.exists() and not target.is_dir():
         raise RunError(f"{target}: is a file; name a folder.")
 
@@ -196,7 +196,7 @@ def _loaded_by(source: Source, model: str | None) -> str:
     """
     if model is None and source.record.model.get("given"):
         raise RunError(
-            f"{source.folder}: its model was given as an object ({source.record.model['name']}); name the "
+            f"{source.folder}: its model was given as an object ({source.record.model['name']}). Name the "
             "folder or hub id that it was loaded from: --model, or model=."
         )
     return model or source.record.config["model"]["name"]
@@ -207,15 +207,15 @@ def _notes(source: Source, base: Base, name: str) -> list[str]:
     notes = []
     if not base.on_hub:
         notes.append(
-            f"The base model is known here by its folder's name alone, {base.name}; say what it is called on "
-            "the hub with --base."
+            f"Only the folder's name of the base model is known, {base.name}. Give its name on the hub with "
+            "--base."
         )
     if base.licence is None:
         notes.append("The licence of the base model is not known here; say it with --licence.")
     if name in BUNDLED:
         notes.append(
-            f"It was trained on the weights of {BUNDLED[name].package}, which were quantised once; those of "
-            f"{base.name} are a little different."
+            f"It was trained on the weights of {BUNDLED[name].package}, which were quantised once, so the "
+            f"weights of {base.name} differ a little."
         )
     quantization = source.record.config["model"].get("quantization", "none")
     if quantization != "none":
@@ -282,4 +282,4 @@ def _refuse_private(folder: Path, places: list[Path]) -> None:
             # "/" alone is in every text
             known = place.is_absolute() and len(place.parts) > 1
             if known and (f"{place}/" in text or f"{written}/" in text):
-                raise RunError(f"export: {path.name} would name {place}; nothing was written.")
+                raise RunError(f"export: {path.name} would name {place}, so nothing was written.")

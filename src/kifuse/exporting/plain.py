@@ -52,13 +52,13 @@ def refuse_form(source: Source, *, merged: bool) -> None:
     name = str(config.get("adapter"))
     if name == "ProgressivePrompts" and not merged:
         return
-    reason = REASONS.get(name, f"is an adapter of its own ({name}) that PEFT does not know")
+    reason = REASONS.get(name, f"has its own kind of adapter ({name}), which PEFT does not know")
     if name == "ProgressivePrompts":
-        reason = "puts vectors before the input, which are no weights of the model. Export the adapter"
+        reason = "puts vectors before the input, which are not weights of the model. Export the adapter"
     raise ModelError(
-        f"export: {source.record.method.name!r} cannot be exported {how}: it {reason}. It loads with kifuse: "
-        f"kifuse.load_adapter(model, {str(source.adapter)!r}). For one adapter that loads everywhere, learn "
-        "with a method on one LoRA, such as recurrent-kif or replay."
+        f"export: {source.record.method.name!r} cannot be exported {how}: it {reason}. It loads with "
+        f"kifuse: kifuse.load_adapter(model, {str(source.adapter)!r}). To get one adapter that loads "
+        "everywhere, use a method with one LoRA, such as recurrent-kif or replay."
     )
 
 

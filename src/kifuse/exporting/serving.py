@@ -63,7 +63,7 @@ def servers(
     if encoder_decoder:
         return [
             Server("vLLM", "it serves no T5-like models"),
-            Server("llama.cpp", "its T5-like models were not looked at here"),
+            Server("llama.cpp", "its T5-like models were not tested"),
             Server("Ollama", "it imports no T5-like models"),
         ]
     if config is None:
@@ -133,9 +133,9 @@ def _of_adapter(config: Mapping[str, Any], tensors: list[str], family: str, base
 def not_plain(config: Mapping[str, Any], tensors: Iterable[str]) -> str:
     """Why an adapter is no plain LoRA, which is all that the three servers take; empty if it is one."""
     if config.get("peft_type") != "LORA":
-        return f"it is {config.get('peft_type')}, and only LoRA is taken"
+        return f"it is {config.get('peft_type')}, and only LoRA works"
     if config.get("use_dora"):
-        return "it is DoRA, whose magnitudes are not taken"
+        return "it is DoRA, and its magnitudes do not work"
     if config.get("modules_to_save"):
         return "it has whole modules beside LoRA (modules_to_save)"
     if config.get("bias", "none") != "none":

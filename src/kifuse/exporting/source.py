@@ -55,7 +55,7 @@ def open_source(folder: Path, after: int | str | None) -> Source:
     there = [k for k in range(1, len(record.tasks) + 1) if kept.has(k) and record.tasks[k - 1].seal]
     if not there:
         raise RunError(
-            f"{folder}: nothing was learned yet, or no adapter is left, so nothing can be exported."
+            f"{folder}: nothing was learned yet, or no adapter is left, so there is nothing to export."
         )
     names = [task.name for task in record.tasks[: there[-1]]]
     count = there[-1] if after is None else count_up_to(after, names, "after")

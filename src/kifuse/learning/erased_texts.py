@@ -111,7 +111,7 @@ class _Journal:
             self.stored, self.lists = tuple(found["stored"]), dict(found["lists"])
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
-                f"{self.file}: not the journal of a task that is forgotten; restore it."
+                f"{self.file}: this is not the list of what is removed for a forgotten task; restore it."
             ) from error
 
     def renamed(self, before: str, after: str) -> None:
@@ -158,7 +158,7 @@ def _without_in_memory(state: Path, task: str, say: Callable[[str], None]) -> li
         kept = [entry for entry in found["tasks"] if entry["name"] != task]
         same = len(kept) == len(found["tasks"])
     except (KifuseError, KeyError, TypeError):
-        say(f"{file} is damaged, so that nobody can tell what it holds; it was removed")
+        say(f"{file} is damaged, so its content is not known; it was removed")
         file.unlink()
         return [file]
     if same:
@@ -177,7 +177,7 @@ def _without_in_method(state: Path, journal: _Journal, say: Callable[[str], None
         values = found["values"]
         tensors, metadata = read_tensors(file)
     except (KifuseError, KeyError, TypeError):
-        say(f"{described} is damaged, so that nobody can tell what it holds; both files were removed")
+        say(f"{described} is damaged, so its content is not known; both files were removed")
         described.unlink()
         file.unlink()
         return [described, file]
@@ -235,7 +235,7 @@ def _records(roots: Iterable[Path], say: Callable[[str], None]) -> dict[Path, Ru
         try:
             found[root] = RunRecord.load(root)
         except KifuseError:
-            say(f"{root / FILE} is damaged, so that nobody can tell what it holds; it was removed")
+            say(f"{root / FILE} is damaged, so its content is not known; it was removed")
             (root / FILE).unlink()
     return found
 

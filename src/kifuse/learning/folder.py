@@ -197,7 +197,7 @@ class LearnerFolder:
             forgetting.finish(self.path, record, self.say)
             refresh_report(self.path)
             forgetting.end(self.path)
-            self.say("a task that was being forgotten is forgotten now")
+            self.say("a task whose removal was interrupted is forgotten now")
         beyond = self._beyond(record)
         if not beyond:
             return
@@ -210,7 +210,11 @@ class LearnerFolder:
             move_aside(path, goal / path.relative_to(self.path))
         for goal in dict.fromkeys(goal for _, goal in goals) if tell else ():
             names = ", ".join(p.relative_to(self.path).as_posix() for p, g in goals if g == goal)
-            why = "left of a training that was cut short" if goal == left else "a rollback is finished"
+            why = (
+                "left of a training that was cut short"
+                if goal == left
+                else "an interrupted rollback is finished now"
+            )
             self.say(f"{why}: {names} moved to {goal.relative_to(self.path).as_posix()}")
 
     def _goal(
@@ -314,16 +318,16 @@ def _record_in(folder: Path | None) -> RunRecord | None:
 
 def _cannot(source: Path, target: Path, error: OSError) -> RunError:
     return RunError(
-        f"{source}: cannot be moved aside to {target}: {error.strerror or error}. Nothing is lost; put that "
-        "right, and the next call goes on from here."
+        f"{source}: cannot be moved to {target}: {error.strerror or error}. Nothing is lost. Correct this, "
+        "and the next call continues from here."
     )
 
 
 def _older(folder: Path, newer: Path) -> RunError:
     return RunError(
-        f"{folder / 'record.json'}: does not know {newer.relative_to(folder).as_posix()}: it is older "
-        "than what lies beside it. Put the newest record.json back; a copy of each earlier one lies in "
-        f"{UNDONE}/. To go on from this older record, move {newer.name} of adapters and state elsewhere."
+        f"{folder / 'record.json'}: does not know {newer.relative_to(folder).as_posix()}: it is older than "
+        f"the files next to it. Put the newest record.json back; {UNDONE}/ holds a copy of each earlier "
+        f"one. To continue from this older record, move {newer.name} out of adapters and state."
     )
 
 

@@ -46,13 +46,16 @@ class ForgetReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.task}: its examples are forgotten; {len(self.removed)} files removed or written anew"
+            (
+                f"{self.task}: its examples are forgotten; {len(self.removed)} files were removed or "
+                "written again"
+            )
         ]
         lines += [f"  still there: {each}" for each in self.remains]
         if self.retrained:
             return "\n".join([*lines, *map(str, self.retrained)])
         if self.commands:
-            lines += ["  a learner that never saw it:", *(f"    {each}" for each in self.commands)]
+            lines += ["  to get a learner that never saw it:", *(f"    {each}" for each in self.commands)]
         else:
             lines.append("  the learner as it is now has not learned from it")
         return "\n".join(lines)
@@ -67,7 +70,9 @@ def forget(opened: OpenLearner, name: str, retrain: Sequence[Any] | None, gates:
     """
     record, engine, place = opened.record, opened.engine, opened.place
     if not engine.writes:
-        raise RunError(f"{place.path}: cannot be written to, so that nothing can be forgotten.")
+        raise RunError(
+            f"{place.path}: cannot be written to, so nothing can be forgotten. Check the folder's rights."
+        )
     known = dict.fromkeys(
         [*(entry.name for entry in (*record.tasks, *record.watched)), *_in_history(record.lineage)]
     )
@@ -120,8 +125,8 @@ def _later_tasks(opened: OpenLearner, later: Sequence[str], given: Sequence[Any]
     """
     if len(given) != len(later):
         raise DataError(
-            f"forget: found data of {len(given)} tasks to retrain on, expected that of {len(later)}, in this "
-            f"order: {', '.join(later) or 'none was learned later'}. Others are taught by 'kifuse learn'."
+            f"forget: found data of {len(given)} tasks to retrain on, expected that of {len(later)}, in "
+            f"this order: {', '.join(later) or 'none was learned later'}. Use 'kifuse learn' for other data."
         )
     data, seed = opened.engine.config.data, opened.engine.config.training.seed
     tasks = []
@@ -130,14 +135,15 @@ def _later_tasks(opened: OpenLearner, later: Sequence[str], given: Sequence[Any]
         entry = opened.record.tasks[place]
         if entry.forgotten is not None:
             raise DataError(
-                f"forget: {name!r} was forgotten itself; roll back, and learn the others by hand."
+                f"forget: {name!r} was forgotten too. Roll back, and learn the other tasks again with "
+                "'kifuse learn'."
             )
         found = each if isinstance(each, Task) else as_task(each, name=name, seed=seed)
         task = chosen_part(replace(found, name=name), data, seed)
         if task.split_hash("train") != entry.hashes["train"]:
             raise DataError(
-                f"forget: the training examples are not those that {name!r} was learned with; give the same "
-                "data, or roll back and learn it by hand with its options, such as --instruction."
+                f"forget: the training examples are not those that {name!r} was learned with. Give the same "
+                "data, or roll back and use 'kifuse learn' with its options, such as --instruction."
             )
         if entry.sizes["test"]:
             kept = opened.place.tested(place, opened.record)
@@ -168,12 +174,12 @@ def _remains(opened: OpenLearner, name: str, index: int | None, later: Sequence[
     said = []
     if index is not None:
         states = [f"after-{k}" for k in range(index + 1, index + len(later) + 2)]
-        said.append(f"the weights of {', '.join(states)} learned from it, and may repeat what they learned")
-        said.append("what the method measured on it (numbers, such as importances) in the same states")
+        said.append(f"the weights of {', '.join(states)} learned from it and may repeat parts of it")
+        said.append("numbers that the method measured on it, such as importances, in the same states")
     aside = _aside_with(opened.place.path, name)
     if aside:
         said.append(f"weights in {', '.join(aside)} that learned from it, or may have; remove them")
-    said.append("its name, sizes, scores and hashes on record")
+    said.append("its name, sizes, scores and hashes in the record")
     said.append("copies elsewhere: the data itself, backups, exported or published adapters, trackers")
     return tuple(said)
 

@@ -56,7 +56,7 @@ class Hooks:
         """
         if self._after is not None:
             outcome = "learned" if report.accepted else "rolled back"
-            with self._named("after", f"{report.task!r} stays {outcome}; the same call calls it again"):
+            with self._named("after", f"{report.task!r} stays {outcome}; the same call runs the hook again"):
                 self._after(report, learner)
 
     @contextlib.contextmanager

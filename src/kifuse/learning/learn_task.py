@@ -72,7 +72,7 @@ def learn_task(opened: OpenLearner, task: Task, gates: Gates) -> LearnReport:
         opened.engine.learn(opened.learned + 1, task, earlier=[])
         report = settle(opened, gates)
     if report is None:
-        raise RunError(f"{folder}: task {task.name!r} was trained, but is not on record.")
+        raise RunError(f"{folder}: task {task.name!r} was trained, but it is not in the record.")
     return report
 
 
@@ -129,10 +129,10 @@ def _again(opened: OpenLearner, task: Task) -> LearnReport:
     for split in ("train", "test"):
         if opened.record.tasks[index].hashes[split] != task.split_hash(split):
             raise DataError(
-                f"Task {task.name!r}: a task of this name was learned with other {split} examples; "
-                "give this one another name."
+                f"Task {task.name!r}: a task of this name was learned with other {split} examples. Give "
+                "this task another name."
             )
-    opened.engine.progress.say(f"{task.name} was learned already; nothing to do")
+    opened.engine.progress.say(f"{task.name} was already learned; nothing to do")
     return LearnReport.of(opened.record, index, opened.engine.snapshots.adapter(index + 1))
 
 

@@ -174,7 +174,7 @@ def _restore(engine: Engine, place: LearnerFolder, at: int | str | None, writes:
     names = [task.name for task in record.tasks[:learned]]
     if at is not None:
         if not writes:
-            raise RunError(f"{place.path}: cannot be written to, so that it cannot be taken back to {at!r}.")
+            raise RunError(f"{place.path}: cannot be written to, so it cannot be rolled back to {at!r}.")
         place.back_to(engine, count_up_to(at, names, "rollback"), "rolled back")
     elif learned:
         try:

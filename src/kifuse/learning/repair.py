@@ -67,7 +67,7 @@ def repair(opened: OpenLearner) -> dict[str, Any] | None:
     probes, without = _probes(opened, k - 1)
     say = engine.progress.say
     if without:
-        say(f"repair: no probe examples were kept of {', '.join(without)}, so that they do not count")
+        say(f"repair: no probe examples were kept of {', '.join(without)}, so these tasks do not count")
     if not probes:
         return None
     trained = _weights(opened)

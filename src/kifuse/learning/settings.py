@@ -169,8 +169,8 @@ def checked_repair(repair: Any, max_forgetting: float | None) -> bool:
         raise ConfigError(f"repair: found {repair!r}, expected True or False.")
     if repair and max_forgetting is None:
         raise ConfigError(
-            "repair: found True without max_forgetting, expected both: what costs earlier tasks too much is "
-            "repaired. Give max_forgetting, in points."
+            "repair: found True without max_forgetting, expected both, as a task is repaired if it costs "
+            "earlier tasks more than max_forgetting. Give max_forgetting, in points."
         )
     return repair
 
@@ -184,8 +184,8 @@ def moved_model(record: RunRecord, name: str, backbone: Backbone) -> None:
     found, expected = model_facts(name, backbone), record.model
     if any(found[key] != expected[key] for key in ("family", "parameters")):
         raise RunError(
-            f"model: {name} is a {found['family']} model of {found['parameters']:,} parameters, expected the "
-            f"{expected['family']} model of {expected['parameters']:,} that this learner began with."
+            f"model: {name} is a {found['family']} model of {found['parameters']:,} parameters, expected "
+            f"the {expected['family']} model of {expected['parameters']:,} that this learner began with."
         )
     record.model["name"] = record.config["model"]["name"] = name
 
@@ -233,7 +233,7 @@ _OF_A_STREAM = {
     "benchmark": "kifuse run, or learner.learn(task) with each task in turn",
     "order": "learner.learn(task) with each task in turn",
     "path": "learner.learn('path/to/a/task')",
-    "scored_on": "learner.learn(task, test=...) with the examples that it is to be scored on",
+    "scored_on": "learner.learn(task, test=...) with the examples to score",
     "hold_out": "kifuse compare --vary, which chooses settings on dev",
     "layout": "kifuse run, or learner.learn(task) with each task as kifuse.read_task gives it",
 }
@@ -248,13 +248,13 @@ def refuse_settings_of_a_stream(config: RunConfig) -> None:
     """
     if config.watch != WatchConfig():
         raise ConfigError(
-            "settings: watch: found a section, expected nothing: a learner keeps the tasks that it watches. "
-            "Use learner.watch('general/', lm_eval=['hellaswag']), or kifuse learn --watch general/ "
-            "--watch-lm-eval hellaswag."
+            "settings: watch: found a section, expected nothing, as a learner keeps the tasks that it "
+            "watches itself. Use learner.watch('general/', lm_eval=['hellaswag']), or kifuse learn --watch "
+            "general/ --watch-lm-eval hellaswag."
         )
     if config.record.probe_importance:
         raise ConfigError(
-            "settings: record.probe_importance: found tasks, expected none: a learner has no training "
+            "settings: record.probe_importance: found tasks, expected none, as a learner has no training "
             "examples of earlier tasks. Use kifuse run."
         )
     plain = DataConfig()
@@ -262,8 +262,8 @@ def refuse_settings_of_a_stream(config: RunConfig) -> None:
     if given:
         raise ConfigError(
             "\n".join(
-                f"settings: data.{name}: found {show_value(getattr(config.data, name))}, expected nothing: a "
-                f"learner gets its tasks one by one. Use {_OF_A_STREAM[name]}."
+                f"settings: data.{name}: found {show_value(getattr(config.data, name))}, expected nothing, "
+                f"as a learner gets its tasks one by one. Use {_OF_A_STREAM[name]}."
                 for name in given
             )
         )
@@ -277,6 +277,6 @@ def refuse_all_at_once(method: Method, name: str) -> None:
     """
     if method.old_data == "all":
         raise ConfigError(
-            f"method: {name!r} trains on all tasks at once; tasks that arrive one by one need another. See "
-            "'kifuse ls methods'."
+            f"method: {name!r} trains on all tasks at once; a learner gets tasks one by one and needs "
+            "another method. See 'kifuse ls methods'."
         )

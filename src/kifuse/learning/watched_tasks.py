@@ -108,7 +108,7 @@ def _loaded_again(opened: OpenLearner, entry: WatchedRecord, of: LmEvalRecord) -
     if task.hash != entry.hash:
         raise RunError(
             f"{opened.place.path}: {entry.name!r} was watched with other documents, or another version of "
-            f"the task, with lm_eval {of.harness}; put that back, or stop watching it: kifuse forget "
+            f"the task, with lm_eval {of.harness}. Put that back, or stop watching it: kifuse forget "
             f"{opened.place.path} {entry.name}"
         )
     said = other_harness(entry, task)
