@@ -74,8 +74,8 @@ def run_demo(output: Path | None, seed: int, methods: tuple[str, ...], console: 
     folder = output or Path("runs") / f"demo-seed{seed}"
     started = time.monotonic()
     console.print(
-        "A small language model (SmolLM2, 135M parameters) learns five jobs of a support desk in a row, "
-        f"{len(methods)} times: {', '.join(methods)}.",
+        "A small language model (SmolLM2, 135M parameters) learns five jobs of a support desk one after "
+        f"another, {len(methods)} times: {', '.join(methods)}.",
         highlight=False,
     )
     records: list[RunRecord] = []

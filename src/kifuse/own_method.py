@@ -31,9 +31,9 @@ def register(name: str, cls: type[Method], summary: str = "") -> None:
         ConfigError: The name is taken or has a wrong form, or the class is not such a class.
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-        raise ConfigError(f"register: {name!r} is no name; expected small letters, digits and dashes.")
+        raise ConfigError(f"register: found the name {name!r}, expected small letters, digits and dashes.")
     if name in registry.METHODS and registry.METHODS[name].target not in registry.OWN:
-        raise ConfigError(f"register: {name!r} is a method of kifuse's own; choose another name.")
+        raise ConfigError(f"register: {name!r} is a method of kifuse's own. Choose another name.")
     registry.METHODS[name] = _own_entry(f"register: {cls!r}", cls, summary)
 
 
@@ -78,8 +78,8 @@ def _own_entry(what: str, cls: Any, summary: str = "") -> Entry:
 
     if not (isinstance(cls, type) and issubclass(cls, Method) and hasattr(cls, "__pydantic_fields__")):
         raise ConfigError(
-            f"{what} is no method; derive the class from kifuse.Method and decorate it with "
-            "pydantic's @dataclass(kw_only=True, config=SETTINGS), SETTINGS from kifuse.methods.base."
+            f"{what} is no method; derive the class from kifuse.Method and decorate it with pydantic's "
+            "@dataclass(kw_only=True, config=SETTINGS), SETTINGS from kifuse.methods.base."
         )
     try:
         data_class = cls().data_class
@@ -109,6 +109,6 @@ def refuse_unnamed_method(name: Any, named: str | None, folder: Any) -> None:
     if is_own_name(name) and name not in registry.METHODS:
         raise RunError(
             f"{folder}: was learned by the method {name!r}, which is code that only you can name, never a "
-            f"folder. Look at it; if you want it to run: --own-method {name} in the shell, or "
+            f"folder. Look at the code. If you want it to run: --own-method {name} in the shell, or "
             f"ContinualLearner.load(folder, own_method={name!r})."
         )

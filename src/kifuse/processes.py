@@ -155,6 +155,6 @@ def _answering() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RunError(
-            "another process of this run has ended or does not answer; see what it printed, and give the "
-            "same command again: what was saved is gone on with."
+            "another process of this run has ended or does not answer. See what it printed, and give the "
+            "same command again to continue from what was saved."
         ) from error

@@ -55,8 +55,8 @@ def load_adapter(model: Any, folder: str | Path, *, task: int | None = None) -> 
     name = next((name for name, entry in METHODS.items() if entry.target == wanted), None)
     if name is None:
         raise ModelError(
-            f"{place}: was learned by the method {wanted!r}, which is not known here; import its file "
-            "and call kifuse.register first."
+            f"{place}: was learned by the method {wanted!r}, which is not known here. Import its file and "
+            "call kifuse.register first."
         )
     method_settings, settings = (_section(place, config, key) for key in ("method_settings", "settings"))
     if wanted not in OWN:  # the meaning of the settings of a user's own method is not known here

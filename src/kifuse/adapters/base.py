@@ -96,7 +96,9 @@ class Adapter:
         Raises:
             ModelError: The adapter belongs to another model, or this class of adapter cannot start from one.
         """
-        raise ModelError(f"model.adapter.from: {type(self).__name__} cannot begin from an adapter.")
+        raise ModelError(
+            f"model.adapter.from: {type(self).__name__} cannot start from an adapter. Leave the key out."
+        )
 
     def begin_task(self, index: int, seed: int) -> None:
         """Prepare for a task. The model computes the same as before, unless the task adds a part of its own.
@@ -205,8 +207,8 @@ def refuse_start(settings: Any, method: str) -> None:
     if folder is not None:
         raise ModelError(
             f"model.adapter.from: {method!r} trains no LoRA that could go on from the adapter in {folder}. "
-            "Merge it into its base (PEFT's merge_and_unload, then save_pretrained) and name that folder as "
-            "the model, or take another method."
+            "Merge the adapter into its base model (PEFT's merge_and_unload, then save_pretrained) and "
+            "name that folder as the model, or use another method."
         )
 
 

@@ -25,7 +25,7 @@ BESIDE = {
     "alpha_pattern": "its scale differs from layer to layer",
     "lora_bias": "its factors have biases",
     "layer_replication": "layers of the base are there several times",
-    "alora_invocation_tokens": "it works from a token on",
+    "alora_invocation_tokens": "it works only from a certain token on",
     "use_qalora": "its inputs are pooled",
     "use_bdlora": "its factors are block-diagonal",
     "arrow_config": "it is a router of several adapters",
@@ -54,7 +54,7 @@ def lora_settings(folder: Path) -> dict[str, Any]:
     for name in FILES:
         if not (folder / name).is_file():
             pickled = (folder / "adapter_model.bin").is_file()
-            why = "; its weights are pickled: save it again as safetensors" if pickled else ""
+            why = "; its weights are pickled, so save it again as safetensors" if pickled else ""
             raise ModelError(f"model.adapter.from: {folder}: no adapter there ({name} is missing{why}).")
     config = read_config(folder)
     reason = _why_not(config)
@@ -76,15 +76,15 @@ def lora_settings(folder: Path) -> dict[str, Any]:
 def _why_not(config: Mapping[str, Any]) -> str:
     """Say why tasks cannot continue from an adapter with this configuration; empty if they can."""
     merge = (
-        "Merge it into its base (PEFT's merge_and_unload, then save_pretrained) and name that folder as the "
-        "model."
+        "Merge it into its base model (PEFT's merge_and_unload, then save_pretrained) and name that folder "
+        "as the model."
     )
     if is_full(config):
         return "holds weights of the model itself, expected a LoRA adapter. Name the model with them instead."
     if is_own(config):
         return (
-            f"holds a {config.get('adapter')} of kifuse, expected a LoRA adapter: only the method that made "
-            "it goes on with it, in the folder of its own run or learner."
+            f"holds a {config.get('adapter')} of kifuse, expected a LoRA adapter. Only the method that made "
+            "it can continue it, in the folder of its own run or learner."
         )
     if config["peft_type"] != "LORA":
         return f"peft_type: found {config['peft_type']!r}, expected 'LORA'. {merge}"
@@ -92,7 +92,7 @@ def _why_not(config: Mapping[str, Any]) -> str:
         if config.get(key):
             return f"{key}: found {config[key]!r}, expected nothing: {meaning}. {merge}"
     if config.get("bias") not in (None, "none"):
-        return f"bias: found {config['bias']!r}, expected 'none': biases are trained beside LoRA. {merge}"
+        return f"bias: found {config['bias']!r}, expected 'none', as biases are trained beside LoRA. {merge}"
     if config.get("use_dora") and config.get("use_rslora"):
         return f"use_dora and use_rslora: found both, expected one of them. {merge}"
     start = config.get("init_lora_weights")

@@ -109,8 +109,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{file}: not the configuration of an adapter; it has no peft_type.")
     if ours and config.get("version") != VERSION:
         raise ModelError(
-            f"{file}: version is {config.get('version')!r}, expected {VERSION}; "
-            "it was written by another version of kifuse."
+            f"{file}: version is {config.get('version')!r}, expected {VERSION}; it was written by another "
+            "version of kifuse. Use that version."
         )
     return config
 
@@ -197,9 +197,13 @@ def refuse_other_tensors(
     """
     for name, shape in expected.items():
         if name not in found:
-            raise ModelError(f"{file}: made for another model or other modules; it does not hold {name!r}.")
+            raise ModelError(
+                f"{file}: made for another model or other modules, as it does not hold {name!r}."
+            )
         if found[name] != shape:
             raise ModelError(f"{file}: {name!r} has shape {found[name]}, expected {shape} for this model.")
     for name in found:
         if name not in expected:
-            raise ModelError(f"{file}: made for another model; it holds {name!r}, not known here.")
+            raise ModelError(
+                f"{file}: made for another model, as it holds {name!r}, which this model does not have."
+            )

@@ -20,7 +20,7 @@ READ = ("LORA", "IA3", "ADALORA", "LOHA", "LOKR", "OFT", "BOFT", "VERA")
 
 REFUSED = {
     "megatron_config": "it imports the module that megatron_core names",
-    "layer_replication": "it makes the model any number of layers larger",
+    "layer_replication": "it can make the model larger by any number of layers",
 }
 """Keys of a LoRA configuration that do more than say where the weights belong."""
 
@@ -82,8 +82,8 @@ def put_on(model: Any, folder: Path, config: Mapping[str, Any]) -> Any:
         ) from error
     if missing:
         raise ModelError(
-            f"{folder / WEIGHTS}: {min(missing)!r} is missing ({len(missing)} tensors are). Such would "
-            "be random."
+            f"{folder / WEIGHTS}: {min(missing)!r} is missing ({len(missing)} tensors in all). Missing "
+            "tensors would be random."
         )
     return made
 
@@ -108,6 +108,6 @@ def _refuse_endless(file: Path, config: Mapping[str, Any], names: list[str]) -> 
         )
     except subprocess.TimeoutExpired as error:
         raise ModelError(
-            f"{file}: its patterns take longer than {SECONDS:g} seconds to be held against the model's "
-            "modules; list the modules by name."
+            f"{file}: matching its patterns with the model's modules takes longer than {SECONDS:g} seconds. "
+            "List the modules by name."
         ) from error

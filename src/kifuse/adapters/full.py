@@ -61,7 +61,7 @@ def train_weights(model: nn.Module, chosen: Sequence[str] | None) -> nn.Module:
     """
     if getattr(model, "is_quantized", False):
         raise ModelError(
-            "model.adapter.kind: 'full' cannot train quantised weights; set model.quantization to 'none', "
+            "model.adapter.kind: 'full' cannot train quantised weights. Set model.quantization to 'none', "
             "or train another kind of adapter."
         )
     model.requires_grad_(chosen is None)

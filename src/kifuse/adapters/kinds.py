@@ -63,9 +63,9 @@ def refuse_pairing(settings: Any, method: Any, name: str) -> None:
     found.refuse(settings, name)
     if found is Osf and getattr(method, "adapter", None) is None:
         raise ModelError(
-            f"method.name: found {name!r}, expected 'osf' with model.adapter.kind 'osf': its factors "
-            "are merged and decomposed anew at each task, and what another method does with those of an "
-            "earlier task would mean other directions; use another kind of adapter, or the method 'osf'."
+            f"method.name: found {name!r}, expected 'osf' with model.adapter.kind 'osf': its factors are "
+            "merged and decomposed again for each task, so another method cannot use the factors of an "
+            "earlier task. Use another kind of adapter, or the method 'osf'."
         )
 
 

@@ -62,8 +62,8 @@ class Peft(Adapter):
         if kind == "dora" and getattr(model, "is_loaded_in_8bit", False) and model.device.type == "cpu":
             # PEFT 0.21 loses the scales of 8-bit weights on a CPU when it computes their norms
             raise ModelError(
-                "model.adapter.kind: 'dora' on 8-bit weights needs a GPU; use model.quantization '4bit', or "
-                "another kind of adapter."
+                "model.adapter.kind: 'dora' on 8-bit weights needs a GPU. Use model.quantization '4bit', "
+                "or another kind of adapter."
             )
         targets = target_modules(model, self.settings.target_modules, kind)
         config = self._config(

@@ -175,7 +175,7 @@ def _refuse_old_peft() -> None:
     if tuple(map(int, found.split(".")[:2])) < SINCE:
         raise ModelError(
             f"model.adapter.kind: {KIND!r} needs PEFT {'.'.join(map(str, SINCE))} or later, found {found}; "
-            "run: pip install --upgrade peft"
+            "Run: pip install --upgrade peft"
         )
 
 
@@ -195,8 +195,8 @@ def _refuse_layers(model: nn.Module, names: list[str]) -> None:
     where = f"model.adapter.kind: {KIND!r}"
     if getattr(model, "is_quantized", False):
         raise ModelError(
-            f"{where} cannot decompose quantised weights; set model.quantization to 'none', or train another "
-            "kind of adapter."
+            f"{where} cannot decompose quantised weights. Set model.quantization to 'none', or train "
+            "another kind of adapter."
         )
     holders: dict[int, list[str]] = {}
     for name, module in model.named_modules():
@@ -205,19 +205,19 @@ def _refuse_layers(model: nn.Module, names: list[str]) -> None:
     for name, module in _adapted(model, names):
         if not isinstance(module, nn.Linear):
             raise ModelError(
-                f"model.adapter.target_modules: {name} is a {type(module).__name__}, and {KIND!r} decomposes "
-                "the weights of torch's linear layers only; leave it out."
+                f"model.adapter.target_modules: {name} is a {type(module).__name__}, and {KIND!r} "
+                "decomposes the weights of torch's linear layers only. Leave it out."
             )
         others = [other for other in holders[id(module.weight)] if other != name]
         if others:
             raise ModelError(
                 f"model.adapter.target_modules: {name} shares its weight with {others[0]}, which would "
-                "change with it; leave it out."
+                "change with it. Leave it out."
             )
         if module.weight.dtype != torch.float32:
             raise ModelError(
                 f"{where} merges small updates into {name}, which is {module.weight.dtype} and would lose "
-                "them; load the model in float32."
+                "them. Load the model in float32."
             )
 
 

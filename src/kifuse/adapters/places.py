@@ -68,8 +68,8 @@ def target_modules(model: nn.Module, chosen: Sequence[str] | None, kind: str = "
         for name in chosen:
             if not there(name):
                 raise ModelError(
-                    f"model.adapter.target_modules: {name!r} matches no module of this {family} model; "
-                    f"its linear layers are called {', '.join(sorted(present))}.{did_you_mean(name, present)}"
+                    f"model.adapter.target_modules: {name!r} matches no module of this {family} model. Its "
+                    f"linear layers are called {', '.join(sorted(present))}.{did_you_mean(name, present)}"
                 )
         return list(chosen)
     known, usual = (IA3_PLACES, USUAL_IA3) if kind == "ia3" else (QUERY_VALUE, USUAL)
@@ -78,8 +78,8 @@ def target_modules(model: nn.Module, chosen: Sequence[str] | None, kind: str = "
         return list(names)
     what = "places of (IA)3 in" if kind == "ia3" else "query and value projections of"
     raise ModelError(
-        f"model.adapter.target_modules: the {what} a {family!r} model are not known; "
-        f"name them, out of its linear layers {', '.join(sorted(present))}."
+        f"model.adapter.target_modules: the {what} a {family!r} model are not known. Choose some of its "
+        f"linear layers: {', '.join(sorted(present))}."
     )
 
 
@@ -97,8 +97,8 @@ def linear_layers(model: nn.Module, names: Sequence[str]) -> Iterator[Any]:
         if any(name == each or name.endswith(f".{each}") for each in names):
             if not isinstance(module, nn.Linear):
                 raise ModelError(
-                    f"model.adapter.target_modules: {name} is a {type(module).__name__}, expected a "
-                    "linear layer; leave it out."
+                    f"model.adapter.target_modules: {name} is a {type(module).__name__}, expected a linear "
+                    "layer. Leave it out."
                 )
             yield module
 
@@ -128,8 +128,8 @@ def keys_and_values(reader: nn.Module) -> list[tuple[Any, Any]]:
         family = getattr(getattr(reader, "config", None), "model_type", "?")
         what = f"have the widths {', '.join(map(str, widths))}" if widths else "are not found"
         raise ModelError(
-            f"the keys and values of this {family!r} model {what}, but a prefix of each task stands beside "
-            f"those of linear layers of one width ({', '.join('/'.join(pair) for pair in KEY_VALUE)}); "
-            "'progprompt' and 'l2p' put vectors before the input instead."
+            f"the keys and values of this {family!r} model {what}, but a prefix of a task needs linear "
+            f"layers of one width for them ({', '.join('/'.join(pair) for pair in KEY_VALUE)}). Use "
+            "'progprompt' or 'l2p', which put vectors before the input."
         )
     return found

@@ -47,7 +47,8 @@ class Stack(Peft):
         if settings.kind not in STACKABLE:
             raise ModelError(
                 f"model.adapter.kind: found {settings.kind!r}, expected one of {', '.join(STACKABLE)}: "
-                f"{method!r} keeps one pair of LoRA factors for each task, and only plain ones add up."
+                f"{method!r} adds up one pair of LoRA factors for each task, which works with these kinds "
+                "only."
             )
 
     def attach(self, model: Any, *, encoder_decoder: bool, seed: int) -> Any:
@@ -60,8 +61,8 @@ class Stack(Peft):
         for name, layer in adapted.named_modules():
             if hasattr(layer, "lora_A") and not isinstance(dict(layer.lora_A).get(CURRENT), nn.Linear):
                 raise ModelError(
-                    f"model.adapter.target_modules: {name} is no linear layer, and only the adapters of "
-                    f"linear layers can be stacked, as {type(self.method).__name__} does; leave it out."
+                    f"model.adapter.target_modules: {name} is not a linear layer, and "
+                    f"{type(self.method).__name__} can stack adapters of linear layers only. Leave it out."
                 )
         return adapted
 
@@ -147,7 +148,8 @@ class Stack(Peft):
             named = ", ".join(map(str, sorted(ranks)))
             ranked = f"an adapter of rank {named}" if ranks else "no LoRA adapter"
             raise ModelError(
-                f"{folder}: holds {ranked}, expected one whose rank is a multiple of {rank}, one task's."
+                f"{folder}: holds {ranked}, expected an adapter whose rank is a multiple of {rank}, the "
+                "rank of one task."
             )
         total = max(ranks)
         own = self._pair(CURRENT)

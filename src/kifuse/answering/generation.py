@@ -197,5 +197,5 @@ def _check_positions(session: Session, prompts: Sequence[list[int]]) -> None:
     if needed > limit:
         raise DataError(
             f"prompt {index} has {len(prompts[index])} tokens and {session.max_new} may follow, but the "
-            f"model has only {limit} positions; lower data.max_input or evaluation.max_new_tokens."
+            f"model has only {limit} positions. Lower data.max_input or evaluation.max_new_tokens."
         )

@@ -111,7 +111,7 @@ class CappedBasis:
         if rows.ndim != 2 or rows.shape[1] != self.rows.shape[1] or spread.shape != (len(rows), len(rows)):
             raise ValueError(
                 f"the basis has shapes {tuple(rows.shape)} and {tuple(spread.shape)}, expected (k, "
-                f"{self.rows.shape[1]}) and (k, k); it is of another model."
+                f"{self.rows.shape[1]}) and (k, k), so it is of another model."
             )
         # make a copy: the last bit of a matrix product depends on how the memory is aligned
         self.rows = rows.to(self.rows.device, torch.float32, copy=True)

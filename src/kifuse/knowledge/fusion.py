@@ -248,7 +248,7 @@ class ParameterAverage:
 
     def __init__(self, params: Iterable[Tensor], decay: float | None) -> None:
         if decay is not None and not 0.0 <= decay < 1.0:
-            raise ValueError(f"decay: found {decay}, expected None or a number from 0 up to, not with, 1.")
+            raise ValueError(f"decay: found {decay}, expected None or a number of at least 0 and below 1.")
         params = [param.detach() for param in params]
         self.decay = decay
         self.steps = 0

@@ -68,7 +68,7 @@ class ImportanceTracker:
         _check_order(order)
         for name, value in (("alpha1", alpha1), ("alpha2", alpha2)):
             if not 0.0 <= value < 1.0:
-                raise ValueError(f"{name}: found {value}, expected a number from 0 up to, not with, 1.")
+                raise ValueError(f"{name}: found {value}, expected a number of at least 0 and below 1.")
         if not params:
             raise ValueError("Importance needs at least one trainable parameter; found none.")
         self.order: Order = order

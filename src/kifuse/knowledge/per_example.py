@@ -133,13 +133,13 @@ class _Layer:
         """Refuse a gradient that the hooks did not see as rows of the batch."""
         if self.strange:
             raise ValueError(
-                f"{self.name}: the examples are not the rows of its input, so that their gradients cannot be "
-                "told apart; use fisher: batch."
+                f"{self.name}: the examples are not the rows of its input, so their gradients cannot be "
+                "computed separately. Use fisher: batch."
             )
         if not self.seen and any(p.grad is not None for p in self.module.parameters(recurse=False)):
             raise ValueError(
-                f"{self.name}: its weight has a gradient though the layer was not called as a module, so "
-                "that the examples' gradients cannot be told apart; use fisher: batch."
+                f"{self.name}: its weight has a gradient, but the layer was not called as a module, so the "
+                "examples' gradients cannot be computed separately. Use fisher: batch."
             )
 
     @torch.no_grad()
@@ -203,8 +203,8 @@ def _owners(
             p = id(module.get_parameter(key))
             if p in found:
                 raise ValueError(
-                    f"{name}.{key} is the same parameter as {found[p]}: the gradients that single examples "
-                    "give a shared weight are not known; use fisher: batch."
+                    f"{name}.{key} is the same parameter as {found[p]}: the gradients of single examples "
+                    "are not known for a shared weight. Use fisher: batch."
                 )
             found[p] = f"{name}.{key}"
         layers.append((name, module, owned))

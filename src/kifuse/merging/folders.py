@@ -81,7 +81,7 @@ def fuse_adapters(
     if importance is not None and importance.by_unit and importance.order is None:
         raise ModelError(
             "importance: holds one value per unit, but not the order of the parameters, which numbers the "
-            "units; an adapter's file does not say it."
+            "units. An adapter's file does not have this order."
         )
     fused = fuse(old.tensors, new.tensors, importance, **settings)
     try:
@@ -104,14 +104,15 @@ def refuse_used(output: Path, *, force: bool = False) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not output.is_dir():
-        raise ModelError(f"{output}: found a file, expected a new or empty folder. It is left as it is.")
+        raise ModelError(f"{output}: found a file, expected a new or empty folder. It was not changed.")
     if not (output / CONFIG).is_file():
         raise ModelError(
-            f"{output}: found other files, expected a new or empty folder. It is left as it is; name another."
+            f"{output}: found other files, expected a new or empty folder. It was not changed. Name "
+            "another folder."
         )
     if not force:
         raise ModelError(
-            f"{output}: found an adapter, expected a new or empty folder. It is left as it is: name another "
+            f"{output}: found an adapter, expected a new or empty folder. It was not changed. Name another "
             "folder, or add --force (force=True)."
         )
 

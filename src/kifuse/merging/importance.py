@@ -207,8 +207,8 @@ def load_importance(path: str | Path) -> Importance:
         return _of_run(path, tensors)
     if metadata.get("version") != VERSION:
         raise ModelError(
-            f"{path}: version is {metadata.get('version')!r}, expected {VERSION!r}; "
-            "it was written by another version of kifuse."
+            f"{path}: version is {metadata.get('version')!r}, expected {VERSION!r}; it was written by "
+            "another version of kifuse."
         )
     if tensors.keys() == {"history", "current"}:
         return Importance(
@@ -259,8 +259,9 @@ def _of_run(path: Path, tensors: dict[str, Tensor]) -> Importance:
     after = _AFTER.fullmatch(state.name)
     if after is None or int(after[1]) < 2:
         raise ModelError(
-            f"{path}: the history in it holds the task just learned already. Expected the file in its place "
-            "in a run, state/after-<k> with k from 2 on; the history before is read from after-<k-1>."
+            f"{path}: its history already includes the task just learned. Expected the file in its place in "
+            "a run, state/after-<k> with k from 2 on, as the history before the task is read from "
+            "after-<k-1>."
         )
     before = state.with_name(f"after-{int(after[1]) - 1}") / path.name
     earlier, _ = _read(before)
@@ -281,5 +282,5 @@ def _units_of_run(file: Path) -> tuple[str, tuple[str, ...]]:
         (values.get("units"), values.get("parameters")) if isinstance(values, dict) else (None, None)
     )
     if not isinstance(level, str) or not isinstance(names, list):
-        raise ModelError(f"{file}: does not say which skill units the run has; it is of another version.")
+        raise ModelError(f"{file}: does not say which skill units the run has, so it is of another version.")
     return level, tuple(map(str, names))

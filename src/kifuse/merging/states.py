@@ -74,7 +74,7 @@ def fuse(
         weights = [torch.tensor(average, dtype=torch.float32)] * len(names)
     else:
         if importance is None:
-            raise ConfigError(f"fusion: {fusion!r} needs an importance; only 'average' does without.")
+            raise ConfigError(f"fusion: {fusion!r} needs an importance. Only 'average' needs none.")
         names = _with_scores(names, previous, current, importance)
         shapes = [tuple(current[name].shape) for name in names]
         partition = _partition(names, shapes, level)
@@ -185,7 +185,7 @@ def refuse_unlike(states: Mapping[str, State]) -> None:
                 count = int((~torch.isfinite(tensor)).sum())
                 raise ModelError(
                     f"{name!r} holds {count:,} numbers that are NaN or infinite in {label}; expected finite "
-                    "ones. Its training went wrong: take the adapter from before that."
+                    "ones. Its training failed. Use the adapter from before that."
                 )
 
 
@@ -248,7 +248,7 @@ def _with_scores(
     unknown = scored - {file_name(name) for name in current}
     if unknown:
         raise ModelError(
-            f"the importance is that of another model: it scores {min(unknown)!r}, not known here."
+            f"the importance is of another model: it scores {min(unknown)!r}, which is not known here."
         )
     for name in names:
         if file_name(name) in scored:

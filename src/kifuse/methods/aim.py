@@ -264,9 +264,9 @@ class AIMMerging(Method):
             now = self._intervals
             if not now.merges and ctx.memory_size:
                 _log.warning(
-                    "aimmerging: nothing was merged or replayed in task %r: the memory's loss gave no alarm, "
-                    "and without one the first merge comes at step %d, twice the interval; the task had %d; "
-                    "train longer, or set interval: %d or less",
+                    "aimmerging: nothing was merged or replayed in task %r: the memory's loss did not rise "
+                    "enough. Without that, the first merge comes at step %d, twice the interval; the task "
+                    "had %d. Train longer, or set interval: %d or less",
                     *(ctx.task.name, now.due + now.interval, ctx.step, max(2, ctx.step // 2)),
                 )
             ctx.event("intervals", merges=now.merges, alarms=now.alarms, interval=now.interval)

@@ -164,7 +164,7 @@ class Method:
         """
         kind = type(self).__name__
         raise RunError(
-            f"{kind} is a method, and the Trainer takes its callback: "
+            f"{kind} is a method, but the Trainer needs its callback: "
             f"callbacks=[{kind}(...).callback(state_dir='my-state', name='october')]."
         )
 

@@ -75,7 +75,7 @@ class EWC(Method):
     @classmethod
     def _only_online(cls, value: float, info: ValidationInfo) -> float:
         if value != 1.0 and not info.data.get("online", True):
-            raise ValueError("1 with online: false, where no earlier task is forgotten")
+            raise ValueError("1 with online: false, which forgets no earlier task")
         return value
 
     @property

@@ -171,8 +171,8 @@ class Forever(Method):
         first, task = self.schedule[0], ctx.task
         if not task.first and task.steps < first * self.day_steps:
             _log.warning(
-                "forever: nothing will be replayed in task %r: the first replay comes after %g day(s) of %d "
-                "steps, and the task has %d; train longer, or set day_steps: %d or less",
+                "forever: nothing will be replayed in task %r: the first replay comes after %g day(s) of "
+                "%d steps, and the task has %d. Train longer, or set day_steps: %d or less",
                 *(task.name, first, self.day_steps, task.steps, max(1, int(task.steps / first))),
             )
         if not task.first:
@@ -233,9 +233,9 @@ class Forever(Method):
         if self._time is not None:
             if not self._time.reached and self._time.steps >= self.day_steps * self.schedule[0]:
                 _log.warning(
-                    "forever: nothing was replayed in task %r: its %d steps were %.2f days, since they moved "
-                    "the weights less than the first %d did, and the first replay comes after %g; set "
-                    "day_steps lower",
+                    "forever: nothing was replayed in task %r: its %d steps were %.2f days, since they "
+                    "moved the weights less than the first %d did, but the first replay comes after %g "
+                    "days. Set day_steps lower",
                     *(ctx.task.name, self._time.steps, self._time.days, self.day_steps, self.schedule[0]),
                 )
             ctx.event("model time", days=self._time.days, day=self._time.day)

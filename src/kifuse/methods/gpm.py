@@ -40,7 +40,7 @@ from kifuse.methods.shown import Event, Series, Shown
 TAKEN = Series(
     "taken",
     "Directions taken",
-    "The share of each layer's input directions that later tasks may not use.",
+    "The share of each layer's input directions that later tasks cannot use.",
     unit="share (0 to 1)",
 )
 BASES = Event(

@@ -101,7 +101,7 @@ def declare(cls: Any) -> None:
         if not isinstance(cls.__dict__[name], type(None) | bool | int | float | str | tuple):
             raise TypeError(
                 f"{cls.__name__}.{name}: the default is a {type(cls.__dict__[name]).__name__}, which all "
-                "methods of the class would share; use None, and fill it in begin_task."
+                "methods of the class would share. Use None, and fill it in begin_task."
             )
         if lifetime != "Unsaved":
             found[name] = Declared(name, lifetime == "OfTask", str(annotation))
@@ -203,8 +203,8 @@ def _absent(method: Any, each: Declared, state: MethodState) -> None:
     """Reset an attribute that `begin_task` set but the state lacks: it was None when the state was saved."""
     if MIDDLE not in state.values:
         raise ValueError(
-            f"the method's state holds nothing as {each.saved}: it is not of a task's middle, or of an "
-            "earlier kifuse, which kept it otherwise; begin the task anew."
+            f"the method's state holds nothing as {each.saved}: it is not of a task's middle, or is of an "
+            "earlier kifuse, which wrote it in another way. Start the task again."
         )
     setattr(method, each.name, {} if each.is_dict and each.saved in state.values[MIDDLE] else None)
 
@@ -234,8 +234,8 @@ def one_for_each(name: str, found: Mapping[str, Tensor], params: Parameters) -> 
         if tensor is None or tensor.shape != p.shape:
             what = "nothing" if tensor is None else f"a tensor of shape {tuple(tensor.shape)}"
             raise ValueError(
-                f"the method's state holds {what} as {name}.{key}, expected shape {tuple(p.shape)}; training "
-                "goes on only with the same trainable parameters."
+                f"the method's state holds {what} as {name}.{key}, expected shape {tuple(p.shape)}; "
+                "training can continue only with the same trainable parameters."
             )
         tensors.append(tensor.to(p.device))
     return tensors

@@ -263,8 +263,8 @@ class KIF(Method):
             history = self._history.to(current.device)
             if history.shape != current.shape:
                 raise ValueError(
-                    f"the history has {history.numel()} skill units, the model {current.numel()}; "
-                    "importance can be carried on only with the same trainable parameters and units."
+                    f"the history has {history.numel()} skill units, the model {current.numel()}. "
+                    "Importance can be used further only with the same trainable parameters and units."
                 )
             ctx.measure(history=self._per_tensor(history, ctx))
             self._fuse(history, current, ctx)

@@ -48,8 +48,8 @@ class NLoRA(PairPenalty):
             inputs, outputs = pair.a.shape[1], pair.b.shape[0]
             if inputs != outputs:
                 raise ValueError(
-                    f"product: found 'AB', which needs layers with as many inputs as outputs, but {name} "
-                    f"is of a layer with {inputs} inputs and {outputs} outputs; use 'BA' (the paper's), or "
+                    f"product: found 'AB', which needs layers with as many inputs as outputs, but {name} is "
+                    f"of a layer with {inputs} inputs and {outputs} outputs; use 'BA' (the paper's), or "
                     "name square layers in model.adapter.target_modules."
                 )
 

@@ -59,18 +59,19 @@ class SLAO(Method):
         if others:
             raise ValueError(
                 f"model.adapter.kind: SLAO merges LoRA pairs and nothing else, but {others[0]} and "
-                f"{len(others) - 1} more are trained beside them; use kind lora or rslora."
+                f"{len(others) - 1} more tensors are trained too. Use kind lora or rslora."
             )
         for name, pair in pairs.items():
             if pair.a.dim() != 2:
                 raise ValueError(
-                    f"model.adapter.target_modules: SLAO merges LoRA of linear layers, and {name} is none."
+                    f"model.adapter.target_modules: SLAO merges LoRA of linear layers, and {name} is "
+                    "not one. Leave it out."
                 )
             rank, inputs = pair.a.shape
             if rank > inputs:
                 raise ValueError(
-                    f"model.adapter.rank: {rank} rows of {name} cannot be orthonormal in {inputs} inputs; "
-                    f"use a rank of at most {inputs}."
+                    f"model.adapter.rank: {rank} rows of {name} cannot be orthonormal in {inputs} inputs. "
+                    f"Use a rank of at most {inputs}."
                 )
 
     @torch.no_grad()

@@ -111,8 +111,8 @@ class VRMCL(Method):
         first, count = ctx.params.tensors[0], len(ctx.params.tensors)
         if self._rates is not None and len(self._rates) != count:
             raise ValueError(
-                f"the method's state has inner rates of {len(self._rates)} tensors, the model {count}; they "
-                "can be carried on only with the same trainable parameters."
+                f"the method's state has inner rates of {len(self._rates)} tensors, the model {count}. They "
+                "can be used further only with the same trainable parameters."
             )
         if self._rates is None and not ctx.task.first:
             self._rates = torch.full((count,), self.alpha, dtype=_wide(first), device=first.device)

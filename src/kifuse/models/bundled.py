@@ -30,7 +30,7 @@ def cache_folder() -> Path:
         return folder.expanduser()
     except RuntimeError as error:
         raise ModelError(
-            f"{folder}: no home folder is known for it; set KIFUSE_CACHE to the folder where models are kept"
+            f"{folder}: the home folder is not known; set KIFUSE_CACHE to a folder for models"
         ) from error
 
 

@@ -26,10 +26,12 @@ def given_backbone(model: Any, tokenizer: Any, precision: str = "auto") -> Backb
         ModelError: There is no tokenizer, or the model has an adapter or cannot generate.
     """
     if tokenizer is None:
-        raise ModelError("tokenizer: found none, expected the model's own; say tokenizer=AutoTokenizer...")
+        raise ModelError(
+            "tokenizer: found none, expected the model's tokenizer. Give tokenizer=AutoTokenizer..."
+        )
     if hasattr(model, "peft_config"):
         raise ModelError(
-            "model: it has an adapter already; give the base model, kifuse adds the adapter that it trains."
+            "model: it already has an adapter. Give the base model; kifuse adds the adapter that it trains."
         )
     if not hasattr(model, "generate") or not hasattr(model, "config"):
         raise ModelError(
@@ -38,7 +40,7 @@ def given_backbone(model: Any, tokenizer: Any, precision: str = "auto") -> Backb
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.eos_token_id is None:
-        raise ModelError("tokenizer: it has no end token, so no output could ever end.")
+        raise ModelError("tokenizer: it has no end token, so an output could not end. Set eos_token.")
     device = next(model.parameters()).device
     model.config.use_cache = True
     return Backbone(

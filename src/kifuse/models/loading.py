@@ -69,7 +69,7 @@ def pick_precision(wanted: str, device: torch.device) -> Precision:
         ModelError: fp16 was requested on a CPU.
     """
     if wanted == "fp16" and device.type == "cpu":
-        raise ModelError("model.precision: 'fp16' needs a GPU; use 'bf16', 'fp32' or 'auto' on a CPU.")
+        raise ModelError("model.precision: 'fp16' needs a GPU. Use 'bf16', 'fp32' or 'auto' on a CPU.")
     if wanted != "auto":
         return wanted  # type: ignore[return-value]
     if device.type == "cuda":
@@ -100,8 +100,8 @@ def quantization_config(quantization: str, precision: Precision) -> Any:
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
-            f"model.quantization: {quantization!r} needs the package bitsandbytes, which is not installed; "
-            "run: pip install bitsandbytes"
+            f"model.quantization: {quantization!r} needs the package bitsandbytes, which is not installed. "
+            "Run: pip install bitsandbytes"
         )
     from transformers import BitsAndBytesConfig
 
@@ -170,7 +170,7 @@ def load_backbone(
     if quantized is None:
         model.to(device)  # pyright: ignore[reportArgumentType] - transformers' stub is wrong here
     elif narrow := narrow_4bit_layer(model):
-        raise ModelError(f"model.quantization: {quantization!r}: {narrow}; use '8bit' or none, or a GPU.")
+        raise ModelError(f"model.quantization: {quantization!r}: {narrow}. Use '8bit' or none, or a GPU.")
     model.config.use_cache = True
     accepts = frozenset(inspect.signature(model.forward).parameters)
     return Backbone(model, loaded.tokenizer, loaded.encoder_decoder, accepts, chosen, device, loaded.source)

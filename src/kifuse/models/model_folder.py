@@ -67,7 +67,7 @@ def check_config(name: str, folder: Path) -> None:
         if count > most:
             raise ModelError(
                 f"model.name: {name}: {CONFIG} says {key}: {count}, expected at most {most}; the file is "
-                "damaged, or of no model."
+                "damaged, or not of a model."
             )
 
 
@@ -89,7 +89,7 @@ def check_weights(name: str, folder: Path, parameters: int) -> None:
     if parameters > 2 * held + 2**20:
         raise ModelError(
             f"model.name: {name}: {CONFIG} describes a model of {parameters:,} values, its weights hold "
-            f"{held:,}; the two do not belong together."
+            f"{held:,}. They do not belong together."
         )
 
 
@@ -114,8 +114,8 @@ def refuse_random(name: str, found: Mapping[str, Any]) -> None:
     if problems:
         more = f" ({count} tensors are wrong or missing)" if count > 1 else ""
         raise ModelError(
-            f"model.name: {name}: the weights do not fit {CONFIG}: {', and '.join(problems)}{more}. Such "
-            "weights would be random; get the model's files anew."
+            f"model.name: {name}: the weights do not fit {CONFIG}: {', and '.join(problems)}{more}. Missing "
+            "weights would be random. Get the model's files again."
         )
 
 
@@ -155,9 +155,10 @@ def _weight_files(name: str, folder: Path) -> list[Path]:
                 f"model.name: {name}: holds no weights; expected {WEIGHTS}, or {INDEX} and its files."
             )
         raise ModelError(
-            f"model.name: {name}: holds no {WEIGHTS}; {others[0].name} is {OTHER_FORMATS[others[0].suffix]}. "
-            "kifuse reads weights as safetensors only. If you trust whoever made it, convert it: "
-            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(another), the tokenizer likewise."
+            f"model.name: {name}: holds no {WEIGHTS}; {others[0].name} is "
+            f"{OTHER_FORMATS[others[0].suffix]}. kifuse reads weights as safetensors only. If you trust its "
+            "authors, convert it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(another), "
+            "the tokenizer likewise."
         )
     try:
         index = read_json(folder / INDEX)
@@ -194,6 +195,6 @@ def _scalars(name: str, file: Path) -> int:
                 count += math.prod(part.get_shape()) * packed
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"model.name: {name}: {file.name} is damaged, or no safetensors file ({error}); get it anew."
+            f"model.name: {name}: {file.name} is damaged or not a safetensors file ({error}). Get it again."
         ) from error
     return count

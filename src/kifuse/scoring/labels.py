@@ -71,14 +71,14 @@ class Comparison:
 
 FREE_TEXT = Comparison(
     same_answer,
-    "texts are the same save for letter case, spaces and ordinary punctuation at the ends; signs, symbols, "
-    "accents and indentation count",
+    "texts are the same except for letter case, spaces and ordinary punctuation at the ends; signs, "
+    "symbols, accents and indentation count",
 )
 """For tasks without labels."""
 
 BY_ROW = (
-    "the options of each row are its labels, compared in the loosest way that keeps them apart: letter case, "
-    "spaces and punctuation at the ends count where they must"
+    "the options of each row are its labels; letter case, spaces and punctuation at the ends count only if "
+    "the options differ in nothing else"
 )
 """For tasks whose rows have their own options."""
 
@@ -146,8 +146,11 @@ def _with_case(text: str) -> str:
 
 
 _LOOSEST_FIRST: tuple[tuple[Callable[[str], str], str], ...] = (
-    (normalise, "labels are the same save for letter case, spaces and punctuation at the ends"),
-    (_with_punctuation, "labels are the same save for letter case and spaces; punctuation tells them apart"),
-    (_with_case, "labels are the same save for spaces; letter case tells them apart"),
+    (normalise, "labels are the same except for letter case, spaces and punctuation at the ends"),
+    (
+        _with_punctuation,
+        "labels are the same except for letter case and spaces; punctuation tells them apart",
+    ),
+    (_with_case, "labels are the same except for spaces; letter case tells them apart"),
     (str, "labels are compared exactly as they are"),
 )

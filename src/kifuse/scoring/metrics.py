@@ -51,7 +51,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "exact_match",
             "exact match",
-            "the same answer as a reference, save for letter case, spaces and punctuation at the ends",
+            "the same answer as a reference, except for letter case, spaces and punctuation at the ends",
             free_text.exact_match,
         ),
         Metric(
@@ -117,7 +117,8 @@ METRICS: dict[str, Metric] = {
         Metric(
             "macro_f1",
             "macro F1",
-            "F1 of each label in the test set, averaged (scikit-learn); an answer that is no label is a miss",
+            "F1 of each label in the test set, averaged (scikit-learn); an answer that is not a label "
+            "is wrong",
             free_text.exact_match,
             whole_macro_f1,
         ),
@@ -131,14 +132,14 @@ METRICS: dict[str, Metric] = {
         Metric(
             "number",
             "numeric closeness",
-            "the same number: whole ones equal, others within a millionth; 1,000 is 1000 and 5% is 0.05",
+            "the same number: whole numbers exactly, others within a millionth; 1,000 is 1000 and 5% is 0.05",
             values.number_close,
             as_text=False,
         ),
         Metric(
             "code",
             "code equality",
-            "the same text save for white space at line ends and at the start; indentation counts",
+            "the same text except for white space at line ends and at the start; indentation counts",
             values.code_equal,
             as_text=False,
         ),

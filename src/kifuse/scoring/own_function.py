@@ -91,8 +91,8 @@ def refuse_unnamed(name: Any, where: str) -> None:
     """
     if isinstance(name, str) and is_own(name) and name not in _given and name not in _named:
         raise DataError(
-            f"{where}: metric '{name}' is code, which only you can name, never a folder. Look at it; if you "
-            f"want it to run, name it: data.own_metrics: ['{name}'] in your configuration, "
+            f"{where}: metric '{name}' is code, which only you can name, never a folder. Look at the code. "
+            f"If you want it to run, name it: data.own_metrics: ['{name}'] in your configuration, "
             f"own_metrics=['{name}'] for ContinualLearner.load, or kifuse.scoring.register_metric('{name}') "
             "in Python."
         )
@@ -115,8 +115,8 @@ def own_function(name: str) -> Callable[..., Any]:
         return _given[name]
     if "@" in name:
         raise DataError(
-            f"metric '{name}': this function was given in Python by another process, where it had no name to "
-            "find it by; give it again first: kifuse.scoring.register_metric(function)."
+            f"metric '{name}': this function was given in Python by another process and cannot be found by "
+            "its name. Give it again first: kifuse.scoring.register_metric(function)."
         )
     module_name, _, attribute = name.partition(":")
     module = (

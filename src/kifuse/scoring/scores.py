@@ -60,7 +60,7 @@ def score(
             of the examples, or a user's own function raises an error or returns no score.
     """
     if not examples:
-        raise DataError("there are no examples to score; a score needs at least one.")
+        raise DataError("there are no examples to score, expected at least one.")
     return score_all(predictions, examples, metric, labels).score
 
 
@@ -118,7 +118,7 @@ def score_all(
     name = metric_name(metric)
     chosen = METRICS.get(name)
     if chosen is not None and chosen.points is None:
-        raise DataError(f"metric '{name}' is measured on the model; it cannot be computed from answers.")
+        raise DataError(f"metric '{name}' is measured on the model, so it cannot be computed from answers.")
     compared = comparison(labels, seen_labels)
     options = [() if labels else tuple(getattr(example, "options", ())) for example in examples]
 

@@ -55,9 +55,9 @@ def gpt2() -> Any:
         return AutoTokenizer.from_pretrained("gpt2")
     except Exception as error:
         raise DataError(
-            "The metric superni_rouge_l_xlingual parts texts with GPT-2's tokenizer, which could not be "
-            f"loaded: {str(error).splitlines()[0]} Fetch it once where the hub can be reached, with "
-            "'hf download gpt2', or take superni_rouge_l for tasks in English, or rouge_l."
+            "The metric superni_rouge_l_xlingual splits texts with GPT-2's tokenizer, which could not be "
+            f"loaded: {str(error).splitlines()[0]} Download it once with 'hf download gpt2', or use "
+            "superni_rouge_l for tasks in English, or rouge_l."
         ) from error
 
 

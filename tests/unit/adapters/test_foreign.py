@@ -59,18 +59,18 @@ def without_a_tensor(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (without_a_tensor, r"adapter_model\.safetensors: .* is missing \(1 tensors are\)"),
+        (without_a_tensor, r"adapter_model\.safetensors: .* is missing \(1 tensors in all\)"),
         (pickled, r"no adapter there \(adapter_model\.safetensors is missing\)"),
         (with_settings(megatron_config={"a": 1}, megatron_core="antigravity"), "imports the module"),
-        (with_settings(layer_replication=[[0, 2]] * 1000), "layer_replication: it makes the model"),
+        (with_settings(layer_replication=[[0, 2]] * 1000), "layer_replication: it can make the model"),
         (with_settings(peft_type="XLORA", adapters={"1": "owner/name"}), "found 'XLORA', expected one of"),
         (with_settings(peft_type=5), "found 5, expected one of"),
         (with_settings(r=10**9), "found 1000000000, expected sizes from 0 to 1024"),
         (with_settings(rank_pattern={"q_proj": 10**9}), "found 1000000000, expected sizes"),
         (with_settings(r="x"), "cannot be put on this model: TypeError"),
         (with_settings(target_modules=["nowhere"]), "cannot be put on this model: .*nowhere"),
-        (with_settings(target_modules="(([a-z_.0-9]+)+)+!"), "take longer than 1 seconds"),
-        (with_settings(alpha_pattern={"(([a-z_.0-9]+)+)+!": 1}), "take longer than 1 seconds"),
+        (with_settings(target_modules="(([a-z_.0-9]+)+)+!"), "takes longer than 1 seconds"),
+        (with_settings(alpha_pattern={"(([a-z_.0-9]+)+)+!": 1}), "takes longer than 1 seconds"),
     ],
 )
 def test_a_peft_adapter_that_does_more_than_be_put_on_is_refused(

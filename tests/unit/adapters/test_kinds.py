@@ -145,7 +145,7 @@ def test_putting_an_adapter_on_warns_of_nothing(tmp_path: Path):
 
 def test_one_kind_is_refused_where_peft_is_too_old_for_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("kifuse.adapters.osf.version", lambda library: "0.20.0.dev0")
-    words = r"kind: 'osf' needs PEFT 0\.21 or later, found 0\.20\.0\.dev0; run: pip install --upgrade peft"
+    words = r"kind: 'osf' needs PEFT 0\.21 or later, found 0\.20\.0\.dev0\. Run: pip install --upgrade peft"
     with pytest.raises(ModelError, match=words):
         refuse_pairing(AdapterConfig(kind="osf"), OSF, "osf")
     with pytest.raises(ModelError, match=words):
@@ -237,7 +237,7 @@ def test_full_of_all_weights_has_nothing_to_shrink():
         ("lora", "full", "holds an adapter .LORA., expected weights of full fine-tuning"),
         ("ia3", "lora", "does not hold 'base_model"),
         ("lora", "dora", "does not hold .*lora_magnitude_vector"),
-        ("dora", "lora", "holds .*lora_magnitude_vector.*, not known here"),
+        ("dora", "lora", "holds .*lora_magnitude_vector.*, which this model does not have"),
     ],
 )
 def test_another_kind_is_refused(saved: str, wanted: str, words: str, tmp_path: Path):
@@ -252,7 +252,7 @@ def test_another_kind_is_refused(saved: str, wanted: str, words: str, tmp_path: 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_fewer_tensors_than_the_model_trains_are_refused(kind: str, tmp_path: Path):
     save_adapter(made("llama", kind, target_modules=["q_proj"]), tmp_path / "kept")
-    with pytest.raises(ModelError, match=r"other modules; it does not hold .*v_proj"):
+    with pytest.raises(ModelError, match=r"other modules, as it does not hold .*v_proj"):
         load_adapter_weights(made("llama", kind, target_modules=["q_proj", "v_proj"]), tmp_path / "kept")
 
 

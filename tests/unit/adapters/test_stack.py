@@ -201,7 +201,7 @@ def test_kinds_that_do_not_add_up_are_refused(kind: str):
 
 def test_an_adapted_embedding_is_refused():
     config = AdapterConfig(rank=2, alpha=8, dropout=0.0, target_modules=["q_proj", "embed_tokens"])
-    with pytest.raises(ModelError, match=r"embed_tokens is no linear layer, and only .* as IncLoRA does"):
+    with pytest.raises(ModelError, match=r"embed_tokens is not a linear layer, and IncLoRA can stack"):
         add_stack(build_llama(VOCABULARY), config, encoder_decoder=False, seed=0)
     made("t5", "lora", method=IncLoRA())
 
@@ -209,7 +209,7 @@ def test_an_adapted_embedding_is_refused():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"rank": 3}, "holds an adapter of rank 3, expected one whose rank is a multiple of 2"),
+        ({"rank": 3}, "holds an adapter of rank 3, expected an adapter whose rank is a multiple of 2"),
         ({"target_modules": ["k_proj"]}, "made for another model or other modules"),
         ({"kind": "ia3"}, "holds no LoRA adapter"),
     ],

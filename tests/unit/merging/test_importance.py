@@ -122,7 +122,7 @@ OWN = {"format": "kifuse importance", "version": "1"}
         ({"history": ONE, "current": ONE}, OWN, "metadata has no 'order'"),
         ({"history": ONE, "current": ONE}, {**OWN, "order": "{"}, "metadata has no 'order'"),
         ({"weight": ONE}, {}, r"holds no importance. Expected a file of kifuse.save_importance"),
-        ({"history": ONE, "current": ONE}, {}, "holds the task just learned already"),
+        ({"history": ONE, "current": ONE}, {}, "history already includes the task just learned"),
     ],
 )
 def test_other_files_are_refused(

@@ -65,7 +65,7 @@ def index(places: dict[str, str]) -> Change:
         (truncated, r"model\.safetensors is damaged"),
         (written(WEIGHTS, b""), r"model\.safetensors is damaged"),
         (written(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"), r"model\.safetensors is damaged"),
-        (weights(lambda t: t.pop(QUERY)), rf"{QUERY} is missing\. Such weights would be random"),
+        (weights(lambda t: t.pop(QUERY)), rf"{QUERY} is missing\. Missing weights would be random"),
         (weights(dict.clear), r"is missing \(21 tensors are wrong or missing\)"),
         (
             weights(lambda t: t.update({QUERY: torch.zeros(3, 32)})),

@@ -169,7 +169,7 @@ def test_an_unknown_family_asks_for_names():
             super().__init__()
             self.wqkv = nn.Linear(4, 12)
 
-    with pytest.raises(ModelError, match=r"not known; name them, out of its linear layers wqkv"):
+    with pytest.raises(ModelError, match=r"not known\. Choose some of its linear layers: wqkv"):
         target_modules(Odd(), None)
 
 

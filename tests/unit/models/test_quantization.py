@@ -68,7 +68,7 @@ def test_full_fine_tuning_of_a_quantised_model_is_refused(tiny_llama: LlamaForCa
 
 def test_dora_on_8_bit_weights_is_refused_on_a_cpu(tiny_llama: LlamaForCausalLM):
     tiny_llama.is_loaded_in_8bit = True
-    with pytest.raises(ModelError, match=r"'dora' on 8-bit weights needs a GPU; use .*'4bit'"):
+    with pytest.raises(ModelError, match=r"'dora' on 8-bit weights needs a GPU\. Use .*'4bit'"):
         add_adapter(tiny_llama, AdapterConfig(kind="dora"), encoder_decoder=False, seed=0)
 
 

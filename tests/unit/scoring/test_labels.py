@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kifuse.scoring import score, score_all, score_one
 from kifuse.scoring.labels import comparison, comparison_why, normalise
 
-AS_TODAY = "labels are the same save for letter case, spaces and punctuation at the ends"
+AS_TODAY = "labels are the same except for letter case, spaces and punctuation at the ends"
 
 
 @pytest.mark.parametrize(

@@ -88,5 +88,5 @@ def test_a_missing_tokenizer_is_said(monkeypatch: pytest.MonkeyPatch):
 
     superni.gpt2.cache_clear()
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", gone)
-    with pytest.raises(DataError, match=r"gpt2 is nowhere Fetch it once .* 'hf download gpt2'"):
+    with pytest.raises(DataError, match=r"gpt2 is nowhere Download it once .* 'hf download gpt2'"):
         superni.gpt2()
