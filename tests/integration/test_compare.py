@@ -322,7 +322,7 @@ def test_a_later_grid_may_add_runs_but_not_change_settings(
     assert changed.exit_code == 2 and "training.epochs (1 there, 2 here)" in said(changed)
     section = {"methods": [{"label": "two-steps", "name": "recurrent-kif", "inner_steps": 3}]}
     other = call(write(tmp_path / "other.yaml", plain, output=str(out), compare=section))
-    assert other.exit_code == 2 and "two-steps" in said(other) and "label of its own" in said(other)
+    assert other.exit_code == 2 and "two-steps" in said(other) and "its own label" in said(other)
 
 
 def test_a_folder_of_something_else_is_left_alone(plain: dict[str, Any], tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_wrong_options_give_one_message(
         ("{methods: [[replay]]}", "compare.methods.0: found the list"),
         ("{methods: [replay, Replay]}", "the row 'Replay' twice"),
         ("{methods: [{label: a/b, name: replay}]}", "compare.methods.0.label: found 'a/b' (text)"),
-        ("{methods: [{label: tables, name: replay}]}", "a comparison's folder holds tables already"),
+        ("{methods: [{label: tables, name: replay}]}", "a comparison's folder already holds tables"),
         ("{methods: [{name: replay, set: {training: {epochs: 2}}}]}", "keys of the configuration such as"),
         ("{methods: [{name: replay, set: {training.epochs: none}}]}", "grid.yaml:1: training.epochs: found"),
         ("{methods: [{name: recurrent-kif, rounds: 0}]}", "grid.yaml:1: method.rounds: found 0"),

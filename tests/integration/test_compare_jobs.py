@@ -20,10 +20,10 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from kifuse.cli import app
-from kifuse.comparing.cell_job import CellJob, run_cell
 from kifuse.comparing.folder import open_folder
 from kifuse.comparing.grid import load_grid
 from kifuse.comparing.placing import Placing
+from kifuse.comparing.run_job import RunJob, run_job
 from kifuse.errors import ConfigError
 from kifuse.io.lock import exclusive
 from kifuse.record.run_record import RunRecord
@@ -256,10 +256,10 @@ def test_the_file_says_where_and_the_command_line_wins(write: Callable[..., Path
 
 def test_a_cell_that_another_job_is_at_work_on_is_waited_for(write: Callable[..., Path], tmp_path: Path):
     grid = load_grid(write(methods=["sequential"]), {"training.epochs": 1})
-    job = CellJob.of(grid.runs[0], grid, None).as_text()
+    job = RunJob.of(grid.runs[0], grid, None).as_text()
     found: list[str | None] = []
     with exclusive(grid.runs[0].folder):
-        thread = threading.Thread(target=lambda: found.append(run_cell(job)))
+        thread = threading.Thread(target=lambda: found.append(run_job(job)))
         thread.start()
         time.sleep(1)
         assert not (grid.runs[0].folder / "record.json").exists()

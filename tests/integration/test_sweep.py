@@ -145,12 +145,12 @@ def test_page_table_and_terminal_show_the_curve_on_dev(swept: tuple[Path, Result
         rows = list(csv.DictReader(stream))
     assert [row["learning_rate"] for row in rows] == ["1e-06", "0.03"]
     assert sum(row["chosen"] == "chosen" for row in rows) == 1
-    assert "What was tried, scored on dev" in result.output
+    assert "Settings tried, scored on dev" in result.output
     done = CliRunner().invoke(app, ["report", str(folder), "-o", str(tmp_path / "again.html")])
     assert done.exit_code == 0, done.output
     assert 'id="figure-sweep"' in (tmp_path / "again.html").read_text("utf-8")
     on_dev = next((folder / "recurrent-kif" / "on-dev").glob("*/seed0/report.html"))
-    assert "They are of dev examples; no test example was looked at." in on_dev.read_text("utf-8")
+    assert "They are on dev examples; no test example was used." in on_dev.read_text("utf-8")
 
 
 def test_the_same_call_does_nothing_and_one_with_more_values_chooses_anew(
@@ -247,10 +247,10 @@ def test_a_value_whose_run_fails_is_not_chosen(
         (["--vary", "training.epochs=1,x"], "training.epochs: found 'x'"),
         (["--vary", "training.epochs"], "expected KEY=VALUE,VALUE"),
         (["--vary", "training.seed=1,2"], "expected --seeds"),
-        (["--vary", "data.path=a,b"], "a key that decides what is scored"),
+        (["--vary", "data.path=a,b"], "a key that changes what is scored"),
         (["--vary", RATES, "--set", "training.learning_rate=1"], "found the key in --set as well"),
-        (["--vary", RATES, "--choose-on", "test"], "measured on what it was fitted to"),
-        (["--choose-on", "dev"], "found 'dev' with nothing to choose"),
+        (["--vary", RATES, "--choose-on", "test"], "measured on the same examples"),
+        (["--choose-on", "dev"], "found 'dev' without a key to try"),
     ],
 )
 def test_what_cannot_be_varied_is_refused(

@@ -199,7 +199,7 @@ class _Reader:
             if variant is None:
                 continue
             if name_key(variant.label) in {name_key(other.label) for other in variants}:
-                advice = "Give one of the two a label of its own."
+                advice = "Give one of the two another label."
                 self.refuse((*key, str(place)), f"the row {variant.label!r} twice", "each label once", advice)
             variants.append(variant)
         return tuple(variants)
@@ -233,7 +233,7 @@ def _cannot_vary(key: str) -> bool:
 def _label_fault(label: Any) -> str | None:
     """Say what a label must be, if this one is not valid."""
     if name_fault(label) or any(sign in label for sign in ",\n"):
-        return "a plain name without commas, since it names a folder"
+        return "a plain name without commas, since it is the name of a folder"
     if name_key(label) in _RESERVED:
-        return f"another name, since a comparison's folder holds {label} already"
+        return f"another name, since a comparison's folder already holds {label}"
     return None

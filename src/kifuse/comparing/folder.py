@@ -24,7 +24,7 @@ from kifuse.running.run_start import RENDERING, WITHOUT_EFFECT, config_json, dif
 
 _OF_THE_LOCK = (".lock", ".lock.owner")
 
-_HEAD = "# The runs in this folder; 'kifuse compare' on this file does all that is not done yet.\n"
+_HEAD = "# The runs in this folder. 'kifuse compare' with this file makes all runs that are not finished.\n"
 
 
 def open_folder(grid: Grid) -> Grid:
@@ -53,8 +53,8 @@ def open_folder(grid: Grid) -> Grid:
         if bool(section.vary) != bool(grid.vary):
             there, here = ("values", "none") if section.vary else ("no values", "some")
             raise RunError(
-                f"output: {folder} holds a comparison which tries {there} of settings, and this one tries "
-                f"{here}; name another folder."
+                f"output: {folder} holds a comparison that tries {there} of settings, but this one tries "
+                f"{here}. Name another folder."
             )
         labels = {variant.label for variant in section.variants}
         variants = (*section.variants, *(variant for variant in variants if variant.label not in labels))
@@ -76,11 +76,11 @@ def refuse_other_folder(folder: Path) -> None:
         RunError: It is such a file or folder.
     """
     if folder.exists() and not folder.is_dir():
-        raise RunError(f"output: {folder} is a file; name a folder.")
+        raise RunError(f"output: {folder} is a file. Name a folder.")
     if (folder / COMPARISON_FILE).is_file() or not folder.exists():
         return
     if any(path.suffix != ".tmp" and path.name not in _OF_THE_LOCK for path in folder.iterdir()):
-        raise RunError(f"output: {folder} is not empty and holds no comparison; name a new or empty folder.")
+        raise RunError(f"output: {folder} is not empty and holds no comparison. Name a new or empty folder.")
 
 
 def _common(grid: Grid) -> dict[str, Any]:
@@ -113,9 +113,8 @@ def _refuse_changes(
     ]
     if changed:
         raise RunError(
-            f"output: {folder} holds a comparison which differs in {', '.join(changed)}; "
-            "give a row with other settings a label of its own, put the setting back (--set), or name "
-            "another folder."
+            f"output: {folder} holds a comparison that differs in {', '.join(changed)}. Give a row with "
+            "other settings its own label, put the setting back (--set), or name another folder."
         )
 
 

@@ -232,8 +232,8 @@ def _with_those_there(
         return orders, seeds, vary
     if set(there.vary) != set(vary):
         raise ConfigError(
-            f"--vary: found {', '.join(vary)}, expected {', '.join(there.vary)}, which {file} tries; name "
-            "another folder for other keys."
+            f"--vary: found {', '.join(vary)}, expected {', '.join(there.vary)}, as in {file}. Name another "
+            "folder to try other keys."
         )
     return (
         list(dict.fromkeys([*there.orders, *orders])),
@@ -303,7 +303,7 @@ class _Loader:
 def _refuse_listed(overrides: Mapping[str, Any]) -> None:
     """Refuse keys in which the runs differ: they are given as lists."""
     problems = [
-        f"--set {key}: found a key that the runs of a comparison differ in, expected {option}."
+        f"--set {key}: found a key that differs between the runs of a comparison, expected {option}."
         for key in overrides
         for listed, option in OPTIONS.items()
         if key == listed or key.startswith(f"{listed}.")

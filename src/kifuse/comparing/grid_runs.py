@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from rich.console import Console
 
-from kifuse.comparing.cell_job import reusable, told
 from kifuse.comparing.compare_section import TABLES
 from kifuse.comparing.folder import finished_runs, open_folder, refuse_other_folder, write_results
 from kifuse.comparing.grid import Grid, PlannedRun
-from kifuse.comparing.job_runners import JobRunner, job_runner
-from kifuse.comparing.placed_cells import run_cells
+from kifuse.comparing.job_runners import job_runner
+from kifuse.comparing.placed_runs import run_placed
+from kifuse.comparing.run_job import failure_line, reusable
 from kifuse.comparing.tried_settings import open_sweep
 from kifuse.comparing.varied_settings import NO_LONGER
 from kifuse.errors import KifuseError, RunError
@@ -101,76 +104,71 @@ def run_grid(grid: Grid, console: Console) -> Outcome:
     """
     if process_count() > 1:
         raise RunError(
-            "compare: works in one process; run each method with 'kifuse run' under your launcher, and "
+            "compare: works in one process. Run each method with 'kifuse run' under your launcher, and "
             "compare them with 'kifuse report'."
         )
     shared = Shared()
     work = plans(grid, shared)
     refuse_other_folder(grid.folder)
-    with exclusive(grid.folder):
+    with exclusive(grid.folder), contextlib.ExitStack() as held:
         remove_temporaries(grid.folder, (TABLES,))
+        everything, outcome = open_folder(grid), Outcome([])
+        waiting = [planned for planned in grid.runs if not is_finished(planned)]
+        done = len(grid.runs) - len(waiting)
+        to_do = f"{size(grid)}{f', {done} of them finished' if done else ''}"
+
+        def settled(planned: PlannedRun, failure: str | None) -> None:
+            if failure is not None:
+                outcome.failed.append((planned, failure))
+                _say(console, f"failed: {planned.title}: {failure}")
+            _write(everything, console)
+
         if grid.placing.here:
-            return _run_all(grid, work, shared, console)
-        everything = open_folder(grid)
-        with job_runner(grid.placing, grid.folder) as runner:
-            return _run_as_jobs(grid, everything, runner, console)
+            _say(console, to_do)
+            make = partial(_run_here, work=work, shared=shared, pace=Pace())
+        else:
+            runner = held.enter_context(job_runner(grid.placing, grid.folder))
+            at_once = min(grid.placing.at_once, max(len(waiting), 1))
+            _say(console, f"{to_do}; {count(at_once, 'job')} at once on {grid.placing.on}")
+            fetch_model(grid.common.model.name, console)
+            make = partial(run_placed, runner=runner, at_once=at_once)
+        make(grid, [(planned, None) for planned in waiting], console=console, settled=settled)
+        outcome.sweep = open_sweep(grid.folder) if grid.vary else None
+        chosen = _chosen(grid, outcome.sweep, console) if outcome.sweep is not None else []
+        tested = [(planned.tested(), planned) for planned in chosen if not is_finished(planned.tested())]
+        make(grid, tested, console=console, settled=settled)
+        if not waiting:
+            _write(everything, console)  # page and tables may be from an older kifuse
+        outcome.runs = finished_runs(everything, [])
+        return outcome
 
 
-def _run_as_jobs(grid: Grid, everything: Grid, runner: JobRunner, console: Console) -> Outcome:
-    """Run what is not finished as jobs, in a folder that no other command writes to."""
-    outcome = Outcome([])
-    waiting = [planned for planned in grid.runs if not is_finished(planned)]
-    at_once = min(grid.placing.at_once, max(len(waiting), 1))
-    _say(console, f"{_to_do(grid, len(waiting))}; {count(at_once, 'job')} at once on {grid.placing.on}")
-    fetch_model(grid.common.model.name, console)
-
-    def settled(planned: PlannedRun, failure: str | None) -> None:
-        _report(planned, failure, outcome, console)
-        _write(everything, console)
-
-    run_cells(grid, [(planned, None) for planned in waiting], runner, at_once, console, settled)
-    sweep = open_sweep(grid.folder) if grid.vary else None
-    chosen = _chosen(grid, sweep, console) if sweep is not None else []
-    tested = [(planned.tested(), planned) for planned in chosen if not is_finished(planned.tested())]
-    run_cells(grid, tested, runner, at_once, console, settled)
-    if not waiting:
-        _write(everything, console)
-    outcome.runs, outcome.sweep = finished_runs(everything, []), sweep
-    return outcome
-
-
-def _to_do(grid: Grid, waiting: int) -> str:
-    done = len(grid.runs) - waiting
-    return f"{size(grid)}{f', {done} of them finished' if done else ''}"
-
-
-def _run_all(grid: Grid, work: list[Plan], shared: Shared, console: Console) -> Outcome:
-    """Run what is not finished, in a folder that nobody else writes to."""
-    everything, outcome, pace = open_folder(grid), Outcome([]), Pace()
-    waiting = [place for place, planned in enumerate(grid.runs) if not is_finished(planned)]
-    _say(console, _to_do(grid, len(waiting)))
-    for number, place in enumerate(waiting):
-        planned = grid.runs[place]
-        progress = ConsoleProgress(
-            console,
-            title=f"{place + 1}/{len(grid.runs)} {planned.title}",
-            label=f"{place + 1}/{len(grid.runs)} {planned.variant.label}",
-            later=sum(work[other].work for other in waiting[number + 1 :]),
-            pace=pace,
-        )
-        _try(planned, grid, progress, shared, outcome, console)
-        _write(everything, console)
-    sweep = open_sweep(grid.folder) if grid.vary else None
-    for planned in _chosen(grid, sweep, console) if sweep is not None else ():
-        progress = ConsoleProgress(
-            console, title=f"{planned.title}, scored on test", label=planned.variant.label
-        )
-        _try(planned.tested(), grid, progress, shared, outcome, console, trained=planned)
-        _write(everything, console)
-    if not waiting:
-        _write(everything, console)  # page and tables may be from an older kifuse
-    outcome.runs, outcome.sweep = finished_runs(everything, []), sweep
-    return outcome
+def _run_here(
+    grid: Grid,
+    runs: Sequence[tuple[PlannedRun, PlannedRun | None]],
+    *,
+    work: list[Plan],
+    shared: Shared,
+    pace: Pace,
+    console: Console,
+    settled: Callable[[PlannedRun, str | None], None],
+) -> None:
+    """Make runs one after another in this process; the arguments are those of `run_placed`."""
+    places = [grid.runs.index(planned) if trained is None else None for planned, trained in runs]
+    for number, (place, (planned, trained)) in enumerate(zip(places, runs, strict=True), start=1):
+        if place is None:
+            progress = ConsoleProgress(
+                console, title=f"{planned.title}, scored on test", label=planned.variant.label
+            )
+        else:
+            progress = ConsoleProgress(
+                console,
+                title=f"{place + 1}/{len(grid.runs)} {planned.title}",
+                label=f"{place + 1}/{len(grid.runs)} {planned.variant.label}",
+                later=sum(work[other].work for other in places[number:] if other is not None),
+                pace=pace,
+            )
+        settled(planned, _run_one(planned, grid, progress, shared, trained))
 
 
 def _chosen(grid: Grid, sweep: Sweep, console: Console) -> list[PlannedRun]:
@@ -181,7 +179,7 @@ def _chosen(grid: Grid, sweep: Sweep, console: Console) -> list[PlannedRun]:
         own = [planned for planned in grid.runs if planned.variant.label == method]
         if best is None:
             if own:
-                _say(console, f"{method}: no value is scored on dev by all its runs, so none is chosen")
+                _say(console, f"{method}: for no value are all runs scored on dev, so none is chosen")
             continue
         chosen = [p for p in own if p.point and tuple(v for _, v in p.point.values) == best.values]
         if chosen and chosen[0].point:
@@ -201,27 +199,7 @@ def _move_others(planned: PlannedRun, console: Console) -> None:
     if any(each.startswith(f"{key} ") for each in changed for key in varied):
         goal = planned.folder.parent / NO_LONGER / planned.folder.name
         move_aside(planned.folder, goal)
-        _say(console, f"{planned.folder}: another value is chosen now; moved to {goal}")
-
-
-def _try(
-    planned: PlannedRun,
-    grid: Grid,
-    progress: ConsoleProgress,
-    shared: Shared,
-    outcome: Outcome,
-    console: Console,
-    trained: PlannedRun | None = None,
-) -> None:
-    """Run one run, and report it if it fails."""
-    _report(planned, _run_one(planned, grid, progress, shared, trained), outcome, console)
-
-
-def _report(planned: PlannedRun, failure: str | None, outcome: Outcome, console: Console) -> None:
-    """Put a failure among the outcome, and say it."""
-    if failure is not None:
-        outcome.failed.append((planned, failure))
-        _say(console, f"failed: {planned.title}: {failure}")
+        _say(console, f"{planned.folder}: another value is chosen now, so this run was moved to {goal}")
 
 
 def _write(grid: Grid, console: Console) -> None:
@@ -239,7 +217,7 @@ def _run_one(
         folder = None if trained is None else trained.folder
         run(planned.config, progress=progress, reuse=others, shared=shared, trained=folder)
     except Exception as error:
-        failure = told(error, planned.title, planned.folder, grid.folder)
+        failure = failure_line(error, planned.title, planned.folder, grid.folder)
     else:
         return None
     finally:

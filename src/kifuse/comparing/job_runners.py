@@ -1,4 +1,4 @@
-"""What runs the jobs of a grid: processes of this machine, SLURM through submitit, or Ray."""
+"""Runs the jobs of a grid: as processes of this machine, on SLURM through submitit, or on Ray."""
 
 from __future__ import annotations
 
@@ -12,53 +12,53 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from kifuse.comparing.cell_job import run_cell
 from kifuse.comparing.compare_section import JOBS
 from kifuse.comparing.placing import LOCAL, SLURM, Placing
+from kifuse.comparing.run_job import run_job
 from kifuse.errors import ConfigError, RunError
 from kifuse.io.file_names import name_key
 
 _MINUTES = 240
-"""Of a job on SLURM, where nothing else is said; submitit's own default is five."""
+"""Default time limit of a job on SLURM; submitit's own default is five."""
 
 
 class NoResultError(Exception):
-    """A job has ended without a result: killed, preempted, or its machine is gone."""
+    """A job ended without a result: it was killed or preempted, or its machine failed."""
 
 
 class JobRunner(Protocol):
-    """Runs jobs, each in a process of its own somewhere."""
+    """Runs jobs, each in its own process."""
 
     def run(self, text: str) -> str | None:
-        """Run a cell and wait for it; called from several threads.
+        """Run a job and wait for it. May be called from several threads.
 
         Args:
-            text: Of `CellJob.as_text`.
+            text: The result of `RunJob.as_text`.
 
         Returns:
-            What `run_cell` returns.
+            The result of `run_job`.
 
         Raises:
-            NoResultError: It has ended without a result.
+            NoResultError: The job ended without a result.
         """
         ...
 
     def cancel(self) -> None:
-        """Stop all jobs that are under way."""
+        """Stop all running jobs."""
         ...
 
 
 @contextlib.contextmanager
 def job_runner(placing: Placing, folder: Path) -> Iterator[JobRunner]:
-    """Open what a grid's jobs run on.
+    """Open the runner of a grid's jobs.
 
     Args:
-        placing: Where.
-        folder: Of the comparison; what the jobs print goes into its folder `jobs`.
+        placing: Where the jobs run.
+        folder: Folder of the comparison; the jobs' output is written into its folder `jobs`.
 
     Raises:
-        ConfigError: A job asks for what is not known there.
-        RunError: What it takes is not installed, or is not there.
+        ConfigError: An option of the jobs is not known there.
+        RunError: A package is not installed, or there is no cluster.
     """
     if placing.on == LOCAL:
         yield _Local(folder / JOBS)
@@ -74,7 +74,7 @@ def job_runner(placing: Placing, folder: Path) -> Iterator[JobRunner]:
 
 
 def _needed(on: str, package: str) -> Any:
-    """A package that an extra installs.
+    """Import a package that an extra installs.
 
     Raises:
         RunError: It is not installed.
@@ -103,14 +103,14 @@ class _Local:
         with errors.open("ab") as said:
             with self._lock:
                 if self._stopped:
-                    raise NoResultError("stopped before it began")
+                    raise NoResultError("stopped before it started")
                 process = subprocess.Popen(
                     [sys.executable, "-m", "kifuse.comparing.cell_job"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=said,
                     text=True,
-                    start_new_session=True,  # Ctrl-C reaches it by `cancel`, once
+                    start_new_session=True,  # so that Ctrl-C reaches it only once, through `cancel`
                 )
                 self._running.add(process)
             printed, _ = process.communicate(text)
@@ -121,27 +121,27 @@ class _Local:
         return json.loads(lines[-1])["failed"]
 
     def cancel(self) -> None:
-        """See `JobRunner.cancel`; each saves what it has done and ends."""
+        """See `JobRunner.cancel`; each job saves its work and ends."""
         with self._lock:
             self._stopped = True
             for process in self._running:
                 process.terminate()
 
 
-class ResumedCell:
-    """What submitit pickles: when SLURM takes the machine away, the same cell is queued again and goes on."""
+class ResumedJob:
+    """The function that submitit pickles. If SLURM preempts the job, it is queued again and continues."""
 
     def __call__(self, text: str) -> str | None:
-        """See `run_cell`."""
-        return run_cell(text)
+        """See `run_job`."""
+        return run_job(text)
 
     def checkpoint(self, text: str) -> Any:
-        """What is queued again."""
+        """Return the call that is queued again."""
         return _needed(SLURM, "submitit").helpers.DelayedSubmission(self, text)
 
 
 class _Slurm:
-    """SLURM, or what submitit has in its place: `cluster=local` and `cluster=debug`."""
+    """SLURM, or submitit's replacements for it: `cluster=local` and `cluster=debug`."""
 
     def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
         submitit = _needed(SLURM, "submitit")
@@ -151,14 +151,14 @@ class _Slurm:
             self._executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
         except (RuntimeError, ValueError) as error:
             raise RunError(
-                f"--on slurm: {error}. Run the command where sbatch is, or try the grid on this machine: "
-                "--on local, or --job cluster=local."
+                f"--on slurm: {error}. Run the command where sbatch is installed, or try the grid on this "
+                "machine: --on local, or --job cluster=local."
             ) from error
         try:
             self._executor.update_parameters(**asked)
         except (AssertionError, NameError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"--job: submitit does not take this: {error}\nExpected what its AutoExecutor takes, such "
+                f"--job: submitit refuses an option: {error}\nExpected options of its AutoExecutor, such "
                 "as slurm_partition=gpu, timeout_min=240, gpus_per_node=1."
             ) from error
         self._lock, self._stopped, self._jobs = threading.Lock(), False, []
@@ -168,8 +168,8 @@ class _Slurm:
         try:
             with self._lock:
                 if self._stopped:
-                    raise NoResultError("stopped before it began")
-                job = self._executor.submit(ResumedCell(), text)
+                    raise NoResultError("stopped before it started")
+                job = self._executor.submit(ResumedJob(), text)
                 self._jobs.append(job)
             return job.result()
         except RuntimeError as error:
@@ -185,7 +185,7 @@ class _Slurm:
 
 
 class _Ray:
-    """Ray: the cluster that the environment names, or this machine."""
+    """Ray: the cluster that the environment or `address` names, or this machine."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._ray = _needed("ray", "ray")
@@ -198,12 +198,12 @@ class _Ray:
         except (ConnectionError, ValueError) as error:
             raise RunError(f"--on ray: no cluster answers at {address!r}: {_last_line(error)}") from error
         try:
-            # a job that is lost is sent again by the grid, which counts how often
-            self._cell = self._ray.remote(max_retries=0)(run_cell).options(**asked)
+            # no retries by Ray, as `run_placed` sends a lost job again and counts the tries
+            self._job = self._ray.remote(max_retries=0)(run_job).options(**asked)
         except (TypeError, ValueError) as error:
             self.close()
             raise ConfigError(
-                f"--job: Ray does not take this: {_last_line(error)}\nExpected the options of a task, such "
+                f"--job: Ray refuses an option: {_last_line(error)}\nExpected options of a task, such "
                 "as num_cpus=4, num_gpus=1, or address=HOST:PORT."
             ) from error
         self._running, self._stopped = set[Any](), False
@@ -211,8 +211,8 @@ class _Ray:
     def run(self, text: str) -> str | None:
         """See `JobRunner.run`."""
         if self._stopped:
-            raise NoResultError("stopped before it began")
-        job = self._cell.remote(text)
+            raise NoResultError("stopped before it started")
+        job = self._job.remote(text)
         self._running.add(job)
         try:
             return self._ray.get(job)
@@ -228,7 +228,7 @@ class _Ray:
             self._ray.cancel(job)
 
     def close(self) -> None:
-        """Leave the cluster that was joined here."""
+        """Disconnect from the cluster, if this object connected to it."""
         if self._began:
             self._ray.shutdown()
 

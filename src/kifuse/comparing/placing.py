@@ -1,4 +1,4 @@
-"""Where the cells of a grid run: `compare.on`, `compare.jobs` and `compare.job`, or their options."""
+"""Where the runs of a grid are made: `compare.on`, `compare.jobs` and `compare.job`, or their options."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from kifuse.problems import show_value
 LOCAL, SLURM, RAY = "local", "slurm", "ray"
 PLACES = (LOCAL, SLURM, RAY)
 AT_ONCE = 8
-"""Jobs at once on a cluster, where nothing else is said."""
+"""Default number of jobs at the same time on a cluster."""
 
 
 @dataclass(frozen=True)
 class Placing:
-    """Where cells run.
+    """Where runs are made.
 
     Attributes:
         on: One of `PLACES`.
-        jobs: How many at once; None: one on this machine, `AT_ONCE` elsewhere.
-        job: What each job asks for, as submitit's `update_parameters` or Ray's `options` take it.
+        jobs: How many jobs run at the same time; None: one on this machine, `AT_ONCE` elsewhere.
+        job: Options of each job, as submitit's `update_parameters` or Ray's `options` take them.
     """
 
     on: str = LOCAL
@@ -32,16 +32,16 @@ class Placing:
 
     @property
     def at_once(self) -> int:
-        """How many jobs run at once."""
+        """How many jobs run at the same time."""
         return self.jobs or (1 if self.on == LOCAL else AT_ONCE)
 
     @property
     def here(self) -> bool:
-        """Whether the cells run one after another in this process."""
+        """Whether the runs are made one after another in this process."""
         return self.on == LOCAL and self.at_once == 1
 
     def given(self, on: str | None, jobs: int | None, job: Iterable[str]) -> Placing:
-        """It with what the command line says in addition.
+        """Return this placing with the options of the command line.
 
         Raises:
             ConfigError: One of the options is wrong.
@@ -58,20 +58,20 @@ class Placing:
         found = replace(found, job={**(found.job if found.on == self.on else {}), **more})
         if found.on == LOCAL and found.job:
             raise ConfigError(
-                f"--job: found {', '.join(found.job)} for cells on this machine, expected what a job on "
-                "slurm or ray asks for. Leave it out, or name the cluster: --on slurm."
+                f"--job: found {', '.join(found.job)} for runs on this machine, expected options of a "
+                "job on slurm or ray. Leave them out, or name the cluster: --on slurm."
             )
         return found
 
 
 def placing_fault(name: str, value: Any) -> str | None:
-    """What a value must be, if this one is not."""
+    """Return what the value must be; None if it is right."""
     if name == "on":
         return None if value in PLACES else f"one of {', '.join(PLACES)}"
     if name == "jobs":
         return None if type(value) is int and value > 0 else "a whole number of at least 1"
     plain = isinstance(value, dict) and all(isinstance(key, str) for key in value)
-    return None if plain else "what a job asks for by name, such as {slurm_partition: gpu, timeout_min: 240}"
+    return None if plain else "options of a job by name, such as {slurm_partition: gpu, timeout_min: 240}"
 
 
 def _setting(text: str) -> tuple[str, Any]:

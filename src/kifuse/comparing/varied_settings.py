@@ -76,12 +76,12 @@ def points(vary: Mapping[str, Sequence[Any]]) -> list[Point]:
 def fault(key: str, values: Any) -> tuple[str, str, str] | None:
     """Say what was found, expected and to be done, if a key cannot be varied over these values."""
     if key in _ELSEWHERE:
-        return "a key that the runs differ in anyway", _ELSEWHERE[key], ""
+        return "a key that always differs between the runs", _ELSEWHERE[key], ""
     section, _, name = key.partition(".")
     if not name:
         return f"the section {key!r}", f"one of its keys, such as {_EXAMPLE}", ""
     if section == "watch" or (section == "data" and name in _SCORED):
-        return "a key that decides what is scored", "one whose values can be told apart by their scores", ""
+        return "a key that changes what is scored", "one whose values can be compared by their scores", ""
     if not isinstance(values, list) or len(values) < 2:
         return show_value(values), "two values or more", f"One value is set by --set {key}=VALUE."
     known = [as_number(value) for value in values]
@@ -107,7 +107,7 @@ def parse_vary(settings: Iterable[str]) -> dict[str, tuple[Any, ...]]:
             values = read_setting(f"[{text}]")
         except ConfigError as error:
             raise ConfigError(
-                f"--vary {key}: found {text!r}, expected values with commas: {error}"
+                f"--vary {key}: found {text!r}, expected values separated by commas: {error}"
             ) from error
         if wrong := fault(key, values):
             was, expected, advice = wrong
@@ -124,15 +124,13 @@ def check_choice(choose_on: Any, varied: bool, option: str) -> None:
     """
     if choose_on == "test":
         raise ConfigError(
-            f"{option}: found 'test', expected 'dev': a value that is chosen by its test scores is measured "
-            "on what it was fitted to."
+            f"{option}: found 'test', expected 'dev'. A value that is chosen by its test scores would be "
+            "measured on the same examples."
         )
     if choose_on not in (None, "dev"):
         raise ConfigError(f"{option}: found {show_value(choose_on)}, expected 'dev'.")
     if choose_on is not None and not varied:
-        raise ConfigError(
-            f"{option}: found 'dev' with nothing to choose, expected --vary {_EXAMPLE} as well."
-        )
+        raise ConfigError(f"{option}: found 'dev' without a key to try, expected --vary {_EXAMPLE} as well.")
 
 
 def merged(old: Mapping[str, Sequence[Any]], new: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, ...]]:

@@ -173,6 +173,6 @@ def refuse_recipe_name(config: Path | None) -> None:
     """
     if config is not None and str(config) in _files() and not config.exists():
         raise ConfigError(
-            f"{config}: found the name of a recipe, expected a configuration file. "
-            f"Run 'kifuse cp {config}' to get one that is yours, {config}.yaml."
+            f"{config}: found the name of a recipe, expected a configuration file. Run 'kifuse cp {config}' "
+            f"to write your own copy, {config}.yaml."
         )

@@ -103,7 +103,7 @@ def _choose_order(lines: Mapping[str, Line], benchmark: str | None, order: int |
         return wanted, int(lines["data.order"].text) if wanted == own else orders[0]
     if order not in orders:
         others = [name for name, each in BENCHMARKS.items() if order in each.orders and name != wanted]
-        advice = f" {' and '.join(others)} have an order {order}: give --benchmark as well." if others else ""
+        advice = f" {' and '.join(others)} have an order {order}. Give --benchmark as well." if others else ""
         raise ConfigError(f"--order: found {order}, expected one of {_orders(wanted)} ({wanted}).{advice}")
     return wanted, order
 
@@ -129,7 +129,11 @@ def _data_changes(
     other = benchmark != lines["data.benchmark"].text
     if other:
         there = any(benchmark in row.published for _, row in rows_of(recipe))
-        source = "a benchmark of the same table" if there else "yours; the paper's table has no figure for it"
+        source = (
+            "a benchmark of the same table"
+            if there
+            else "your choice; the paper's table has no figure for it"
+        )
         changes["data.benchmark"] = (benchmark, source)
     if other or str(order) != lines["data.order"].text:
         changes["data.order"] = (order, f"one of the orders {_orders(benchmark)}; see 'kifuse ls benchmarks'")
@@ -183,6 +187,6 @@ def _origin(paper: Paper, name: str, model: str, benchmark: str, given: Mapping[
     return [
         f"{paper.title} ({paper.where}), {benchmark}{':' if lines else ''}",
         *lines,
-        "Behind each value stands where it comes from.",
+        "The comment behind each value says where it comes from.",
         f"The authors' scripts: {paper.code}",
     ]

@@ -108,7 +108,7 @@ def how_scored(record: RunRecord) -> str:
     said = f"Scores run from 0 to 100{named}."
     data = record.config.get("data")
     if isinstance(data, dict) and data.get("scored_on") == "dev":
-        said += " They are of dev examples; no test example was looked at."
+        said += " They are on dev examples; no test example was used."
     precision = record.machine.get("precision")
     if precision in ("bf16", "fp16"):
         said += (

@@ -82,7 +82,7 @@ class Sweep:
 def sweep_table(sweep: Sweep) -> Table:
     """Make the table with a line for each value: its mean AP on dev and the spread."""
     table = Table(
-        NAME, "What was tried, scored on dev", ["method", *sweep.names, "runs", "AP on dev", "chosen"]
+        NAME, "Settings tried, scored on dev", ["method", *sweep.names, "runs", "AP on dev", "chosen"]
     )
     for method in sweep.methods:
         chosen = sweep.chosen(method)

@@ -1,4 +1,4 @@
-"""One live table of all cells of a grid, read from their folders, wherever they run."""
+"""A live table of all runs of a grid, read from the folders of the runs."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from kifuse.record.run_record import FILE, RunRecord
 from kifuse.reporting.wording import shorten
 
 _TAIL = 2000
-"""Bytes at the end of a log in which its last line is looked for."""
+"""Bytes at the end of a log that are searched for its last line."""
 
 WAITING, SENT, RUNNING, FINISHED, FAILED = "waiting", "sent", "running", "finished", "failed"
 _ORDER = (FAILED, RUNNING, SENT, WAITING, FINISHED)
-"""The rows that matter most come first: a terminal may be too low for all."""
+"""The order of the rows: the important ones come first, as a terminal may not have room for all."""
 
 
 @dataclass
-class Shown:
-    """What is known of a cell.
+class JobState:
+    """The state of a run and its job.
 
     Attributes:
-        title: Of the run.
-        folder: The run's.
-        state: One of those above.
-        learned: Tasks that it has learned.
-        tasks: Tasks in all; 0 while its record is not there.
-        said: The last line of its log, or why it failed.
-        tries: How often its job was sent.
-        lost: Why it was sent again.
+        title: Title of the run.
+        folder: Folder of the run.
+        state: `WAITING`, `SENT`, `RUNNING`, `FINISHED` or `FAILED`.
+        learned: Number of tasks learned.
+        tasks: Number of all tasks; 0 until the run has a record.
+        said: The last line of the log, or the reason for the failure.
+        tries: How often the job was sent.
+        lost: Why the job was sent again.
     """
 
     title: str
@@ -57,22 +57,22 @@ class Shown:
         self.look()
 
     def send(self, number: int) -> None:
-        """Note that its job was sent, and how often by now."""
-        self.look()  # what an earlier job has written is no sign of this one
+        """Note that the job was sent for the given time, counted from 1."""
+        self.look()  # so that changes by an earlier job do not count as changes by this one
         self.tries, self.state = number, SENT
 
     def lose(self, why: str) -> None:
-        """Its job has ended without a result."""
+        """Note that the job ended without a result."""
         self.lost = why
 
     def settle(self, failure: str | None) -> None:
-        """It is done."""
+        """Note that the run is finished or failed."""
         self.look()
         self.state = FINISHED if failure is None else FAILED
         self.said = failure or self.said
 
     def look(self) -> None:
-        """Read anew what has changed in its folder."""
+        """Read the record and the log again if they changed."""
         seen = tuple(_changed(self.folder / name) for name in (FILE, LOG))
         if seen[0] != self._seen[0]:
             with contextlib.suppress(KifuseError):
@@ -86,22 +86,22 @@ class Shown:
         self._seen = seen
 
 
-class CellTable:
-    """Shows cells: all of them anew in a terminal, a line for each change where nobody watches.
+class RunTable:
+    """Shows the runs: a table that is updated in a terminal, else one line for each change.
 
     Args:
-        console: Where to.
-        cells: The cells.
+        console: The console to print to.
+        runs: The states of the runs.
     """
 
-    def __init__(self, console: Console, cells: Sequence[Shown]) -> None:
-        self._console, self._cells = console, cells
+    def __init__(self, console: Console, runs: Sequence[JobState]) -> None:
+        self._console, self._runs = console, runs
         self._live: Live | None = None
         self._told: dict[int, tuple[str, int, int]] = {}
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
-        """Show the table for as long as the block runs."""
+        """Show the table while the block runs."""
         if not self._console.is_terminal or self._console.is_dumb_terminal:
             yield
             return
@@ -110,39 +110,39 @@ class CellTable:
             self.look()
 
     def look(self) -> None:
-        """Look at all cells, and show what has changed."""
-        for cell in self._cells:
-            if cell.state in (SENT, RUNNING):
-                cell.look()
+        """Read the state of all runs, and show what has changed."""
+        for run in self._runs:
+            if run.state in (SENT, RUNNING):
+                run.look()
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
             return
-        for cell in self._cells:
-            now = (cell.state, cell.learned, cell.tries)
-            before = self._told.get(id(cell), (WAITING, 0, 1))
-            if cell.state != WAITING and before != now:
-                again = f" (sent again: {cell.lost})" if cell.tries > before[2] else ""
-                learned = f", {cell.learned} of {cell.tasks} tasks learned" if cell.tasks else ""
+        for run in self._runs:
+            now = (run.state, run.learned, run.tries)
+            before = self._told.get(id(run), (WAITING, 0, 1))
+            if run.state != WAITING and before != now:
+                again = f" (sent again: {run.lost})" if run.tries > before[2] else ""
+                learned = f", {run.learned} of {run.tasks} tasks learned" if run.tasks else ""
                 self._console.print(
-                    f"{cell.title}: {cell.state}{learned}{again}",
+                    f"{run.title}: {run.state}{learned}{again}",
                     soft_wrap=True,
                     highlight=False,
                     markup=False,
                 )
-                self._told[id(cell)] = now
+                self._told[id(run)] = now
 
     def _table(self) -> Table:
-        counts = Counter(cell.state for cell in self._cells)
+        counts = Counter(run.state for run in self._runs)
         table = Table(
             *("run", "state", "tasks", "last line of its log"),
             box=box.SIMPLE_HEAD,
             title=", ".join(f"{counts[state]} {state}" for state in _ORDER if counts[state]),
             title_justify="left",
         )
-        for cell in sorted(self._cells, key=lambda cell: _ORDER.index(cell.state)):
-            again = f", try {cell.tries}" if cell.tries > 1 else ""
-            learned = f"{cell.learned}/{cell.tasks}" if cell.tasks else ""
-            rows = (cell.title, cell.state + again, learned, shorten(cell.said, 80))
+        for run in sorted(self._runs, key=lambda run: _ORDER.index(run.state)):
+            again = f", try {run.tries}" if run.tries > 1 else ""
+            learned = f"{run.learned}/{run.tasks}" if run.tasks else ""
+            rows = (run.title, run.state + again, learned, shorten(run.said, 80))
             table.add_row(*(Text(each) for each in rows))
         return table
 
@@ -155,7 +155,7 @@ def _changed(file: Path) -> float:
 
 
 def _last_line(file: Path) -> str:
-    """The last line of a log, without its time."""
+    """Return the last line of a log without its time."""
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - _TAIL))

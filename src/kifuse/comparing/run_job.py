@@ -1,4 +1,4 @@
-"""One cell of a grid as a job: everything that another process, or another machine, needs to run it."""
+"""One run of a grid as a job, with everything that another process or another machine needs to do it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from kifuse.io.lock import FolderInUseError
 from kifuse.reporting.wording import shorten
 from kifuse.running.run_start import now
 
-_HANDED_ON = ("KIFUSE_", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
-"""Beginnings of the environment variables that a job gets from the command: where models are kept."""
+_PASSED_ON = ("KIFUSE_", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
+"""A job gets the command's environment variables whose names begin with these: where models are kept."""
 
 _STOPPED = 130
 """The exit code of a job that was told to stop, as after Ctrl-C."""
@@ -30,17 +30,17 @@ _LOOK = 2.0
 
 
 @dataclass(frozen=True)
-class CellJob:
-    """A cell, as plain values.
+class RunJob:
+    """A run as plain values.
 
     Attributes:
-        title: Of the run, for people.
+        title: The run's title, for people.
         config: The run's configuration, as JSON.
-        reuse: Folders of the runs whose first task may be its own.
-        trained: Folder of the run whose states are scored; None: it is trained.
+        reuse: Folders of runs that may have learned the same first task.
+        trained: Folder of the run whose states are only scored; None if this run is trained.
         grid: Folder of the comparison.
-        here: The folder that the command runs in, which the paths start from.
-        environment: Variables that are handed on.
+        here: The working directory of the command, which relative paths start from.
+        environment: The environment variables that the job gets.
     """
 
     title: str
@@ -52,8 +52,8 @@ class CellJob:
     environment: dict[str, str]
 
     @classmethod
-    def of(cls, planned: PlannedRun, grid: Grid, trained: PlannedRun | None) -> CellJob:
-        """The job of a run of a grid."""
+    def of(cls, planned: PlannedRun, grid: Grid, trained: PlannedRun | None) -> RunJob:
+        """Make the job of a run of a grid."""
         return cls(
             planned.title,
             planned.config.model_dump_json(),
@@ -61,34 +61,34 @@ class CellJob:
             None if trained is None else str(trained.folder),
             str(grid.folder),
             os.getcwd(),
-            {name: value for name, value in os.environ.items() if name.startswith(_HANDED_ON)},
+            {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)},
         )
 
     def as_text(self) -> str:
-        """It as one line of JSON."""
+        """Write the job as one line of JSON."""
         return json.dumps(asdict(self))
 
 
 def reusable(planned: PlannedRun, grid: Grid) -> list[Path]:
-    """Folders of the runs of the same seed: one of them may have learned the same first task."""
+    """List the folders of the runs with the same seed: one of them may have learned the same first task."""
     return [other.folder for other in grid.runs if other is not planned and other.seed == planned.seed]
 
 
-def run_cell(text: str) -> str | None:
-    """Run a cell, or go on with it; what the grid shares is taken from its folder.
+def run_job(text: str) -> str | None:
+    """Do the run of a job, or continue it. Read the tokens that all runs of the grid share from its folder.
 
-    A cell that another job is at work on, as one that an earlier command has left behind, is waited for.
+    If another process holds the run's folder, such as a job of an earlier command, this waits for it.
 
     Args:
-        text: Of `CellJob.as_text`.
+        text: The result of `RunJob.as_text`.
 
     Returns:
-        None, or in one line why it failed.
+        None, or the reason for a failure in one line.
 
     Raises:
-        SystemExit: The job was told to stop; what it has done is saved.
+        SystemExit: The job was told to stop; its work is saved.
     """
-    job = CellJob(**json.loads(text))
+    job = RunJob(**json.loads(text))
     os.environ.update(job.environment)
     os.chdir(job.here)
 
@@ -104,21 +104,21 @@ def run_cell(text: str) -> str | None:
         except FolderInUseError:
             time.sleep(_LOOK)
         except KeyboardInterrupt:
-            sys.exit(_STOPPED)  # no result: whoever waits for one sends the job again
+            sys.exit(_STOPPED)  # without a result, so that the command sends the job again
         except Exception as error:
-            return told(error, job.title, Path(config.output), Path(job.grid))
+            return failure_line(error, job.title, Path(config.output), Path(job.grid))
         else:
             return None
 
 
-def told(error: Exception, title: str, run: Path, grid: Path) -> str:
-    """A failure in one line, with the file that says more.
+def failure_line(error: Exception, title: str, run: Path, grid: Path) -> str:
+    """Describe a failure in one line that names a log, and write the traceback into the comparison's log.
 
     Args:
-        error: What was raised.
-        title: Of the run.
-        run: Its folder.
-        grid: That of the comparison, whose log gets the traceback.
+        error: The exception.
+        title: Title of the run.
+        run: Folder of the run.
+        grid: Folder of the comparison.
     """
     reason = shorten(" ".join(str(error).split()) or "no reason given", 300)
     if not isinstance(error, KifuseError):
@@ -133,8 +133,8 @@ def told(error: Exception, title: str, run: Path, grid: Path) -> str:
 
 
 def main() -> None:
-    """Run the cell that stdin describes, and print the outcome as the last line of stdout."""
-    failure = run_cell(sys.stdin.read())
+    """Do the job that stdin describes, and print the outcome as the last line of stdout."""
+    failure = run_job(sys.stdin.read())
     print(json.dumps({"failed": failure}), flush=True)
 
 
