@@ -77,7 +77,7 @@ def check_message(error: KifuseError, root: Path) -> None:
             "no task",
             "known layout",
             "which differ only",
-            "expected one; name it",
+            "expected one. Name one of them",
             ": row ",
             "holds no rows",
             " files, ",

@@ -33,7 +33,7 @@ def register(name: str, cls: type[Method], summary: str = "") -> None:
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ConfigError(f"register: found the name {name!r}, expected small letters, digits and dashes.")
     if name in registry.METHODS and registry.METHODS[name].target not in registry.OWN:
-        raise ConfigError(f"register: {name!r} is a method of kifuse's own. Choose another name.")
+        raise ConfigError(f"register: kifuse has a method {name!r}. Choose another name.")
     registry.METHODS[name] = _own_entry(f"register: {cls!r}", cls, summary)
 
 
@@ -78,7 +78,7 @@ def _own_entry(what: str, cls: Any, summary: str = "") -> Entry:
 
     if not (isinstance(cls, type) and issubclass(cls, Method) and hasattr(cls, "__pydantic_fields__")):
         raise ConfigError(
-            f"{what} is no method; derive the class from kifuse.Method and decorate it with pydantic's "
+            f"{what} is not a method. Derive the class from kifuse.Method and decorate it with pydantic's "
             "@dataclass(kw_only=True, config=SETTINGS), SETTINGS from kifuse.methods.base."
         )
     try:
@@ -108,7 +108,7 @@ def refuse_unnamed_method(name: Any, named: str | None, folder: Any) -> None:
         name_method(named)
     if is_own_name(name) and name not in registry.METHODS:
         raise RunError(
-            f"{folder}: was learned by the method {name!r}, which is code that only you can name, never a "
-            f"folder. Look at the code. If you want it to run: --own-method {name} in the shell, or "
+            f"{folder}: was learned by the method {name!r}, which is code, and a folder cannot make code "
+            f"run. Look at the code. If you want it to run: --own-method {name} in the shell, or "
             f"ContinualLearner.load(folder, own_method={name!r})."
         )

@@ -36,8 +36,8 @@ def open_stream(data: DataConfig, seed: int) -> TaskStream:
     if data.benchmark is not None:
         if data.metric is not None:
             raise DataError(
-                f"data.metric: found {data.metric!r} with the benchmark {data.benchmark!r}, which says "
-                "itself how it is scored. Leave it out, or give data.path without data.benchmark."
+                f"data.metric: found {data.metric!r} with the benchmark {data.benchmark!r}, which has its "
+                "own metric. Leave it out, or give data.path without data.benchmark."
             )
         stream = load_benchmark(data.benchmark, data.order, data.path, superni_metric=data.superni_metric)
     elif data.path is not None:

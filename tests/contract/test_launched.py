@@ -39,7 +39,7 @@ def test_importance_is_not_probed_in_a_model_in_pieces():
     probe.driver = cast(
         "Any", SimpleNamespace(running=lambda: SimpleNamespace(shards=SimpleNamespace(cut=True)))
     )
-    with pytest.raises(RunError, match=r"probe_importance: .* leave it out"):
+    with pytest.raises(RunError, match=r"probe_importance: .* Leave it out"):
         probe.on_train_begin(None, None, None)
 
 

@@ -95,7 +95,7 @@ def test_what_is_said_of_the_published_splits_is_exactly_what_is_published(strea
     assert [each.contradictions for each in found.tasks] == [0] * 15
     assert found.notes(most=None) == [
         "Examples that repeat another one of their split (same input, same answers): rte/train 1 of 1,000.",
-        "Inputs that stand in two splits: "
+        "Inputs that are in two splits: "
         + ", ".join(f"{t.name}/dev and test {DEV_IN_TEST[t.name]}" for t in stream if t.name in DEV_IN_TEST)
         + ".",
     ]

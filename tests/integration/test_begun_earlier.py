@@ -68,7 +68,7 @@ def test_a_run_goes_on_with_the_form_that_it_began_with(form: str, there: Path):
     record = run(config, progress=told)
     assert record.status == "finished" and record.rendering["form"] == FORM[form]
     assert "it began so" in record.rendering["why"]
-    assert any(f"examples stay in the form of that time: {FORM[form]}" in line for line in told.lines)
+    assert any(f"examples keep the form of that version: {FORM[form]}" in line for line in told.lines)
     assert any(line.startswith("going on after task 1 of 2") for line in told.lines)
     assert record.tasks[0].train_steps == 2 and record.tasks[1].train_steps == 2
 
@@ -80,7 +80,7 @@ def test_a_learner_goes_on_with_the_form_that_it_began_with(
     told = Told()
     learner = ContinualLearner.load(f"learner-{form}", progress=told)
     assert learner.tasks == ["january"]
-    assert any(f"examples stay in the form of that time: {FORM[form]}" in line for line in told.lines)
+    assert any(f"examples keep the form of that version: {FORM[form]}" in line for line in told.lines)
     assert read(learner._engine.encoder, tiny_tokenizer) == READ[form]
     learner.learn("data/february")
     assert learner.tasks == ["january", "february"]
@@ -99,7 +99,7 @@ def test_a_learner_with_plain_prompts_takes_the_template_when_it_is_told_to(
     learner = ContinualLearner(
         "model", record.config["method"], "learner-plain", settings=sections, progress=told
     )
-    assert "from now on examples are put to the model in another form: chat template" in str(told.lines)
+    assert "from now on examples are given to the model in another form: chat template" in str(told.lines)
     assert learner.record.rendering["form"] == "chat template"
     (prompt, answer), _ = read(learner._engine.encoder, tiny_tokenizer)
     assert prompt.startswith("<|turn|>system\nRoute.<|end|>\n<|turn|>user\nHi<|end|>\n")

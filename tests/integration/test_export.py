@@ -150,7 +150,7 @@ def test_a_merged_model_answers_as_the_adapter_does(
 
     # what answers otherwise is refused, and nothing is left of it
     monkeypatch.setattr(LoraModel, "merge_and_unload", lambda self, **_: self.unload())
-    with pytest.raises(ModelError, match=r"answers on the probe differ .* nothing was written"):
+    with pytest.raises(ModelError, match=r"probe answers differ .* nothing was written"):
         desk.export(tmp_path / "wrong", merged=True)
     assert not list(tmp_path.glob("*wrong*"))
 
@@ -166,10 +166,10 @@ def test_a_merged_model_answers_as_the_adapter_does(
         ("osf", "osf", "merged"),
         ("l2p", "lora", "chooses its prompts"),
         ("moe-lora", "lora", "weighs several adapters"),
-        ("lfpt5", "lora", "has its prompt behind"),
+        ("lfpt5", "lora", "puts its prompt after"),
         ("epi", "lora", "which task's prefix"),
-        ("mocl", "lora", "modules of all tasks anew"),
-        ("sapt", "lora", "weighs the pairs of all tasks anew"),
+        ("mocl", "lora", "modules of all tasks again"),
+        ("sapt", "lora", "weighs the pairs of all tasks again"),
     ],
 )
 def test_what_loads_where_is_said_of_every_kind(
@@ -197,7 +197,7 @@ def test_what_loads_where_is_said_of_every_kind(
         takes = {server.name: not server.refuses for server in done.servers}
         assert takes == dict.fromkeys(("vLLM", "llama.cpp", "Ollama"), method == "inclora")
     else:
-        with pytest.raises(ModelError, match="left no adapter" if loads == "merged" else loads):
+        with pytest.raises(ModelError, match="there is no adapter" if loads == "merged" else loads):
             learner.export(tmp_path / "adapter")
 
 

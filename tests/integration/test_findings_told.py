@@ -30,7 +30,7 @@ class Told(Progress):
 
 def _longest(task: str, tokens: int) -> str:
     return (
-        "Longest answers that cannot be generated whole, as evaluation.max_new_tokens is 2: "
+        "The longest answers are cut when they are generated, as evaluation.max_new_tokens is 2: "
         f"{task} {tokens} tokens; null generates as many as data.max_target."
     )
 
@@ -47,7 +47,7 @@ def test_a_learner_says_what_a_run_says_of_leaks_and_duplicates(make: Make, tmp_
         "Examples that repeat another one of their split (same input, same answers): a/train 1 of 13.",
         "Test examples whose input is also trained on: a 12 of 12 (in a/train).",
         _longest("a", learner.record.tasks[0].longest_target),
-        "Task 'dup': 15 training examples were set aside as its test set; those that ask the same stayed "
+        "Task 'dup': 15 training examples were set aside as its test set; examples that ask the same stayed "
         "together.",
         "Examples that repeat another one of their split (same input, same answers): "
         "dup/train 14 of 15, dup/test 14 of 15.",
@@ -56,7 +56,7 @@ def test_a_learner_says_what_a_run_says_of_leaks_and_duplicates(make: Make, tmp_
         _longest("dup", learner.record.tasks[1].longest_target),
         "Test examples whose input is also trained on: "
         "dup 1 input (in later/train), later 1 of 1 (in a/train).",
-        "Inputs that stand in two splits: a/test and later/test 1.",
+        "Inputs that are in two splits: a/test and later/test 1.",
         _longest("later", learner.record.tasks[2].longest_target),
     ]
     log = (tmp_path / "learner" / "log.txt").read_text("utf-8")

@@ -39,7 +39,7 @@ def test_code_beside_the_model_runs_only_if_the_caller_says_so(
         "auto_map": {"AutoConfig": "foreign.OwnConfig", "AutoModelForCausalLM": "foreign.OwnModel"},
     }
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(ModelError, match="brings Python code of its own"):
+    with pytest.raises(ModelError, match="comes with Python code"):
         ContinualLearner.load(learner.folder, progress=False)
     assert not trace.exists()
     load_backbone(str(model), trust_remote_code=True)

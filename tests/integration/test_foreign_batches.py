@@ -64,15 +64,15 @@ def test_single_examples_are_told_apart_in_batches_of_one_row(
     ("name", "what"),
     [
         ("kif, single examples", "gradients of single examples"),
-        ("der++", "something with single examples"),
+        ("der++", "values of single examples"),
         ("vr-mcl", "parts of a batch by rows"),
     ],
 )
 def test_batches_of_one_row_are_refused_where_rows_are_examples(learn: Learn, name: str, what: str):
-    with pytest.raises(RunError, match=f"it takes {what}, but the batches join .*turn padding_free off"):
+    with pytest.raises(RunError, match=f"it needs {what}, but the batches join .*Turn padding_free off"):
         learn(OWN[name], data_collator=DataCollatorWithFlattening())
     if name == "kif, single examples":  # found at the first batch of a stream
-        with pytest.raises(RunError, match=f"it takes {what}, but the batches join"):
+        with pytest.raises(RunError, match=f"it needs {what}, but the batches join"):
             learn(OWN[name], data_collator=DataCollatorWithFlattening(), stream=True, max_steps=1)
     one = {"data_collator": DataCollatorWithFlattening(), "per_device_train_batch_size": 1, "max_steps": 2}
     assert learn(OWN[name], ("colour", "fruit"), **one).learned[-1]["steps"] == 2
@@ -85,7 +85,7 @@ def test_batches_of_one_row_are_refused_where_rows_are_examples(learn: Learn, na
     ("settings", "said"),
     [
         ({"name": "forever"}, "the first replay comes after 1 day(s) of 24 steps, and the task has 2"),
-        ({"name": "aimmerging"}, "the first merge comes at step 16, twice the interval; the task had 2"),
+        ({"name": "aimmerging"}, "the first merge comes at step 16, twice the interval, but the task had 2"),
     ],
     ids=["forever", "aimmerging"],
 )

@@ -226,7 +226,7 @@ def test_what_cannot_be_forgotten_is_refused_and_nothing_is_changed(copied: Path
         learner.forget("november", retrain=[months / "october"])
     manifest = copied / "state" / "after-1" / "manifest.json"
     manifest.write_text(manifest.read_text("utf-8").replace("sha256", "sha257", 1), encoding="utf-8")
-    with pytest.raises(RunError, match="was swapped, edited or damaged"):
+    with pytest.raises(RunError, match="was replaced, edited or damaged"):
         learner.forget("november")
     manifest.write_bytes(before[manifest])
     after = {each: each.read_bytes() for each in before}

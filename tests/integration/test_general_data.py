@@ -93,7 +93,7 @@ def test_general_data_is_kept_in_place_of_the_tasks_examples(
         (
             "der++",
             {"source": "generic", "generic": "general.jsonl"},
-            r"'generic' does not go with .*'der\+\+'",
+            r"'generic' does not work with .*'der\+\+'",
         ),
     ],
 )

@@ -93,7 +93,7 @@ def test_a_method_that_stores_something_with_real_rows_is_refused(
     config = make_config(
         tiny_folder_llama, tiny_stream, tmp_path, {"name": "der++"}, memory={"source": "generated"}
     )
-    with pytest.raises(ConfigError, match=r"memory.source: 'generated' does not go with method 'der\+\+'"):
+    with pytest.raises(ConfigError, match=r"memory.source: 'generated' does not work with method 'der\+\+'"):
         run(config)
 
 

@@ -44,7 +44,7 @@ def test_a_damaged_middle_costs_time_and_nothing_else(
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     listener = PressCtrlC("none", 0)
     run(config, progress=listener)
-    assert any("weights.safetensors" in line and "begins anew" in line for line in listener.said)
+    assert any("weights.safetensors" in line and "starts again" in line for line in listener.said)
     whole = make_config(tiny_folder_llama, tiny_stream, tmp_path / "whole", METHODS["kif"])
     run(whole)
     assert all(torch.equal(v, adapter(tmp_path / "out")[k]) for k, v in adapter(tmp_path / "whole").items())

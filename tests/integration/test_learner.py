@@ -277,7 +277,7 @@ def test_a_given_model_is_used_and_asked_for_again(
     learner = ContinualLearner(model, METHOD, folder, tokenizer=tokenizer, settings=settings, progress=False)
     learner.learn(tasks[0])
     after = _weights(learner)
-    with pytest.raises(RunError, match="give it again"):
+    with pytest.raises(RunError, match="Give it again"):
         ContinualLearner.load(folder)
     fresh = AutoModelForCausalLM.from_pretrained(tiny_folder_llama)
     assert _same(_weights(ContinualLearner.load(folder, fresh, tokenizer=tokenizer, progress=False)), after)
@@ -332,7 +332,7 @@ def test_it_answers_and_scores_what_it_is_asked(make: Make, tasks: list[Task], t
 def test_two_learners_of_one_folder_do_not_write_over_each_other(make: Make, tasks: list[Task]):
     one, other = make(), make()
     one.learn(tasks[0])
-    with pytest.raises(RunError, match="another process has changed it"):
+    with pytest.raises(RunError, match="another process changed this learner"):
         other.learn(tasks[1])
 
 
@@ -371,7 +371,7 @@ def test_mistakes_are_said(make: Make, tasks: list[Task], tiny_folder_llama: Pat
         learner.rollback(1)
     with pytest.raises(RunError, match="nothing was learned yet"):
         _ = learner.adapter
-    with pytest.raises(DataError, match="rows have no name"):
+    with pytest.raises(DataError, match="found rows without a name"):
         learner.learn([{"input": "a", "output": "b"}])
     with pytest.raises(ConfigError, match=r"the option 'lables'.*Did you mean 'labels'"):
         learner.learn([{"input": "a", "output": "b"}], name="x", lables=["b"])

@@ -19,7 +19,6 @@ from kifuse import ConfigError, ContinualLearner, DataError, RunError
 from kifuse.answering.perplexity import losses
 from kifuse.cli import app
 from kifuse.config import LmEvalConfig, load_config
-from kifuse.config import loading as config_loading
 from kifuse.io.storage import sha256_file
 from kifuse.record.run_record import RunRecord
 from kifuse.reporting.page import write_report
@@ -139,7 +138,7 @@ def test_scores_and_standard_errors_are_on_record_and_in_the_watched_block(runs:
     ]
     of = record.watched[0].lm_eval
     assert of is not None and (of.version, of.num_fewshot, of.limit) == ("2.0", 1, 5)
-    assert of.harness == record.versions["lm_eval"] == lm_eval_tasks._installed()
+    assert of.harness == record.versions["lm_eval"] == lm_eval_tasks.installed("lm_eval")
     assert [(s.after, s.task) for s in record.watch_scores] == [(k, i) for k in range(4) for i in range(3)]
     for score in record.watch_scores:
         file = runs[1] / "predictions" / f"after-{score.after}" / f"{names[score.task]}.jsonl"
@@ -265,7 +264,7 @@ def test_groups_have_one_score_and_metrics_are_named(own: Path) -> None:
         [group] = open_lm_eval(LmEvalConfig.model_validate(asked(own, "own_group")))
         with pytest.raises(ConfigError, match=r"found own_choice:f1, expected one of own_choice:acc, own_ch"):
             open_lm_eval(LmEvalConfig.model_validate(asked(own, "own_choice:f1")))
-        with pytest.raises(ConfigError, match=r"of which less is better, .* own_text:word_perplexity"):
+        with pytest.raises(ConfigError, match=r"for which lower is better, .* own_text:word_perplexity"):
             open_lm_eval(LmEvalConfig.model_validate(asked(own, "own_text:bits_per_byte")))
         with pytest.raises(ConfigError, match="asked for by 'own_choice' and by 'own_choice:acc_norm'"):
             open_lm_eval(LmEvalConfig.model_validate(asked(own, "own_choice", "own_choice:acc_norm")))
@@ -293,10 +292,9 @@ def test_what_cannot_be_run_is_refused_before_training(
         run(config("own_choice", include_path=str(broken)))
     assert not (tmp_path / "run" / "record.json").exists()
 
-    monkeypatch.setattr(lm_eval_tasks, "_installed", lambda: "")
+    monkeypatch.setattr("kifuse.config.installed.installed", lambda name: "")
     with pytest.raises(ConfigError, match=r"not installed, .* pip install 'lm-eval>=0\.4"):
         run(config("own_choice"))
-    monkeypatch.setattr(config_loading, "_installed", lambda name: False)
     file = tmp_path / "run.yaml"
     plain = {**config("own_choice").model_dump(mode="json"), "watch": {"lm_eval": ["hellaswag"]}}
     file.write_text(yaml.safe_dump(plain), encoding="utf-8")
@@ -344,7 +342,7 @@ def test_max_forgetting_counts_for_them_and_task_files_are_named_in_each_process
     del learner
     told = ["learn", str(desk), str(tiny_stream / "fruit"), "--json", "--max-forgetting", "15"]
     done = CliRunner().invoke(app, told)
-    assert done.exit_code == 2 and "names them again" in " ".join(done.output.split()), done.output
+    assert done.exit_code == 2 and "must name them again" in " ".join(done.output.split()), done.output
     named = json.dumps(asked(own, "own_choice", limit=3))
     done = CliRunner().invoke(app, [*told, "--watch-lm-eval", named])
     assert done.exit_code == 3, done.output

@@ -220,7 +220,7 @@ def test_the_number_of_threads_is_that_of_the_settings(
         (lambda learner, task: learner.rollback(1.0), r"rollback: found 1\.0"),
         (lambda learner, task: learner.rollback(None), "rollback: found None"),
         (lambda learner, task: learner.learn(task, labels=["a"]), "found labels with a Task"),
-        (lambda learner, task: learner.learn("folder", test=[]), "found test with the path folder"),
+        (lambda learner, task: learner.learn("folder", test=[]), "found test= with the folder folder"),
     ],
 )
 def test_mistakes_of_the_moment_are_said(make: Make, tasks: list[Task], mistake: Any, said: str):
@@ -259,7 +259,7 @@ def test_an_instruction_that_is_too_long_is_said_before_the_first_task(
     stream = write_stream(tmp_path / "stream")
     settings = '{"instruction": "' + "Which weather is it there? " * 40 + '", "labels": ["sun", "rain"]}'
     (stream / "weather" / "task.json").write_text(settings, encoding="utf-8")
-    with pytest.raises(DataError, match=r"Example weather-.*: the instruction and the answer cue alone take"):
+    with pytest.raises(DataError, match=r"Example weather-.*: the instruction and the answer cue take"):
         run(make_config(tiny_folder_llama, stream, tmp_path / "run", PLAIN))
     assert not (tmp_path / "run" / "record.json").exists()
 
@@ -357,7 +357,7 @@ def test_singular_directions_that_come_out_otherwise_are_said(
     with pytest.raises(Stopped):
         run(config, progress=StopLate())
     monkeypatch.setattr(context, "sums_of", lambda _: ["another machine's"])
-    with pytest.raises(RunError, match="in its middle: what is frozen beside the trained tensors is not"):
+    with pytest.raises(RunError, match="in its middle: the frozen tensors are not"):
         run(config)
 
 

@@ -62,7 +62,7 @@ def test_a_learner_takes_it_and_its_folder_alone_does_not_name_it(
     learner = ContinualLearner(str(tiny_folder_llama), NAME, "learner", settings=settings, progress=False)
     learner.learn(tiny_stream / "colour")
     monkeypatch.setattr(registry, "METHODS", {k: v for k, v in registry.METHODS.items() if k != NAME})
-    with pytest.raises(RunError, match=r"code that only you can name, never a folder.*own_method="):
+    with pytest.raises(RunError, match=r"is code, and a folder cannot make code run.*own_method="):
         ContinualLearner.load("learner", progress=False)
     asked = ["ask", "learner", "red", "--quiet"]
     refused = CliRunner().invoke(app, asked)
@@ -101,7 +101,7 @@ def test_a_first_task_is_shared_only_by_methods_that_say_so():
     [
         ("no_such_file:Method", r"holds no module 'no_such_file'; expected a file no_such_file\.py there"),
         ("shifting_file:Shiftin", r"shifting_file\.py has no class 'Shiftin'\. Did you mean 'Shifting'"),
-        ("shifting_file:Shift", r"is no method; derive the class from kifuse\.Method"),
+        ("shifting_file:Shift", r"is not a method\. Derive the class from kifuse\.Method"),
     ],
 )
 def test_a_name_that_leads_nowhere_says_what_is_there(here: Path, name: str, message: str):

@@ -320,7 +320,9 @@ def test_a_file_in_the_place_of_the_checkpoints_folder_is_refused(
         go(METHODS["sequential"], progress=StopIn(TASKS[1]))
     shutil.rmtree(tmp_path / "run" / "checkpoint", ignore_errors=True)
     (tmp_path / "run" / "checkpoint").write_text("mine", encoding="utf-8")
-    with pytest.raises(RunError, match="checkpoint: is a file, expected a folder for the middle of a task"):
+    with pytest.raises(
+        RunError, match="checkpoint: is a file, expected a folder with the checkpoint of a task"
+    ):
         go(METHODS["sequential"])
 
 

@@ -183,7 +183,7 @@ def test_hooks_see_task_learner_and_report_and_what_they_raise_is_told(
         seen.append(("after", report.task, report.accepted, learner.evaluate().keys() == report.after.keys()))
         if fail["after"]:
             raise OSError("no such server")
-        with pytest.raises(RunError, match="a hook cannot have the learner learn"):
+        with pytest.raises(RunError, match="a hook cannot call learn"):
             learner.learn(tiny_stream / "weather")
 
     learner = make(tmp_path / "desk", tiny_folder_llama, tiny_stream, before=before, after=after)

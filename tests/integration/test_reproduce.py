@@ -277,7 +277,7 @@ def test_unseen_tasks_stand_beside_the_papers_by_category(
     assert lines["LFPT5"]["mean"] == "" and lines["LFPT5"]["mean, paper"] == "22.41"
     assert lines["KIFLoRA"]["question_generation"] != ""
     told = said(result)
-    assert "the paper's over the same: T5 zero-shot 5.4, O-LoRA 26.7" in told
+    assert "the paper's means over the same: T5 zero-shot 5.4, O-LoRA 26.7" in told
     assert "not measured: KIFLoRA is above LFPT5 and O-LoRA on unseen tasks." in told
     assert "KIFLoRA helps on tasks that it never saw. KIFLoRA is" in told
 

@@ -55,7 +55,7 @@ def test_an_answer_that_ends_with_a_special_token_is_right(tiny_tokenizer: Any, 
 
 
 def test_an_answer_of_nothing_but_a_special_token_is_refused(tiny_tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nothing is left but special tokens"):
+    with pytest.raises(DataError, match="consists of special tokens only"):
         score_of(["", "</s>"], ["</s>", "</s>"], tiny_tokenizer, tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_the_configuration_names_what_scores_all_tasks(tiny_stream: Path, scores
     assert {task.metric_why for task in stream} == {"named in data.metric"}
     with pytest.raises(DataError, match=r"data\.metric: Task 'colour': metric is 'rouge'.*Did you mean"):
         open_stream(data.model_copy(update={"metric": "rouge"}), seed=0)
-    with pytest.raises(DataError, match=r"data\.metric: .*'support-desk', which says itself"):
+    with pytest.raises(DataError, match=r"data\.metric: .*'support-desk', which has its own metric"):
         open_stream(DataConfig(benchmark="support-desk", metric="bleu"), seed=0)
 
 
@@ -139,7 +139,7 @@ def test_a_folder_of_data_names_no_code_that_runs(
     data = DataConfig(path=folder.parent)
     for read in (lambda: open_stream(data, seed=0), lambda: as_task(folder)):
         with pytest.raises(
-            DataError, match=r"task\.json: metric 'house_scores:score' is code, which only you"
+            DataError, match=r"task\.json: metric 'house_scores:score' is code, and a data folder"
         ):
             read()
     assert not Path("ran").exists()
@@ -162,7 +162,7 @@ def test_a_folder_of_a_learner_names_no_code_that_runs(
     later = ContinualLearner.load(tmp_path / "learner", progress=False)
     assert len(later.generate(["What is the topic?"])) == 1
     for act in (later.evaluate, lambda: later.learn(rows(6), name="february", test=rows(2))):
-        with pytest.raises(DataError, match=r"metric 'house_scores:score' is code, which only you can name"):
+        with pytest.raises(DataError, match=r"metric 'house_scores:score' is code, and a data folder"):
             act()
     assert later.tasks == ["january"] and "house_scores" not in sys.modules
     named = ContinualLearner.load(tmp_path / "learner", own_metrics=["house_scores:score"], progress=False)

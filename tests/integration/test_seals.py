@@ -48,12 +48,12 @@ def test_another_state_in_the_place_of_the_newest_is_refused_by_name_and_passed_
     place = learner.folder / name
     shutil.rmtree(place)
     shutil.copytree(place.with_name("after-1"), place)
-    with pytest.raises(RunError, match=rf"{name}/.*Or go on from the newest state that is whole.*'colour'"):
+    with pytest.raises(RunError, match=rf"{name}/.*Or continue from the newest complete state.*'colour'"):
         _load(learner.folder)
     told = Told()
     again = _load(learner.folder, at="fruit", progress=told)
     assert again.tasks == ["colour"]
-    assert any("the state after 'fruit' is left aside" in line and name in line for line in told.lines)
+    assert any("the state after 'fruit' is not used" in line and name in line for line in told.lines)
     assert (learner.folder / "rolled-back" / "1" / name).is_dir()
     assert again.learn(tasks[1]).accepted
 
@@ -88,7 +88,9 @@ def test_an_edited_record_is_refused(make: Make, tasks: list[Task], change: str)
     else:
         del found["seal"]
     write_json(file, found)
-    with pytest.raises(RunError, match=r"record\.json: its (content is not what was written|seal is gone)"):
+    with pytest.raises(
+        RunError, match=r"record\.json: its (content is not what was written|seal is missing)"
+    ):
         _load(learner.folder)
 
 
@@ -138,7 +140,7 @@ def test_a_folder_of_an_earlier_kifuse_is_sealed_once(make: Make, tasks: list[Ta
     write_json(file, old)
     told = Told()
     assert _load(learner.folder, progress=told).record == learner.record
-    assert sum("sealed from now on" in line for line in told.lines) == 1
+    assert sum("they are sealed now" in line for line in told.lines) == 1
     told = Told()
     assert _load(learner.folder, progress=told).learn(tasks[1]).accepted
     assert not any("sealed" in line for line in told.lines)
@@ -183,7 +185,7 @@ def test_a_folder_that_cannot_be_written_to_still_answers_and_scores(
     told = Told()
     reading = _load(learner.folder, progress=told)
     assert reading.evaluate() == expected and len(reading.generate(["harbour"])) == 1
-    assert any("learns nothing" in line for line in told.lines)
+    assert any("score but not learn" in line for line in told.lines)
     with pytest.raises(RunError, match="cannot be written to: Read-only file system"):
         reading.learn(tasks[1])
     assert {p: p.read_bytes() for p in learner.folder.rglob("*") if p.is_file()} == before

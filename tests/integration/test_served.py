@@ -116,7 +116,7 @@ def test_a_chat_server_gives_the_answers_that_were_scored(
 def test_an_end_of_turn_that_a_server_does_not_know_stops_here_and_is_said(tmp_path: Path):
     folder, record = trained("gemma", tmp_path, ends_known=False, epochs=15)
     end = FAMILIES["gemma"].end
-    assert any(f"ends with '{end}'" in note and "name it as a stop" in note for note in record.notes)
+    assert any(f"ends with '{end}'" in note and "Set it as a stop" in note for note in record.notes)
     for mine, answer in zip(scored(folder), served(tmp_path, [chat(n) for n in range(8)]), strict=True):
         before, _, after = answer.partition(end)
         assert mine == before.strip()

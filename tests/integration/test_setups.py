@@ -95,9 +95,9 @@ LAYERS = [
 ]
 """Methods that look into layers, by the column that the page says they share."""
 NO_LAYERS = {
-    ("the same with prompt tuning", "migu"): "no weight of one is trained",
-    ("the same with prompt tuning", "gpm"): "no weight of one is trained",
-    ("`GRPOTrainer`", "migu"): "beside input_ids or inputs_embeds",
+    ("the same with prompt tuning", "migu"): "no linear layer is trained",
+    ("the same with prompt tuning", "gpm"): "no linear layer is trained",
+    ("`GRPOTrainer`", "migu"): "with input_ids or inputs_embeds",
 }
 
 

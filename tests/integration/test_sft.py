@@ -146,7 +146,7 @@ def test_second_derivatives_of_a_fused_loss_are_refused_before_the_first_step(sf
     callback = method_of(OWN["vr-mcl, second order"]).callback()
     with pytest.raises(RunError, match="second_order: the loss of SFTTrainer cannot be"):
         sft(callback, gradient_checkpointing=False, max_steps=1)
-    with pytest.raises(RunError, match=r"gradient_checkpointing, which .* turn it off"):
+    with pytest.raises(RunError, match=r"gradient_checkpointing, which .* Turn it off"):
         sft(callback, max_steps=1)
 
 

@@ -78,7 +78,7 @@ def test_a_learner_goes_on_and_back_and_on_again_bit_for_bit(make: Make, tasks: 
         shutil.rmtree(once.folder / part / "after-1")
     once = make("once")
     assert _same(_all(once), reached[2])
-    with pytest.raises(RunError, match="no state after any of the first 1 tasks is whole"):
+    with pytest.raises(RunError, match="no state after any of the first 1 tasks is complete"):
         once.rollback(1)
     assert once.learned == 3
     once.rollback(2)

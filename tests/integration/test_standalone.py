@@ -84,7 +84,7 @@ def test_of_two_trainers_each_callback_finds_its_own(tiny_tokenizer: Any, tmp_pa
 
 def test_a_second_train_of_one_trainer_is_refused(train: Train):
     trainer = train(Sequential().callback())
-    with pytest.raises(RunError, match="make a new Trainer for each task"):
+    with pytest.raises(RunError, match="Make a new Trainer for each task"):
         trainer.train()
 
 
@@ -96,7 +96,7 @@ def test_a_method_that_is_given_twice_or_in_the_place_of_its_callback_is_refused
 ):
     mine = KIF().callback(state_dir=tmp_path)
     for twice in (mine, KIF().callback()):
-        with pytest.raises(RunError, match=r"KIF: the Trainer was given the callback of this method twice"):
+        with pytest.raises(RunError, match=r"KIF: the Trainer has the callback of this method twice"):
             train(mine, twice)
     with pytest.raises(RunError, match="two callbacks of the Trainer have this state_dir, KIF and EWC"):
         train(mine, EWC().callback(state_dir=tmp_path))
@@ -122,7 +122,7 @@ def test_a_folder_in_the_home_folder_is_found(train: Train, tmp_path: Path, monk
                 "eval_steps": 2,
                 "label_names": ["labels"],
             },
-            "load_best_model_at_end: .* turn it off",
+            "load_best_model_at_end: .* Turn it off",
         ),
         ({"auto_find_batch_size": True}, "auto_find_batch_size: .* set per_device_train_batch_size"),
         ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint: .* set save_steps"),
@@ -207,12 +207,12 @@ def test_a_switch_of_precision_in_one_process_is_refused(
     model = new_model(tiny_tokenizer)
     train(Sequential().callback(), model=model, bf16=first == "bf16", max_steps=1)
     train(Sequential().callback(), model=model, bf16=first == "bf16", max_steps=1)
-    with pytest.raises(RunError, match=f"is to train in {then}.*in {first}.*keep one precision"):
+    with pytest.raises(RunError, match=f"should train in {then}.* to {first}.*Use one precision"):
         train(Sequential().callback(), model=model, bf16=then == "bf16", max_steps=1)
 
 
 def test_a_method_that_needs_all_tasks_at_once_is_refused():
-    with pytest.raises(RunError, match=r"Joint .*put all of them into train_dataset.*kifuse run"):
+    with pytest.raises(RunError, match=r"Joint .*Put all tasks into train_dataset.*kifuse run"):
         Joint().callback()
 
 
@@ -233,7 +233,7 @@ def test_a_model_with_nothing_to_train_is_refused(train: Train, tiny_tokenizer: 
 def test_a_stream_of_rows_is_refused_where_single_examples_are_looked_at(train: Train, tiny_tokenizer: Any):
     data = rows(tiny_tokenizer, "colour")
     stream = IterableDataset.from_generator(lambda: iter(data))
-    with pytest.raises(RunError, match=r"is a stream.*use a data set with a length"):
+    with pytest.raises(RunError, match=r"is a stream.*Use a data set with a length"):
         train(EWC().callback(), data=stream, max_steps=2)
     assert train(EWC(examples=3).callback(), data=data, max_steps=2).state.global_step == 2
 
@@ -356,12 +356,12 @@ def test_replay_in_a_trainer_that_made_its_loader_too_early_is_refused(tiny_toke
             callback.attach(trainer)
             trainer.train()
         else:
-            with pytest.raises(RunError, match=r"not among the training data.*callback\.attach\(trainer\)"):
+            with pytest.raises(RunError, match=r"not in the training data.*callback\.attach\(trainer\)"):
                 trainer.train()
 
 
 def test_what_is_stored_with_rows_needs_rows_that_the_callback_keeps(tiny_tokenizer: Any):
-    with pytest.raises(RunError, match=r"memory: DERPP stores something with each row.*leave memory= out"):
+    with pytest.raises(RunError, match=r"memory: DERPP stores something with each row.*Leave memory= out"):
         DERPP().callback(memory=rows(tiny_tokenizer, "fruit"))
 
 
@@ -457,11 +457,11 @@ def test_a_checkpoint_without_the_methods_state_is_refused(tiny_tokenizer: Any, 
     month = tmp_path / "month-2"
     shutil.rmtree(month / "checkpoint-4" / "kifuse")
     with pytest.raises(
-        RunError, match=r"checkpoint-4.kifuse.state\.json: no such file.*resume from .*checkpoint-2"
+        RunError, match=r"checkpoint-4.kifuse.state\.json: no such file.*Resume from .*checkpoint-2"
     ):
         script(tiny_tokenizer, tmp_path, 2, RKIF, resume=str(month / "checkpoint-4"))
     shutil.rmtree(month / "checkpoint-2" / "kifuse")
-    with pytest.raises(RunError, match="start without resume_from_checkpoint"):
+    with pytest.raises(RunError, match="Start without resume_from_checkpoint"):
         script(tiny_tokenizer, tmp_path, 2, RKIF, resume=str(month / "checkpoint-4"))
 
 
@@ -522,7 +522,7 @@ def test_weights_that_were_lost_are_restored_from_the_state(tiny_tokenizer: Any,
 def test_a_name_that_was_learned_is_refused(train: Train):
     callback = Sequential().callback(name="february")
     model = train(callback).model
-    with pytest.raises(RunError, match="'february' was learned already, as number 1 of 1"):
+    with pytest.raises(RunError, match="'february' was already learned, as number 1 of 1"):
         train(callback, model=model)
 
 

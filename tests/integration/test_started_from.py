@@ -118,7 +118,7 @@ def test_the_folder_keeps_it_and_knows_its_files(make: Make, tasks: list[Task], 
         make("sequential", settings=SMALL)
     other = plain("other", r=3)
     (other / WEIGHTS).write_bytes((other / WEIGHTS).read_bytes()[:-4] + b"\0\0\0\0")
-    with pytest.raises(ModelError, match=r"is not the file that .* began from"):
+    with pytest.raises(ModelError, match=r"is not the file that .* started from"):
         make("sequential", adapter=other, settings=SMALL)
 
     own = learner.folder / "adapters" / "after-0" / WEIGHTS
@@ -161,7 +161,7 @@ def test_what_cannot_be_gone_on_with_for_other_reasons_is_refused(make: Make, pl
     with pytest.raises(ModelError, match="no such folder"):
         make("sequential", adapter=tmp_path / "nowhere", settings=SMALL)
     for name in OWN_ADAPTERS:
-        with pytest.raises(ModelError, match="trains no LoRA that could go on"):
+        with pytest.raises(ModelError, match="has no LoRA that could start"):
             make(name, adapter=folder, settings=SMALL)
     tensors = {n: t[:, :-1] if "lora_A" in n else t for n, t in load_file(folder / WEIGHTS).items()}
     save_file({n: t.contiguous() for n, t in tensors.items()}, folder / WEIGHTS)

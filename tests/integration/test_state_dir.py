@@ -34,13 +34,13 @@ def test_a_checkpoint_that_a_kill_left_broken_is_passed_over(
         # the Trainer writes its own files first, the callback's last
         shutil.rmtree(folder / "cut" / "month-1" / "checkpoint-4" / "kifuse")
         assert same(script(tiny_tokenizer, folder / "cut", 1, METHODS[name], resume=True), expected)
-        assert "checkpoint-4 is passed over, since it is not whole" in caplog.text
+        assert "checkpoint-4 is skipped, as it is incomplete" in caplog.text
         with pytest.raises(Died):
             script(tiny_tokenizer, folder / "early", 1, METHODS[name], dies_at=2)
         state = folder / "early" / "month-1" / "checkpoint-2" / "kifuse" / "state.json"
         state.write_bytes(state.read_bytes()[:-9])
         assert same(script(tiny_tokenizer, folder / "early", 1, METHODS[name], resume=True), expected)
-        assert "is whole, so the task begins anew" in caplog.text
+        assert "is complete, so the task starts again" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["replay", "ewc"])
@@ -81,7 +81,7 @@ def test_a_script_that_is_started_twice_does_not_learn_its_task_again(tiny_token
         make_trainer(tiny_tokenizer, model, tmp_path / "again", data, [callback]).train()
         return len(callback.learned)
 
-    with pytest.raises(RunError, match=r"were learned already, as task 'task-1'.*callback\(name=\.\.\.\)"):
+    with pytest.raises(RunError, match=r"were already learned, as task 'task-1'.*callback\(name=\.\.\.\)"):
         again()
     assert not (tmp_path / "state" / "after-2").exists()
     assert again(name="once more") == 2
@@ -185,7 +185,7 @@ def test_another_base_model_of_the_same_shape_is_refused(tiny_tokenizer: Any, tm
     model = new_model(tiny_tokenizer, adapter)
     with torch.no_grad():
         model.get_base_model().lm_head.weight.mul_(1.1)
-    for other, word in ((model, "the base model is not the one of the earlier tasks"), (None, "")):
+    for other, word in ((model, "this is not the base model of the earlier tasks"), (None, "")):
         callback = method_of(METHODS["sequential"]).callback(state_dir=tmp_path / "state")
         given = other or new_model(tiny_tokenizer, adapter).to(torch.bfloat16).to(torch.float32)
         trainer = make_trainer(tiny_tokenizer, given, tmp_path / "out", data, [callback])

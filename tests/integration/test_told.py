@@ -240,7 +240,7 @@ def test_wandb_and_trackio_get_one_run_that_is_gone_on_with(
 def test_a_tracker_that_is_not_installed_is_refused_first(
     start: str, tiny_folder_llama: Path, tiny_stream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loading, "_installed", lambda package: package != "wandb")
+    monkeypatch.setattr("kifuse.config.installed.installed", lambda package: package != "wandb")
     training = {"report_to": ["wandb", "tensorboard"]}
     config = make_config(tiny_folder_llama, tiny_stream, tmp_path / "out", {"name": "kif"}, training=training)
     with pytest.raises(ConfigError, match=r"training.report_to: .*wandb.* not installed.*pip install wandb"):
@@ -270,7 +270,7 @@ def test_a_tracker_that_fails_stops_nothing(
     training = {"report_to": ["tensorboard"]}
     config = make_config(tiny_folder_llama, tiny_stream, folder, {"name": "sequential"}, training=training)
     assert run(config).status == "finished"
-    told = [line for line in _lines(folder) if "tensorboard failed, and is sent no more: no space" in line]
+    told = [line for line in _lines(folder) if "tensorboard failed and gets nothing more: no space" in line]
     assert len(told) == 1
 
 
@@ -282,11 +282,11 @@ def test_a_tracker_that_cannot_be_begun_is_an_error(
     def refuse(names: list[str]) -> Any:
         raise RuntimeError(f"{names[0]} is out of order.")
 
-    monkeypatch.setattr("kifuse.running.runner.require_trackers", lambda config: None)
+    monkeypatch.setattr("kifuse.running.runner.require_packages", lambda *asked: None)
     monkeypatch.setattr(transformers.integrations, "get_reporting_integration_callbacks", refuse)
     training = {"report_to": ["tensorboard"]}
     config = make_config(tiny_folder_llama, tiny_stream, tmp_path / "run", {"name": "kif"}, training=training)
-    expected = r"training.report_to: tensorboard could not be begun: .* is out of order\. Take it"
+    expected = r"training.report_to: tensorboard could not be started: .* is out of order\. Take it"
     with pytest.raises(RunError, match=expected):
         run(config)
     monkeypatch.undo()
@@ -305,5 +305,5 @@ def test_a_log_in_the_way_stops_no_run(tiny_folder_llama: Path, tiny_stream: Pat
 
     config = make_config(tiny_folder_llama, tiny_stream, tmp_path / "run", {"name": "sequential"})
     assert run(config, progress=Told()).status == "finished"
-    assert sum("the run goes on without a log" in line for line in said) == 1
+    assert sum("the run continues without a log" in line for line in said) == 1
     assert not any(h for h in logging.getLogger("kifuse").handlers if "Warnings" in type(h).__name__)

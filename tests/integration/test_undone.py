@@ -143,7 +143,7 @@ def test_a_record_from_an_earlier_time_moves_nothing(make: Make, tasks: list[Tas
     learner.learn(tasks[1])
     (learner.folder / "record.json").write_bytes(old)
     before = contents(learner.folder)
-    with pytest.raises(RunError, match=r"record\.json: does not know state/after-2: it is older"):
+    with pytest.raises(RunError, match=r"record\.json: does not list state/after-2, so it is older"):
         ContinualLearner.load(learner.folder, progress=False)
     assert contents(learner.folder) == before
 

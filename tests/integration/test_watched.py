@@ -189,7 +189,7 @@ def test_what_cannot_be_watched_is_refused_and_what_is_trained_on_is_said(
     learner.watch(shared)
     with pytest.raises(RunError, match="with other examples"):
         learner.watch(dataclasses.replace(learner._place.watched(0, learner.record), metric="rouge_1"))
-    with pytest.raises(DataError, match=r"the name of a task that is watched.*kifuse forget \S+desk shared"):
+    with pytest.raises(DataError, match=r"a task of this name is watched.*kifuse forget \S+desk shared"):
         learner.learn([{"input": "c", "output": "d"}] * 3, name="shared")
     row, told = {"input": "a", "output": "b"}, learner.record.model_dump()
     with pytest.raises(DataError, match=r"watch: found 'facts', .*a task that is learned"):
@@ -197,7 +197,7 @@ def test_what_cannot_be_watched_is_refused_and_what_is_trained_on_is_said(
     assert learner.record.model_dump() == told  # nothing is watched by a call that is refused
     learner.learn([row, {"input": "c", "output": "d"}], name="other", test=[{"input": "e", "output": "d"}])
     (tmp_path / "other.jsonl").write_text(json.dumps(row), encoding="utf-8")
-    with pytest.raises(DataError, match=r"watch: found 'other', .*Leave it out; or, .* rename"):
+    with pytest.raises(DataError, match=r"watch: found 'other', .*Leave it out or, .* rename"):
         learner.watch(tmp_path / "other.jsonl")
     assert set(learner.evaluate(["shared", "other"])) == {"shared", "other"}
     assert any("1 of its 1 inputs are training inputs of 'other'" in each for each in learner.record.warnings)

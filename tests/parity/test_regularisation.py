@@ -132,7 +132,7 @@ def test_other_kinds_of_adapters_are_protected_or_refused(
             tiny_folder_t5, tiny_stream, tmp_path / name, {"name": name, **more}, model=adapter_config
         )
         if (name, kind) == ("migu", "ia3"):
-            with pytest.raises(RunError, match="no weight of one is trained"):
+            with pytest.raises(RunError, match="no linear layer is trained"):
                 run(config)
         else:
             record = run(config)

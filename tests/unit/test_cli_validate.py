@@ -84,8 +84,8 @@ def test_what_the_model_cannot_take_is_refused_with_file_and_line(config: Path, 
     system = {"role": "system", "content": "s " * 900}
     for row, message in (
         ({"messages": [asked, {**answer, "weight": 0.5}]}, "'weight' of a message is 0.5, expected 0 or 1"),
-        ({"input": "x", "output": "</s>"}, "nothing is left but special tokens"),
-        ({"messages": [system, asked, answer]}, "the parts that are never cut alone take"),
+        ({"input": "x", "output": "</s>"}, "consists of special tokens only"),
+        ({"messages": [system, asked, answer]}, "the parts that are never cut take"),
         ({"messages": [asked, {**answer, "weight": 0}]}, "task 'march' has no answer to learn"),
     ):
         rows(path, row)

@@ -151,10 +151,10 @@ def test_a_method_of_ones_own_is_found_by_its_name(own_names: None) -> None:
     ("name", "cls", "word"),
     [
         ("My Method", Mine, "expected small letters, digits and dashes"),
-        ("kif", Mine, "'kif' is a method of kifuse's own"),
-        ("other", Toy, "derive the class from kifuse.Method"),
-        ("other", Mine(), "derive the class from kifuse.Method"),
-        ("other", Method, "derive the class from kifuse.Method"),
+        ("kif", Mine, "kifuse has a method 'kif'"),
+        ("other", Toy, "Derive the class from kifuse.Method"),
+        ("other", Mine(), "Derive the class from kifuse.Method"),
+        ("other", Method, "Derive the class from kifuse.Method"),
     ],
 )
 def test_what_is_no_method_of_ones_own_is_refused(own_names: None, name: str, cls: Any, word: str) -> None:

@@ -206,7 +206,7 @@ def refuse_start(settings: Any, method: str) -> None:
     folder = getattr(settings, "from_", None)
     if folder is not None:
         raise ModelError(
-            f"model.adapter.from: {method!r} trains no LoRA that could go on from the adapter in {folder}. "
+            f"model.adapter.from: {method!r} has no LoRA that could start from the adapter in {folder}. "
             "Merge the adapter into its base model (PEFT's merge_and_unload, then save_pretrained) and "
             "name that folder as the model, or use another method."
         )

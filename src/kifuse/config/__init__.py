@@ -1,6 +1,7 @@
 """The configuration of a run: its schema, reading it from YAML with line numbers, and writing it as YAML."""
 
-from kifuse.config.loading import load_config, missing_trackers, parse_overrides, to_yaml
+from kifuse.config.installed import require_packages
+from kifuse.config.loading import load_config, parse_overrides, to_yaml
 from kifuse.config.schema import (
     AdapterConfig,
     DataConfig,
@@ -25,7 +26,7 @@ __all__ = [
     "TrainingConfig",
     "WatchConfig",
     "load_config",
-    "missing_trackers",
     "parse_overrides",
+    "require_packages",
     "to_yaml",
 ]

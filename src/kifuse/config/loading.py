@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from kifuse.config.installed import missing_packages
 from kifuse.config.reading import Document, read_setting, read_yaml
 from kifuse.config.schema import RunConfig
 from kifuse.config.start_from import start_of, with_start
@@ -71,8 +71,8 @@ def load_config(
     found += _check_across(data, {problem.key for problem in found})
     if check_files:
         found += _check_folder(data.get("data"))
-        found += _check_trackers(config)
-        found += _check_lm_eval(config)
+        if config is not None:
+            found += missing_packages(config.training.report_to, config.watch.lm_eval.tasks)
     if path is None:
         found = [_name_option(problem, source.flags) for problem in found]
     if found or problems:
@@ -99,7 +99,7 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
 
     Raises:
         ConfigError: A setting has no ``=`` or no key, is given twice, or has a value that is not YAML or
-            unfolds to far too many values.
+            expands to far too many values.
     """
     found: dict[str, Any] = {}
     problems = []
@@ -260,38 +260,6 @@ def _check_method(method: dict[str, Any]) -> list[Problem]:
         return [Problem(("method", "name"), show_value(name), expected, advice)]
     settings = {key: value for key, value in method.items() if key != "name"}
     return check_settings(name, settings) if settings else []
-
-
-def missing_trackers(names: Iterable[str]) -> list[str]:
-    """The packages of `training.report_to` that are not installed; each is named like its tracker."""
-    installed = {name: _installed(name) for name in names}
-    return [name for name, found in installed.items() if not found]
-
-
-def _installed(package: str) -> bool:
-    try:
-        # a search for a module would not do: wandb leaves a folder of this name, which would count as one
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
-def _check_trackers(config: RunConfig | None) -> list[Problem]:
-    missing = missing_trackers(config.training.report_to) if config is not None else []
-    if not missing:
-        return []
-    found = f"{', '.join(missing)}, not installed"
-    advice = f"pip install {' '.join(missing)}"
-    return [Problem(("training", "report_to"), found, "trackers that are installed", advice)]
-
-
-def _check_lm_eval(config: RunConfig | None) -> list[Problem]:
-    if config is None or not config.watch.lm_eval.tasks or _installed("lm_eval"):
-        return []
-    found = "tasks of lm-evaluation-harness, which is not installed"
-    advice = "pip install 'lm-eval>=0.4.13', or leave the tasks out."
-    return [Problem(("watch", "lm_eval"), found, "the extra lm-eval", advice)]
 
 
 def _check_folder(section: Any) -> list[Problem]:

@@ -68,7 +68,7 @@ def refuse_other_base(now: Mapping[str, str] | None, before: Mapping[str, str] |
     if now and before and now["kind"] == before["kind"] and now["hash"] != before["hash"]:
         place = "" if where is None else f"{where}: "
         raise RunError(
-            f"{place}the base model is not the one of the earlier tasks: its frozen weights are others, and "
-            "what was learned belongs to those. Load the base model of the earlier tasks, or name a new "
-            "state_dir."
+            f"{place}this is not the base model of the earlier tasks: its frozen weights differ, and what "
+            "was learned fits only the earlier ones. Load the base model of the earlier tasks, or name a "
+            "new state_dir."
         )

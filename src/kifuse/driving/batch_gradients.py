@@ -76,7 +76,8 @@ def _refuse(trainer: Any, model: nn.Module, curvature: bool) -> None:
     names = ("gradient_checkpointing", "activation_checkpointing")
     if any(getattr(each, name, False) for each in (trainer.args, *model.modules()) for name in names):
         raise RunError(
-            f"{why} do not work with gradient_checkpointing, which would use the present ones; turn it off."
+            f"{why} do not work with gradient_checkpointing, which would use the present weights. Turn "
+            "it off."
         )
     if not curvature:
         return

@@ -63,8 +63,8 @@ class BroughtAdapter:
         self._kind = type(method).__name__
         if state_dir is None:
             raise RunError(
-                f"{self._kind} trains an adapter of its own, which is kept from task to task: name a folder "
-                "for it, callback(state_dir=...)."
+                f"{self._kind} trains its own adapter, which is kept from task to task. Name a folder for "
+                "it: callback(state_dir=...)."
             )
         self.method, self.state_dir, self._place = method, state_dir, place
         self._given = None if settings is None else _checked(settings, method)
@@ -87,8 +87,8 @@ class BroughtAdapter:
             return
         if trainer.optimizer is not None:
             raise RunError(
-                f"{self._kind} puts an adapter on the model, whose parameters an optimizer made earlier "
-                "does not have. Leave optimizers= out (optimizer_cls_and_kwargs= chooses another one), and "
+                f"{self._kind} puts an adapter on the model, and an existing optimizer does not have its "
+                "parameters. Leave optimizers= out (optimizer_cls_and_kwargs= chooses another one), and "
                 "give the callback to the Trainer when you make it."
             )
         model = self._on(trainer.model, trainer.args.seed)
@@ -132,7 +132,7 @@ class BroughtAdapter:
 
     def _there(self) -> Adapter:
         if self.adapter is None:
-            raise RunError(f"{self._kind} has put its adapter on no model yet.")
+            raise RunError(f"{self._kind} has not put its adapter on a model yet.")
         return self.adapter
 
     def _on(self, model: Any, seed: int) -> Any:
@@ -153,14 +153,14 @@ class BroughtAdapter:
         # the model of an earlier task, perhaps under its name before it was wrapped
         if there is None or not self._is_like(there):
             raise RunError(
-                f"{self._kind} trains an adapter of its own, but the model has one already: give the Trainer "
-                "the base model, in every month; what was learned is in the state_dir. Settings of the "
-                "adapter are given as callback(adapter={'rank': 8, ...})."
+                f"{self._kind} trains its own adapter, but the model already has one. Give the Trainer the "
+                "base model for each task; what was learned is in the state_dir. Give settings of the "
+                "adapter as callback(adapter={'rank': 8, ...})."
             )
         if there is not self.adapter and not newest:
             raise RunError(
-                f"{self.state_dir}: holds no finished task, but the model was trained on already; load the "
-                "base model anew."
+                f"{self.state_dir}: holds no finished task, but the model was already trained. Load the "
+                "base model again."
             )
         there.method, self.adapter = self.method, there
         return there.model
@@ -193,8 +193,8 @@ class BroughtAdapter:
         for key, value in self._given.model_dump(by_alias=False).items() if self._given is not None else ():
             if value != getattr(kept, key):
                 raise RunError(
-                    f"{file}: the adapter's {key} is {getattr(kept, key)!r}, but {value!r} now. Give the "
-                    "earlier value, leave adapter= out, or name a new folder."
+                    f"{file}: the adapter's {key} is {getattr(kept, key)!r}, but adapter= says {value!r} "
+                    "now. Give the earlier value, leave adapter= out, or name a new folder."
                 )
         return kept
 

@@ -183,16 +183,16 @@ class CarryingCallback(MethodCallback):
         sample = first_row(dataset)
         if self._given is not None and self._mixing is not None and sample is None:
             raise RunError(
-                "the training data is a stream, into which no rows of earlier tasks can be mixed; use a data "
-                "set with a length, or a method with memory steps, such as recurrent-kif."
+                "the training data is a stream, and rows of earlier tasks cannot be mixed into a stream. "
+                "Use a data set with a length, or a method with memory steps, such as recurrent-kif."
             )
         if self._given is not None:
             rows = given_rows(self._given, self.trainer, sample)
         else:
             if sample is None:
                 raise RunError(
-                    "the training data is a stream, of which no rows can be drawn for the memory; use a data "
-                    "set with a length, or give the rows of earlier tasks as memory=."
+                    "the training data is a stream, and rows for the memory cannot be drawn from a stream. "
+                    "Use a data set with a length, or give the rows of earlier tasks as memory=."
                 )
             # drawn now, so that a row which cannot be kept is refused before the training, not after it
             self._drawn = self._kept.draw(self.name, dataset, self.trainer.args.seed)

@@ -373,10 +373,10 @@ class TrainerContext(MemorySteps):
         values = state.values
         if values.get("frozen", []) != sums_of(self.params.frozen):
             raise ValueError(
-                "what is frozen beside the trained tensors is not what the task began with. Another "
-                "machine, number of threads or release of torch decomposes matrices with other last bits, "
-                "or the state is of an earlier kifuse. Continue where the task began, or start the task "
-                "again: in a run, remove its folder 'checkpoint'."
+                "the frozen tensors are not those that the task began with. Another machine, number of "
+                "threads or release of torch decomposes matrices with other last bits, or the state is of "
+                "an earlier kifuse. Continue where the task began, or start the task again: in a run, "
+                "remove its folder 'checkpoint'."
             )
         self.step, self.lr, self.ratios = values["step"], values["lr"], values.get("ratios")
         self.replayed, self.extra_passes = values["replayed"], values["extra_passes"]

@@ -218,8 +218,8 @@ class Probes:
         labels = inputs.get("labels")
         if labels is None or labels.is_floating_point():
             raise RunError(
-                "gradients of single examples are those of their target's likelihood, but the batches have "
-                "no 'labels' that hold token or class ids."
+                "gradients of single examples need targets, but the batches have no 'labels' with token or "
+                "class ids."
             )
         encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
         if not encoder_decoder or "decoder_input_ids" in inputs:
@@ -263,8 +263,8 @@ def examples_of(loader: Any) -> Sequence[Any]:
     dataset = getattr(loader, "dataset", None)
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise RunError(
-            "the training data is a stream, but the method looks at single examples of the task again when "
-            "it is over; use a data set with a length."
+            "the training data is a stream, but the method looks at examples of the task again after "
+            "training. Use a data set with a length."
         )
     return dataset  # type: ignore[return-value]
 

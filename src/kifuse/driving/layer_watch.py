@@ -41,7 +41,8 @@ class LayerWatch:
         trainer = taps.trainer
         if trainer.args.torch_compile:
             raise RunError(
-                "looking into layers does not work with torch_compile, which runs no hooks; turn it off."
+                "the method reads inputs of layers, which does not work with torch_compile, as it runs "
+                "no hooks. Turn it off."
             )
         if any("lora_magnitude_vector" in name for name in params.names):
             raise RunError(
@@ -56,8 +57,8 @@ class LayerWatch:
         ]
         if not self.layers:
             raise RunError(
-                "the method looks into trained linear layers, but no weight of one is trained "
-                f"({len(params.names)} other tensors are); use LoRA or full fine-tuning."
+                "the method reads inputs of trained linear layers, but no linear layer is trained "
+                f"({len(params.names)} other tensors are). Use LoRA or full fine-tuning."
             )
         self.training: RealTokens | None = None
         """The tokens of the micro-batch that is being trained on."""

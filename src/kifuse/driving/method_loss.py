@@ -134,8 +134,8 @@ def token_labels(inputs: Inputs) -> Tensor:
     if labels is None or labels.ndim < 2 or labels.is_floating_point():
         found = "no labels" if labels is None else f"labels of shape {tuple(labels.shape)} ({labels.dtype})"
         raise RunError(
-            f"the method's loss is one of target tokens, but the batches have {found}; take another method, "
-            "or a Trainer that trains a language model on tokens."
+            f"the method's loss is over target tokens, but the batches have {found}. Use another method, or "
+            "a Trainer that trains a language model on tokens."
         )
     return labels
 
@@ -155,8 +155,8 @@ def row_keys(inputs: Inputs) -> list[str]:
     mask = inputs.get("attention_mask")
     if ids is None or labels is None or joins_examples(inputs) or len(ids) != len(labels):
         raise RunError(
-            "the method keeps something with single examples, but the batches have no input_ids and labels "
-            "of one example a row; turn packing and padding_free off."
+            "the method stores something with each example, but the batches do not have the input_ids and "
+            "labels of one example in each row. Turn packing and padding_free off."
         )
     rows = ids.tolist()
     real = [[1] * len(row) for row in rows] if mask is None else mask.tolist()

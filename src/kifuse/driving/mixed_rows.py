@@ -77,8 +77,8 @@ class Mixing:
         """
         if old and not isinstance(dataset, MixedRows):
             raise RunError(
-                "the rows of earlier tasks are not among the training data: the Trainer made its loader "
-                "before it knew the callback, or in a get_train_dataloader of its own. Make it with "
+                "the rows of earlier tasks are not in the training data. The Trainer made its loader "
+                "before it had the callback, or has its own get_train_dataloader. Make it with "
                 "Trainer(callbacks=[...]), or call callback.attach(trainer) before trainer.train()."
             )
 

@@ -33,8 +33,9 @@ class RealTokens:
         if ids is None or (mask is not None and mask.ndim != 2):
             found = [f"{key} {tuple(v.shape)}" for key, v in inputs.items() if isinstance(v, Tensor)]
             raise RunError(
-                "looking into layers leaves padding out by an attention_mask of shape (rows, positions) "
-                f"beside input_ids or inputs_embeds, but the batches hold {', '.join(found)}."
+                "the method reads inputs of layers without padding, and needs an attention_mask of shape "
+                "(rows, positions) with input_ids or inputs_embeds, but the batches have "
+                f"{', '.join(found)}."
             )
         text = torch.ones(ids.shape[:2], dtype=torch.bool, device=ids.device) if mask is None else mask.bool()
         self.rows = torch.ones_like(text[:, 0])

@@ -84,7 +84,7 @@ REFUSED: tuple[Setup, ...] = (
     ),
     (
         _flag("load_best_model_at_end"),
-        "load_best_model_at_end: it would replace the weights without the method's state; turn it off.",
+        "load_best_model_at_end: it would replace the weights without the method's state. Turn it off.",
     ),
     (
         lambda trainer: trainer.args.n_gpu > 1,
@@ -93,14 +93,14 @@ REFUSED: tuple[Setup, ...] = (
     ),
     (
         _flag("auto_find_batch_size"),
-        "auto_find_batch_size: when memory runs out it begins the task anew with weights that have moved on, "
-        "which the method would take for those before the task; turn it off and set "
-        "per_device_train_batch_size and gradient_accumulation_steps.",
+        "auto_find_batch_size: when memory runs out, it starts the task again with changed weights, which "
+        "the method would take for those before the task. Turn it off, and set per_device_train_batch_size "
+        "and gradient_accumulation_steps.",
     ),
     (
         _flag("enable_jit_checkpoint"),
-        "enable_jit_checkpoint: it saves in the middle of a step, before the method has seen it; turn it off "
-        "and set save_steps.",
+        "enable_jit_checkpoint: it saves in the middle of a step, before the method has handled the step. "
+        "Turn it off and set save_steps.",
     ),
     (
         _steps_in_backward,
@@ -183,17 +183,18 @@ def refuse_method(method: Method, memory: Any, adapter: Any = None, *, keep_weig
     kind = type(method).__name__
     if method.adapter is None and adapter is not None:
         raise RunError(
-            f"adapter: {kind} trains what the script has put on the model. Leave adapter= out, and make the "
-            "adapter in the script, for example with peft.get_peft_model."
+            f"adapter: {kind} trains the adapter that the script puts on the model. Leave adapter= out, and "
+            "make the adapter in the script, for example with peft.get_peft_model."
         )
     if method.adapter is not None and not keep_weights:
         raise RunError(
-            f"keep_weights: the adapter that {kind} trains is kept in the state_dir only; leave it out."
+            f"keep_weights: the adapter that {kind} trains is kept in the state_dir only. Leave "
+            "keep_weights out."
         )
     if method.old_data == "all":
         raise RunError(
-            f"{kind} trains on all tasks at once, which no callback can bring about: put all of them into "
-            "train_dataset, or run it with kifuse.run or 'kifuse run'."
+            f"{kind} trains on all tasks at once, which a callback cannot do. Put all tasks into "
+            "train_dataset, or use kifuse.run or 'kifuse run'."
         )
     if any(getattr(type(method), name) is not getattr(Method, name) for name in HOOKS_OF_TEXTS):
         raise RunError(
@@ -201,14 +202,14 @@ def refuse_method(method: Method, memory: Any, adapter: Any = None, *, keep_weig
             "kifuse.ContinualLearner, kifuse.run or 'kifuse run'."
         )
     if method.old_data == "none" and memory is not None:
-        raise RunError(f"memory: {kind} reads no old data with these settings; leave memory= out.")
+        raise RunError(f"memory: {kind} reads no old data with these settings. Leave memory= out.")
     wants = {
         "kept": "stores something with each row at the end of the row's task, which other rows do not have",
-        "by task": "must know which task each row is of, which other rows do not say",
+        "by task": "must know the task of each row, which other rows do not say",
     }
     for need in wants.keys() & method.needs if memory is not None else ():
         raise RunError(
-            f"memory: {kind} {wants[need]}; leave memory= out, so that the callback keeps rows itself."
+            f"memory: {kind} {wants[need]}. Leave memory= out so that the callback keeps rows itself."
         )
 
 
@@ -244,7 +245,7 @@ def refuse_second(trainer: Any, callback: Any) -> None:
     for other in others:
         if other is callback or type(other.method) is type(own):
             raise RunError(
-                f"{kind}: the Trainer was given the callback of this method twice. Give it once, either in "
+                f"{kind}: the Trainer has the callback of this method twice. Give it once, either in "
                 "callbacks=[...] or with trainer.add_callback(...)."
             )
         if callback.state_dir is not None and callback.state_dir == other.state_dir:
@@ -269,8 +270,8 @@ def refuse_training(trainer: Any, state: Any, *, finished: Any) -> None:
         raise RunError("the Trainer was not found: call callback.attach(trainer) before trainer.train().")
     if trainer is finished:
         raise RunError(
-            "this Trainer has finished a task, and a second train() would carry its optimizer's moments "
-            "into the next one; make a new Trainer for each task."
+            "this Trainer has finished a task, and a second train() would use its optimizer's moments for "
+            "the next task. Make a new Trainer for each task."
         )
     if state.is_hyper_param_search:
         raise RunError("hyperparameter search would learn the task in each trial. Search without a method.")
@@ -290,7 +291,7 @@ def refuse_learned(name: str, index: int, learned: Sequence[Mapping[str, Any]]) 
     for task in learned:
         if task["name"] == name and task["number"] <= index:
             raise RunError(
-                f"task {name!r} was learned already, as number {task['number']} of {index}. Give this task "
+                f"task {name!r} was already learned, as number {task['number']} of {index}. Give this task "
                 "another name, or none."
             )
 
@@ -309,7 +310,7 @@ def refuse_twice(state_dir: Path, data: str | None, learned: Sequence[Mapping[st
     if learned and data is not None and learned[-1].get("data") == data:
         last = learned[-1]
         raise RunError(
-            f"{state_dir}: these rows were learned already, as task {last['name']!r}, number "
+            f"{state_dir}: these rows were already learned, as task {last['name']!r}, number "
             f"{last['number']}. A second start of the same script would learn them as task "
             f"{last['number'] + 1}. To learn them once more, give this task a name: callback(name=...)."
         )
@@ -375,9 +376,9 @@ def refuse_other_precision(trainer: Any, model: nn.Module) -> None:
         found = wanted
     if found != wanted:
         raise RunError(
-            f"this Trainer is to train in {_words(wanted)}, but an earlier one of this process has left the "
-            f"model's forward pass in {_words(found)}, and no later one changes that; keep one precision for "
-            "a model, or start a new process."
+            f"this Trainer should train in {_words(wanted)}, but an earlier Trainer of this process set the "
+            f"model's forward pass to {_words(found)}, and that cannot be changed. Use one precision for a "
+            "model, or start a new process."
         )
     _TRAINED_IN[model] = wanted
 

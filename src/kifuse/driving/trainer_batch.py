@@ -15,7 +15,7 @@ Inputs = Mapping[str, Any]
 """A collated batch, as a Trainer's data loader gives it."""
 
 JOINED = (
-    "the batches join their examples in one row; turn padding_free off, take a collator that pads, such as "
+    "the batches join their examples in one row. Turn padding_free off, use a collator that pads, such as "
     "DataCollatorForSeq2Seq, or set per_device_train_batch_size: 1 and more gradient_accumulation_steps."
 )
 
@@ -96,7 +96,7 @@ def refuse_joined(inputs: Inputs, what: str) -> None:
         RunError: It joins them.
     """
     if joins_examples(inputs):
-        raise RunError(f"it takes {what}, but {JOINED}")
+        raise RunError(f"it needs {what}, but {JOINED}")
 
 
 def _cut(inputs: Inputs, start: int, end: int) -> Inputs:

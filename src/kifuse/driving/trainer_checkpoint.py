@@ -59,11 +59,11 @@ def newest_whole(folder: Path) -> str | bool:
         try:
             read_state(path / "kifuse")
         except KifuseError as error:
-            _log.warning("%s is passed over, since it is not whole: %s", path, error)
+            _log.warning("%s is skipped, as it is incomplete: %s", path, error)
         else:
             return str(path)
     if found:
-        _log.warning("no checkpoint in %s is whole, so the task begins anew", folder)
+        _log.warning("no checkpoint in %s is complete, so the task starts again", folder)
     return not found
 
 
@@ -82,11 +82,11 @@ def read_checkpoint(folder: Path, step: int, method: Method) -> StateFolder:
         parent = folder.parent.parent
         others = [p.parent.parent.name for p in parent.glob(f"checkpoint-*/kifuse/{STATE}")]
         whole = max(others, key=lambda name: int(name.rpartition("-")[2]), default="")
-        remedy = f"resume from {parent / whole}" if whole else "start without resume_from_checkpoint"
+        remedy = f"Resume from {parent / whole}" if whole else "Start without resume_from_checkpoint"
         raise RunError(
-            f"{folder / STATE}: no such file. The Trainer goes on from step {step}, but the method's state "
-            "of that step is not there: the checkpoint was made without this callback, or the process ended "
-            f"while it was being written; {remedy}. If the checkpoint is not in the Trainer's output_dir, "
+            f"{folder / STATE}: no such file. The Trainer continues from step {step}, but the method's "
+            "state of that step is missing: the checkpoint was made without this callback, or the process "
+            f"ended while it was written. {remedy}. If the checkpoint is not in the Trainer's output_dir, "
             "name it: callback(checkpoint=...)."
         )
     found = read_state(folder)

@@ -27,7 +27,7 @@ from kifuse.methods.sampled import Sampling
 BY_ROW = {
     "examples": "gradients of single examples",
     "squares": "gradients of single examples",
-    "kept": "something with single examples",
+    "kept": "values of single examples",
     "answers": "an answer to each example",
 }
 """What a method computes for each example, by need."""
@@ -74,14 +74,14 @@ def _refuse_generating(trainer: Any, method: Method) -> None:
     kind, where = type(method).__name__, type(trainer).__name__
     if method.old_data == "steps" or method.needs & {"examples", "kept", "batch"}:
         raise RunError(
-            f"{kind} takes the loss of rows of its own choice, but those of {where} are prompts, whose loss "
-            "is that of answers generated for a whole batch of them; take a method without memory steps and "
-            "single examples, such as kif or replay."
+            f"{kind} computes the loss of rows that it chooses, but the rows of {where} are prompts, and "
+            "their loss is that of answers generated for a whole batch. Use a method without memory steps "
+            "and single examples, such as kif or replay."
         )
     if method.has_loss:
         raise RunError(
-            f"{kind} adds a term to the loss from the model's outputs, which {where} does not give; take a "
-            "method without one, such as kif or replay."
+            f"{kind} adds a loss term that needs the model's outputs, which {where} does not return. Use a "
+            "method without such a term, such as kif or replay."
         )
 
 
@@ -95,7 +95,7 @@ def _refuse_joined(context: TrainerContext, rows: list[Any]) -> None:
     what = next((BY_ROW[need] for need in BY_ROW if need in needs), None)
     if what and (getattr(args, "packing", False) or any(_texts_in(row) > 1 for row in rows)):
         raise RunError(
-            f"it takes {what}, but rows of the training data are packed from several texts; turn packing off."
+            f"it needs {what}, but rows of the training data are packed from several texts. Turn packing off."
         )
     if (
         not needs & {"squares", "kept", "batch", "answers"}
@@ -104,7 +104,7 @@ def _refuse_joined(context: TrainerContext, rows: list[Any]) -> None:
     ):
         return
     if rows_of(context.collate(rows)) < len(rows):
-        raise RunError(f"it takes {what or 'parts of a batch by rows'}, but {JOINED}")
+        raise RunError(f"it needs {what or 'parts of a batch by rows'}, but {JOINED}")
 
 
 def _texts_in(row: Any) -> int:

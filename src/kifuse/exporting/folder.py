@@ -185,7 +185,7 @@ def _refuse_other(target: Path) -> None:
     if target.is_dir() and any(target.iterdir()) and not (target / FACTS).is_file():
         raise RunError(f"{target}: is not empty and holds no export. Name a new or empty folder.")
     if target.exists() and not target.is_dir():
-        raise RunError(f"{target}: is a file; name a folder.")
+        raise RunError(f"{target}: is a file. Name a folder.")
 
 
 def _loaded_by(source: Source, model: str | None) -> str:
@@ -211,7 +211,7 @@ def _notes(source: Source, base: Base, name: str) -> list[str]:
             "--base."
         )
     if base.licence is None:
-        notes.append("The licence of the base model is not known here; say it with --licence.")
+        notes.append("The licence of the base model is not known. Give it with --licence.")
     if name in BUNDLED:
         notes.append(
             f"It was trained on the weights of {BUNDLED[name].package}, which were quantised once, so the "
@@ -221,9 +221,7 @@ def _notes(source: Source, base: Base, name: str) -> list[str]:
     if quantization != "none":
         notes.append(f"It was trained and scored on the base model in {quantization}.")
     if "adapter" in source.record.model:
-        notes.append(
-            "It began from an adapter that was made elsewhere, whose training data is not known here."
-        )
+        notes.append("It started from an adapter made elsewhere, whose training data is not known.")
     return notes
 
 

@@ -89,9 +89,9 @@ def write_merged(
     if len(asked) - same > may_differ:
         other = "" if dtype == torch.float32 else "merge in full precision (--precision fp32), "
         raise ModelError(
-            f"export: merged in {short}, {len(asked) - same} of {len(asked)} answers on the probe differ "
-            f"from those of the adapter on its base in {short}; nothing was written. Export the adapter as "
-            f"it is, {other}or accept it: --may-differ {len(asked) - same}."
+            f"export: merged in {short}, {len(asked) - same} of {len(asked)} probe answers differ from "
+            f"those of the adapter on its base model in {short}, so nothing was written. Export the "
+            f"adapter, {other}or accept this: --may-differ {len(asked) - same}."
         )
     return {"questions": len(asked), "same": same, "of_tasks": of_tasks, "precision": short}
 

@@ -27,10 +27,10 @@ REASONS = {
     "PromptPool": "chooses its prompts by what each input asks",
     "RoutedLora": "weighs several adapters by what each input asks",
     "IdentifiedPrefixes": "finds out from each input which task's prefix it reads",
-    "MatchedPrefixes": "adds up the modules of all tasks anew for each input",
-    "MatchedLora": "adds up the modules of all tasks anew for each input",
-    "AttendedLora": "weighs the pairs of all tasks anew for each input",
-    "PromptBehind": "has its prompt behind what is asked, and prompt tuning has it before",
+    "MatchedPrefixes": "adds up the modules of all tasks again for each input",
+    "MatchedLora": "adds up the modules of all tasks again for each input",
+    "AttendedLora": "weighs the pairs of all tasks again for each input",
+    "PromptBehind": "puts its prompt after the input, and prompt tuning puts it before",
 }
 """Why one of kifuse's own adapters cannot be an adapter of PEFT, by the name of its class."""
 
@@ -44,7 +44,7 @@ def refuse_form(source: Source, *, merged: bool) -> None:
     config, how = source.config, "merged" if merged else "as an adapter"
     if is_full(config) and not merged:
         raise ModelError(
-            f"export: {source.record.method.name!r} trained weights of the model itself, and left no "
+            f"export: {source.record.method.name!r} trained the model's own weights, so there is no "
             "adapter. Export the whole model: --merged, or merged=True."
         )
     if not is_own(config):

@@ -44,7 +44,7 @@ def check_manifest(file: Path, folders: Sequence[Path], seal: str | None = None)
     if seal is not None and file.is_file() and sha256_file(file) != seal:
         raise RunError(
             f"{file}: is not the list of files that record.json knows of this task (SHA-256 differs). It "
-            "was swapped, edited or damaged. Restore it and the files in it from a copy."
+            "was replaced, edited or damaged. Restore it and the files in it from a copy."
         )
     found = read_json(file)
     files = found.get("files") if isinstance(found, dict) and found.get("format") == FORMAT else None

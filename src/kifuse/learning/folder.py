@@ -136,11 +136,11 @@ class LearnerFolder:
             try:
                 engine.restore(j)
             except KifuseError as error:
-                self.say(f"the state after {engine.record.tasks[j - 1].name!r} is left aside: {error}")
+                self.say(f"the state after {engine.record.tasks[j - 1].name!r} is not used: {error}")
             else:
                 return j
         if k:
-            raise RunError(f"{self.path}: no state after any of the first {k} tasks is whole; see above.")
+            raise RunError(f"{self.path}: no state after any of the first {k} tasks is complete; see above.")
         engine.restore(0)
         return 0
 
@@ -174,8 +174,8 @@ class LearnerFolder:
         held.enter_context(exclusive(self.path))
         if RunRecord.load(self.path) != record:
             raise RunError(
-                f"{self.path}: another process has changed it since this learner was loaded; "
-                "load it again: ContinualLearner.load(folder)."
+                f"{self.path}: another process changed this learner after it was loaded. Load it again: "
+                "ContinualLearner.load(folder)."
             )
         self.tidy(record)
 
@@ -211,7 +211,7 @@ class LearnerFolder:
         for goal in dict.fromkeys(goal for _, goal in goals) if tell else ():
             names = ", ".join(p.relative_to(self.path).as_posix() for p, g in goals if g == goal)
             why = (
-                "left of a training that was cut short"
+                "left over from an interrupted training"
                 if goal == left
                 else "an interrupted rollback is finished now"
             )
@@ -325,9 +325,9 @@ def _cannot(source: Path, target: Path, error: OSError) -> RunError:
 
 def _older(folder: Path, newer: Path) -> RunError:
     return RunError(
-        f"{folder / 'record.json'}: does not know {newer.relative_to(folder).as_posix()}: it is older than "
-        f"the files next to it. Put the newest record.json back; {UNDONE}/ holds a copy of each earlier "
-        f"one. To continue from this older record, move {newer.name} out of adapters and state."
+        f"{folder / 'record.json'}: does not list {newer.relative_to(folder).as_posix()}, so it is older "
+        f"than the files next to it. Put the newest record.json back; {UNDONE}/ holds a copy of each "
+        f"earlier one. To continue from this older record, move {newer.name} out of adapters and state."
     )
 
 

@@ -43,7 +43,7 @@ class Hooks:
             RunError: The function raised an exception, or this is called from within a hook.
         """
         if self._inside:
-            raise RunError(f"{self._inside}: a hook cannot have the learner learn a task.")
+            raise RunError(f"{self._inside}: a hook cannot call learn() of its learner.")
         if self._before is not None:
             with self._named("before", f"{task.name!r} is refused, and nothing was learned"):
                 self._before(task, learner)

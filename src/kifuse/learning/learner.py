@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kifuse.config import require_packages
 from kifuse.errors import RunError
 from kifuse.exporting.folder import Export, export
 from kifuse.learning.answer_prompts import answer
@@ -36,7 +37,6 @@ from kifuse.reporting.page import write_report
 from kifuse.running.environment import is_main_process
 from kifuse.running.log_file import RunLog
 from kifuse.running.progress import Progress
-from kifuse.running.run_start import require_trackers
 from kifuse.scoring.own_function import register_metric
 from kifuse.streams import chosen_part, name_metrics
 from kifuse.tasks.any_task import as_task, known_options
@@ -101,7 +101,7 @@ class ContinualLearner:
         self.min_score = checked_points("min_score", min_score)
         self.repair = checked_repair(repair, self.max_forgetting)
         self._hooks = Hooks(before, after)
-        require_trackers(self.config)
+        require_packages(self.config.training.report_to)
         name_metrics("data.own_metrics", self.config.data.own_metrics)
         self._log = RunLog(self.folder, PageRefresh(listener(progress)), writes=is_main_process())
         self._processes = Processes.of_launcher()

@@ -147,7 +147,7 @@ def open_engine(
         cast_by_itself(backbone)
         _restore(engine, place, at, writes)
         if not writes:
-            log.say(f"{folder} cannot be written to: it answers and scores, and learns nothing")
+            log.say(f"{folder} cannot be written to, so this learner can answer and score but not learn")
         elif before is not None and page_is_older(folder):
             engine.tell_saved()
     return engine
@@ -188,8 +188,8 @@ def _way_back(engine: Engine, record: RunRecord, learned: int) -> str:
         with contextlib.suppress(KifuseError):
             engine.snapshots.check(k, record.tasks[k - 1].seal)
             return (
-                f" Or go on from the newest state that is whole, after {record.tasks[k - 1].name!r}: "
-                f"ContinualLearner.load(folder, at={record.tasks[k - 1].name!r}); what came later is moved "
-                "aside."
+                f" Or continue from the newest complete state, after {record.tasks[k - 1].name!r}: "
+                f"ContinualLearner.load(folder, at={record.tasks[k - 1].name!r}). Later tasks are then "
+                "moved out of the way, as in a rollback."
             )
     return ""

@@ -77,7 +77,10 @@ def repair(opened: OpenLearner) -> dict[str, Any] | None:
     for name in probes:
         best[name] = min([best[name], *_on_record(opened, name)])
     if {n: p.shape for n, p in before.items()} != {n: p.shape for n, p in trained.items()}:
-        say("repair: this method adds weights with each task, so that there are none to be pulled back to")
+        say(
+            "repair: this method adds new weights with each task, so there are no earlier values to pull "
+            "them back to"
+        )
         return None
     steps = [_perplexities(opened, probes)]
     while _too_high(steps[-1], best) and len(steps) <= MOST_STEPS:

@@ -209,7 +209,7 @@ def named_model(record: RunRecord, folder: str | Path) -> str:
     """
     if record.model.get("given"):
         raise RunError(
-            f"{folder}: this learner was made from a model object ({record.model.get('name')}); give it "
+            f"{folder}: this learner was made from a model object ({record.model.get('name')}). Give it "
             "again: ContinualLearner.load(folder, model=..., tokenizer=...)."
         )
     return record.config["model"]["name"]

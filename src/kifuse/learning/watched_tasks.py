@@ -100,7 +100,7 @@ def _loaded_again(opened: OpenLearner, entry: WatchedRecord, of: LmEvalRecord) -
     if of.include_path:
         raise RunError(
             f"{opened.place.path}: {entry.name!r} is watched by task files in {', '.join(of.include_path)}, "
-            "which may hold code that runs, so each process names them again: learner.watch(lm_eval={"
+            "whose code may run, so each process must name them again: learner.watch(lm_eval={"
             f"'tasks': [{of.task!r}], 'include_path': ...}}), or kifuse learn --watch-lm-eval. To stop "
             f"watching it: kifuse forget {opened.place.path} {entry.name}"
         )
@@ -133,8 +133,8 @@ def refuse_watched(opened: OpenLearner, name: str) -> None:
     there = watched.get(name_key(name))
     if there is not None:
         raise DataError(
-            f"{opened.place.path}: found {name!r} to be learned, which is the name of a task that is watched "
-            "and so never trained on. Give this one another name (--name), or stop watching that one: kifuse "
+            f"{opened.place.path}: cannot learn {name!r}, as a task of this name is watched and never "
+            "trained on. Give the new task another name (--name), or stop watching the other: kifuse "
             f"forget {opened.place.path} {there}"
         )
 

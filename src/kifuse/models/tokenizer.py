@@ -105,9 +105,9 @@ def cannot_load(name: str, error: Exception) -> str:
     first = repr(error) if isinstance(error, KeyError) else first
     if "trust_remote_code" in str(error):
         return (
-            f"model.name: {name!r} brings Python code of its own, which runs only if you allow it. If you "
-            "trust its authors: model.trust_remote_code: true in a configuration, trust_remote_code=True "
-            "for ContinualLearner.load."
+            f"model.name: {name!r} comes with Python code, which runs only if you allow it. If you trust "
+            "its authors: model.trust_remote_code: true in a configuration, trust_remote_code=True for "
+            "ContinualLearner.load."
         )
     if is_model_folder(name):
         return f"model.name: {name}: not a model folder that transformers can load: {first}"

@@ -110,7 +110,7 @@ class RunRecord(Part):
             key = ".".join(map(str, first["loc"]))
             raise RunError(f"{file}: {key}: {first['msg']}. The record is damaged.") from error
         if not sealed and any(task.seal for task in record.tasks):
-            raise RunError(f"{file}: its seal is gone: the file was edited; restore it from a copy.")
+            raise RunError(f"{file}: its seal is missing, so the file was edited; restore it from a copy.")
         return record
 
     def save(self, folder: Path | str) -> None:

@@ -99,7 +99,7 @@ def _notes(unseen: Unseen, scored: list[str], others: list[str]) -> list[str]:
             for row, values in unseen.figures.items()
         ]
         notes.append(
-            f"Our means are over {listed(there)} only; the paper's over the same: {', '.join(same)}."
+            f"Our means are over {listed(there)} only; the paper's means over the same: {', '.join(same)}."
         )
     if others:
         notes.append(

@@ -64,8 +64,9 @@ class ImportanceProbe(TrainerCallback):
         """
         if self.driver is not None and self.driver.running().shards.cut:
             raise RunError(
-                "record.probe_importance: takes gradients beside the training, which FSDP2, ZeRO of stage 3, "
-                "and DeepSpeed in bf16 do not give; leave it out, or use plain data parallelism (torchrun)."
+                "record.probe_importance: needs gradients outside of training steps, which FSDP2, ZeRO of "
+                "stage 3, and DeepSpeed in bf16 do not give. Leave it out, or use plain data parallelism "
+                "(torchrun)."
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -167,7 +168,7 @@ def refuse_probes(config: RunConfig, names: Sequence[str], *, jointly: bool) -> 
     if wanted and jointly:
         raise ConfigError(
             f"record.probe_importance: found {', '.join(wanted)} with a method that learns all tasks at "
-            "once; there is no later moment, so leave it out."
+            "once, so there is no later task to measure after. Leave it out."
         )
     for name in wanted:
         if name not in names:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kifuse.config import LmEvalConfig
+from kifuse.config import LmEvalConfig, require_packages
+from kifuse.config.installed import installed
 from kifuse.errors import ConfigError, DataError
 from kifuse.io.file_names import name_fault
 from kifuse.io.storage import sha256_text
@@ -57,27 +57,6 @@ class LmEvalTask:
         return WatchedRecord(name=self.name, metric=self.of.metric, n=self.n, hash=self.hash, lm_eval=self.of)
 
 
-def require_lm_eval(config: LmEvalConfig) -> None:
-    """Make sure that lm_eval is installed if its tasks are asked for.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    if config.tasks and not _installed():
-        raise ConfigError(
-            "watch.lm_eval: found tasks of lm-evaluation-harness, which is not installed, expected the extra "
-            "lm-eval: pip install 'lm-eval>=0.4.13', or leave the tasks out."
-        )
-
-
-def _installed() -> str:
-    """The version of lm_eval; empty if it is not installed."""
-    try:
-        return version("lm_eval")
-    except PackageNotFoundError:
-        return ""
-
-
 @contextlib.contextmanager
 def seeded_apart() -> Iterator[None]:
     """Seed all generators as lm_eval does while the block runs, then restore them."""
@@ -104,7 +83,7 @@ def open_lm_eval(config: LmEvalConfig) -> list[LmEvalTask]:
     """
     if not config.tasks:
         return []
-    require_lm_eval(config)
+    require_packages(lm_eval=config.tasks)
     found: list[LmEvalTask] = []
     asked_by: dict[str, str] = {}
     with seeded_apart(), heard(), without_bars():
@@ -115,7 +94,7 @@ def open_lm_eval(config: LmEvalConfig) -> list[LmEvalTask]:
                 if task.name in asked_by:
                     raise ConfigError(
                         f"watch.lm_eval: {task.of.task!r} is asked for by {asked_by[task.name]!r} and by "
-                        f"{asked!r}; ask for it once. All its metrics are on record anyway."
+                        f"{asked!r}. Ask for it once; the record has all its metrics."
                     )
                 asked_by[task.name] = asked
                 found.append(task)
@@ -207,8 +186,8 @@ def _named(asked: str, config: LmEvalConfig) -> tuple[str, str, Any]:
         nearest = get_close_matches(name, _names(config), n=3)
         hint = f" The nearest are {', '.join(nearest)}." if nearest else ""
         raise ConfigError(
-            f"watch.lm_eval: found {name!r}, expected a task that lm_eval {_installed()} has.{hint} See "
-            "'lm-eval ls tasks'; a task file of your own is found in watch.lm_eval.include_path."
+            f"watch.lm_eval: found {name!r}, expected a task that lm_eval {installed('lm_eval')} has.{hint} "
+            "See 'lm-eval ls tasks'. Your own task files are looked for in watch.lm_eval.include_path."
         )
     return name, metric, manager
 
@@ -226,8 +205,8 @@ def _load(name: str, manager: Any) -> list[Any]:
     except Exception as error:  # a task file, its code or the hub may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(
-            f"watch.lm_eval: {name!r} cannot be loaded: {reason[:300]}. A task of lm_eval gets its data from "
-            "the hub, once; a task file of your own may name local files."
+            f"watch.lm_eval: {name!r} cannot be loaded: {reason[:300]}. A task of lm_eval downloads its "
+            "data from the hub once. Your own task file may name local files."
         ) from error
 
 
@@ -253,13 +232,13 @@ def _opened(asked: str, metric: str, loaded: Any, config: LmEvalConfig) -> LmEva
     if better[chosen] is False and chosen not in PERPLEXITIES:
         others = [f"{name}:{each}" for each in metrics if better[each] is not False or each in PERPLEXITIES]
         raise ConfigError(
-            f"watch.lm_eval: found {name} with {chosen}, of which less is better, expected a metric that a "
-            f"score can be made of: {', '.join(others) or 'it has none'}."
+            f"watch.lm_eval: found {name} with {chosen}, for which lower is better, expected a metric for "
+            f"which higher is better: {', '.join(others) or 'it has none'}."
         )
     of = LmEvalRecord(
         task=name,
         version=str(group.version if group else first.VERSION),
-        harness=_installed(),
+        harness=installed("lm_eval"),
         metric=chosen,
         filter=filtered,
         limit=config.limit,
@@ -298,7 +277,7 @@ def points(name: str, of: LmEvalRecord, value: Any, stderr: Any) -> tuple[float,
         return float(value), error
     if not isinstance(value, (int, float, np.floating)) or not -1.0 <= value <= 1.0:
         raise DataError(
-            f"watch.lm_eval: {name}: found {value!r} as its {of.metric}, expected a number from -1 to 1, of "
-            "which a score can be made. Name another of its metrics, as in hellaswag:acc_norm."
+            f"watch.lm_eval: {name}: found {value!r} as its {of.metric}, expected a number from -1 to 1, as "
+            "a score is made of it. Name another of its metrics, as in hellaswag:acc_norm."
         )
     return 100.0 * float(value), None if error is None else 100.0 * error

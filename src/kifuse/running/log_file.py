@@ -114,7 +114,7 @@ class RunLog(Progress):
         if not self._told:
             self._told = True
             self.inner.say(
-                f"{self.file}: cannot be written: {error.strerror or error}; the run goes on without a log"
+                f"{self.file}: cannot be written: {error.strerror or error}; the run continues without a log"
             )
 
     def say(self, text: str) -> None:
@@ -167,7 +167,7 @@ class RunLog(Progress):
         """Write the score."""
         moment = f"after task {after}" if after else "before any training"
         valid = "" if cell.valid is None else f", {cell.valid:.1f}% of the outputs are labels"
-        known = "" if cell.identified is None else f", {cell.identified:.1f}% found to be of the task"
+        known = "" if cell.identified is None else f", the task was recognised in {cell.identified:.1f}%"
         self.write(
             f"{moment}: {task} {cell.score:.2f}{valid}{known}; "
             f"{cell.n} examples in {cell.seconds:.1f} seconds"

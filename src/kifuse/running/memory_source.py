@@ -31,7 +31,7 @@ def refuse_source(memory: MemoryConfig, method: Method, name: str) -> None:
     """
     if memory.source != "real" and "kept" in method.needs:
         raise ConfigError(
-            f"memory.source: {memory.source!r} does not go with method {name!r}, which stores something "
+            f"memory.source: {memory.source!r} does not work with method {name!r}, which stores something "
             "with each kept example of the task. Use memory.source: real."
         )
     if memory.samples is not None and (memory.source != "generated" or method.data_class != "real replay"):

@@ -41,8 +41,8 @@ def refuse_file_for_middle(folder: Path) -> None:
     """
     if (folder / "checkpoint").is_file():
         raise RunError(
-            f"{folder / 'checkpoint'}: is a file, expected a folder for the middle of a task, or nothing. "
-            "Move the file elsewhere."
+            f"{folder / 'checkpoint'}: is a file, expected a folder with the checkpoint of a task, or "
+            "nothing. Move the file elsewhere."
         )
 
 
@@ -93,7 +93,7 @@ class Middle:
         try:
             found = read_state(self.place)
         except KifuseError as error:
-            self.say(f"{error} The task begins anew.")
+            self.say(f"{error} The task starts again.")
             return None
         return found if found.values.get("identity") == identity else None
 

@@ -90,8 +90,8 @@ class Reading:
         if len(end) > 1 or end[0] not in known:
             text = self.encoder.tokenizer.decode(end)
             self._note(
-                f"every answer learned here ends with {text!r}, at which the model's generation config does "
-                "not stop: name it as a stop where you serve the adapter."
+                f"every answer learned here ends with {text!r}, but the model's generation config does not "
+                "stop there. Set it as a stop text where you serve the adapter."
             )
 
     def _note(self, text: str) -> None:

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from kifuse import __version__
 from kifuse.adapters.kinds import refuse_pairing
-from kifuse.config import RunConfig, missing_trackers
-from kifuse.errors import ConfigError, KifuseError, ModelError, RunError
+from kifuse.config import RunConfig
+from kifuse.errors import KifuseError, ModelError, RunError
 from kifuse.method_catalog import class_with
 from kifuse.methods.base import Method
 from kifuse.methods.parameters import Parameters
@@ -107,13 +107,13 @@ def settle_rendering(
     data, begun = config.data, begun_form(record)
     found = decide_rendering(data.chat_template, tokenizer, benchmark=data.benchmark, begun=begun)
     if found.form != begun:
-        say(f"from now on examples are put to the model in another form: {found.form}, as {found.why}")
+        say(f"from now on examples are given to the model in another form: {found.form}, as {found.why}")
         record.config["data"]["chat_template"] = data.chat_template
     elif not record.rendering:
         fresh = decide_rendering("auto", tokenizer, benchmark=data.benchmark)
         if fresh.form != begun:
             say(
-                "this was begun with an earlier kifuse; examples stay in the form of that time: "
+                "this was begun with an earlier kifuse, so examples keep the form of that version: "
                 f"{found.form} ({found.why})"
             )
     if found.form != begun or not record.rendering:
@@ -162,8 +162,8 @@ def other_source(task: Task, entry: TaskRecord) -> str | None:
     if entry.metric_source is None or task.metric_source == entry.metric_source:
         return None
     return (
-        f"Task '{task.name}': the source of its metric {task.metric} has changed since it was learned; "
-        "scores from before and after the change do not compare."
+        f"Task '{task.name}': the source of its metric {task.metric} has changed since it was learned, so "
+        "scores from before and after the change cannot be compared."
     )
 
 
@@ -256,20 +256,6 @@ def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[st
         elif a != b:
             found.append(f"{prefix}{key} ({a!r} there, {b!r} here)")
     return found
-
-
-def require_trackers(config: RunConfig) -> None:
-    """Make sure that the trackers in `training.report_to` are installed.
-
-    Raises:
-        ConfigError: One is not.
-    """
-    missing = missing_trackers(config.training.report_to)
-    if missing:
-        raise ConfigError(
-            f"training.report_to: {', '.join(missing)} not installed; pip install {' '.join(missing)}, "
-            "or take it out of the list."
-        )
 
 
 def opening_lines(config: RunConfig, record: RunRecord | None) -> list[str]:

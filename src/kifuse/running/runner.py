@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from kifuse.config import RunConfig, to_yaml
+from kifuse.config import RunConfig, require_packages, to_yaml
 from kifuse.config.start_from import with_start
 from kifuse.errors import DataError
 from kifuse.io.lock import exclusive
@@ -21,7 +21,6 @@ from kifuse.running.data_on_record import is_looked_through, put_on_record, tell
 from kifuse.running.engine import Engine
 from kifuse.running.environment import is_main_process, process_count, reset_peak_memory
 from kifuse.running.importance_probe import refuse_probes
-from kifuse.running.lm_eval_tasks import require_lm_eval
 from kifuse.running.log_file import RunLog
 from kifuse.running.mid_task_checkpoint import refuse_file_for_middle
 from kifuse.running.progress import Plan, Progress
@@ -33,7 +32,6 @@ from kifuse.running.run_start import (
     open_method,
     open_run,
     opening_lines,
-    require_trackers,
 )
 from kifuse.running.sealed_files import SEALED_NOW, check_base, seal_if_unsealed
 from kifuse.running.shared_by_runs import Shared
@@ -90,8 +88,7 @@ def run(
     if record is not None and record.status == "finished":
         _check_finished(config, record, shared, progress)
         return record
-    require_trackers(config)
-    require_lm_eval(config.watch.lm_eval)
+    require_packages(config.training.report_to, config.watch.lm_eval.tasks)
     with contextlib.ExitStack() as held:
         processes.of_first(lambda: held.enter_context(exclusive(folder)))
         # again, now that nobody else can change it
@@ -120,10 +117,10 @@ def _check_finished(config: RunConfig, record: RunRecord, shared: Shared, progre
     kept, last = Snapshots(Path(config.output)), len(record.tasks)
     if not kept.has(last):
         progress.say(
-            f"note: {kept.adapter(last)}, the last adapter of this finished run, or the list of its files is "
-            "gone; to make it again, name another output"
+            f"note: {kept.adapter(last)}, the last adapter of this finished run, or the list of its files, "
+            "is missing; to make it again, name another output"
         )
-    progress.say(f"{config.output} holds this run already, finished; nothing to do")
+    progress.say(f"{config.output} already holds this finished run; nothing to do")
 
 
 def _run(

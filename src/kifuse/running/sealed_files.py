@@ -48,7 +48,7 @@ def seal_if_unsealed(folder: Path, record: RunRecord) -> bool:
     return True
 
 
-SEALED_NOW = "written by an earlier kifuse: its files are taken as they are, and sealed from now on"
+SEALED_NOW = "written by an earlier kifuse, which did not seal its files; they are sealed now as they are"
 """The message about such a folder, said once, after its path."""
 
 

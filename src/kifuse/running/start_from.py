@@ -47,8 +47,8 @@ def refuse_another_start(config: RunConfig, record: RunRecord) -> bool:
             check_file(folder / name, known[name], FILE)
         elif not (folder / name).is_file() or sha256_file(folder / name) != known[name]:
             raise ModelError(
-                f"model.adapter.from: {folder / name} is not the file that {config.output} began from "
-                "(SHA-256 differs). Name that adapter, or begin a new folder."
+                f"model.adapter.from: {folder / name} is not the file that {config.output} started from "
+                "(SHA-256 differs). Name that adapter, or use a new output folder."
             )
     return True
 

@@ -85,7 +85,8 @@ class Tracking:
                 self.close()
                 remedy = ", log in, or set WANDB_MODE=offline" if name == "wandb" else ""
                 raise RunError(
-                    f"training.report_to: {name} could not be begun: {error} Take it out of the list{remedy}."
+                    f"training.report_to: {name} could not be started: {error} Take it out of the "
+                    f"list{remedy}."
                 ) from error
 
     def _begin(self, name: str) -> TrainerCallback:
@@ -164,7 +165,7 @@ class Tracking:
             what(self._open[name])
         except Exception as error:  # whatever a tracker's server or disk does, training goes on
             del self._open[name]
-            self.say(f"training.report_to: {name} failed, and is sent no more: {error}")
+            self.say(f"training.report_to: {name} failed and gets nothing more: {error}")
 
     def scores(self, after: int, row: Sequence[RowScore]) -> None:
         """Send the scores after so many tasks, with AP and BWT so far if they are known."""
@@ -182,7 +183,7 @@ class Tracking:
                 with _told(self.say):
                     self._end(name, tracker)
             except Exception as error:
-                self.say(f"training.report_to: {name} could not be ended: {error}")
+                self.say(f"training.report_to: {name} could not be closed: {error}")
         self._open, self._own_wandb = {}, False
 
     def _end(self, name: str, tracker: Any) -> None:

@@ -56,7 +56,7 @@ def take_over_training(folder: Path, trained: Path, config: RunConfig, record: R
     ]
     if theirs.status != "finished" or begun_form(theirs) != begun_form(record) or changed:
         why = f"differs in {', '.join(changed)}" if changed else "is not finished, or has other prompts"
-        raise RunError(f"{trained}: its training cannot be taken over to {folder}, since it {why}.")
+        raise RunError(f"{trained}: its training cannot be used in {folder}, since it {why}.")
     before, after = Snapshots(trained), Snapshots(folder)
     for k, (mine, other) in enumerate(zip(record.tasks, theirs.tasks, strict=True), start=1):
         if before.has(k):

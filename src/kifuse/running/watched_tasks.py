@@ -94,8 +94,8 @@ def refuse_learned(learned: Sequence[str], tasks: Sequence[Watched]) -> None:
         if name_key(task.name) in names:
             raise DataError(
                 f"watch: found {task.name!r}, which is the name of a task that is learned "
-                f"({names[name_key(task.name)]!r}) and scored anyway. Leave it out; or, if these are other "
-                "examples, rename the file or folder to watch."
+                f"({names[name_key(task.name)]!r}) and so is scored. Leave it out or, if these are other "
+                "examples, rename the watched file or folder."
             )
 
 

@@ -91,7 +91,7 @@ def refuse_unnamed(name: Any, where: str) -> None:
     """
     if isinstance(name, str) and is_own(name) and name not in _given and name not in _named:
         raise DataError(
-            f"{where}: metric '{name}' is code, which only you can name, never a folder. Look at the code. "
+            f"{where}: metric '{name}' is code, and a data folder cannot make code run. Look at the code. "
             f"If you want it to run, name it: data.own_metrics: ['{name}'] in your configuration, "
             f"own_metrics=['{name}'] for ContinualLearner.load, or kifuse.scoring.register_metric('{name}') "
             "in Python."

@@ -122,12 +122,12 @@ def _task(data: Any, test: Any, name: str | None, settings: Settings) -> Task:
         file = data_file(Path(data))
         if file is None:
             raise DataError(
-                f"learn(): found test with the path {os.fspath(data)}, expected it only with rows or one "
+                f"learn(): found test= with the folder {os.fspath(data)}, expected it only with rows or one "
                 "data file. Put the test rows into test.jsonl in that folder."
             )
         name, (splits, said) = name or file.stem, file_tables(file)
     elif name is None:
-        raise DataError("learn(): rows have no name. Give name='...', which the record shows.")
+        raise DataError("learn(): found rows without a name. Give name='...', which the record shows.")
     else:
         splits, said = object_tables(data, name)
     if test is not None:

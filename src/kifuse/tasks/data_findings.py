@@ -126,7 +126,7 @@ class Findings:
             ("Examples that repeat another one of their split (same input, same answers)", self._repeated()),
             ("Training inputs whose answers contradict each other", contradicting),
             ("Test examples whose input is also trained on", self._also_trained()),
-            ("Inputs that stand in two splits", self._shared()),
+            ("Inputs that are in two splits", self._shared()),
             (
                 "Examples with characters that the tokenizer replaces, as it has no token for them",
                 self._unknown(),
@@ -159,8 +159,8 @@ class Findings:
         if not short:
             return ""
         return (
-            f"Longest answers that cannot be generated whole, as evaluation.max_new_tokens is {limit:,}: "
-            f"{_listed(short, most)} tokens; null generates as many as data.max_target."
+            "The longest answers are cut when they are generated, as evaluation.max_new_tokens is "
+            f"{limit:,}: {_listed(short, most)} tokens; null generates as many as data.max_target."
         )
 
     def _cut(self, train: str, test: str) -> list[str]:

@@ -394,6 +394,6 @@ class Encoder:
             else "the parts that are never cut"
         )
         return DataError(
-            f"{name_of(example)}: {what} alone take {needed} tokens, but data.max_input is "
-            f"{self.max_input}. Raise data.max_input above {needed}, or shorten them."
+            f"{name_of(example)}: {what} take {needed} tokens, but data.max_input is {self.max_input}. "
+            f"Raise data.max_input above {needed}, or shorten them."
         )

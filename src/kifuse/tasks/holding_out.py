@@ -47,7 +47,7 @@ def hold_out(task: Task, split: Split, seed: int, share: float = HELD_OUT) -> Ta
     if chosen:
         were = "was" if len(chosen) == 1 else "were"
         said = f"{counted(len(chosen), 'training example')} {were} set aside as its {split} set"
-        said += "" if len(groups) == total else "; those that ask the same stayed together"
+        said += "" if len(groups) == total else "; examples that ask the same stayed together"
     else:
         said = (
             f"no {split} set was set aside, as its training examples ({total}) ask too few different "

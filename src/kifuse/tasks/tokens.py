@@ -103,8 +103,8 @@ def spaced(target: str, before: str) -> str:
 def only_special(where: str, answer: str) -> DataError:
     """Make the error for an answer that would read as an empty output."""
     return DataError(
-        f"{where}: of the answer {answer[:60]!r} nothing is left but special tokens, which are not text in "
-        "an output. Write the answer as text."
+        f"{where}: the answer {answer[:60]!r} consists of special tokens only, which are not text in an "
+        "output. Write the answer as text."
     )
 
 

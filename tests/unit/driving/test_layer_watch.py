@@ -214,7 +214,7 @@ def test_hooks_are_taken_off(tiny_llama: LlamaForCausalLM):
 
 def test_what_cannot_be_watched_is_refused(tiny_llama: LlamaForCausalLM):
     params = Parameters(tiny_llama.named_parameters())
-    with pytest.raises(RunError, match=r"torch_compile.*turn it off"):
+    with pytest.raises(RunError, match=r"torch_compile.*Turn it off"):
         LayerWatch(Taps(Trainer(compiled=True)), tiny_llama, params)
     ids = torch.tensor([[5, 6, 7]])
     trainer = Trainer()
@@ -234,7 +234,7 @@ def test_what_cannot_be_watched_is_refused(tiny_llama: LlamaForCausalLM):
         LayerWatch(Taps(Trainer()), dora, Parameters(dora.named_parameters()))
     config = IA3Config(target_modules=["k_proj"], feedforward_modules=[])
     scaled = get_peft_model(tiny_llama, config)
-    with pytest.raises(RunError, match=r"no weight of one is trained.*LoRA or full fine-tuning"):
+    with pytest.raises(RunError, match=r"no linear layer is trained.*LoRA or full fine-tuning"):
         LayerWatch(Taps(Trainer()), scaled, Parameters(scaled.named_parameters()))
 
 

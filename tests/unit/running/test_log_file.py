@@ -117,7 +117,7 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path: Path, kind: str) ->
         with log.writing("beginning"):
             log.say("hello")
     assert inner.said[1:] == ["hello", "hello"]
-    assert str(place) in inner.said[0] and "the run goes on without a log" in inner.said[0]
+    assert str(place) in inner.said[0] and "the run continues without a log" in inner.said[0]
 
 
 def test_a_disk_that_fills_up_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

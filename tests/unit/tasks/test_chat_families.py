@@ -264,11 +264,11 @@ def test_an_answer_of_nothing_but_special_tokens_is_refused_with_its_place(tmp_p
     [_, example] = read_task(tmp_path / "a.jsonl").train
     for name in FAMILIES:
         with pytest.raises(
-            DataError, match=r"a\.jsonl:2: Example 'x…': of the answer '</s>' nothing is left"
+            DataError, match=r"a\.jsonl:2: Example 'x…': the answer '</s>' consists of special"
         ):
             encode(name, example)
     plain = FAMILIES["llama3"].tokenizer()
-    with pytest.raises(DataError, match=r"a\.jsonl:2: .* nothing is left but special tokens"):
+    with pytest.raises(DataError, match=r"a\.jsonl:2: .* consists of special tokens only"):
         Encoder(plain, encoder_decoder=False).encode(example)
 
 

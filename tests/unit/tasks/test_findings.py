@@ -66,7 +66,7 @@ def test_tasks_learned_before_are_held_against_the_new_one_by_hashes_alone():
     assert found.notes() == [
         "Test examples whose input is also trained on: "
         "old 1 input (in new/train), new 1 of 2 (in old/train).",
-        "Inputs that stand in two splits: old/dev and new/dev 1.",
+        "Inputs that are in two splits: old/dev and new/dev 1.",
     ]
 
 
@@ -125,7 +125,7 @@ def test_answers_that_cannot_be_generated_whole_are_said(tiny_tokenizer):
     longest = look_through(tasks, encoder).tasks[0].lengths.longest_target
     assert look_through(tasks, encoder, max_new_tokens=longest).notes() == []
     assert look_through(tasks, encoder, max_new_tokens=4).notes() == [
-        "Longest answers that cannot be generated whole, as evaluation.max_new_tokens is 4: "
+        "The longest answers are cut when they are generated, as evaluation.max_new_tokens is 4: "
         f"t {longest} tokens; null generates as many as data.max_target."
     ]
 

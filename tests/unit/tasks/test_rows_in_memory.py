@@ -216,7 +216,7 @@ def test_what_is_set_aside_of_repeated_rows_is_said():
     assert (len(found.train), len(found.test), len({e.input for e in found.test})) == (16, 4, 1)
     assert found.warnings == (
         "Task 't': 4 training examples were set aside as its test set; "
-        "those that ask the same stayed together.",
+        "examples that ask the same stayed together.",
     )
     same = as_task([{"input": "q", "output": "x"}] * 20, name="t")
     assert (len(same.train), same.test) == (20, ())
