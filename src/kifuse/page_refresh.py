@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from kifuse.config import RunConfig
+from kifuse.processes import is_main_process
 from kifuse.record.run_record import FILE as RECORD
 from kifuse.record.run_record import RunRecord
 from kifuse.reporting.page import FILE as PAGE
 from kifuse.reporting.page import refresh_report
 from kifuse.running import runner
-from kifuse.running.environment import is_main_process
 from kifuse.running.progress import Progress
 from kifuse.running.shared_by_runs import Shared
 

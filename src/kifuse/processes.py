@@ -40,7 +40,7 @@ class Processes:
         Raises:
             RunError: The processes cannot reach each other.
         """
-        count = int(os.environ.get("WORLD_SIZE", "1"))
+        count = process_count()
         if count == 1:
             return ALONE
         from accelerate import PartialState
@@ -49,7 +49,7 @@ class Processes:
         if not distributed.is_initialized():
             with _answering():
                 PartialState(timeout=_PATIENCE)
-        return cls(int(os.environ.get("RANK", "0")), count)
+        return cls(_rank(), count)
 
     def shared_out(self, costs: Sequence[int]) -> list[int]:
         """Return the indices of this process's pieces of work: each piece goes to the least loaded process.
@@ -137,6 +137,28 @@ class Processes:
 
 ALONE = Processes()
 """A run with a single process."""
+
+
+def process_count() -> int:
+    """How many processes the launcher has started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this process is the first one, which writes and prints for all."""
+    return _rank() == 0
+
+
+def leave_processes() -> None:
+    """Leave the group of processes that worked together, so that none of its threads outlives the run."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 def cut_by_launcher() -> bool:

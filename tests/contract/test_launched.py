@@ -10,7 +10,7 @@ import pytest
 from torch import distributed
 
 from kifuse.errors import RunError
-from kifuse.running.environment import leave_processes
+from kifuse.processes import leave_processes
 from kifuse.running.importance_probe import ImportanceProbe
 from tests.contract.run_in_pieces import check_run_in_pieces
 from tests.processes import run_two

@@ -27,7 +27,7 @@ GATE = 3
 
 def speaks() -> bool:
     """Whether this process prints results: the only one, or the first of several."""
-    from kifuse.running.environment import is_main_process
+    from kifuse.processes import is_main_process
 
     return is_main_process()
 
@@ -128,7 +128,7 @@ def begun(
 def _told(quiet: bool) -> Iterator[Any]:
     """Print a learner's messages to stderr while it is open."""
     from kifuse.cli.quiet import quieten
-    from kifuse.running.environment import is_main_process, leave_processes
+    from kifuse.processes import is_main_process, leave_processes
     from kifuse.terminal.progress import ConsoleProgress
 
     quieten(everything=quiet)

@@ -65,9 +65,9 @@ def run(
 
     from kifuse.cli.quiet import quieten
     from kifuse.page_refresh import run as run_stream
+    from kifuse.processes import is_main_process, leave_processes
     from kifuse.reporting.terminal_tables import comparison_table, matrix_table, plain_table
     from kifuse.reporting.watched import watched_table
-    from kifuse.running.environment import is_main_process, leave_processes
     from kifuse.terminal.progress import ConsoleProgress
 
     quieten(everything=quiet)

@@ -24,11 +24,11 @@ from kifuse.io.whole_folders import remove_temporaries
 from kifuse.learning.folder import move_aside
 from kifuse.models.bundled import BUNDLED, bundled_model
 from kifuse.page_refresh import run
+from kifuse.processes import process_count
 from kifuse.record.run_record import RunRecord
 from kifuse.reporting.run_groups import Run
 from kifuse.reporting.sweeps import Sweep
 from kifuse.reporting.wording import count
-from kifuse.running.environment import process_count
 from kifuse.running.memory_source import sources
 from kifuse.running.progress import Plan
 from kifuse.running.run_start import config_json, differences, open_method

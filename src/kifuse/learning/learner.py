@@ -30,11 +30,10 @@ from kifuse.learning.watched_tasks import put_under_watch
 from kifuse.models.given import given_name
 from kifuse.own_method import refuse_unnamed_method
 from kifuse.page_refresh import PageRefresh
-from kifuse.processes import Processes
+from kifuse.processes import Processes, is_main_process
 from kifuse.record.lineage import LearnReport, count_up_to
 from kifuse.record.run_record import RunRecord
 from kifuse.reporting.page import write_report
-from kifuse.running.environment import is_main_process
 from kifuse.running.log_file import RunLog
 from kifuse.running.progress import Progress
 from kifuse.scoring.own_function import register_metric

@@ -18,10 +18,10 @@ from kifuse.driving.zero import whole_weights
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, OldData, TaskInfo
 from kifuse.models.loading import Backbone, shrink_frozen
-from kifuse.processes import Processes, cut_by_launcher
+from kifuse.processes import Processes, cut_by_launcher, is_main_process
 from kifuse.record.run_record import RunRecord
 from kifuse.registry import build_method
-from kifuse.running.environment import is_main_process, peak_memory_mb
+from kifuse.running.environment import peak_memory_mb
 from kifuse.running.importance_probe import ImportanceProbe, probe_of
 from kifuse.running.interrupt import Patience
 from kifuse.running.memory_source import general_inputs, sources, writes_memory

@@ -1,4 +1,4 @@
-"""The machine, the software and the processes that a run runs on."""
+"""The machine and the software that a run runs on."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from kifuse.models.loading import Backbone
+from kifuse.processes import process_count
 
 _STATUS, _PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -85,21 +86,3 @@ def peak_memory_mb() -> float:
     # Linux counts in KiB, macOS in bytes
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def process_count() -> int:
-    """How many processes train together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one that writes files."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def leave_processes() -> None:
-    """Leave the group of processes that trained together, so that none of its threads outlives the run."""
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()

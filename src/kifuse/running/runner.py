@@ -15,11 +15,11 @@ from kifuse.io.lock import exclusive
 from kifuse.io.storage import write_text
 from kifuse.io.whole_folders import remove_temporaries
 from kifuse.own_method import name_method
-from kifuse.processes import Processes
+from kifuse.processes import Processes, is_main_process, process_count
 from kifuse.record.run_record import RunRecord
 from kifuse.running.data_on_record import is_looked_through, put_on_record, tell
 from kifuse.running.engine import Engine
-from kifuse.running.environment import is_main_process, process_count, reset_peak_memory
+from kifuse.running.environment import reset_peak_memory
 from kifuse.running.importance_probe import refuse_probes
 from kifuse.running.log_file import RunLog
 from kifuse.running.mid_task_checkpoint import refuse_file_for_middle
