@@ -174,7 +174,7 @@ def _refuse_old_peft() -> None:
     found = version("peft")
     if tuple(map(int, found.split(".")[:2])) < SINCE:
         raise ModelError(
-            f"model.adapter.kind: {KIND!r} needs PEFT {'.'.join(map(str, SINCE))} or later, found {found}; "
+            f"model.adapter.kind: {KIND!r} needs PEFT {'.'.join(map(str, SINCE))} or later, found {found}. "
             "Run: pip install --upgrade peft"
         )
 

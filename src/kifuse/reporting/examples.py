@@ -92,7 +92,7 @@ def examples(run: Run, *, texts: bool = True) -> Examples:
     notes = [clean(note) for note in found.notes] if texts else []
     if not any(kind.total for kind in kinds):
         reason = "No example was answered right, neither when its task was learned nor at the end."
-        absent = "The run's predictions are missing."
+        absent = "The predictions of the run are missing."
         return Examples(reason=absent if found.notes else reason, notes=notes)
     return Examples(kinds=kinds, notes=notes, counted=not texts)
 

@@ -58,7 +58,7 @@ def test_the_predictions_being_gone_is_said_without_their_place(folder: Path):
     for file in folder.glob("predictions/*/*"):
         file.unlink()
     shared = run_page(open_run(folder), texts=False)
-    assert "The run's predictions are missing." in shared
+    assert "The predictions of the run are missing." in shared
     assert "sekret" not in shared
 
 
