@@ -85,7 +85,7 @@ def test_batches_of_one_row_are_refused_where_rows_are_examples(learn: Learn, na
     ("settings", "said"),
     [
         ({"name": "forever"}, "the first replay comes after 1 day(s) of 24 steps, and the task has 2"),
-        ({"name": "aimmerging"}, "the first merge comes at step 16, twice the interval, but the task had 2"),
+        ({"name": "aimmerging"}, "the first merge comes at step 16, twice the interval; the task had 2"),
     ],
     ids=["forever", "aimmerging"],
 )

@@ -139,7 +139,9 @@ def test_a_folder_of_an_earlier_kifuse_is_sealed_once(make: Make, tasks: list[Ta
         del cell["predictions"]
     write_json(file, old)
     told = Told()
-    assert _load(learner.folder, progress=told).record == learner.record
+    record = _load(learner.folder, progress=told).record
+    # opening the folder again can take more memory than learning took
+    assert record.model_copy(update={"peak_memory_mb": learner.record.peak_memory_mb}) == learner.record
     assert sum("they are sealed now" in line for line in told.lines) == 1
     told = Told()
     assert _load(learner.folder, progress=told).learn(tasks[1]).accepted
