@@ -5,8 +5,10 @@ Only code that the caller names is ever imported, never code that a folder names
 
 from __future__ import annotations
 
+import inspect
 import re
-from typing import TYPE_CHECKING, Any
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
@@ -17,6 +19,20 @@ from kifuse.scoring.own_function import import_from_here, names_code
 
 if TYPE_CHECKING:
     from kifuse.methods.base import Method
+
+
+_HOOKS = (
+    "training_examples",
+    "begin_task",
+    "loss",
+    "on_gradients",
+    "on_update",
+    "on_step",
+    "end_task",
+    "remember",
+    "check",
+    "extra_passes",
+)
 
 
 def register(name: str, cls: type[Method], summary: str = "") -> None:
@@ -81,15 +97,54 @@ def _own_entry(what: str, cls: Any, summary: str = "") -> Entry:
             f"{what} is not a method. Derive the class from kifuse.Method and decorate it with pydantic's "
             "@dataclass(kw_only=True, config=SETTINGS), SETTINGS from kifuse.methods.base."
         )
+    if cls.__pydantic_config__.get("extra") != "forbid":  # pyright: ignore[reportAttributeAccessIssue]
+        raise ConfigError(
+            f"{what} would ignore settings that it does not have. Decorate the class with "
+            "@dataclass(kw_only=True, config=SETTINGS), SETTINGS from kifuse.methods.base."
+        )
     try:
-        data_class = cls().data_class
+        made = cls()
+        data_class = made.data_class
     except (ValidationError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{what} cannot be made without settings: {reason}.") from error
+    _refuse_slips(what, made)
     target = f"{cls.__module__}:{cls.__qualname__}"
     registry.OWN[target] = cls
     summary = summary or (cls.__doc__ or "").strip().partition("\n")[0]
     return Entry(target=target, summary=summary, data_class=data_class)
+
+
+def _refuse_slips(what: str, method: Method) -> None:
+    """Refuse what would be ignored in silence: unknown words, and hooks that are never or otherwise called.
+
+    Raises:
+        ConfigError: The class has such a slip.
+    """
+    from kifuse.methods.base import Method, Need, OldData
+
+    known: tuple[str, ...] = get_args(OldData)
+    if method.old_data not in known:
+        raise ConfigError(f"{what}: old_data is {method.old_data!r}, expected one of {', '.join(known)}.")
+    for need in sorted(set(method.needs) - set(get_args(Need))):
+        listed = ", ".join(get_args(Need))
+        raise ConfigError(
+            f"{what}: needs has {need!r}, expected words out of {listed}.{did_you_mean(need, get_args(Need))}"
+        )
+    hooks = {name: getattr(Method, name) for name in _HOOKS}
+    for name, own in inspect.getmembers(type(method), inspect.isfunction):
+        near = get_close_matches(name, hooks, n=1, cutoff=0.85)
+        if near and name not in hooks and not hasattr(Method, name):
+            raise ConfigError(f"{what}: kifuse never calls {name!r}, expected {near[0]!r} or another name.")
+        if name in hooks:
+            expected = inspect.signature(hooks[name])
+            try:
+                inspect.signature(own).bind(*expected.parameters)
+            except TypeError as error:
+                raise ConfigError(
+                    f"{what}: {name}{inspect.signature(own)} cannot be called as kifuse does ({error}), "
+                    f"expected {name}({', '.join(expected.parameters)})."
+                ) from error
 
 
 def refuse_unnamed_method(name: Any, named: str | None, folder: Any) -> None:

@@ -16,6 +16,7 @@ from kifuse.errors import ConfigError, RunError
 from kifuse.methods.base import Method
 from kifuse.own_method import name_method
 from kifuse.registry import build_method
+from kifuse.running.runner import run
 from kifuse.running.shared_first_task import trains_plainly
 from tests.runs import make_config
 
@@ -52,6 +53,9 @@ def test_a_method_in_a_file_of_ones_own_runs_and_is_compared(
     assert done.exit_code == 0, done.output
     found = [json.loads(file.read_text("utf-8")) for file in here.glob("compared/**/record.json")]
     assert {each["method"]["name"] for each in found} == {"sequential", NAME}
+    assert (here / "compared/comparison.html").is_file()
+    again = CliRunner().invoke(app, [*asked])
+    assert again.exit_code == 0, again.output
 
 
 def test_a_learner_takes_it_and_its_folder_alone_does_not_name_it(
@@ -107,3 +111,72 @@ def test_a_first_task_is_shared_only_by_methods_that_say_so():
 def test_a_name_that_leads_nowhere_says_what_is_there(here: Path, name: str, message: str):
     with pytest.raises(ConfigError, match=message):
         name_method(name)
+
+
+def declared(body: str, header: str = "@dataclass(kw_only=True, config=SETTINGS)") -> str:
+    """The file of a method that has only this in its class."""
+    imports = (
+        "import kifuse\nfrom kifuse.methods.base import SETTINGS\nfrom pydantic.dataclasses import dataclass"
+    )
+    return f"{imports}\n\n{header}\nclass Mine(kifuse.Method):\n    strength: float = 1.0\n{body}"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("    old_data = 'mix'\n", r"old_data is 'mix', expected one of none, mixed, steps, all"),
+        ("    needs = frozenset({'keep'})\n", r"needs has 'keep', expected words out of .*kept.*mean 'kept'"),
+        (
+            "    def on_gradient(self, ctx):\n        pass\n",
+            r"calls 'on_gradient', expected 'on_gradients'",
+        ),
+        (
+            "    def loss(self, ctx, batch, outputs):\n        pass\n",
+            r"loss\(self, ctx, batch, outputs\) cannot be .* loss\(self, ctx, model, batch, outputs\)",
+        ),
+    ],
+)
+def test_what_would_be_ignored_in_silence_is_refused(here: Path, body: str, message: str):
+    (here / "shifting_file.py").write_text(declared(body), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        name_method("shifting_file:Mine")
+
+
+def test_a_class_that_ignores_unknown_settings_is_refused(here: Path):
+    (here / "shifting_file.py").write_text(declared("", "@dataclass"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"would ignore settings.*config=SETTINGS"):
+        name_method("shifting_file:Mine")
+
+
+def test_own_words_and_helpers_are_left_alone(here: Path):
+    body = (
+        "    def distance(self, ctx):\n        return 0\n    def on_step(self, ctx, *more):\n        pass\n"
+    )
+    (here / "shifting_file.py").write_text(declared(body), encoding="utf-8")
+    name_method("shifting_file:Mine")
+    assert build_method("shifting_file:Mine", {}).settings() == {"strength": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "    def loss(self, ctx, model, batch, outputs):\n        pass\n",
+            r"loss returned None, expected",
+        ),
+        ("    def end_task(self, ctx):\n        list(ctx.kept_examples())\n", r"names 'kept' in its `needs`"),
+        (
+            "    needs = frozenset({'kept'})\n    old_data = 'mixed'\n"
+            "    def end_task(self, ctx):\n"
+            "        for example in ctx.kept_examples():\n            ctx.store(example, [1.0])\n",
+            r"ctx\.store was given .*expected tensors by name",
+        ),
+    ],
+)
+def test_slips_in_hooks_are_told_in_words(
+    here: Path, tiny_folder_llama: Path, tiny_stream: Path, body: str, message: str
+):
+    (here / "shifting_file.py").write_text(declared(body), encoding="utf-8")
+    config = make_config(tiny_folder_llama, tiny_stream, here / "run", {"name": "shifting_file:Mine"})
+    with pytest.raises(RunError, match=message):
+        run(config)

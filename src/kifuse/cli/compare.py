@@ -233,8 +233,9 @@ def _show(grid: Grid, outcome: Outcome, console: Console) -> None:
         apart = differences_table(groups)
         for note in apart.notes if apart else ():
             _say(console, note.replace(MINUS, "-"))
-        _say(console, f"Page: {grid.folder / PAGE}")
-        _say(console, f"Tables: {grid.folder / TABLES}")
+        for what, place in (("Page", grid.folder / PAGE), ("Tables", grid.folder / TABLES)):
+            if place.exists():  # otherwise the reason was told when it could not be written
+                _say(console, f"{what}: {place}")
     for planned, reason in outcome.failed:
         print_error(f"{planned.title} failed: {reason}")
     if outcome.failed:

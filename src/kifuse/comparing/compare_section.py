@@ -212,7 +212,8 @@ class _Reader:
             self.refuse(key, show_value(entry), "the name of a method, or a mapping that has it as 'name'")
             return None
         label, changes = entry.get("label", entry["name"]), entry.get("set", {})
-        if "label" in entry and (fault := _label_fault(label)):
+        # the place of an own class may stand as a label too: it is the label of a row without one
+        if label != entry["name"] and (fault := _label_fault(label)):
             self.refuse((*key, "label"), show_value(label), fault)
             return None
         if not isinstance(changes, dict) or any(_cannot_vary(name) for name in changes):

@@ -26,6 +26,7 @@ from kifuse.driving.method_loss import (
     stored_with,
     target_places,
     targets_of,
+    tensors_in,
     token_labels,
 )
 from kifuse.driving.optimizer_moments import forget_moments, load_moments, moments
@@ -229,8 +230,8 @@ class TrainerContext(MemorySteps):
         Raises:
             RunError: They are not known.
         """
-        if self.kept is None:
-            raise RunError("the examples that will be kept are known to a method that needs 'kept' only.")
+        if self.kept is None or "kept" not in self.method.needs:
+            raise RunError("to read the examples that will be kept, a method names 'kept' in its `needs`.")
         for example in self.kept:
             inputs = self.trainer._prepare_inputs(self.collate([example]))
             yield TrainerBatch((inputs,), passes=Fraction(1, self.task.batch_size))
@@ -238,7 +239,7 @@ class TrainerContext(MemorySteps):
     def store(self, example: Any, tensors: Mapping[str, Tensor]) -> None:
         """See `Context.store`."""
         (key,) = row_keys(example.only_part)
-        kept = {f"{key}.{name}": tensor.detach() for name, tensor in tensors.items()}
+        kept = {f"{key}.{name}": tensor.detach() for name, tensor in tensors_in(tensors).items()}
         self.method.stored_tensors = {**(self.method.stored_tensors or {}), **kept}
 
     def stored(self, batch: Any) -> list[dict[str, Tensor] | None]:

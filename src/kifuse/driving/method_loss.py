@@ -17,6 +17,7 @@ from kifuse.driving.trainer_batch import Inputs, TrainerBatch, joins_examples
 from kifuse.driving.under_way import UnderWay
 from kifuse.errors import RunError
 from kifuse.methods.base import Method
+from kifuse.problems import show_value
 from kifuse.tasks.collator import IGNORED
 from kifuse.tasks.encoded import Encoded
 
@@ -69,6 +70,12 @@ class MethodLoss:
             total = self._method.loss(self._context, model, batch, outputs)  # type: ignore[arg-type]
         finally:
             self._part = None
+        if not isinstance(total, Tensor) or total.ndim:
+            found = f"a tensor of shape {tuple(total.shape)}" if isinstance(total, Tensor) else repr(total)
+            raise RunError(
+                f"{type(self._method).__name__}.loss returned {found}, expected the whole loss as a tensor "
+                "with one number: ctx.target_loss and your terms."
+            )
         return (total, outputs) if return_outputs else total
 
     def _factor(self, inputs: Inputs, items: Any) -> Tensor | float:
@@ -176,6 +183,19 @@ def key_of(example: Encoded, *, encoder_decoder: bool) -> str:
 def _key(text: Sequence[int], targets: Sequence[int]) -> str:
     parts = (array("q", [len(text), *text]), array("q", targets))
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:24]
+
+
+def tensors_in(stored: Any) -> Mapping[str, Tensor]:
+    """What a method stores with an example.
+
+    Raises:
+        RunError: These are not tensors by name.
+    """
+    if isinstance(stored, Mapping) and all(isinstance(each, Tensor) for each in stored.values()):
+        return stored
+    raise RunError(
+        f"ctx.store was given {show_value(stored)}, expected tensors by name, as in {{'logits': tensor}}."
+    )
 
 
 def stored_with(stored: Mapping[str, Tensor] | None, keys: Sequence[str]) -> list[dict[str, Tensor] | None]:

@@ -168,6 +168,8 @@ class Context(Protocol):
     def forward(self, batch: Batch, *, at: Weights | Sequence[Tensor] = "now") -> Any:
         """Compute the model's outputs on a batch, without gradient or dropout; training mode stays as it was.
 
+        A term of the loss that is made of these outputs trains nothing: use those that `loss` was given.
+
         Args:
             batch: A batch that `Method.loss` was given, or one from `kept_examples`, `sampled` or
                 `asked_otherwise`.
