@@ -71,7 +71,7 @@ def check_message(error: KifuseError, root: Path) -> None:
             "no such",
             "cannot be read",
             "is empty",
-            "not a plain file",
+            "expected a file. Put the file itself there.",
             "Task name",
             "already",
             "no task",

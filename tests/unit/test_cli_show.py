@@ -72,7 +72,7 @@ def test_a_pipe_gets_plain_text_and_whole_lines(tmp_path: Path):
             "--level: found 'ranks', expected one of matrix, rank, element, module, layer.",
         ),
         (["--kind", "lore"], "--kind: found 'lore', expected one of lora, rslora, dora, ia3, full, osf."),
-        (["--target", "q_porj"], "its linear layers are called down_proj, gate_proj, k_proj"),
+        (["--target", "q_porj"], "Its linear layers are called down_proj, gate_proj, k_proj"),
         (["--target", ","], "--target: found no name"),
     ],
 )

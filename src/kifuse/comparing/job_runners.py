@@ -105,7 +105,7 @@ class _Local:
                 if self._stopped:
                     raise NoResultError("stopped before it started")
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "kifuse.comparing.cell_job"],
+                    [sys.executable, "-m", "kifuse.comparing.run_job"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=said,

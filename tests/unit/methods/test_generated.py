@@ -19,6 +19,8 @@ from kifuse.tasks.task import Conversation, Example
 class Said(TaskTexts):
     """A model that writes what it is told to, and answers with the first word of an input."""
 
+    inputs: Any = ()
+
     def __init__(self, texts: Sequence[str], labels: tuple[str, ...] | None, inputs: Sequence[str]) -> None:
         self.task, self.labels, self.inputs = TaskInfo(0, "fruit", 0), labels, list(inputs)
         self.texts, self.prompts, self.events = list(texts), list[Any](), []
