@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if reason := lacking(item.nodeid):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before() -> Iterator[None]:
+    """Undo what a command with --quiet does to the loggers of its process."""
+    own = [logging.getLogger(name) for name in ("kifuse", "transformers")]
+    handlers = [list(logger.handlers) for logger in own]
+    levels = [(each, each.level) for logger in (*own, logging.root) for each in logger.handlers]
+    yield
+    for logger, before in zip(own, handlers, strict=True):
+        logger.handlers[:] = before
+    for handler, level in levels:
+        handler.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +18,6 @@ from tests.learners import Make
 from tests.unit.test_cli import shell
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture(autouse=True)
-def loggers() -> Iterator[None]:
-    """Put back what --quiet does to the loggers of this process; in a shell it ends with it."""
-    watched = [logging.getLogger(name) for name in ("kifuse", "transformers")]
-    before = [(logger, list(logger.handlers), [h.level for h in logger.handlers]) for logger in watched]
-    yield
-    for logger, handlers, levels in before:
-        logger.handlers[:] = handlers
-        for handler, level in zip(handlers, levels, strict=True):
-            handler.setLevel(level)
 
 
 SET = ("precision=fp32", "adapter.rank=2", "adapter.alpha=8", "adapter.dropout=0.0")
