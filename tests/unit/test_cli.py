@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import subprocess
 import sys
 import warnings
@@ -299,20 +298,13 @@ def test_a_quiet_run_and_demo_print_nothing_but_errors(
     engine: dict[str, Any], config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
-    logger, before = logging.getLogger("kifuse"), list(logging.getLogger("kifuse").handlers)
-    levels = {handler: handler.level for handler in logging.getLogger("transformers").handlers}
-    try:
-        with warnings.catch_warnings():
-            for verb in (["run", config, "--quiet"], ["run", config, "-q"], ["demo", "--quiet"]):
-                result = call(*verb)
-                assert (result.exit_code, result.output) == (0, "")
-            engine["error"] = RunError("the disk is full.")
-            for verb in (["run", config, "--quiet"], ["demo", "--quiet"]):
-                refused(call(*verb), "error: the disk is full.")
-    finally:
-        logger.handlers = before
-        for handler, level in levels.items():
-            handler.setLevel(level)
+    with warnings.catch_warnings():
+        for verb in (["run", config, "--quiet"], ["run", config, "-q"], ["demo", "--quiet"]):
+            result = call(*verb)
+            assert (result.exit_code, result.output) == (0, "")
+        engine["error"] = RunError("the disk is full.")
+        for verb in (["run", config, "--quiet"], ["demo", "--quiet"]):
+            refused(call(*verb), "error: the disk is full.")
 
 
 def test_run_needs_no_file(engine: dict[str, Any], tmp_path: Path) -> None:

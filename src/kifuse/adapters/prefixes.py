@@ -112,7 +112,7 @@ class TaskPrefixes(GrowsByTask, SoftPrompts):
         return None if self.bare else super()._insert(reader, args, kwargs)
 
     def _put(self, layer: int, which: int, projection: nn.Module, args: Any, output: Tensor) -> Tensor:
-        if self.bare or not self._added:
+        if self.bare or self.from_cache:
             return output
         own = self.of_rows(layer, which).to(output.dtype).expand(len(output), -1, -1)
         return torch.cat([own, output[:, self._added :]], dim=1)

@@ -28,9 +28,7 @@ class SoftPrompts(ReadsAsked):
     """Whether a decoder also attends to the encoder's states at the vectors' places."""
 
     _added = 0
-    """Number of vectors that were put beside the last input; 0 if they are in the cache."""
-    _cached = 0
-    """Number of vectors that are in the cache of `generate`, if there is one."""
+    """Number of vectors that were put beside the last prompt; when `generate` goes on, they are cached."""
     _mask: Any = None
     _places: Any = None
 
@@ -76,7 +74,7 @@ class SoftPrompts(ReadsAsked):
         kwargs.pop("input_ids", None)
         embedded = self.embed(ids)
         vectors = self.vectors(ids, embedded, asked)
-        self._added = self._cached = vectors.shape[1]
+        self._added = vectors.shape[1]
         kwargs["inputs_embeds"] = torch.cat([vectors.to(embedded.dtype), embedded], dim=1)
         kwargs["attention_mask"] = functional.pad(mask, (self._added, 0), value=1)
         places = kwargs.get("position_ids")
@@ -90,13 +88,13 @@ class SoftPrompts(ReadsAsked):
 
     def _go_on(self, kwargs: dict[str, Any]) -> None:
         """Count the vectors in the cache as columns of the mask and as positions."""
-        self._added, first = 0, (self._asked or 0) if self.behind else 0
+        first = (self._asked or 0) if self.behind else 0
         mask, places = kwargs.get("attention_mask"), kwargs.get("position_ids")
         if mask is not None:
-            ones = mask.new_ones(len(mask), self._cached)
+            ones = mask.new_ones(len(mask), self._added)
             kwargs["attention_mask"] = torch.cat([mask[:, :first], ones, mask[:, first:]], dim=1)
         if places is not None:
-            kwargs["position_ids"] = places + self._cached
+            kwargs["position_ids"] = places + self._added
 
     def _move_behind(self, asked: Tensor, kwargs: dict[str, Any]) -> None:
         """Move the vectors from the front to the place after the prompt.
@@ -130,7 +128,7 @@ class SoftPrompts(ReadsAsked):
 
     def _cut(self, reader: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Remove the states of the vectors, so that positions are those of the input again."""
-        if not self._added:
+        if self.from_cache:
             return output
         states = output.last_hidden_state
         if self.behind:

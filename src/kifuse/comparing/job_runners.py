@@ -104,8 +104,8 @@ class _Local:
             with self._lock:
                 if self._stopped:
                     raise NoResultError("stopped before it started")
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "kifuse.comparing.run_job"],
+                process = subprocess.Popen(  # noqa: S603 - a module of kifuse
+                    [sys.executable, "-m", run_job.__module__],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=said,

@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +144,7 @@ def read_rows(path: Path) -> Sequence[Row] | dict[str, Any]:
         DataError: If the file cannot be read, a line is not a JSON object, or there is no row.
     """
     if _is_streamed(path):
-        rows = Row.held(_streamed(path))
-        if len(rows) == 1 and isinstance(found := _one_object(path, rows[0].values), dict):
-            return found
-        return rows
+        return _rows_of_lines(path, _streamed(path))
     text = read_text(path)
     if text.lstrip().startswith("["):
         return read_list(path, _decode(text, str(path), first_line=1))
@@ -159,6 +156,11 @@ def read_rows(path: Path) -> Sequence[Row] | dict[str, Any]:
     # this may be one object on several lines, as json.dump(..., indent=2) writes it
     if more and not _is_json(lines[first]) and (is_json or _is_json(text)):
         return _one_object(path, _decode(text, str(path), first_line=1))
+    return _rows_of_lines(path, lines)
+
+
+def _rows_of_lines(path: Path, lines: Iterable[str]) -> Sequence[Row] | dict[str, Any]:
+    """Read a row from each line that is not empty; a single one may be an object with lists of rows."""
     rows = Row.held(_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
     if len(rows) == 1 and isinstance(found := _one_object(path, rows[0].values), dict):
         return found
@@ -178,7 +180,7 @@ def _is_streamed(path: Path) -> bool:
     return first.endswith("\n") and first.lstrip().startswith("{") and _is_json(first)
 
 
-def _streamed(path: Path) -> Iterator[Row]:
+def _streamed(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             try:
@@ -187,8 +189,7 @@ def _streamed(path: Path) -> Iterator[Row]:
                 raise DataError(
                     f"{path}:{number}: not UTF-8 text; save the file as UTF-8 (in Excel: CSV UTF-8)."
                 ) from error
-            if line.strip():
-                yield _line(path, number, line.removesuffix("\n"))
+            yield line.removesuffix("\n")
 
 
 def _one_object(path: Path, value: Any) -> list[Row] | dict[str, Any]:
