@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,6 @@ WRITERS = ("lfpt5", "generated-replay")
 WRITTEN = {"max_target": 128}
 """Rows whose model writes inputs, and the room that a lesson takes: an input, its separator and its label."""
 
-RATES_OF_PROMPTS = (3e-3, 1e-2, 3e-2, 1e-1)
-"""The rates that benchmarks/prompt_rates.py tries for prompts and prefixes, which 1e-3 hardly moves."""
-
 PAPERS_SHARE = 3
 """How many of a task's 150 examples are kept if the memory is 2%; the papers keep 20 of 1,000."""
 
@@ -208,25 +206,30 @@ def config(
     )
 
 
+def keep_record(
+    settings: RunConfig, kept: Path, label: str, console: Console, reuse: Sequence[Path] = ()
+) -> None:
+    """Run a configuration and keep its record, unless it is kept already; a run that was stopped goes on."""
+    if kept.is_file():
+        return
+    progress = ConsoleProgress(console, prefix=f"{label}: ")
+    try:
+        run(settings, progress=progress, reuse=reuse)
+    finally:
+        progress.finish()
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(settings.output / "record.json", kept)
+
+
 def measure(row: str, seed: int, arguments: argparse.Namespace, console: Console) -> None:
     """Run one row with one seed, unless its record exists."""
     order = arguments.order
     place = "" if order == 1 else f".order{order}"
     kept = arguments.results / f"{row}{place}.seed{seed}.json"
-    if kept.is_file():
-        return
     folder = arguments.runs / f"{row}{place}-seed{seed}"
     reuse = [other for other in sorted(arguments.runs.glob("*-seed*")) if other != folder]
-    progress = ConsoleProgress(console, prefix=f"{row} seed {seed}: ")
-    try:
-        settings = config(
-            row, seed, arguments.data, folder, arguments.threads, order, arguments.test_examples
-        )
-        run(settings, progress=progress, reuse=reuse)
-    finally:
-        progress.finish()
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / "record.json", kept)
+    settings = config(row, seed, arguments.data, folder, arguments.threads, order, arguments.test_examples)
+    keep_record(settings, kept, f"{row} seed {seed}", console, reuse)
 
 
 def show(console: Console, results: Path) -> None:

@@ -10,24 +10,17 @@ example is looked at. A row that has a record is not run again. The table of all
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
 from pathlib import Path
 
+from bench_regime import config, keep_record
 from rich.console import Console
 
 from kifuse.config import RunConfig
 from kifuse.io.sealed_json import read_sealed
 from kifuse.record.run_record import RunRecord
-from kifuse.running.runner import run
-from kifuse.terminal.progress import ConsoleProgress
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.bench_regime import RATES_OF_PROMPTS, config
 
 RESULTS = Path(__file__).parent / "results" / "prompt-rates"
-ROWS = ("l2p", "lfpt5", "progprompt", "epi", "mocl")
+ROWS, RATES = ("l2p", "lfpt5", "progprompt", "epi", "mocl"), (3e-3, 1e-2, 3e-2)
 TASK, SEED, EXAMPLES = "yahoo", 10, 100
 
 
@@ -41,17 +34,8 @@ def one_task(row: str, rate: float, data: Path, folder: Path, threads: int | Non
 
 def measure(row: str, rate: float, arguments: argparse.Namespace, console: Console) -> None:
     """Run a row with a rate, unless its record exists."""
-    kept = RESULTS / f"{row}.rate{rate:g}.json"
-    if kept.is_file():
-        return
-    folder = arguments.runs / f"{row}-{rate:g}"
-    progress = ConsoleProgress(console, prefix=f"{row} rate {rate:g}: ")
-    try:
-        run(one_task(row, rate, arguments.data, folder, arguments.threads), progress=progress)
-    finally:
-        progress.finish()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / "record.json", kept)
+    settings = one_task(row, rate, arguments.data, arguments.runs / f"{row}-{rate:g}", arguments.threads)
+    keep_record(settings, RESULTS / f"{row}.rate{rate:g}.json", f"{row} rate {rate:g}", console)
 
 
 def main() -> None:
@@ -61,7 +45,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with the long_sequence data")
     parser.add_argument("--rows", default=",".join(ROWS), help="labels with commas")
-    parser.add_argument("--rates", default=",".join(map(str, RATES_OF_PROMPTS)), help="rates with commas")
+    parser.add_argument("--rates", default=",".join(map(str, RATES)), help="rates with commas")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--runs", type=Path, default=Path("runs/prompt-rates"))
     arguments = parser.parse_args()

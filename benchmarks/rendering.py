@@ -11,18 +11,15 @@ printed at the end.
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
-from bench_regime import config
+from bench_regime import config, keep_record
 from rich.console import Console
 
 from kifuse.config import RunConfig
 from kifuse.demo import demo_config
 from kifuse.io.sealed_json import read_sealed
 from kifuse.record.run_record import RunRecord
-from kifuse.running.runner import run
-from kifuse.terminal.progress import ConsoleProgress
 
 RESULTS = Path(__file__).parent / "results" / "rendering"
 RUNS = ("bench-row", "demo-sequential", "demo-recurrent-kif")
@@ -43,17 +40,8 @@ def settings(name: str, chat_template: bool, data: Path, folder: Path) -> RunCon
 
 def measure(name: str, form: str, arguments: argparse.Namespace, console: Console) -> None:
     """Run it, unless its record exists."""
-    kept = RESULTS / f"{name}.{form}.json"
-    if kept.is_file():
-        return
-    folder = arguments.runs / f"{name}-{form}"
-    progress = ConsoleProgress(console, prefix=f"{name} {form}: ")
-    try:
-        run(settings(name, FORMS[form], arguments.data, folder), progress=progress)
-    finally:
-        progress.finish()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / "record.json", kept)
+    chosen = settings(name, FORMS[form], arguments.data, arguments.runs / f"{name}-{form}")
+    keep_record(chosen, RESULTS / f"{name}.{form}.json", f"{name} {form}", console)
 
 
 def show(console: Console) -> None:
