@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from pydantic.dataclasses import dataclass
 from typer.testing import CliRunner
 
 from kifuse import ContinualLearner, registry
 from kifuse.cli import app
 from kifuse.errors import ConfigError, RunError
-from kifuse.methods.base import Method
+from kifuse.methods.base import SETTINGS, Method
+from kifuse.methods.kept import Kept
 from kifuse.own_method import name_method
 from kifuse.registry import build_method
 from kifuse.running.runner import run
 from kifuse.running.shared_first_task import trains_plainly
-from tests.runs import make_config
+from tests.months import make_trainer, new_model, rows
+from tests.runs import TASKS, make_config
 
 pytestmark = pytest.mark.usefixtures("quick")
 FILE = (Path(__file__).parents[2] / "examples" / "own_adapter.py").read_text("utf-8")
@@ -171,6 +175,10 @@ def test_own_words_and_helpers_are_left_alone(here: Path):
             "        for example in ctx.kept_examples():\n            ctx.store(example, [1.0])\n",
             r"ctx\.store was given .*expected tensors by name",
         ),
+        (
+            "    def begin_task(self, ctx):\n        self.start = ctx.params.clone()\n",
+            r"Mine sets self\.start, which it does not declare.*start: kifuse\.OfTask",
+        ),
     ],
 )
 def test_slips_in_hooks_are_told_in_words(
@@ -180,3 +188,44 @@ def test_slips_in_hooks_are_told_in_words(
     config = make_config(tiny_folder_llama, tiny_stream, here / "run", {"name": "shifting_file:Mine"})
     with pytest.raises(RunError, match=message):
         run(config)
+
+
+@dataclass(kw_only=True, config=SETTINGS)
+class Logging(Method):
+    """Logs in every hook of a step."""
+
+    _calls: Kept[int] = 0
+
+    def loss(self, ctx: Any, model: Any, batch: Any, outputs: Any) -> Any:
+        self._calls += 1
+        ctx.log(call=self._calls, due_in_loss=ctx.logging)
+        return ctx.target_loss
+
+    def on_gradients(self, ctx: Any) -> None:
+        ctx.log(due_before=ctx.logging)
+
+    def on_step(self, ctx: Any) -> None:
+        ctx.log(due_after=ctx.logging)
+
+
+def test_numbers_stand_at_the_step_that_they_belong_to(tiny_tokenizer: Any, tmp_path: Path):
+    callback = Logging().callback(state_dir=tmp_path / "state")
+    data = rows(tiny_tokenizer, TASKS[0])
+    trainer = make_trainer(
+        tiny_tokenizer,
+        new_model(tiny_tokenizer),
+        tmp_path,
+        data,
+        [callback],
+        save_strategy="no",
+        logging_steps=2,
+    )
+    trainer.train()
+    found: dict[int, dict[str, float]] = {}
+    for line in trainer.state.log_history:
+        found.setdefault(int(line["step"]), {}).update(line)
+    # two micro-batches a step: calls 1 and 2 belong to step 1
+    assert [found[step]["call"] for step in (1, 2, 3)] == [1.5, 3.5, 5.5]
+    for step in range(1, 7):
+        due = float(found[step]["due_after"])
+        assert found[step]["due_in_loss"] == found[step]["due_before"] == due == (step % 2 == 0)

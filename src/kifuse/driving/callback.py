@@ -173,6 +173,7 @@ class MethodCallback(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Clear what memory steps left in the services."""
         self._clear_services()
+        self.running().step_log.begin_step()
 
     def _clear_services(self) -> None:
         for service in self._services.values():
@@ -216,6 +217,7 @@ class MethodCallback(TrainerCallback):
         """End the step, when the gradients are gone and the schedule has moved on."""
         context = self.running()
         context.step = state.global_step
+        context.step_log.end_step()
         context.found = {}
         self._clear_services()
         context.shards.end_step()

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer
 
 from kifuse.adapters.base import Adapter, adapter_on
 from kifuse.driving.batch_gradients import BatchGradients
@@ -32,6 +31,7 @@ from kifuse.driving.method_loss import (
 from kifuse.driving.optimizer_moments import forget_moments, load_moments, moments
 from kifuse.driving.sampled_batches import OnPolicy
 from kifuse.driving.shards import Shards
+from kifuse.driving.step_log import StepLog
 from kifuse.driving.trainer_batch import TrainerBatch
 from kifuse.errors import RunError
 from kifuse.methods.base import Method
@@ -87,7 +87,7 @@ class TrainerContext(MemorySteps):
         self.events: list[dict[str, Any]] = []
         self.measured: dict[str, list[float]] = {}
         self.heard: Callable[[dict[str, Any]], None] = lambda _: None
-        self.logs_reach_integrations = True
+        self.step_log = StepLog(trainer)
         self.batch_gradients = BatchGradients(self)
         self.on_policy = OnPolicy(trainer)
 
@@ -310,20 +310,12 @@ class TrainerContext(MemorySteps):
 
     @property
     def logging(self) -> bool:
-        """Whether the Trainer writes its own log line after this step, and so reads from the device."""
-        return bool(self.trainer.control.should_log)
+        """See `Context.logging`."""
+        return self.step_log.due
 
     def log(self, **values: float) -> None:
-        """Append to the Trainer's log history, which reaches its integrations and kifuse's listener."""
-        if not self.logs_reach_integrations:
-            self.trainer.state.log_history.append({**values, "step": self.trainer.state.global_step})
-            return
-        control = self.trainer.control
-        wanted = control.should_log
-        # by the base class: a Trainer such as SFTTrainer would add its own numbers to this line
-        Trainer.log(self.trainer, dict(values))
-        # logging resets the Trainer's own request to log this step
-        control.should_log = wanted
+        """See `Context.log`."""
+        self.step_log.write(values)
 
     def event(self, kind: str, **values: Any) -> None:
         """Keep an entry for the run's record."""

@@ -228,7 +228,7 @@ class StandaloneCallback(CarryingCallback):
         context = self.running()
         device = context.params.tensors[0].device
         # the Trainer's integrations have ended by now; some would begin another run for one more line
-        context.logs_reach_integrations = False
+        context.step_log.reaches_integrations = False
         # seeded again, so that a task ended from its last checkpoint ends alike: no batch restores the state
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(args.seed)

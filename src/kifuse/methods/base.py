@@ -84,6 +84,21 @@ class Method:
         super().__init_subclass__(**kwargs)
         declare(cls)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a setting or declared state; anything else would be lost where a run resumes.
+
+        Raises:
+            RunError: The class does not declare the attribute.
+        """
+        if not hasattr(type(self), name) and name not in getattr(type(self), "__dataclass_fields__", {}):
+            kind = type(self).__name__
+            raise RunError(
+                f"{kind} sets self.{name}, which it does not declare, so a run that resumes would lack it. "
+                f"Write in the class {name}: kifuse.OfTask[...] for what is saved in the middle of a task "
+                "and forgotten at its end, Kept for what outlives tasks, Unsaved for what begin_task makes."
+            )
+        super().__setattr__(name, value)
+
     version: ClassVar[int] = 1
     """Version of the method's saved state."""
     plain_first_task: ClassVar[bool] = False

@@ -372,7 +372,11 @@ class Context(Protocol):
         ...
 
     def log(self, **values: float) -> None:
-        """Add numbers to the training log of this step; they reach the terminal and trackers at once."""
+        """Add numbers to the training log of this step; they reach the terminal and trackers.
+
+        What is logged before the weights move, in `loss` or `on_gradients`, is written when the step ends: of
+        several micro-batches the mean.
+        """
         ...
 
     def event(self, kind: str, **values: Any) -> None:

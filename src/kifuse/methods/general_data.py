@@ -18,6 +18,7 @@ from typing import Any
 
 from kifuse.methods.base import Method
 from kifuse.methods.generated import normal
+from kifuse.methods.kept import Unsaved
 from kifuse.methods.shown import Event, Shown
 from kifuse.methods.texts import TextExample, Texts
 
@@ -38,6 +39,8 @@ class GeneralData(Method):
     """
 
     shown = _SHOWN
+    rows: Unsaved[Sequence[Any]]
+    _of_file: Unsaved[dict[str, str]]
 
     def __init__(self, rows: Sequence[Any], of_file: dict[str, str]) -> None:
         self.rows, self._of_file = rows, of_file
@@ -67,6 +70,8 @@ class MixedIn(GeneralData):
         of_file: The file and its SHA-256, for the record.
         share: Share of general data in what a task is trained on, below 1.
     """
+
+    _share: Unsaved[float] = 0.0
 
     def __init__(self, rows: Sequence[Any], of_file: dict[str, str], share: float) -> None:
         super().__init__(rows, of_file)

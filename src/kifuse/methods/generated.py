@@ -27,6 +27,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from kifuse.methods.base import SETTINGS, DataClass, Fraction, Method, OldData, Positive
+from kifuse.methods.kept import Unsaved
 from kifuse.methods.sampled import Sampling
 from kifuse.methods.shown import Event, Shown
 from kifuse.methods.texts import TextExample, Texts
@@ -156,6 +157,9 @@ class BroughtSamples(Method):
             ),
         )
     )
+
+    _samples: Unsaved[Mapping[str, Sequence[tuple[str, str]]]]
+    _of_file: Unsaved[dict[str, str]]
 
     def __init__(self, samples: Mapping[str, Sequence[tuple[str, str]]], where: str, sha256: str) -> None:
         self._samples, self._of_file = samples, {"file": where, "sha256": sha256}

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from kifuse.methods.base import SETTINGS, Method, Need, OldData, Positive
 from kifuse.methods.context import Batch, Context, TaskInfo
+from kifuse.methods.kept import Unsaved
 from kifuse.methods.sampled import Direction, Sampling, mean_by_rows
 from kifuse.methods.shown import Event, Shown
 
@@ -49,10 +50,8 @@ class OnPolicyRepair(Method):
 
     plain_first_task = True
     shown = Shown(events=(_REPAIRED,))
-
-    def __post_init__(self) -> None:
-        self._repairing = False
-        self._divergences: list[float] = []
+    _repairing: Unsaved[bool] = False
+    _divergences: Unsaved[list[float]]
 
     @property
     def old_data(self) -> OldData:

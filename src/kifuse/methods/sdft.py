@@ -32,7 +32,7 @@ from torch import Tensor
 
 from kifuse.methods.base import SETTINGS, Fraction, Method, Need, Positive
 from kifuse.methods.context import Batch, Context, TaskInfo
-from kifuse.methods.kept import OfTask
+from kifuse.methods.kept import OfTask, Unsaved
 from kifuse.methods.sampled import Direction, Sampling, mean_by_rows
 from kifuse.methods.shown import Event, Shown
 from kifuse.methods.texts import TextExample, Texts
@@ -57,6 +57,7 @@ class SDFT(Method):
     plain_first_task = False
     shown = Shown(events=(_SHOWN,))
     _followed: OfTask[list[Tensor] | None] = None
+    _prompts: Unsaved[dict[str, list[int]]]
 
     def __post_init__(self) -> None:
         if "{answer}" not in self.demonstration:
@@ -64,7 +65,7 @@ class SDFT(Method):
                 f"demonstration: found {self.demonstration!r}, expected a text with {{answer}} in it, where "
                 "the answer is shown."
             )
-        self._prompts: dict[str, list[int]] = {}
+        self._prompts = {}
 
     @property
     def needs(self) -> frozenset[Need]:

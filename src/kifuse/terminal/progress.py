@@ -89,6 +89,8 @@ class ConsoleProgress(Progress):
     def _new_task(self, name: str, work: int) -> None:
         self.task, self.work, self.taken, self.phase = name, work, 0, ()
         self.view.loss = self.view.rate = self.view.task_left = None
+        self.measured = ""
+        """What the method measured last, in words."""
         self.from_work: tuple[float, int] | None = None
         """The time at the end of the first step seen of the task, and the passes taken by then."""
 
@@ -172,6 +174,8 @@ class ConsoleProgress(Progress):
         self.view.news = f"{task}, step {step}: {text}"
         if once:
             self.say(self.view.news)
+        else:
+            self.measured = text
 
     def scoring(self, task: str, done: int, total: int) -> None:
         """Move on by some scored examples."""
@@ -215,7 +219,8 @@ class ConsoleProgress(Progress):
         if self.live is None and now - self.spoke >= PLAIN_SECONDS:
             self.spoke = now
             parts = [f"[{100 * self.view.share:3.0f}%] {self.view.method}: {task}, {doing}"]
-            self.say(", ".join([*parts, *self.view.numbers(), left(self.view.run_left)]))
+            parts += [*self.view.numbers(), left(self.view.run_left), self.measured]
+            self.say(", ".join(filter(None, parts)))
 
     def _share(self) -> None:
         self.view.share = min(self.done / self.total, 1.0) if self.total else 1.0
