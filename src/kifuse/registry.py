@@ -41,6 +41,8 @@ def method_entry(name: str, place: str = "") -> Entry:
     """
     if name not in METHODS:
         advice = did_you_mean(name, METHODS) or "See 'kifuse ls methods'."
+        if ":" in name:
+            advice = "In Python, give a class of your own a name with kifuse.register first."
         expected = "one of " + ", ".join(METHODS)
         key = () if place else ("method", "name")
         raise ConfigError(Problem(key, show_value(name), expected, advice).render(place))

@@ -63,6 +63,16 @@ def test_every_task_is_scored_before_and_after_each_learning(make: Make, tasks: 
     assert history[2]["before"] == last.before and history[2]["after"] == last.after
 
 
+def test_the_first_line_counts_replayed_rows_too(make: Make, tasks: list[Task], monkeypatch: Any):
+    planned: list[int] = []
+    monkeypatch.setattr(Progress, "begin", lambda self, method, plan, done: planned.append(plan.steps))
+    learner = make(method="replay")
+    for task in tasks:
+        learner.learn(task)
+    steps = [task.train_steps for task in learner.record.tasks]
+    assert planned == steps and steps[0] < steps[1] < steps[2]
+
+
 def test_the_adapter_is_a_standard_one(make: Make, tasks: list[Task], tiny_folder_llama: Path):
     from peft import PeftModel
 

@@ -281,7 +281,10 @@ class Context(Protocol):
 
     @property
     def step_targets(self) -> Mapping[str, float]:
-        """For each note, the mean target tokens in a step over the task's training set; may be empty."""
+        """For each note, the mean target tokens in a step over the task's training set; may be empty.
+
+        Only rows that `training_examples` has noted are counted, not rows that the memory mixes in.
+        """
         ...
 
     def reset_moments(self) -> None:

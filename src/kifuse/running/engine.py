@@ -204,11 +204,11 @@ class Engine:
         self._cut_short = True
 
     def passes(self, index: int, task: Task) -> int:
-        """Count the passes that training on this task alone will take; `index` is its place, from 0."""
+        """Count the passes that training on this task next will take; `index` is its place, from 0."""
         settings, [size] = self.config.training, self.reading.sizes([task])
         steps = own_steps(size, settings.epochs, settings.batch_size)
         info = TaskInfo(index + self._earlier, task.name, steps, batch_size=settings.batch_size)
-        return passes(self.config, self.writers, [info], [size])
+        return passes(self.config, self.writers, [info], [size], kept=len(self.memory))
 
     def learn(self, k: int, task: Task, earlier: Sequence[Task], *, jointly: bool = False) -> None:
         """Train on the k-th task (1-based), then keep adapter, state, memory and record, in this order.

@@ -45,7 +45,11 @@ def watch_moments(config: RunConfig, method: Method, count: int) -> set[int]:
 
 
 def passes(
-    config: RunConfig, writers: Sequence[Method], tasks: Sequence[TaskInfo], sizes: Sequence[int]
+    config: RunConfig,
+    writers: Sequence[Method],
+    tasks: Sequence[TaskInfo],
+    sizes: Sequence[int],
+    kept: int = 0,
 ) -> int:
     """Forward and backward passes that training on tasks of these training set sizes will take.
 
@@ -54,11 +58,12 @@ def passes(
         writers: The method, and its `sources`.
         tasks: The tasks.
         sizes: Sizes of their training sets.
+        kept: Examples of earlier tasks that the memory holds already.
     """
     method = writers[0]
     memory, epochs, batch = empty_memory(config), config.training.epochs, config.training.batch_size
     more = sum(each.more_examples for each in writers)
-    work = kept = 0
+    work = 0
     for info, size in zip(tasks, sizes, strict=True):
         # mixed in, old examples lengthen every pass over the task
         mixed = kept if method.old_data == "mixed" else 0
