@@ -173,7 +173,16 @@ def test_the_lists_name_what_can_be_typed() -> None:
     assert all(
         name in call("ls", "benchmarks").output for name in ("standard-cl", "long-sequence", "superni")
     )
-    assert "smollm2-135m" in call("ls", "models").output
+
+
+def test_the_list_of_models_says_where_they_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KIFUSE_CACHE", str(tmp_path))
+    output = call("ls", "models").output
+    assert "smollm2-135m will be, once it was used, a standard checkpoint in" in output
+    folder = Path(output.partition("checkpoint in ")[2].splitlines()[0])
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert f"smollm2-135m is a standard checkpoint in {folder}" in call("ls", "models").output
 
 
 def test_an_unknown_verb_or_option_ends_with_2() -> None:

@@ -66,12 +66,17 @@ def metrics() -> None:
 @ls_app.command(epilog="[bold]Example[/bold]  kifuse ls models")
 def models() -> None:
     """List the models that have a name here; any Hugging Face hub id or model folder works as well."""
+    from kifuse.models.bundled import bundled_folder
     from kifuse.models.catalog import BUNDLED
 
     _print(
         ["model", "what it is", "licence"],
         [(each.name, each.summary, each.licence) for each in BUNDLED.values()],
     )
+    for name in BUNDLED:
+        folder = bundled_folder(name)
+        done = "is" if (folder / "config.json").is_file() else "will be, once it was used,"
+        typer.echo(f"{name} {done} a standard checkpoint in {folder}")
     typer.echo(
         "Any causal or encoder-decoder model of the Hugging Face hub, or a folder that holds one, works too."
     )

