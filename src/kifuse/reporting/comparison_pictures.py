@@ -7,6 +7,7 @@ from functools import partial
 
 from kifuse.record.run_record import RunRecord
 from kifuse.reporting.comparison_tables import all_tasks, final_score, learned_score, metric, reference
+from kifuse.reporting.paired_differences import paired
 from kifuse.reporting.plots import Cloud, CurvePanel, Curves, Heatmap, HeatmapPanel, Line, Mean, Plot, Strips
 from kifuse.reporting.run_groups import Group, fusions
 from kifuse.reporting.run_pictures import Missing
@@ -226,15 +227,21 @@ def sentence(groups: Sequence[Group]) -> str:
         return " ".join([said, "The first two are level.", *_together(scored, learning)])
     said = f"{best.label} is best, with an average of {top} at the end"
     said += f"; {listed([f'{g.label} reaches {m}' for g, m in others])}." if others else "."
-    caution = _caution(top, others[0][1]) if others else ""
+    caution = _caution(ranked[0], ranked[1]) if others else ""
     return " ".join([said + caution, *_together(scored, learning)])
 
 
-def _caution(first: Mean, second: Mean) -> str:
-    """Say how far the spread over runs puts a lead in doubt."""
+def _caution(leader: tuple[Group, Mean], follower: tuple[Group, Mean]) -> str:
+    """Say how far the spread puts a lead in doubt: that over shared pairs of runs, or over all runs."""
+    (one, first), (other, second) = leader, follower
     spread = max(first.deviation or 0.0, second.deviation or 0.0)
     if first.deviation is None and second.deviation is None:
         return " The first two were run once each, so the difference may be chance."
+    shared = paired(one, other, metric("AP"))
+    if shared.error is not None:
+        many = count(len(shared.differences), "pair")
+        doubt = f" {many} of runs do not tell the first two apart: more seeds are needed."
+        return "" if shared.apart else doubt
     if first.value - second.value < 2 * spread:
         return (
             " The first two differ by less than twice their spread, so more seeds are needed to tell them "

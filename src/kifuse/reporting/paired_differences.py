@@ -20,6 +20,7 @@ from kifuse.reporting.wording import NONE, count, number
 
 CONFIDENCE = 0.95
 _MOST_PAIRS = 60
+_FEWEST_PAIRS = 3
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,13 @@ class Paired:
 
     @property
     def reach(self) -> float | None:
-        """Half the width of the mean's 95% interval, from Student's t with n - 1 degrees of freedom."""
-        return None if self.error is None else _student(len(self.differences)) * self.error
+        """Half the width of the mean's 95% interval, from Student's t with n - 1 degrees of freedom.
+
+        None for fewer than three pairs: by chance two differences may be almost the same, and the interval
+        would promise too much.
+        """
+        n = len(self.differences)
+        return None if self.error is None or n < _FEWEST_PAIRS else _student(n) * self.error
 
     @property
     def apart(self) -> bool:
@@ -66,7 +72,7 @@ class Paired:
             The smallest n above the present number of pairs with t(n - 1) sd / sqrt(n) < |mean|; None if it
             is more than 60, or if the spread is not known.
         """
-        if self.mean is None or self.error is None or self.apart:
+        if self.mean is None or self.reach is None or self.apart:
             return None
         spread = stdev(self.differences)
         pairs = range(len(self.differences) + 1, _MOST_PAIRS + 1)
@@ -83,9 +89,9 @@ class Paired:
         if self.error is None or self.reach is None:
             side = "above" if self.mean > 0 else "below"
             how = "level with" if size == number(0.0) else f"{size} points of {unit} {side}"
+            pairs = "in one pair of runs" if self.error is None else over
             return (
-                f"{self.label} is {how} {self.against} in one pair of runs; more seeds would show "
-                "whether that is noise."
+                f"{self.label} is {how} {self.against} {pairs}; more seeds would show whether that is noise."
             )
         within = f"standard error {number(self.error)}, 95% interval {_interval(self)}"
         if self.apart:

@@ -118,7 +118,7 @@ def test_quality_is_shown_against_the_number_of_fusions():
     [
         (groups_of(("sequential", 20.0, 1), ("kif", 4.0, 1)), "kif is best, with an average of 82.0"),
         (groups_of(("sequential", 20.0, 1), ("kif", 4.0, 1)), "sequential reaches 50.0."),
-        (groups_of(("replay", 4.5, 3), ("kif", 4.0, 3)), "more seeds are needed"),
+        (groups_of(("replay", 4.5, 2), ("kif", 4.0, 2)), "more seeds are needed"),
         (groups_of(("replay", 4.0, 1), ("kif", 4.0, 1)), "reaches 82.0. The first two are level."),
         (groups_of(("sequential", 20.0, 1), ("kif", 4.0, 1)), "may be chance"),
         (groups_of(("kif", 4.0, 3)), "kif reaches an average of 80.0"),

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
+from kifuse.reporting.comparison_pictures import sentence
 from kifuse.reporting.paired_differences import Paired, differences_table
 from kifuse.reporting.run_groups import Run, group_runs
 from tests.unit.reporting.runs import make_record
@@ -22,7 +23,7 @@ def runs_of(method: str, *drops: float, first: int = 0, **fields: object) -> lis
     ]
 
 
-@given(st.lists(POINTS, min_size=2, max_size=9).filter(lambda values: len(set(values)) > 1))
+@given(st.lists(POINTS, min_size=3, max_size=9).filter(lambda values: len(set(values)) > 1))
 def test_two_methods_are_apart_as_the_paired_t_test_says(values: list[float]):
     found = Paired("a", "b", values)
     test = ttest_rel(values, [0.0] * len(values))
@@ -59,6 +60,23 @@ def test_what_is_not_apart_says_how_many_cells_would_tell():
     # kif minus replay: -0.2, 0.4, -1.0; sd 0.702, and at 30 pairs 2.045 * 0.702 / sqrt(30) < 0.267
     assert note.startswith("kif and replay cannot be told apart over 3 pairs of runs: \u22120.3 points of AP")
     assert "standard error 0.4" in note and "about 30 pairs would show" in note
+
+
+def test_two_pairs_that_agree_by_chance_tell_nothing():
+    groups = group_runs([*runs_of("kif", 5.0, 6.0), *runs_of("replay", 4.5, 5.5)])
+    table = differences_table(groups)
+    assert table is not None
+    assert [cell.text for cell in table.rows[0][4:]] == ["\u2013", "no"]
+    assert table.notes == [
+        "kif is 1.0 points of AP below replay over 2 pairs of runs; more seeds would show whether that is "
+        "noise."
+    ]
+    assert "2 pairs of runs do not tell the first two apart: more seeds are needed." in sentence(groups)
+
+
+def test_three_pairs_that_agree_need_no_caution_whatever_the_seeds_spread():
+    groups = group_runs([*runs_of("kif", 5.0, 9.0, 1.0), *runs_of("replay", 4.5, 8.5, 0.6)])
+    assert "apart" not in sentence(groups) and "seeds" not in sentence(groups)
 
 
 def test_one_pair_has_no_error_and_none_is_not_compared():
