@@ -14,18 +14,28 @@ import kifuse
 from kifuse.config import RunConfig
 from kifuse.record.run_record import RunRecord
 from tests.processes import end_together, run_two
-from tests.runs import write_stream
+from tests.runs import TASKS, write_stream
+
+RUNS: dict[str, tuple[dict[str, Any], int]] = {
+    "recurrent-kif": ({"name": "recurrent-kif"}, 3),
+    "ewc": ({"name": "ewc", "penalty": 10.0}, 2),
+    "ogd": ({"name": "ogd", "per_task": 5}, 2),
+}
+"""The methods of the runs, and how many tasks each learns."""
+OF = {"fsdp": list(RUNS), "2": ["recurrent-kif"], "3": ["recurrent-kif"]}
+"""Which of them are run in pieces of each kind: FSDP2, or a stage of ZeRO."""
 
 
-def config(model: Path, stream: Path, output: Path) -> RunConfig:
-    """A run of three tasks."""
+def config(name: str, model: Path, stream: Path, output: Path) -> RunConfig:
+    """One of the runs."""
     adapter = {"rank": 2, "dropout": 0.0}
+    method, tasks = RUNS[name]
     values: dict[str, Any] = {
         "model": {"name": str(model), "precision": "fp32", "adapter": adapter},
-        "data": {"path": str(stream)},
-        "method": {"name": "recurrent-kif"},
+        "data": {"path": str(stream), "order": list(TASKS[:tasks])},
+        "method": method,
         "training": {"batch_size": 4, "epochs": 1, "learning_rate": 0.01},
-        "output": str(output),
+        "output": str(output / name),
     }
     return RunConfig.model_validate(values)
 
@@ -33,18 +43,19 @@ def config(model: Path, stream: Path, output: Path) -> RunConfig:
 def check_run_in_pieces(how: str, model: Path, folder: Path) -> None:
     """Two processes learn what one does, keep whole adapters, and score alike."""
     stream = write_stream(folder / "stream")
-    expected = kifuse.run(config(model, stream, folder / "one"))
-    run_two("tests.contract.run_in_pieces", how, str(model), str(stream), str(folder / "two"), timeout=300)
-    found = RunRecord.load(folder / "two")
-    assert [(s.after, s.task, s.score) for s in found.scores] == [
-        (s.after, s.task, s.score) for s in expected.scores
-    ]
-    for k in (1, 2, 3):
-        one, two = (
-            load_file(folder / name / "adapters" / f"after-{k}" / "adapter_model.safetensors")
-            for name in ("one", "two")
-        )
-        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+    run_two("tests.contract.run_in_pieces", how, str(model), str(stream), str(folder / "two"), timeout=600)
+    for name in OF[how]:
+        expected = kifuse.run(config(name, model, stream, folder / "one"))
+        found = RunRecord.load(folder / "two" / name)
+        assert [(s.after, s.task, s.score) for s in found.scores] == [
+            (s.after, s.task, s.score) for s in expected.scores
+        ]
+        for k in range(1, RUNS[name][1] + 1):
+            one, two = (
+                load_file(folder / each / name / "adapters" / f"after-{k}" / "adapter_model.safetensors")
+                for each in ("one", "two")
+            )
+            torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
 
 
 def main(how: str, *places: str) -> None:
@@ -56,7 +67,9 @@ def main(how: str, *places: str) -> None:
         cut_by_accelerate()
     else:
         os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": how}
-    kifuse.run(config(*map(Path, places)))  # type: ignore[arg-type]
+    model, stream, output = map(Path, places)
+    for name in OF[how]:
+        kifuse.run(config(name, model, stream, output))
     end_together()
 
 

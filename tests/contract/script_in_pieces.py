@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,24 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from kifuse.driving.finite_guard import largest_gradients
 from kifuse.driving.optimizer_moments import load_moments, moments
 from kifuse.driving.shards import Shards, joined
 from kifuse.errors import RunError
+from kifuse.methods.parameters import Parameters
 from tests.months import OWN, Died, script
 from tests.tiny import build_tokenizer
 
 INTERRUPTED = "recurrent-kif, own optimizer"
 NAMES = ["sequential", "kif-m", "kiflora", "recurrent-kif", INTERRUPTED, "aimmerging", "slao", "migu"]
-"""The methods that are tested; together they use every hook, and both optimizers of a memory step."""
+NAMES += ["ewc", "ogd", "gpm", "lwf", "der++", "vr-mcl", "kif, single examples"]
+"""The methods that are tested; together they use every hook, both optimizers of a memory step, and everything
+that a method may need of a model in pieces."""
+REFUSED = {"on-policy-repair": "different lengths", "vr-mcl, second order": "what torch can differentiate"}
+"""Methods that no model in pieces can serve, and what their refusal says."""
 SHAPES = [(5, 3), (1, 4), (2, 7, 2), (6,), (3, 1)]
 """Shapes of tensors that two processes cut evenly, unevenly, and so that one process has nothing."""
 
@@ -66,6 +73,10 @@ def months(
         "per_device_train_batch_size": 4 // processes // accumulation,
         "gradient_accumulation_steps": accumulation,
         "train_sampling_strategy": "sequential",
+        # checkpoints take longer than the training
+        "save_strategy": "steps" if name == INTERRUPTED else "no",
+        # mixed rows must fill the batches: two processes do not share a short batch as one takes it
+        "per_task": 4 if name == "der++" else 5,
     }
     go = partial(script, build_tokenizer(), folder, settings=OWN[name], dropout=0.0, **changes)
     go(month=1)
@@ -124,6 +135,37 @@ def check_pieces(mesh: DeviceMesh) -> None:
     assert largest.tolist() == [*expected, float((whole[-1] * 5).abs().max())]
 
 
+def check_gradients() -> None:
+    """Check that gradients and other values in the pieces of a model leave it as it was."""
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
+    cut = copy.deepcopy(whole)
+    for layer in (cut[0], cut[2], cut):
+        fully_shard(layer, reshard_after_forward=False)
+    shards = Shards(cut.named_parameters())
+    inputs = torch.randn(4, 3)
+    cut(inputs).sum().backward()
+    before = [joined(p.grad) for p in cut.parameters()]
+    other = [value * 2 for value in shards.params.clone()]
+    for values in (None, other, None):
+        if values is not None:
+            Parameters(whole.named_parameters()).assign(values)
+        with shards.whole(), shards.holding(cut, values):
+            found = shards.gradients(cut(inputs).square().sum())
+        wanted = torch.autograd.grad(whole(inputs).square().sum(), list(whole.parameters()))
+        torch.testing.assert_close(found, list(wanted))
+        Parameters(whole.named_parameters()).assign([value / 2 for value in other])
+        for p, value, grad in zip(cut.parameters(), other, before, strict=True):
+            assert torch.equal(joined(p.detach()), value / 2) and torch.equal(joined(p.grad), grad)
+    with shards.whole() as params:
+        params.assign(other)
+        with shards.holding(cut), torch.no_grad():
+            doubled = cut(inputs)
+    Parameters(whole.named_parameters()).assign(other)
+    assert torch.equal(doubled, whole(inputs))
+    assert shards.gradients(cut[2](torch.ones(1, 5)).sum())[0] is None
+
+
 def check_moments(mesh: DeviceMesh) -> None:
     """Check that the moments of pieces are saved as whole tensors, and come back as pieces."""
     _, cut = cut_parameters(mesh)
@@ -143,8 +185,9 @@ def check_moments(mesh: DeviceMesh) -> None:
 
 def check_refusals(folder: Path, mesh: DeviceMesh) -> None:
     """Check that set-ups that cannot be right are refused, with a way that works."""
-    for name in ("ewc", "ogd", "vr-mcl", "kif, single examples"):
-        assert "plain data parallelism" in _refused(lambda name=name: months(folder / name, name))
+    for name, why in REFUSED.items():
+        message = _refused(lambda name=name: months(folder / name, name))
+        assert why in message and "plain data parallelism" in message, message
     columns = nn.Parameter(distribute_tensor(torch.zeros(4, 4), mesh, [Shard(1)]))
     assert "the.weight: cut as" in _refused(lambda: Shards([("the.weight", columns)]))
     same = nn.Parameter(distribute_tensor(torch.zeros(4, 4), mesh, [Replicate()]))
@@ -167,6 +210,7 @@ def train_all(output: Path) -> None:
     mesh = init_device_mesh("cpu", (2,))
     check_pieces(mesh)
     check_moments(mesh)
+    check_gradients()
     cut_by_accelerate()
     check_refusals(output / "refused", mesh)
     cases: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in NAMES}

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes check what pieces must do, and run the scripts with several methods."""
     folder = tmp_path_factory.mktemp("scripts")
-    run_two("tests.contract.two_scripts", str(folder), timeout=300)
+    run_two("tests.contract.two_scripts", str(folder), timeout=600)
     return folder
 
 

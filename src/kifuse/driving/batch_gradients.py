@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kifuse.driving.batches import MemoryBatches
 from kifuse.driving.model_at_rest import at_rest
 from kifuse.driving.taps import Taps
-from kifuse.driving.trainer_batch import Inputs, TrainerBatch, refuse_joined
+from kifuse.driving.trainer_batch import Inputs, TrainerBatch, refuse_joined, rows_of
 from kifuse.driving.under_way import UnderWay
 from kifuse.errors import RunError
 from kifuse.methods.context import Weights
@@ -114,6 +114,23 @@ class BatchGradients:
     def begin_step(self, parts: tuple[Inputs, ...] | None) -> None:
         """Take the step's own batch, if one was kept."""
         self._batch = None if parts is None else TrainerBatch(parts, self._processes)
+        if self._batch is not None and self._context.shards.together:
+            self._refuse_uneven([rows_of(part) for part in self._batch.parts])
+
+    def _refuse_uneven(self, rows: list[int]) -> None:
+        """Refuse a step of which the processes have different numbers of rows: they would call layers apart.
+
+        Raises:
+            RunError: They have.
+        """
+        found: list[Any] = [None] * self._processes
+        torch.distributed.all_gather_object(found, rows)
+        if any(each != rows for each in found):
+            raise RunError(
+                f"the processes have {found} rows in the parts of a step, but all must call the layers of a "
+                "model in pieces equally often. Let each process have as many rows, for example with "
+                "dataloader_drop_last=True, or use plain data parallelism (torchrun, accelerate launch)."
+            )
 
     def end_step(self) -> None:
         """Forget the step's batch."""
@@ -152,6 +169,8 @@ class BatchGradients:
     ) -> list[Tensor]:
         """See `Context.gradient`."""
         values = list(self._context.params.tensors if at is None else at)
+        if self._context.shards.cut:
+            return self._from_pieces(batch, [value.detach() for value in values], noise)
         if not create_graph:
             values = [value.detach().requires_grad_() for value in values]
         total: list[Tensor] | None = None
@@ -163,6 +182,17 @@ class BatchGradients:
                 total = list(grads) if total is None else [a + b for a, b in zip(total, grads, strict=True)]
         self._count(batch.passes * (TWICE if create_graph else 1))
         return self._reduced(total or [torch.zeros_like(value) for value in values])
+
+    def _from_pieces(self, batch: Any, values: list[Tensor], noise: int) -> list[Tensor]:
+        """The gradient where the model's tensors are pieces, which hold the values meanwhile."""
+        shards, total = self._context.shards, [torch.zeros_like(value) for value in values]
+        with shards.holding(self._context.trainer.model, values), torch.enable_grad():
+            for loss in self._losses(batch, None, noise, False):
+                for whole, grad in zip(total, shards.gradients(loss), strict=True):
+                    if grad is not None:
+                        whole += grad
+        self._count(batch.passes)
+        return total if shards.averages else self._reduced(total)
 
     def batch_loss(self, batch: Any, *, at: Sequence[Tensor], noise: int = 0) -> Tensor:
         """See `Context.batch_loss`."""
@@ -176,8 +206,9 @@ class BatchGradients:
         """See `Context.forward`; the weights before the task are given as values."""
         model, inputs = self._context.trainer.model, self._without_labels(batch)
         self._count(FORWARD * batch.passes)
-        with at_rest(model, self._context.params.tensors[0].device):
-            if at == "now":
+        shards, given = self._context.shards, None if isinstance(at, str) else at
+        with at_rest(model, self._context.params.tensors[0].device), shards.holding(model, given):
+            if at == "now" or (given is not None and shards.cut):
                 return model(**inputs)
             if not isinstance(at, str):
                 named = dict(zip(self._names(), at, strict=True))
@@ -216,7 +247,7 @@ class BatchGradients:
         before = model.training
         model.train(train)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), context.shards.holding(model):
                 loss = torch.stack(list(self._losses(batch, None, 0, False))).sum()
         finally:
             model.train(before)

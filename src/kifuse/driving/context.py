@@ -303,7 +303,7 @@ class TrainerContext(MemorySteps):
         return self.examples
 
     def _probes(self, count: int | None) -> Probes:
-        probes = Probes(self.trainer, self.params, self._own_examples(), self.collate)
+        probes = Probes(self.trainer, self.shards, self._own_examples(), self.collate)
         # counted as the batches of a step, whatever they are split into
         self.extra_passes += -(-len(probes.chosen(count)) // self.task.batch_size)
         return probes

@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.utils.data import IterableDataset
 
 from kifuse.driving.model_at_rest import at_rest
+from kifuse.driving.shards import Shards
 from kifuse.driving.trainer_batch import rows_of
 from kifuse.errors import RunError
 from kifuse.knowledge.per_example import SquaredGradients
@@ -41,18 +42,24 @@ class Probes:
 
     Args:
         trainer: The Trainer; its model, device and precision are used.
-        params: The trainable parameters.
+        shards: The trainable parameters.
         examples: The current task's training examples, by number.
         collate: Makes a batch of them that the model takes, with `labels`.
 
-    With several processes, each takes its share, and all come to the same result.
+    With several processes, each takes its share, and all come to the same result. If the model is in pieces,
+    each takes all examples, in the same batches: only together can they put a layer together.
     """
 
     def __init__(
-        self, trainer: Any, params: Parameters, examples: Sequence[Any], collate: Callable[[list[Any]], Any]
+        self, trainer: Any, shards: Shards, examples: Sequence[Any], collate: Callable[[list[Any]], Any]
     ) -> None:
-        self.trainer, self.params, self.examples, self.collate = trainer, params, examples, collate
+        self.trainer, self.shards, self.examples, self.collate = trainer, shards, examples, collate
+        self.params = shards.params
         self._model: nn.Module = trainer.model
+        accelerator = trainer.accelerator
+        self._shares = 1 if shards.together else accelerator.num_processes
+        """Into how many shares the examples are divided; this process takes one of them."""
+        self._share = accelerator.process_index % self._shares
         self.skipped = 0
         """How many examples had a gradient that was not finite, in the last call."""
 
@@ -76,17 +83,19 @@ class Probes:
             RunError: There is no finite gradient, or the batches hold no targets.
         """
         accelerator, numbers = self.trainer.accelerator, self.chosen(count)
-        mine = numbers[accelerator.process_index :: accelerator.num_processes]
+        mine = numbers[self._share :: self._shares]
         # examples of similar length share a batch
         mine.sort(key=lambda number: (_length(self.examples[number]), number))
         total = torch.zeros(self.params.count, device=self.params.tensors[0].device)
-        with at_rest(self._model, total.device):
+        with at_rest(self._model, total.device), self.shards.holding(self._model):
             seen = self._add_squares(mine, total)
         sums = torch.cat([total, torch.tensor([seen], dtype=total.dtype, device=total.device)])
         if accelerator.num_processes > 1:
+            # where each has taken all examples too, so that all go on with equal bits
             torch.distributed.all_reduce(sums)
         found = round(float(sums[-1]))
-        self._tell(len(numbers) - found, len(numbers))
+        taken = found * self._shares // accelerator.num_processes
+        self._tell(len(numbers) - taken, len(numbers))
         return self._split(sums[:-1].div_(found))
 
     def _add_squares(self, numbers: list[int], total: Tensor) -> int:
@@ -108,14 +117,14 @@ class Probes:
         if self.trainer.args.torch_compile:
             return None
         try:
-            return SquaredGradients(self._model, self.params.tensors)
+            return SquaredGradients(self._model, self.shards.own.tensors, self.params.shapes)
         except ValueError:
             return None
 
     def _add_batch(self, numbers: list[int], hooks: SquaredGradients | None, total: Tensor) -> int:
         """Add the squares of a batch's examples; returns how many of them were finite."""
         squares = self._squares(numbers, hooks)
-        if squares is not None and bool(torch.isfinite(squares).all()):
+        if squares is not None and self._agreed(torch.isfinite(squares).all()):
             total += squares
             return len(numbers)
         if len(numbers) == 1:
@@ -135,19 +144,20 @@ class Probes:
             return hooks.flat / scale**2
         return _flat(grads, self.params).div_(scale).square_() if len(numbers) == 1 else None
 
+    def _agreed(self, fine: Tensor) -> bool:
+        """Whether it is so on every process that takes the same examples: they must go on alike."""
+        if self.shards.together:
+            worst = fine.to(torch.float32)
+            torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MIN)
+            fine = worst
+        return bool(fine)
+
     def _tells_apart(self, hooks: SquaredGradients, grads: Sequence[Tensor | None]) -> bool:
         """Whether the hooks saw every gradient as one of the batch's rows."""
-        before = self.params.grads
         try:
-            # the hooks look for gradients of layers that they did not see
-            for p, grad in zip(self.params.tensors, grads, strict=True):
-                p.grad = grad
-            hooks.sums()
+            hooks.sums(grads)
         except ValueError:
             return False
-        finally:
-            for p, grad in zip(self.params.tensors, before, strict=True):
-                p.grad = grad
         return True
 
     def logit_gradients(self, count: int | None = None) -> Iterator[Tensor]:
@@ -156,21 +166,22 @@ class Probes:
         Raises:
             RunError: There is no finite gradient, or the batches hold no targets.
         """
-        accelerator, numbers = self.trainer.accelerator, self.chosen(count)
-        rank, processes = accelerator.process_index, accelerator.num_processes
-        found = 0
-        for start in range(0, len(numbers), processes):
-            together = numbers[start : start + processes]
-            with at_rest(self._model, self.params.tensors[0].device):
+        numbers, found = self.chosen(count), 0
+        for start in range(0, len(numbers), self._shares):
+            at_once = numbers[start : start + self._shares]
+            with (
+                at_rest(self._model, self.params.tensors[0].device),
+                self.shards.holding(self._model),
+            ):
                 # a process without an example of its own takes another one's, so that all of them gather
-                mine = self.examples[together[min(rank, len(together) - 1)]]
+                mine = self.examples[at_once[min(self._share, len(at_once) - 1)]]
                 scale, grads = self._gradients(self.collate([mine]), _gold_logits)
             own = _flat(grads, self.params).div_(scale)
             gathered = [own]
-            if processes > 1:
-                gathered = [torch.empty_like(own) for _ in range(processes)]
+            if self._shares > 1:
+                gathered = [torch.empty_like(own) for _ in range(self._shares)]
                 torch.distributed.all_gather(gathered, own)
-            for gradient in gathered[: len(together)]:
+            for gradient in gathered[: len(at_once)]:
                 if bool(torch.isfinite(gradient).all()):
                     found += 1
                     yield gradient
@@ -201,11 +212,10 @@ class Probes:
                 hooks.clear()
             with torch.enable_grad():
                 value = of(*self._targets(inputs))
-                # no gradient is put on the parameters, whose own hooks belong to the Trainer's steps
-                grads = torch.autograd.grad(value * scale, self.params.tensors, allow_unused=True)
+                grads = self.shards.gradients(value * scale)
             overflowed = any(g is not None and not bool(torch.isfinite(g).all()) for g in grads)
             if scaler is None or scale <= LEAST_SCALE or not overflowed:
-                return scale, list(grads)
+                return scale, grads
             scale /= 4.0
 
     def _targets(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

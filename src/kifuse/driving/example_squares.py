@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kifuse.driving.shards import joined
 from kifuse.driving.taps import Taps
 from kifuse.driving.trainer_batch import refuse_joined
 from kifuse.errors import RunError
@@ -25,22 +26,25 @@ class StepSquares:
     Args:
         taps: The taps of a Trainer that is about to train.
         model: The Trainer's model without wrappers.
-        params: The trainable parameters.
+        params: The trainable parameters, as a method sees them.
+        own: The same as the model has them, which may be pieces; None: they are the same tensors.
 
     Raises:
         RunError: The set-up hides the gradients of single examples, or scales them.
     """
 
-    def __init__(self, taps: Taps, model: nn.Module, params: Parameters) -> None:
+    def __init__(
+        self, taps: Taps, model: nn.Module, params: Parameters, own: Parameters | None = None
+    ) -> None:
         trainer, accelerator = taps.trainer, taps.trainer.accelerator
         why = "per-example Fisher information (fisher: per_example)"
         if getattr(accelerator, "scaler", None) is not None:
             raise RunError(f"{why} does not work under fp16, whose loss is scaled; use bf16 or fp32.")
         if trainer.args.torch_compile:
             raise RunError(f"{why} does not work with torch_compile, which runs no hooks; turn it off.")
-        self._accelerator = accelerator
+        self._accelerator, self._params = accelerator, params
         try:
-            self._squares = SquaredGradients(model, params.tensors)
+            self._squares = SquaredGradients(model, (own or params).tensors, params.shapes)
         except ValueError as error:
             raise RunError(f"{why}: {error}") from error
         taps.clip_grad_norm(self._listen)
@@ -59,7 +63,7 @@ class StepSquares:
         """Clip as usual, and keep the factor by which clipping multiplied."""
         norm = clip(parameters, max_norm, *args, **kwargs)
         # the formula of torch.nn.utils.clip_grad_norm_
-        self._factor = torch.clamp(max_norm / (torch.as_tensor(norm) + 1e-6), max=1.0)
+        self._factor = torch.clamp(max_norm / (torch.as_tensor(joined(norm)) + 1e-6), max=1.0)
         return norm
 
     def clear(self) -> None:
@@ -77,7 +81,7 @@ class StepSquares:
             RunError: A layer was used in a way that hides the gradients of single examples.
         """
         try:
-            squares = self._squares.sums()
+            squares = self._squares.sums(self._params.grads)
         except ValueError as error:
             raise RunError(str(error)) from error
         flat, processes = self._squares.flat, self._accelerator.num_processes

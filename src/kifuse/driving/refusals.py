@@ -121,45 +121,51 @@ def refuse(trainer: Any) -> None:
             raise RunError(message)
 
 
-IN_PIECES = {"layers"}
-"""What a method may need of a model in pieces."""
-CALLS = (
-    "calls the model in one process, but a layer in pieces must be called by all processes together "
-    "with the same rows"
-)
-WHOLE_ONLY = {
+NOT_IN_PIECES = {
+    "answers": "lets the model sample answers, and each token of an answer is one call of every layer. A "
+    "layer in pieces puts itself together only if all processes call it equally often, but their answers "
+    "have different lengths",
+    "curvature": "differentiates gradients once more. A layer in pieces gives its gradients at the end of "
+    "the backward pass, outside of what torch can differentiate",
+}
+"""By what a method needs: why no model in pieces can give it."""
+NOT_UNDER_ZERO = {
     "batch": "calls the model with other weights than those that lie in its pieces",
     "before task": "calls the model with other weights than those that lie in its pieces",
-    "examples": "looks at the task's examples again, perhaps at different ones in each process, but a "
-    "layer in pieces must be called by all processes together",
-    "squares": "needs the gradient of each example in a step, which kifuse computes with whole layers only",
+    "by task": "calls the model outside of training steps",
+    "examples": "takes gradients outside of training steps",
+    "kept": "calls the model outside of training steps",
+    "squares": "needs the gradient of each example in a step",
 }
-"""By what a method needs: why a model in pieces cannot give it."""
+"""By what a method needs: what DeepSpeed's engine, which holds the pieces there, is not known to give."""
+INSTEAD = "Use plain data parallelism (torchrun, accelerate launch), or ZeRO of stage 1 or 2 in fp32."
 
 
-def refuse_shards(method: Method) -> None:
+def refuse_shards(method: Method, *, engine: bool = False) -> None:
     """Refuse to train a model that FSDP2 or DeepSpeed holds in pieces if the result could not be right.
 
     Args:
         method: The method.
+        engine: Whether DeepSpeed's engine holds them.
 
     Raises:
-        RunError: The method brings an adapter, looks into examples, or calls the model by itself.
+        RunError: The method brings an adapter, samples answers, or differentiates gradients.
     """
-    kind = type(method).__name__
+    kind, where = type(method).__name__, "fsdp, deepspeed"
     if method.adapter is not None:
         raise RunError(
-            f"fsdp, deepspeed: {kind} changes its adapter from task to task and saves all of it, which is "
-            "not possible if the layers are in pieces. Use plain data parallelism (torchrun, accelerate "
-            "launch), or ZeRO of stage 1 or 2 in fp32."
+            f"{where}: {kind} gives the model other tensors for each task. FSDP2 and DeepSpeed cut the "
+            f"tensors once, before the training, and cannot take in more. {INSTEAD}"
         )
-    need = next(iter(sorted(method.needs - IN_PIECES)), None)
-    if need is not None:
-        raise RunError(
-            f"fsdp, deepspeed: with these settings {kind} {WHOLE_ONLY.get(need, CALLS)}. Use plain data "
-            "parallelism (torchrun, accelerate launch), with a quantised base model if it is large, or "
-            "ZeRO of stage 1 or 2 in fp32."
-        )
+    for need, why in NOT_IN_PIECES.items():
+        if need in method.needs:
+            raise RunError(f"{where}: with these settings {kind} {why}. {INSTEAD}")
+    for need, why in NOT_UNDER_ZERO.items() if engine else ():
+        if need in method.needs:
+            raise RunError(
+                f"deepspeed: with these settings {kind} {why}, which its engine gives under ZeRO of stage 1 "
+                f"or 2 in fp32 only. Use FSDP2 for a model in pieces. {INSTEAD}"
+            )
 
 
 HOOKS_OF_TEXTS = ("training_examples", "remember")

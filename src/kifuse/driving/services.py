@@ -47,7 +47,7 @@ def open_services(
     """
     found: dict[str, Service] = {}
     if "squares" in needs:
-        found["squares"] = StepSquares(taps, model, params)
+        found["squares"] = StepSquares(taps, model, params, own)
     if "layers" in needs:
         found["layers"] = LayerWatch(taps, model, params, own)
     if "batch" in needs:

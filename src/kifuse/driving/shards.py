@@ -11,13 +11,14 @@ The copies take memory beside the pieces: this is meant for adapters, not for tr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from kifuse.errors import RunError
@@ -60,16 +61,24 @@ class Shards:
         own: The model's own tensors, which an optimizer updates.
         params: The tensors that a method sees: the same ones, or whole copies if they are cut.
         moved: The tensors that an optimizer beside the Trainer's own updates.
+        cut: Whether a method sees copies.
+        together: Whether the layers put themselves together when they are called, so that all processes must
+            call them equally often, and in the same order.
+        averages: Whether `gradients` gives the mean over all processes.
     """
 
     own: Parameters
     params: Parameters
     moved: Parameters
+    cut: bool
+    together: bool
+    averages: bool
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], frozen: Any = None) -> None:
         self.own = self.moved = Parameters(named, frozen)
-        self.cut = any(isinstance(p, DTensor) for p in self.own.tensors)
+        self.cut = self.together = self.averages = any(isinstance(p, DTensor) for p in self.own.tensors)
         self.params = self.own
+        self._shown = False
         if not self.cut:
             return
         self._group, self._size, self._rank = _division(self.own)
@@ -113,15 +122,84 @@ class Shards:
     def whole(self) -> Iterator[Parameters]:
         """Give the tensors that a method sees, filled from the model; write its changes back at the end."""
         self.gather()
-        yield self.params
+        self._shown = True
+        try:
+            yield self.params
+        finally:
+            self._shown = False
         self.scatter()
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[Parameters]:
         """Give the model's own tensors in the middle of `whole`, for a step that updates them."""
         self.scatter()
-        yield self.own
+        shown, self._shown = self._shown, False
+        try:
+            yield self.own
+        finally:
+            self._shown = shown
         self.gather()
+
+    @contextlib.contextmanager
+    def holding(self, model: nn.Module, values: Sequence[Tensor] | None = None) -> Iterator[None]:
+        """Let the model compute with other values than those in its pieces, which come back at the end.
+
+        Args:
+            model: The model whose tensors these are.
+            values: Whole values of the trained tensors, equal on all processes; None: what a method sees at
+                the moment, which it may have changed.
+        """
+        if not self.cut or (values is None and not self._shown):
+            yield
+            return
+        held = self._hold(self.params.tensors if values is None else values)
+        put_away(model)
+        try:
+            yield
+        finally:
+            self._let_go(held)
+            put_away(model)
+
+    @torch.no_grad()
+    def _hold(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Write this process's piece of whole values; returns what was there."""
+        held = [piece_of(p.detach()).clone() for p in self.own.tensors]
+        for cut, p, value in zip(self._cuts, self.own.tensors, values, strict=True):
+            piece, start = piece_of(p.detach()), self._rank * cut.rows
+            piece.copy_(value[start : start + piece.shape[0]])
+        return held
+
+    @torch.no_grad()
+    def _let_go(self, held: Sequence[Tensor]) -> None:
+        """Write back what `_hold` has returned."""
+        for p, before in zip(self.own.tensors, held, strict=True):
+            piece_of(p.detach()).copy_(before)
+
+    def gradients(self, value: Tensor) -> list[Tensor | None]:
+        """Whole gradients of a scalar that the model has computed; None where a tensor has no part in it.
+
+        The gradients of a step that lie on the tensors stay as they are. If `together`, all processes call
+        this for values that the same layers have computed. If `averages`, what is returned is the mean of
+        their gradients.
+        """
+        if not self.averages:
+            # no gradient is put on the tensors, whose own hooks belong to the Trainer's steps
+            return list(torch.autograd.grad(value, self.own.tensors, allow_unused=True))
+        held = self.own.grads
+        for p in self.own.tensors:
+            p.grad = None
+        try:
+            # the pieces are no part of the graph: FSDP2 puts gradients on them at the end of a backward pass
+            value.backward()
+            found = self.own.grads
+        finally:
+            for p, grad in zip(self.own.tensors, held, strict=True):
+                p.grad = grad
+        present = [place for place, grad in enumerate(found) if grad is not None]
+        whole: list[Tensor | None] = [None] * len(found)
+        for place, grad in zip(present, self._gathered([found[i] for i in present], present), strict=True):
+            whole[place] = grad
+        return whole
 
     @torch.no_grad()
     def gather(self) -> None:
@@ -199,6 +277,13 @@ def joined_in(model: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 piece_of(p.detach()).copy_(piece_of(spread(getattr(module, name).detach(), p)))
             setattr(module, name, p)
+
+
+def put_away(model: nn.Module) -> None:
+    """Drop what FSDP2 has put together, so that the next call of a layer reads the pieces again."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def piece_of(tensor: Any) -> Tensor:

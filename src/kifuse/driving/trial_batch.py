@@ -117,7 +117,7 @@ def _read(context: TrainerContext, row: Any) -> None:
     """Run a row in each way that the method asks for."""
     needs = context.method.needs
     if "examples" in needs:
-        Probes(context.trainer, context.params, [row], context.collate).try_one()
+        Probes(context.trainer, context.shards, [row], context.collate).try_one()
     if not needs & {"batch", "kept", "before task", "answers", "layers"}:
         return
     inputs = context.trainer._prepare_inputs(context.collate([row]))

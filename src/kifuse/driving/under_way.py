@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from kifuse.driving.batches import MemoryBatches
+from kifuse.driving.shards import Shards
 from kifuse.methods.context import TaskInfo
 from kifuse.methods.parameters import Parameters
 
@@ -16,6 +17,7 @@ class UnderWay(Protocol):
     trainer: Any
     task: TaskInfo
     params: Parameters
+    shards: Shards
     memory: MemoryBatches | None
     replayed: int
     extra_passes: int

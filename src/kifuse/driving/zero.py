@@ -58,7 +58,8 @@ class ZeroShards(Shards):
         self.stage = int(engine.zero_optimization_stage())
         self._skips, self._last = False, True
         whole = self.stage < 3 and all(p.dtype == torch.float32 for p in own.tensors)
-        self.cut = not whole
+        self.cut, self.together, self.averages = not whole, self.stage == 3, False
+        self._shown = False
         self.params: Parameters = own
         if self.cut:
             copies = [(n, nn.Parameter(self._weight(p).clone())) for n, p in own.pairs]
@@ -217,6 +218,19 @@ class ZeroShards(Shards):
                 self._api.safe_set_full_fp32_param(p, p.detach().float())
         self.gather()
 
+    @torch.no_grad()
+    def _hold(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """See `Shards._hold`; the float32 masters stay as they are."""
+        held = [self._weight(p).clone() for p in self.own.tensors]
+        self._let_go(values)
+        return held
+
+    @torch.no_grad()
+    def _let_go(self, held: Sequence[Tensor]) -> None:
+        """See `Shards._let_go`."""
+        for p, value in zip(self.own.tensors, held, strict=True):
+            self._show(p, value)
+
     def _weight(self, p: nn.Parameter) -> Tensor:
         """A whole weight in float32."""
         return self._api.safe_get_full_fp32_param(p).detach()
@@ -225,14 +239,17 @@ class ZeroShards(Shards):
         """Write this process's part of a weight into the engine, and where the model computes with it."""
         if self.stage < 3:
             self._api.safe_set_full_fp32_param(p, value)
-            if self.cut:
-                p.data.copy_(value)
-            return
-        piece = self._piece(p, value)
-        self._api.safe_set_local_fp32_param(p, piece)
-        p.ds_tensor.data.copy_(piece.view_as(p.ds_tensor))
+        else:
+            self._api.safe_set_local_fp32_param(p, self._piece(p, value))
+        if self.cut:
+            self._show(p, value)
+
+    def _show(self, p: Any, value: Tensor) -> None:
+        """Write a weight where the model computes with it."""
+        if self.stage == 3:
+            p.ds_tensor.data.copy_(self._piece(p, value).view_as(p.ds_tensor))
         if p.numel() == value.numel():
-            p.data.copy_(value)  # a small one, which lies whole on every process beside its pieces
+            p.data.copy_(value)  # under stage 3 one that lies whole on every process beside its pieces
 
     def _piece(self, p: Any, value: Tensor) -> Tensor:
         """This process's piece of a whole tensor of stage 3, with zeros where the last one is longer."""

@@ -11,7 +11,7 @@ example in a step gives sum_j g_j^2 = g^2. A padded position has no gradient and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -30,17 +30,22 @@ class SquaredGradients:
         model: The model whose forward pass is called.
         params: Trainable parameters; the sums come in this order. Weights and biases of `nn.Linear` (LoRA's A
             and B are such layers) and of the transposed `Conv1D` of GPT-2.
+        shapes: Their whole shapes, where the parameters are pieces; None for their own.
 
     Raises:
         ValueError: A parameter belongs to another kind of module, or to several modules.
     """
 
-    def __init__(self, model: nn.Module, params: Sequence[nn.Parameter]) -> None:
-        sizes = [p.numel() for p in params]
+    def __init__(
+        self, model: nn.Module, params: Sequence[nn.Parameter], shapes: Sequence[Sequence[int]] | None = None
+    ) -> None:
+        whole = [torch.Size(shape) for shape in (shapes or [p.shape for p in params])]
+        sizes = [shape.numel() for shape in whole]
         device = params[0].device if params else None
+        self._params = list(params)
         self._flat = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
         pieces = self._flat.split(sizes)
-        self._sums = [piece.view(p.shape) for piece, p in zip(pieces, params, strict=True)]
+        self._sums = [piece.view(shape) for piece, shape in zip(pieces, whole, strict=True)]
         by_id = {id(p): view for p, view in zip(params, self._sums, strict=True)}
         self._layers = [_Layer(name, module, owned) for name, module, owned in _owners(model, params, by_id)]
         self._rows: int | None = None
@@ -50,16 +55,21 @@ class SquaredGradients:
             hook = self._forward_hook(layer)
             self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
 
-    def sums(self) -> list[Tensor]:
+    def sums(self, grads: Sequence[Tensor | None] | None = None) -> list[Tensor]:
         """Return the sums since the last `clear`: float32 views of one buffer, in the parameters' shapes.
+
+        Args:
+            grads: The gradients of the parameters; None for those that lie on them.
 
         Raises:
             ValueError: A layer has a gradient that the hooks did not see, or whose examples are not the rows
                 of the batch.
         """
         self._finish()
+        found = [p.grad for p in self._params] if grads is None else grads
+        moved = {id(p) for p, grad in zip(self._params, found, strict=True) if grad is not None}
         for layer in self._layers:
-            layer.check()
+            layer.check(moved)
         return self._sums
 
     @property
@@ -120,6 +130,7 @@ class _Layer:
         self.name = name
         self.module = module
         self.weight, self.bias = owned.get("weight"), owned.get("bias")
+        self.ids = {id(module.get_parameter(key)) for key in owned}
         self.transposed = not isinstance(module, nn.Linear)
         self.calls = 0
         self.clear()
@@ -129,14 +140,14 @@ class _Layer:
         self.waiting: list[tuple[Tensor, Tensor]] = []
         self.seen = self.strange = False
 
-    def check(self) -> None:
-        """Refuse a gradient that the hooks did not see as rows of the batch."""
+    def check(self, moved: Set[int]) -> None:
+        """Refuse a gradient that the hooks did not see as rows of the batch; `moved` has the ids of those."""
         if self.strange:
             raise ValueError(
                 f"{self.name}: the examples are not the rows of its input, so their gradients cannot be "
                 "computed separately. Use fisher: batch."
             )
-        if not self.seen and any(p.grad is not None for p in self.module.parameters(recurse=False)):
+        if not self.seen and self.ids & moved:
             raise ValueError(
                 f"{self.name}: its weight has a gradient, but the layer was not called as a module, so the "
                 "examples' gradients cannot be computed separately. Use fisher: batch."

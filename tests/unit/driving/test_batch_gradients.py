@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from kifuse.config import TrainingConfig
-from kifuse.driving.batch_gradients import StepInputs
+from kifuse.driving.batch_gradients import BatchGradients, StepInputs
 from kifuse.driving.batches import MemoryBatches
 from kifuse.driving.taps import Taps
 from kifuse.driving.trainer_batch import TrainerBatch
@@ -331,3 +331,18 @@ def test_set_ups_that_hide_gradients_are_refused(changes: dict[str, Any], curvat
         StepInputs(Taps(trainer), model, curvature=curvature)
     if curvature:
         StepInputs(Taps(trainer), model, curvature=False)
+
+
+def test_a_step_with_unlike_rows_is_refused_where_layers_lie_in_pieces(monkeypatch: pytest.MonkeyPatch):
+    def gathered(found: list[Any], mine: list[int]) -> None:
+        found[:] = [mine, other]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(num_processes=2))
+    context: Any = SimpleNamespace(trainer=trainer, shards=SimpleNamespace(together=True))
+    parts = tuple({"labels": torch.zeros(rows, 3)} for rows in (2, 1))
+    other = [2, 1]
+    BatchGradients(context).begin_step(parts)
+    other = [2, 2]
+    with pytest.raises(RunError, match=r"\[\[2, 1\], \[2, 2\]\] rows .* dataloader_drop_last=True"):
+        BatchGradients(context).begin_step(parts)

@@ -17,8 +17,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kifuse.driving.batches import collator_of
 from kifuse.driving.example_gradients import Probes, examples_of
+from kifuse.driving.shards import Shards
 from kifuse.errors import RunError
-from kifuse.methods.parameters import Parameters
 from kifuse.models.loading import Backbone
 from kifuse.tasks.encoding import Encoded
 from tests.reference import ewc
@@ -39,8 +39,8 @@ def _trainer(model: nn.Module, size: int = 4, seed: int = 0) -> Any:
 
 
 def _probes(mine: Backbone, examples: list[Encoded], size: int = 4, seed: int = 0) -> Probes:
-    params = Parameters(mine.model.named_parameters())
-    return Probes(_trainer(mine.model, size, seed), params, examples, collator_of(mine))
+    shards = Shards(mine.model.named_parameters())
+    return Probes(_trainer(mine.model, size, seed), shards, examples, collator_of(mine))
 
 
 def _alone(mine: Backbone, example: Encoded) -> tuple[Tensor, Tensor]:
@@ -159,7 +159,7 @@ def test_a_broken_example_is_left_out_and_costs_no_other(
         tiny_llama.model.embed_tokens.weight[50] = float("nan")
     tiny_llama.requires_grad_(False)
     tiny_llama.model.layers[0].mlp.up_proj.weight.requires_grad_(True)
-    params = Parameters(tiny_llama.named_parameters())
+    shards = Shards(tiny_llama.named_parameters())
 
     def collate(batch: list[Any]) -> dict[str, Tensor]:
         width = max(len(row["input_ids"]) for row in batch)
@@ -169,11 +169,11 @@ def test_a_broken_example_is_left_out_and_costs_no_other(
         }
 
     def found(chosen: list[Any]) -> list[Tensor]:
-        return Probes(_trainer(tiny_llama), params, chosen, collate).squared_gradients()
+        return Probes(_trainer(tiny_llama), shards, chosen, collate).squared_gradients()
 
     torch.testing.assert_close(found(rows), found([rows[0], rows[2]]), rtol=1e-4, atol=1e-10)
     assert "1 of 3 examples left out" in caplog.text
-    assert len(list(Probes(_trainer(tiny_llama), params, rows, collate).logit_gradients())) == 2
+    assert len(list(Probes(_trainer(tiny_llama), shards, rows, collate).logit_gradients())) == 2
     with pytest.raises(RunError, match="none of the 1 examples has a finite gradient"):
         found(rows[1:2])
 
@@ -199,10 +199,10 @@ def test_what_overflows_in_half_precision_is_tried_at_a_smaller_scale(
 
 
 def test_rows_without_labels_or_logits_are_refused(tiny_llama: LlamaForCausalLM):
-    params = Parameters(tiny_llama.named_parameters())
+    shards = Shards(tiny_llama.named_parameters())
 
     def probes(**batch: Tensor) -> Probes:
-        return Probes(_trainer(tiny_llama), params, [0], lambda _: batch)
+        return Probes(_trainer(tiny_llama), shards, [0], lambda _: batch)
 
     ids = torch.tensor([[5, 6, 7]])
     with pytest.raises(RunError, match="no 'labels'"):
@@ -212,7 +212,7 @@ def test_rows_without_labels_or_logits_are_refused(tiny_llama: LlamaForCausalLM)
     with pytest.raises(RunError, match=r"one logit vector for each label \(1, 2\)"):
         probes(input_ids=ids, labels=ids[:, :2]).squared_gradients()
     with pytest.raises(RunError, match="no training examples"):
-        Probes(_trainer(tiny_llama), params, [], dict).squared_gradients()
+        Probes(_trainer(tiny_llama), shards, [], dict).squared_gradients()
 
 
 def test_a_stream_is_refused_before_training(tiny_tokenizer: PreTrainedTokenizerFast):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
+from kifuse.driving.refusals import refuse_shards
 from kifuse.errors import ModelError, RunError
 from kifuse.methods.slao import SLAO
 from kifuse.methods.vr_mcl import VRMCL
 from kifuse.running.runner import run
-from tests.months import make_trainer, new_model, rows
+from tests.months import BROUGHT, OWN, make_trainer, method_of, new_model, rows
 from tests.runs import TASKS, make_config
 from tests.tiny import build_llama
 
@@ -63,3 +65,23 @@ def test_gradients_at_other_weights_in_one_s_own_trainer(
     )
     with pytest.raises(RunError, match="gradient_checkpointing"):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (OWN["on-policy-repair"], "OnPolicyRepair lets the model sample answers.* have different lengths"),
+        (OWN["vr-mcl, second order"], "VRMCL differentiates gradients .* outside of what torch can"),
+        (BROUGHT["o-lora"], "OLoRA gives the model other tensors for each task.* cut the tensors once"),
+    ],
+)
+def test_a_model_in_pieces_is_refused_for_a_reason_of_principle(settings: dict[str, Any], why: str):
+    with pytest.raises(RunError, match=f"fsdp, deepspeed: .*{why}.* Use plain data parallelism"):
+        refuse_shards(method_of(settings))
+
+
+@pytest.mark.parametrize(
+    "name", ["ewc", "ogd", "gpm", "lwf", "der++", "vr-mcl", "kif, single examples", "migu"]
+)
+def test_methods_that_keep_the_processes_in_step_are_not_refused(name: str):
+    refuse_shards(method_of(OWN[name]))
