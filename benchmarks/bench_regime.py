@@ -152,6 +152,7 @@ OF_THE_TABLES: dict[str, dict[str, Any]] = {
     "mocl-lora": {"name": "mocl", "module": "lora"},
     "moe-lora": {"name": "moe-lora"},
     "sapt": {"name": "sapt"},
+    "sapt-light": {"name": "sapt", "reflection": 0.1},
 }
 """Systems of the papers' tables that came last. Prompts are as long as suits inputs of 100 tokens."""
 
