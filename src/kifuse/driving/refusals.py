@@ -130,9 +130,8 @@ NOT_IN_PIECES = {
 }
 """By what a method needs: why no model in pieces can give it."""
 NOT_UNDER_ZERO = {
-    "batch": "calls the model with other weights than those that lie in its pieces",
-    "before task": "calls the model with other weights than those that lie in its pieces",
-    "by task": "calls the model outside of training steps",
+    "batch": "calls the model outside of training steps",
+    "before task": "calls the model outside of training steps",
     "examples": "takes gradients outside of training steps",
     "kept": "calls the model outside of training steps",
     "squares": "needs the gradient of each example in a step",
@@ -162,10 +161,7 @@ def refuse_shards(method: Method, *, engine: bool = False) -> None:
             raise RunError(f"{where}: with these settings {kind} {why}. {INSTEAD}")
     for need, why in NOT_UNDER_ZERO.items() if engine else ():
         if need in method.needs:
-            raise RunError(
-                f"deepspeed: with these settings {kind} {why}, which its engine gives under ZeRO of stage 1 "
-                f"or 2 in fp32 only. Use FSDP2 for a model in pieces. {INSTEAD}"
-            )
+            raise RunError(f"deepspeed: with these settings {kind} {why}. Use FSDP2. {INSTEAD}")
 
 
 HOOKS_OF_TEXTS = ("training_examples", "remember")
