@@ -46,6 +46,8 @@ class Processes:
         from accelerate import PartialState
         from torch import distributed
 
+        # each process has loaded the whole model, and has scored with it, before FSDP cuts it
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         if not distributed.is_initialized():
             with _answering():
                 PartialState(timeout=_PATIENCE)
@@ -161,9 +163,9 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def cut_by_launcher() -> bool:
-    """Whether accelerate was told to cut models into pieces, with FSDP or DeepSpeed."""
-    return any(os.environ.get(f"ACCELERATE_USE_{way}", "").lower() == "true" for way in ("FSDP", "DEEPSPEED"))
+def under_deepspeed() -> bool:
+    """Whether accelerate was told to train with DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import kifuse
 from kifuse.config import RunConfig
 from kifuse.record.run_record import RunRecord
 from tests.processes import end_together, run_two
-from tests.runs import TASKS, write_stream
+from tests.runs import TASKS, PressCtrlC, learned_files, write_stream
 
 RUNS: dict[str, tuple[dict[str, Any], int]] = {
     "recurrent-kif": ({"name": "recurrent-kif"}, 3),
@@ -43,7 +44,7 @@ def config(name: str, model: Path, stream: Path, output: Path) -> RunConfig:
 def check_run_in_pieces(how: str, model: Path, folder: Path) -> None:
     """Two processes learn what one does, keep whole adapters, and score alike."""
     stream = write_stream(folder / "stream")
-    run_two("tests.contract.run_in_pieces", how, str(model), str(stream), str(folder / "two"), timeout=600)
+    run_two("tests.contract.run_in_pieces", how, str(model), str(stream), str(folder), timeout=600)
     for name in OF[how]:
         expected = kifuse.run(config(name, model, stream, folder / "one"))
         found = RunRecord.load(folder / "two" / name)
@@ -58,8 +59,27 @@ def check_run_in_pieces(how: str, model: Path, folder: Path) -> None:
             torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
 
 
+def check_stopped(folder: Path) -> None:
+    """The run that was stopped in the middle of a task has learned what the other one has, bit for bit."""
+    log = (folder / "stopped" / "recurrent-kif" / "log.txt").read_text("utf-8")
+    assert "fruit: going on after step 2 of 3" in log
+    two, stopped = (learned_files(folder / each / "recurrent-kif") for each in ("two", "stopped"))
+    assert len(two) >= 12 and two == stopped
+
+
+def stop_and_go_on(model: Path, stream: Path, folder: Path) -> None:
+    """Tell the second process to stop in the middle of a task, and give the same command again."""
+    stopped = config("recurrent-kif", model, stream, folder / "stopped")
+    presses = PressCtrlC("fruit", 2) if os.environ["RANK"] == "1" else None
+    with contextlib.suppress(KeyboardInterrupt):
+        kifuse.run(stopped, progress=presses)
+    assert (Path(stopped.output) / "checkpoint" / "middle" / "state.json").is_file()
+    kifuse.run(stopped)
+
+
 def main(how: str, *places: str) -> None:
     """Run it: `how` is fsdp, or the stage of ZeRO."""
+    model, stream, folder = map(Path, places)
     torch.set_num_threads(1)
     if how == "fsdp":
         from tests.contract.script_in_pieces import cut_by_accelerate
@@ -67,9 +87,10 @@ def main(how: str, *places: str) -> None:
         cut_by_accelerate()
     else:
         os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": how}
-    model, stream, output = map(Path, places)
     for name in OF[how]:
-        kifuse.run(config(name, model, stream, output))
+        kifuse.run(config(name, model, stream, folder / "two"))
+    if how == "fsdp":
+        stop_and_go_on(model, stream, folder)
     end_together()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,12 @@ def cut_by_accelerate() -> None:
             state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = made  # type: ignore[method-assign]
+    # what the launcher sets
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    }
 
 
 def months(

@@ -12,7 +12,7 @@ from torch import distributed
 from kifuse.errors import RunError
 from kifuse.processes import leave_processes
 from kifuse.running.importance_probe import ImportanceProbe
-from tests.contract.run_in_pieces import check_run_in_pieces
+from tests.contract.run_in_pieces import check_run_in_pieces, check_stopped
 from tests.processes import run_two
 from tests.runs import write_stream
 
@@ -30,8 +30,11 @@ def test_two_processes_run_a_stream_and_end_well(tiny_folder_llama: Path, tmp_pa
     assert (tmp_path / "run" / "adapters").is_dir()
 
 
-def test_a_run_with_a_model_in_pieces_ends_as_one_process_does(tiny_folder_llama: Path, tmp_path: Path):
+def test_a_run_with_a_model_in_pieces_ends_as_one_process_does_also_if_it_is_stopped(
+    tiny_folder_llama: Path, tmp_path: Path
+):
     check_run_in_pieces("fsdp", tiny_folder_llama, tmp_path)
+    check_stopped(tmp_path)
 
 
 def test_importance_is_not_probed_in_a_model_in_pieces():

@@ -16,10 +16,12 @@ import yaml
 from typer.testing import CliRunner
 
 from kifuse import ConfigError, ContinualLearner, DataError, RunError
+from kifuse.answering.evaluator import Evaluator
 from kifuse.answering.perplexity import losses
 from kifuse.cli import app
 from kifuse.config import LmEvalConfig, load_config
 from kifuse.io.storage import sha256_file
+from kifuse.processes import Processes
 from kifuse.record.run_record import RunRecord
 from kifuse.reporting.page import write_report
 from kifuse.reporting.run_groups import Run
@@ -28,7 +30,7 @@ from kifuse.running import lm_eval_tasks
 from kifuse.running.lm_eval_tasks import open_lm_eval
 from kifuse.running.runner import run
 from kifuse.tasks.encoded import Encoded
-from tests.learners import settings_of
+from tests.learners import Make, settings_of
 from tests.runs import KIND, METHODS, StopIn, Stopped, learned_files, make_config
 
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed", exc_type=ImportError)
@@ -318,6 +320,29 @@ def test_other_documents_are_refused_when_a_run_goes_on(
         run(config)
     write_tasks(mine, ROWS)
     assert [s.after for s in run(config).watch_scores] == [0, 3]
+
+
+class Second(Processes):
+    """The second of two processes, whose first one has told it a cell."""
+
+    def of_first(self, work: Callable[[], Any]) -> Any:
+        """What the first process found."""
+        return "told"
+
+
+def test_the_first_process_runs_them_and_every_process_if_the_model_is_in_pieces(
+    make: Make, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kifuse.running.lm_eval_model import score_lm_eval
+
+    learner, passes = make("sequential"), []
+    learner.model.register_forward_pre_hook(lambda *call: passes.append(1))
+    evaluator = learner._engine.evaluator
+    evaluator.processes, evaluator.folder = Second(1, 2), None
+    [task] = open_lm_eval(LmEvalConfig.model_validate(asked(own, "own_choice", limit=2)))
+    assert score_lm_eval(task, evaluator, 0, lambda *done: None, print) == "told" and not passes
+    monkeypatch.setattr(Evaluator, "in_pieces", True)
+    assert score_lm_eval(task, evaluator, 0, lambda *done: None, print) == "told" and passes
 
 
 def test_max_forgetting_counts_for_them_and_task_files_are_named_in_each_process(

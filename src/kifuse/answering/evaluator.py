@@ -179,16 +179,7 @@ class Evaluator:
         start = time.monotonic()
         pieces = [self.encoder.encode_pieces([example]) for example in task.test]
         flat = [piece for parts in pieces for piece in parts]
-        with ready_to_answer(self.model):
-            of_all = losses(
-                self.model,
-                self.backbone,
-                flat,
-                batch_tokens=self.batch_tokens,
-                progress=progress,
-                processes=self._sharing(self.processes),
-            )
-        found = iter(of_all)
+        found = iter(self.losses(flat, progress))
         by_example = [[next(found) for _ in parts] for parts in pieces]
         rows = [_continued(*each) for each in zip(task.test, by_example, strict=True)]
         written = self.processes.of_first(lambda: self.write(after, task.name, rows) if keep else None)
@@ -200,6 +191,20 @@ class Evaluator:
             cut=sum(piece.cut for piece in flat),
             predictions=written,
         )
+
+    def losses(
+        self, encoded: Sequence[Encoded], progress: Callable[[int, int], None] | None = None
+    ) -> list[tuple[float, int]]:
+        """The loss and the number of tokens of each target, by all processes; see `losses`."""
+        with ready_to_answer(self.model):
+            return losses(
+                self.model,
+                self.backbone,
+                encoded,
+                batch_tokens=self.batch_tokens,
+                progress=progress,
+                processes=self._sharing(self.processes),
+            )
 
     def write(self, after: int, task: str, rows: Sequence[dict[str, Any]]) -> str | None:
         """Write the predictions of a task; returns their SHA-256, or None if nothing is written."""
@@ -247,9 +252,14 @@ class Evaluator:
             )
         return [self.encoder.answered(text) for text in found]
 
+    @property
+    def in_pieces(self) -> bool:
+        """Whether the model lies in pieces, so that all processes must call it together."""
+        return any(map(in_pieces, self.model.parameters()))
+
     def _sharing(self, processes: Processes) -> Processes:
         """The processes that share the prompts out; all answer all of them with a model in pieces."""
-        return ALONE if any(map(in_pieces, self.model.parameters())) else processes
+        return ALONE if self.in_pieces else processes
 
     def limit(self, task: Task) -> int:
         """The most tokens to generate for a task.

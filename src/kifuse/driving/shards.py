@@ -18,11 +18,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from kifuse.errors import RunError
 from kifuse.methods.parameters import Parameters
+from kifuse.models.pieces import put_away
 
 # torch 2.13 renamed it, and the old name warns there
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -274,16 +274,14 @@ def joined_in(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, name, p in swapped:
-            with torch.no_grad():
-                piece_of(p.detach()).copy_(piece_of(spread(getattr(module, name).detach(), p)))
+            put_whole(p, getattr(module, name).detach())
             setattr(module, name, p)
 
 
-def put_away(model: nn.Module) -> None:
-    """Drop what FSDP2 has put together, so that the next call of a layer reads the pieces again."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+@torch.no_grad()
+def put_whole(tensor: Tensor, whole: Tensor) -> None:
+    """Overwrite a tensor, cut or not, with a whole one that is equal on all processes."""
+    piece_of(tensor.detach()).copy_(piece_of(spread(whole.to(tensor.device), tensor)))
 
 
 def piece_of(tensor: Any) -> Tensor:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kifuse.answering.perplexity import losses, perplexity
+from kifuse.answering.perplexity import perplexity
+from kifuse.driving.zero import whole_weights
 from kifuse.learning.open_learner import OpenLearner
 from kifuse.tasks.learned_task import kept_probe
 from kifuse.tasks.sampling import visiting_order
@@ -85,7 +86,8 @@ def repair(opened: OpenLearner) -> dict[str, Any] | None:
     steps = [_perplexities(opened, probes)]
     while _too_high(steps[-1], best) and len(steps) <= MOST_STEPS:
         trained = pulled(trained, before)
-        engine.adapter.set_learned(trained)
+        with whole_weights(engine.model):
+            engine.adapter.set_learned(trained)
         steps.append(_perplexities(opened, probes))
     taken = len(steps) - 1
     if not taken:
@@ -106,7 +108,9 @@ def pulled(weights: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[
 
 
 def _weights(opened: OpenLearner) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in opened.engine.adapter.learned().items()}
+    engine = opened.engine
+    with whole_weights(engine.model):
+        return {name: p.detach().clone() for name, p in engine.adapter.learned().items()}
 
 
 def _too_high(found: Mapping[str, float], best: Mapping[str, float]) -> list[str]:
@@ -137,13 +141,7 @@ def _perplexities(opened: OpenLearner, probes: Mapping[str, Sequence[Example]]) 
     for name, examples in probes.items():
         encoded = engine.encoder.encode_pieces(examples)
         with engine.evaluator.told(name):
-            parts = losses(
-                engine.model,
-                engine.backbone,
-                encoded,
-                batch_tokens=engine.config.evaluation.batch_tokens,
-                processes=engine.processes,
-            )
+            parts = engine.evaluator.losses(encoded)
         value = perplexity(parts)
         found[name] = value if value < _MOST else _MOST  # a record can hold neither infinity nor NaN
     return found
@@ -167,5 +165,6 @@ def _keep(opened: OpenLearner, facts: dict[str, Any]) -> None:
     engine.save()
     entry.train_steps, entry.repaired = trained, facts
     saved = partial(engine.snapshots.save, k, engine.adapter, engine.method, engine.memory)
-    entry.seal = engine.processes.of_first(saved)
+    with whole_weights(engine.model):
+        entry.seal = engine.processes.of_first(saved)
     engine.save()

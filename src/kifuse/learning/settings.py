@@ -16,7 +16,7 @@ from kifuse.models.given import given_backbone
 from kifuse.models.loading import Backbone
 from kifuse.own_method import name_method
 from kifuse.problems import from_pydantic, show_value
-from kifuse.processes import cut_by_launcher
+from kifuse.processes import under_deepspeed
 from kifuse.record.run_record import FILE, RunRecord
 from kifuse.registry import name_of
 from kifuse.running.run_start import OPEN_STREAM, model_facts, open_backbone
@@ -28,12 +28,12 @@ def learner_config(name: str, method: Any, settings: Mapping[str, Any], folder: 
 
     Raises:
         ConfigError: There is a problem.
-        RunError: The launcher cuts models into pieces.
+        RunError: The processes were started with DeepSpeed.
     """
-    if cut_by_launcher():
+    if under_deepspeed():
         raise RunError(
-            "ContinualLearner does not work with a model in pieces (FSDP, DeepSpeed): start it with "
-            "torchrun, or use 'kifuse run'."
+            "a learner does not work under DeepSpeed: start it with torchrun, or, if the model must be cut "
+            "into pieces, with 'accelerate launch --use_fsdp --fsdp_version 2', or use 'kifuse run'."
         )
     if not str(folder):
         raise ConfigError("output_dir: found nothing, expected the folder that keeps what is learned.")

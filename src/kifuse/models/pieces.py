@@ -21,7 +21,8 @@ def ready_to_answer(model: nn.Module) -> Iterator[None]:
     """Prepare a model for calls of its parts one by one.
 
     The layers put themselves together when they are called, so all processes must call them alike. The
-    tensors that FSDP2 leaves to the root of the model are whole until the end.
+    tensors that FSDP2 leaves to the root of the model are whole until the end. Then everything lies in pieces
+    again, in every process: a layer is put together by all of them or by none.
     """
     root = model if isinstance(model, FSDPModule) else None
     if root is not None:
@@ -29,5 +30,11 @@ def ready_to_answer(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        if root is not None:
-            root.reshard()
+        put_away(model)
+
+
+def put_away(model: nn.Module) -> None:
+    """Drop what FSDP2 has put together, so that the next call of a layer reads the pieces again."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -18,7 +18,7 @@ from kifuse.driving.zero import whole_weights
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, OldData, TaskInfo
 from kifuse.models.loading import Backbone, shrink_frozen
-from kifuse.processes import Processes, cut_by_launcher, is_main_process
+from kifuse.processes import Processes, is_main_process, under_deepspeed
 from kifuse.record.run_record import RunRecord
 from kifuse.registry import build_method
 from kifuse.running.environment import peak_memory_mb
@@ -244,8 +244,8 @@ class Engine:
         self._cut_short = True
         with whole_weights(self.model):
             self.adapter.begin_task(k - 1 + self._earlier, self.config.training.seed)
-        # with a model in pieces there is no checkpoint in the middle of a task: a signal stops at once
-        with contextlib.nullcontext() if cut_by_launcher() else patience.listening():
+        # under DeepSpeed there is no checkpoint in the middle of a task: a signal stops at once
+        with contextlib.nullcontext() if under_deepspeed() else patience.listening():
             probe = probe_of(self.config, self.backbone, self.encoder, [*earlier, task])
             done = self._train(k, name, current, old, kept, middle, probe)
         if not done.taken:

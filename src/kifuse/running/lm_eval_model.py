@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from kifuse.answering.evaluator import Cell, Evaluator
 from kifuse.answering.session import eval_mode
 from kifuse.errors import RunError
 from kifuse.models.loading import Backbone
+from kifuse.models.pieces import ready_to_answer
 from kifuse.running.lm_eval_tasks import SEEDS, LmEvalTask, heard, points, seeded_apart, without_bars
 
 DRAWS = 1000
@@ -127,7 +129,7 @@ def score_lm_eval(
     """Run a task on the model as it is now; the model is not told a task of the stream.
 
     Random number generators and the model's modes are restored afterwards. With several processes, the first
-    one runs the task and gives the result to all.
+    one runs the task and gives the result to all. If the model is in pieces, all of them run it together.
 
     Args:
         task: The task.
@@ -141,7 +143,13 @@ def score_lm_eval(
         RunError: lm_eval fails on the model.
         DataError: The metric's value is on an unknown scale.
     """
-    return evaluator.processes.of_first(lambda: _scored(task, evaluator, after, progress, say, keep=keep))
+    scored = partial(_scored, task, evaluator, after, progress, say, keep=keep)
+    if not evaluator.in_pieces:
+        return evaluator.processes.of_first(scored)
+    with ready_to_answer(evaluator.model):
+        cell = scored()
+    # only the first process has written the answers, and knows their hash
+    return evaluator.processes.of_first(lambda: cell)
 
 
 def _scored(

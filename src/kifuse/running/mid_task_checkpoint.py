@@ -3,7 +3,8 @@
     <run>/checkpoint/middle/   state.json; weights, optimizer, method, training, random (safetensors)
 
 It is written before a step, when the step before is complete to its last log line. A run that goes on from it
-takes the very same steps, bit for bit, on the same machine.
+takes the very same steps, bit for bit, on the same machine. If FSDP2 cuts the model into pieces, they hold
+whole tensors, and each process takes its own pieces from them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from transformers import TrainerCallback
 
 from kifuse.driving.callback import MethodCallback
 from kifuse.driving.optimizer_moments import load_moments, moments
+from kifuse.driving.shards import joined, put_whole
 from kifuse.driving.state_folder import StateFolder, describe, read_state, write_state
 from kifuse.errors import KifuseError, RunError
 from kifuse.methods.base import MethodState
@@ -169,9 +171,8 @@ class MiddleKeeper(TrainerCallback):
         own = self._own_part(values)
         self.trainer._tr_loss.fill_(own["loss_sum"])
         named = {n: p for n, p in kwargs["model"].named_parameters() if p.requires_grad}
-        with torch.no_grad():
-            for name, p in named.items():
-                p.copy_(tensors["weights"][name])
+        for name, p in named.items():
+            put_whole(p, tensors["weights"][name])
         load_moments(optimizer, named.items(), tensors["optimizer"])
         lr_scheduler.load_state_dict({**lr_scheduler.state_dict(), **values["schedule"]})
         for group, rate in zip(optimizer.param_groups, values["schedule"]["_last_lr"], strict=True):
@@ -227,7 +228,7 @@ class MiddleKeeper(TrainerCallback):
             "training": training.values,
         }
         tensors = {
-            "weights": {n: p.detach() for n, p in named},
+            "weights": {n: joined(p.detach()) for n, p in named},
             "optimizer": moments(optimizer, named),
             "method": method.tensors,
             "training": training.tensors,

@@ -29,7 +29,6 @@ from kifuse.driving.zero import hold_engine, let_go_of_engine
 from kifuse.errors import RunError
 from kifuse.methods.base import Method
 from kifuse.models.loading import Backbone
-from kifuse.processes import cut_by_launcher
 from kifuse.running.importance_probe import END, ImportanceProbe
 from kifuse.running.mid_task_checkpoint import Middle, MiddleKeeper, identity_of
 from kifuse.streams import own_steps
@@ -163,7 +162,7 @@ def train_task(
         probe.driver = driver
     arguments = training_arguments(settings, backbone, folder, seed, steps)
     keeper = None
-    if middle is not None and arguments.deepspeed_plugin is None and not cut_by_launcher():
+    if middle is not None and arguments.deepspeed_plugin is None:
         identity = identity_of(driver, examples, steps, seed, arguments.world_size)
         keeper = MiddleKeeper(driver, middle, identity, middle.read(identity))
     done = keeper.done if keeper else 0
