@@ -8,28 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kifuse import ContinualLearner
+from kifuse.record.run_record import RunRecord
 from tests.contract import learner_of_many
 from tests.processes import end_of_two, run_two
-from tests.runs import learned_files, write_stream
+from tests.runs import adapter, learned_files, write_stream
 
 pytestmark = pytest.mark.usefixtures("quick")
 MODULE = "tests.contract.learner_of_many"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["whole", "pieces"])
 def told(
-    tiny_folder_llama: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tiny_folder_llama: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[int], list[str]]:
-    """The folder of a learner that nothing interrupted, and of one that was killed and went on."""
+    """The folder of a learner that nothing interrupted, and of one that was killed and went on.
+
+    Their model is whole in each process, or FSDP2 has cut it into pieces.
+    """
     folder = tmp_path_factory.mktemp("learners")
     stream = write_stream(folder / "stream", test=9)
-    given = (str(tiny_folder_llama), str(stream))
-    run_two(MODULE, *given, str(folder / "whole"), "nobody", timeout=400)
+    given = (request.param, str(tiny_folder_llama), str(stream), str(folder))
     # the second process dies in the middle of the second task, without a word
-    codes, outputs = end_of_two(MODULE, *given, str(folder / "killed"), "1", timeout=400)
-    run_two(MODULE, *given, str(folder / "killed"), "nobody", timeout=400)
+    codes, outputs = end_of_two(MODULE, *given, "1", timeout=400)
+    run_two(MODULE, *given, timeout=600)
     return folder, codes, outputs
 
 
@@ -74,6 +78,26 @@ def test_a_killed_pair_goes_on_in_the_middle_of_the_task_bit_for_bit(
         assert whole and whole == killed
     for key in ("scores", "before", "watched", "answers", "again"):
         assert facts(folder, "killed")[0][key] == facts(folder, "whole")[0][key]
+
+
+def test_two_processes_learn_score_and_repair_what_one_does(
+    told: tuple[Path, list[int], list[str]], tiny_folder_llama: Path, tmp_path: Path
+):
+    folder = told[0]
+    expected = learner_of_many.repaired(str(tiny_folder_llama), str(folder / "stream"), tmp_path / "one")
+    found = RunRecord.load(folder / "repaired")
+    assert [(s.after, s.task, s.score) for s in found.scores] == [
+        (s.after, s.task, s.score) for s in expected.record.scores
+    ]
+    one, two = expected.record.tasks[1].repaired, found.tasks[1].repaired
+    assert one and two and one["steps"] == two["steps"] == 2
+    assert [row["colour"] for row in two["perplexity"]] == pytest.approx(
+        [row["colour"] for row in one["perplexity"]], rel=1e-4
+    )
+    for k in (1, 2):
+        torch.testing.assert_close(
+            adapter(folder / "repaired", k), adapter(tmp_path / "one", k), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_shell_learns_with_two_processes(tiny_folder_llama: Path, tmp_path: Path):
