@@ -28,6 +28,7 @@ from kifuse.driving.target_loss import TargetLoss
 from kifuse.errors import RunError
 from kifuse.methods.base import Method
 from kifuse.methods.context import TaskInfo
+from kifuse.methods.kept import Unsaved
 from kifuse.methods.kif import KIF
 from kifuse.methods.parameters import Parameters
 from kifuse.methods.sequential import Sequential
@@ -221,11 +222,13 @@ class Replaying(Sequential.__base__):  # type: ignore[misc, name-defined]
     """Takes one memory step after each step, and notes what it saw."""
 
     old_data = "steps"
+    optimizer: Unsaved[str] = "shared"
+    moved: Unsaved[list[bool]]
+    read: Unsaved[int] = 0
 
     def __init__(self, loss: BreakingMemory, optimizer: str) -> None:
         self.loss, self.optimizer = loss, optimizer
-        self.moved: list[bool] = []
-        self.read = 0
+        self.moved = []
 
     def settings(self) -> dict[str, Any]:
         return {}
@@ -268,8 +271,8 @@ def test_too_many_bad_memory_steps_stop_the_training(train: Train, tiny_tokenize
 class Counting(Sequential.__base__):  # type: ignore[misc, name-defined]
     """Counts what it is shown."""
 
-    def __init__(self) -> None:
-        self.gradients = self.updates = 0
+    gradients: Unsaved[int] = 0
+    updates: Unsaved[int] = 0
 
     def on_gradients(self, ctx: Any) -> None:
         self.gradients += 1

@@ -138,7 +138,7 @@ RELIED_ON: tuple[ReliedOn, ...] = (
         "trainer",
         ("callback_handler", "control", "is_fsdp_enabled", "is_deepspeed_enabled", "_remove_unused_columns"),
         "5.24.0",
-        "driving.find_trainer, driving.context, driving.refusals, driving.mixed_rows",
+        "driving.find_trainer, driving.step_log, driving.refusals, driving.mixed_rows",
     ),
     ReliedOn(
         "transformers",
