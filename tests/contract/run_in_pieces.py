@@ -36,6 +36,7 @@ def config(name: str, model: Path, stream: Path, output: Path) -> RunConfig:
         "data": {"path": str(stream), "order": list(TASKS[:tasks])},
         "method": method,
         "training": {"batch_size": 4, "epochs": 1, "learning_rate": 0.01},
+        "record": {"probe_importance": [TASKS[0]], "probe_examples": 5, "probe_stages": 1},
         "output": str(output / name),
     }
     return RunConfig.model_validate(values)
@@ -51,6 +52,10 @@ def check_run_in_pieces(how: str, model: Path, folder: Path) -> None:
         assert [(s.after, s.task, s.score) for s in found.scores] == [
             (s.after, s.task, s.score) for s in expected.scores
         ]
+        for one, two in zip(expected.tasks, found.tasks, strict=True):
+            wanted, probed = (_probed(each.per_tensor["series"]) for each in (one, two))
+            assert len(wanted) == 2  # in the middle of the task, and at its end
+            torch.testing.assert_close(probed, wanted, rtol=1e-2, atol=1e-6)
         for k in range(1, RUNS[name][1] + 1):
             one, two = (
                 load_file(folder / each / name / "adapters" / f"after-{k}" / "adapter_model.safetensors")
@@ -75,6 +80,12 @@ def stop_and_go_on(model: Path, stream: Path, folder: Path) -> None:
         kifuse.run(stopped, progress=presses)
     assert (Path(stopped.output) / "checkpoint" / "middle" / "state.json").is_file()
     kifuse.run(stopped)
+
+
+def _probed(series: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: torch.tensor(values) for key, values in series.items() if key.startswith("probed importance")
+    }
 
 
 def main(how: str, *places: str) -> None:

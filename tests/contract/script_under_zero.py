@@ -27,9 +27,19 @@ from tests.tiny import build_tokenizer
 
 INTERRUPTED = "recurrent-kif, own optimizer"
 NAMES = ["kif-m", INTERRUPTED, "replay"]
-LOOKING = ["ewc", "ogd", "vr-mcl", "o-lora"]
-"""Methods that look into examples, or bring an adapter: stages 1 and 2 have the model whole."""
-OF_STAGE = {1: ["kif-m", "ogd"], 2: [*NAMES, "migu", *LOOKING], 3: [*NAMES, "migu"]}
+LOOKING = ["migu", "ewc", "ogd", "vr-mcl"]
+"""Methods that look into layers and examples, or at other weights."""
+OF_STAGE = {
+    1: ["kif-m", "ogd"],
+    2: [*NAMES, *LOOKING, "o-lora"],
+    3: [*NAMES, *LOOKING, "gpm", "lwf", "der++", "kif, single examples"],
+}
+REFUSED = {
+    "o-lora": "cut the tensors once",
+    "on-policy-repair": "different lengths",
+    "vr-mcl, second order": "what torch can differentiate",
+}
+"""Methods that stage 3 cannot serve, and what their refusal says."""
 
 
 def configuration(stage: int) -> dict[str, Any]:
@@ -59,7 +69,7 @@ def months(
     if stage:
         changes["deepspeed"] = configuration(stage)
     # mixed rows must fill batches: the Trainer shares out a short one otherwise than one process takes it
-    changes["per_task"] = 4 if name == "replay" else 5
+    changes["per_task"] = 4 if name in ("replay", "der++") else 5
     go = partial(script, build_tokenizer(), folder, settings={**OWN, **BROUGHT}[name], dropout=0.0, **changes)
     go(month=1)
     _together()
@@ -71,14 +81,14 @@ def months(
 
 
 def several(
-    folder: Path, *, stage: int = 0, breaks: bool = False, **changes: Any
+    folder: Path, *, name: str = "recurrent-kif", stage: int = 0, breaks: bool = False, **changes: Any
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Two tasks of one script, and so of one model; the weights, and the counts of the guard."""
     if breaks:
         changes["compute_loss_func"] = Breaking(shift=True)
     if stage:
         changes["deepspeed"] = configuration(stage)
-    return script_of_many.train(folder, "recurrent-kif", **changes)
+    return script_of_many.train(folder, name, **changes)
 
 
 class Breaking(TargetLoss):
@@ -97,6 +107,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "several": {},
     "broken": {"tasks": 1, "breaks": True},
     "bf16": {"bf16": True},
+    "bf16, nothing": {"bf16": True, "name": "sequential"},
+    "bf16, ewc": {"bf16": True, "name": "ewc"},
 }
 
 
@@ -120,7 +132,7 @@ def main(stage: int, output: Path) -> None:
         found, counts = several(output / case, stage=stage, **changes)
         _keep(output / case, found)
         (output / case / f"{dist.get_rank()}.json").write_text(json.dumps(counts), encoding="utf-8")
-    refused = {n: _refused(output / "refused" / n, n, stage) for n in LOOKING} if stage == 3 else {}
+    refused = {n: _refused(output / "refused" / n, n, stage) for n in REFUSED} if stage == 3 else {}
     trainer = make_trainer(
         build_tokenizer(),
         new_model(build_tokenizer()),
@@ -148,6 +160,7 @@ def _missing(trainer: Trainer, stage: int) -> list[str]:
         f"optimizer of stage {stage}": wrapped.engine.optimizer,
     }
     if stage == 3:
+        owners["its parameter_offload"] = wrapped.engine.optimizer.parameter_offload
         owners["parameter of stage 3"] = next(p for p in trainer.model.parameters() if p.requires_grad)
     return [
         f"{each.owner}: {name}"

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
-import pytest
 from torch import distributed
 
-from kifuse.errors import RunError
 from kifuse.processes import leave_processes
-from kifuse.running.importance_probe import ImportanceProbe
 from tests.contract.run_in_pieces import check_run_in_pieces, check_stopped
 from tests.processes import run_two
 from tests.runs import write_stream
@@ -35,15 +30,6 @@ def test_a_run_with_a_model_in_pieces_ends_as_one_process_does_also_if_it_is_sto
 ):
     check_run_in_pieces("fsdp", tiny_folder_llama, tmp_path)
     check_stopped(tmp_path)
-
-
-def test_importance_is_not_probed_in_a_model_in_pieces():
-    probe = ImportanceProbe(cast("Any", None), {}, 1, 4)
-    probe.driver = cast(
-        "Any", SimpleNamespace(running=lambda: SimpleNamespace(shards=SimpleNamespace(cut=True)))
-    )
-    with pytest.raises(RunError, match=r"probe_importance: .* Leave it out"):
-        probe.on_train_begin(None, None, None)
 
 
 def test_the_group_of_processes_is_left():

@@ -45,9 +45,9 @@ def test_it_is_measured_at_the_task_and_at_every_later_moment(
     seen: list[tuple[float, float]] = []
     original = importance_probe.importance
 
-    def both(model: Any, backbone: Any, params: Any, rows: Any, batch_size: int) -> torch.Tensor:
-        found = original(model, backbone, params, rows, batch_size)
-        seen.append((float(found.sum()), literal(model, backbone, params, rows)))
+    def both(model: Any, backbone: Any, shards: Any, rows: Any, batch_size: int) -> torch.Tensor:
+        found = original(model, backbone, shards, rows, batch_size)
+        seen.append((float(found.sum()), literal(model, backbone, shards.params, rows)))
         return found
 
     monkeypatch.setattr(importance_probe, "importance", both)

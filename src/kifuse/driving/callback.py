@@ -29,7 +29,7 @@ from kifuse.driving.services import Service, open_services
 from kifuse.driving.shards import Shards
 from kifuse.driving.state_folder import copied
 from kifuse.driving.taps import Taps
-from kifuse.driving.zero import ZeroShards, shards_of
+from kifuse.driving.zero import shards_of
 from kifuse.errors import RunError
 from kifuse.methods.base import Method, MethodState, TaskInfo
 from kifuse.models.names import for_state
@@ -106,7 +106,7 @@ class MethodCallback(TrainerCallback):
         shards = shards_of(self.trainer, for_state(model), adapter.frozen() if adapter else None)
         params = shards.params
         if shards.cut:
-            refuse_shards(self.method, engine=isinstance(shards, ZeroShards))
+            refuse_shards(self.method)
         refuse_parameters(self.method, params)
         self._release()
         taps = self._taps = Taps(self.trainer)

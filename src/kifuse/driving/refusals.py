@@ -129,23 +129,14 @@ NOT_IN_PIECES = {
     "the backward pass, outside of what torch can differentiate",
 }
 """By what a method needs: why no model in pieces can give it."""
-NOT_UNDER_ZERO = {
-    "batch": "calls the model outside of training steps",
-    "before task": "calls the model outside of training steps",
-    "examples": "takes gradients outside of training steps",
-    "kept": "calls the model outside of training steps",
-    "squares": "needs the gradient of each example in a step",
-}
-"""By what a method needs: what DeepSpeed's engine, which holds the pieces there, is not known to give."""
 INSTEAD = "Use plain data parallelism (torchrun, accelerate launch), or ZeRO of stage 1 or 2 in fp32."
 
 
-def refuse_shards(method: Method, *, engine: bool = False) -> None:
+def refuse_shards(method: Method) -> None:
     """Refuse to train a model that FSDP2 or DeepSpeed holds in pieces if the result could not be right.
 
     Args:
         method: The method.
-        engine: Whether DeepSpeed's engine holds them.
 
     Raises:
         RunError: The method brings an adapter, samples answers, or differentiates gradients.
@@ -159,9 +150,6 @@ def refuse_shards(method: Method, *, engine: bool = False) -> None:
     for need, why in NOT_IN_PIECES.items():
         if need in method.needs:
             raise RunError(f"{where}: with these settings {kind} {why}. {INSTEAD}")
-    for need, why in NOT_UNDER_ZERO.items() if engine else ():
-        if need in method.needs:
-            raise RunError(f"deepspeed: with these settings {kind} {why}. Use FSDP2. {INSTEAD}")
 
 
 HOOKS_OF_TEXTS = ("training_examples", "remember")

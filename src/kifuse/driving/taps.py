@@ -178,7 +178,14 @@ RELIED_ON: tuple[ReliedOn, ...] = (
     ReliedOn(
         "deepspeed",
         "optimizer of stage 3",
-        ("fp16_groups", "sub_group_to_group_id"),
+        ("fp16_groups", "sub_group_to_group_id", "parameter_offload"),
+        "0.19.8",
+        "driving.zero",
+    ),
+    ReliedOn(
+        "deepspeed",
+        "its parameter_offload",
+        ("partition_all_parameters",),
         "0.19.8",
         "driving.zero",
     ),

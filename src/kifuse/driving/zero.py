@@ -191,6 +191,14 @@ class ZeroShards(Shards):
             groups[group] += [self.params.tensors[places[id(p)]] for p in members]
         return groups
 
+    def gradients(self, value: Tensor) -> list[Tensor | None]:
+        """See `Shards.gradients`; the engine puts away what it has put together, as it does after a step."""
+        found = super().gradients(value)
+        if self.stage == 3:
+            # otherwise layers whose input needs no gradient stay whole, and no later engine can cut them
+            self.engine.optimizer.parameter_offload.partition_all_parameters()
+        return found
+
     @torch.no_grad()
     def gather(self) -> None:
         """See `Shards.gather`."""

@@ -22,9 +22,9 @@ from kifuse.driving.batches import collator_of
 from kifuse.driving.callback import MethodCallback
 from kifuse.driving.context import TrainerContext
 from kifuse.driving.model_at_rest import at_rest
+from kifuse.driving.shards import Shards
 from kifuse.driving.target_loss import TargetLoss
-from kifuse.errors import ConfigError, RunError, did_you_mean
-from kifuse.methods.parameters import Parameters
+from kifuse.errors import ConfigError, did_you_mean
 from kifuse.models.loading import Backbone
 from kifuse.tasks.encoded import Encoded
 from kifuse.tasks.encoding import Encoder
@@ -56,19 +56,6 @@ class ImportanceProbe(TrainerCallback):
         self.driver: MethodCallback | None = None
         """The callback of the training under way; what is measured goes into its record."""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Refuse a model whose trained tensors are not whole in it.
-
-        Raises:
-            RunError: It is one: gradients of single tasks would have to be put together from the pieces.
-        """
-        if self.driver is not None and self.driver.running().shards.cut:
-            raise RunError(
-                "record.probe_importance: needs gradients outside of training steps, which FSDP2, ZeRO of "
-                "stage 3, and DeepSpeed in bf16 do not give. Leave it out, or use plain data parallelism "
-                "(torchrun)."
-            )
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure when a stage is over; the last stage ends with the task."""
         at = {round(state.max_steps * part / (self._stages + 1)) for part in range(1, self._stages + 1)}
@@ -84,7 +71,7 @@ class ImportanceProbe(TrainerCallback):
         """
         began, count = monotonic(), sum(map(len, self._examples.values()))
         for task, rows in self._examples.items():
-            found = importance(context.trainer.model, self._backbone, context.params, rows, self._batch_size)
+            found = importance(context.trainer.model, self._backbone, context.shards, rows, self._batch_size)
             context.measure(**{SERIES.format(task=task, moment=moment): found})
         passes = sum(-(-len(rows) // self._batch_size) for rows in self._examples.values())
         seconds = round(monotonic() - began, 3)
@@ -92,22 +79,22 @@ class ImportanceProbe(TrainerCallback):
 
 
 def importance(
-    model: Any, backbone: Backbone, params: Parameters, rows: Sequence[Encoded], batch_size: int
+    model: Any, backbone: Backbone, shards: Shards, rows: Sequence[Encoded], batch_size: int
 ) -> torch.Tensor:
     """The mean of |theta dL/dtheta| over each trainable tensor, at the current weights.
 
     Args:
         model: The adapted model.
         backbone: The backbone that it was made from.
-        params: The model's trainable parameters.
-        rows: Examples with targets, at least one.
+        shards: The model's trainable parameters.
+        rows: Examples with targets, at least one; the same on all processes.
         batch_size: Examples in one pass.
 
     Returns:
-        `(tensors,)`, float32, in the order of `params`.
+        `(tensors,)`, float32, in the order of `shards.params`.
     """
     adapter, loss = adapter_on(model), TargetLoss(shift=not backbone.encoder_decoder)
-    collate, tensors = collator_of(backbone, adapter), params.tensors
+    collate, tensors = collator_of(backbone, adapter), shards.params.tensors
     items = torch.tensor(sum(len(row.target_ids) for row in rows))
     total = [torch.zeros_like(p, dtype=torch.float32) for p in tensors]
     with at_rest(model, backbone.device), torch.enable_grad(), backbone.autocast():
@@ -120,8 +107,7 @@ def importance(
                 adapter.before_batch(batch)
             labels = batch.pop("labels")
             found = loss(model(**batch), labels, items)
-            grads = torch.autograd.grad(found, tensors, allow_unused=True)
-            for whole, grad in zip(total, grads, strict=True):
+            for whole, grad in zip(total, shards.gradients(found), strict=True):
                 if grad is not None:
                     whole.add_(grad)
     return torch.stack([(p.detach().float() * g).abs().mean() for p, g in zip(tensors, total, strict=True)])
