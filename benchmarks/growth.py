@@ -39,7 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 WORDS = ("harbour", "town", "ship", "paragraph", "topic", "question", "option", "science", "sports")
 ANSWERS = ("yes", "no")
-TASKS = (5, 20, 60, 100)
+TASKS = (5, 20, 50, 100)
 KINDS = ("tasks", "tokens", "rows")
 ROWS = (30_000, 300_000)
 MANY_ROWS, STEPS = 1_000_000, 5
