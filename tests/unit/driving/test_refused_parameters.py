@@ -68,15 +68,23 @@ def test_gradients_at_other_weights_in_one_s_own_trainer(
 
 
 @pytest.mark.parametrize(
-    ("settings", "why"),
+    ("settings", "why", "way"),
     [
-        (OWN["on-policy-repair"], "OnPolicyRepair lets the model sample answers.* have different lengths"),
-        (OWN["vr-mcl, second order"], "VRMCL differentiates gradients .* outside of what torch can"),
-        (BROUGHT["o-lora"], "OLoRA gives the model other tensors for each task.* cut the tensors once"),
+        (
+            OWN["on-policy-repair"],
+            "OnPolicyRepair lets .* have different lengths",
+            "Use plain data parallelism",
+        ),
+        (
+            OWN["vr-mcl, second order"],
+            "VRMCL .* outside of what torch can",
+            "Use second_order: false, or one",
+        ),
+        (BROUGHT["o-lora"], "OLoRA gives .* cut the tensors once", "Use plain data parallelism"),
     ],
 )
-def test_a_model_in_pieces_is_refused_for_a_reason_of_principle(settings: dict[str, Any], why: str):
-    with pytest.raises(RunError, match=f"fsdp, deepspeed: .*{why}.* Use plain data parallelism"):
+def test_a_model_in_pieces_is_refused_for_a_reason_of_principle(settings: dict[str, Any], why: str, way: str):
+    with pytest.raises(RunError, match=f"fsdp, deepspeed: .*{why}.* {way}"):
         refuse_shards(method_of(settings))
 
 
