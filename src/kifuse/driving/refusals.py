@@ -121,16 +121,15 @@ def refuse(trainer: Any) -> None:
             raise RunError(message)
 
 
+INSTEAD = "Use plain data parallelism (torchrun, accelerate launch), or ZeRO of stage 1 or 2 in fp32."
 NOT_IN_PIECES = {
     "answers": "lets the model sample answers, and each token of an answer is one call of every layer. A "
     "layer in pieces puts itself together only if all processes call it equally often, but their answers "
-    "have different lengths. Use plain data parallelism (torchrun, accelerate launch), or ZeRO of stage 1 or "
-    "2 in fp32",
+    f"have different lengths. {INSTEAD}",
     "curvature": "differentiates gradients once more. A layer in pieces gives its gradients at the end of "
-    "the backward pass, outside of what torch can differentiate. Use second_order: false, or one process",
+    "the backward pass, outside of what torch can differentiate. Use second_order: false, or one process.",
 }
 """By what a method needs: why no model in pieces can give it, and what works."""
-INSTEAD = "Use plain data parallelism (torchrun, accelerate launch), or ZeRO of stage 1 or 2 in fp32."
 
 
 def refuse_shards(method: Method) -> None:
@@ -150,7 +149,7 @@ def refuse_shards(method: Method) -> None:
         )
     for need, why in NOT_IN_PIECES.items():
         if need in method.needs:
-            raise RunError(f"{where}: with these settings {kind} {why}.")
+            raise RunError(f"{where}: with these settings {kind} {why}")
 
 
 HOOKS_OF_TEXTS = ("training_examples", "remember")

@@ -234,7 +234,6 @@ def sentence(groups: Sequence[Group]) -> str:
 def _caution(leader: tuple[Group, Mean], follower: tuple[Group, Mean]) -> str:
     """Say how far the spread puts a lead in doubt: that over shared pairs of runs, or over all runs."""
     (one, first), (other, second) = leader, follower
-    spread = max(first.deviation or 0.0, second.deviation or 0.0)
     if first.deviation is None and second.deviation is None:
         return " The first two were run once each, so the difference may be chance."
     shared = paired(one, other, metric("AP"))
@@ -242,6 +241,7 @@ def _caution(leader: tuple[Group, Mean], follower: tuple[Group, Mean]) -> str:
         many = count(len(shared.differences), "pair")
         doubt = f" {many} of runs do not tell the first two apart: more seeds are needed."
         return "" if shared.apart else doubt
+    spread = max(first.deviation or 0.0, second.deviation or 0.0)
     if first.value - second.value < 2 * spread:
         return (
             " The first two differ by less than twice their spread, so more seeds are needed to tell them "
